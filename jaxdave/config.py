@@ -1,0 +1,198 @@
+"""What a masked-diffusion transformer is, as one frozen record, and its presets.
+
+One decoder-only transformer covers Dream, LLaDA, SDAR/TraDo and Fast-dLLM v2 with the
+switches below. The numbers of the presets come from the published configs of those
+checkpoints; where a value is not in a config (SDAR's mask id and block length) it comes
+from the tokenizer files and the training code of the same repository.
+"""
+
+import dataclasses
+from typing import Literal
+
+BLOCK_LENGTHS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape and the quirks of one model.
+
+    attention: "block_causal" sees everything up to the end of its own block, blocks
+        counted from position 0; "full" sees the whole canvas.
+    logits_shift: "full" predicts position i from the output at i - 1 (Dream); "block"
+        does so inside a block only (Fast-dLLM v2); "none" predicts in place.
+    vocab_rows: rows of the embedding; vocab_size: how many of them are real tokens. The
+        rows beyond can never be predicted.
+    rope_fp32: rotate queries and keys in float32 and cast back (LLaDA).
+    Raises ValueError when a value breaks a rule of the architecture.
+    """
+
+    name: str
+    family: Literal["dream", "llada", "sdar", "fast-dllm-v2"]
+    num_layers: int
+    hidden: int
+    inter: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_rows: int
+    vocab_size: int
+    mask_id: int
+    pad_id: int
+    stop_ids: tuple[int, ...]
+    block_length: int = 4
+    attention: Literal["block_causal", "full"] = "block_causal"
+    logits_shift: Literal["none", "full", "block"] = "none"
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tie_embeddings: bool = False
+    rope_theta: float = 1e6
+    rope_fp32: bool = False
+    rotary_dim: int = 128
+    rms_eps: float = 1e-6
+    max_positions: int = 32768
+
+    def __post_init__(self) -> None:
+        for field in ("num_layers", "hidden", "inter", "heads", "kv_heads", "head_dim"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}; "
+                "check the config's num_key_value_heads"
+            )
+        if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+            raise ValueError(
+                f"rotary_dim={self.rotary_dim} must be even and at most "
+                f"head_dim={self.head_dim}"
+            )
+        check_block_length(self.block_length)
+        if not 0 < self.vocab_size <= self.vocab_rows:
+            raise ValueError(
+                f"vocab_size={self.vocab_size} must be in 1..vocab_rows="
+                f"{self.vocab_rows}; pad the embedding or lower the size"
+            )
+        for field in ("mask_id", "pad_id"):
+            if not 0 <= getattr(self, field) < self.vocab_rows:
+                raise ValueError(
+                    f"{field}={getattr(self, field)} must be a row of the embedding "
+                    f"(0..{self.vocab_rows - 1}); take it from the tokenizer"
+                )
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Ids below `vocab_size` that no decoder may ever predict."""
+        return (self.mask_id,)
+
+
+def check_block_length(block_length: int) -> None:
+    """Raise ValueError unless the length is one that the engine's key tiles can hold."""
+    if block_length not in BLOCK_LENGTHS:
+        raise ValueError(
+            f"block_length={block_length} must divide 64; "
+            f"use one of {', '.join(map(str, BLOCK_LENGTHS))}"
+        )
+
+
+_QWEN25_7B = dict(
+    num_layers=28,
+    hidden=3584,
+    inter=18944,
+    heads=28,
+    kv_heads=4,
+    head_dim=128,
+    vocab_rows=152064,
+    qkv_bias=True,
+)
+_DREAM = dict(
+    family="dream",
+    vocab_size=151667,
+    attention="full",
+    logits_shift="full",
+    block_length=32,
+    mask_id=151666,
+    pad_id=151643,
+    stop_ids=(151643, 151645),
+    max_positions=131072,
+    **_QWEN25_7B,
+)
+_LLADA = dict(
+    family="llada",
+    num_layers=32,
+    hidden=4096,
+    inter=12288,
+    heads=32,
+    kv_heads=32,
+    head_dim=128,
+    vocab_rows=126464,
+    vocab_size=126349,
+    attention="full",
+    block_length=32,
+    rope_theta=5e5,
+    rope_fp32=True,
+    rms_eps=1e-5,
+    mask_id=126336,
+    pad_id=126081,
+    stop_ids=(126081, 126348),
+    max_positions=4096,
+)
+_SDAR = dict(
+    family="sdar",
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    vocab_rows=151936,
+    vocab_size=151670,
+    qk_norm=True,
+    mask_id=151669,
+    pad_id=151643,
+    stop_ids=(151645, 151643),
+)
+_SDAR_4B = dict(_SDAR, num_layers=36, hidden=2560, inter=9728)
+_SDAR_8B = dict(_SDAR, num_layers=36, hidden=4096, inter=12288)
+_FAST_DLLM = dict(
+    family="fast-dllm-v2",
+    vocab_size=151666,
+    block_length=32,
+    logits_shift="block",
+    mask_id=151665,
+    pad_id=151645,
+    stop_ids=(151645,),
+)
+
+PRESETS: dict[str, dict] = {
+    "dream-7b": _DREAM,
+    "dream-coder-7b": dict(_DREAM, max_positions=32768),
+    "diffucoder-7b": _DREAM,
+    "llada-8b": _LLADA,
+    "llada-1.5": _LLADA,
+    "sdar-1.7b": dict(_SDAR, num_layers=28, hidden=2048, inter=6144, heads=16),
+    "sdar-4b": _SDAR_4B,
+    "sdar-8b": _SDAR_8B,
+    "trado-4b": _SDAR_4B,
+    "trado-8b": _SDAR_8B,
+    "fast-dllm-v2-1.5b": dict(
+        _FAST_DLLM,
+        num_layers=28,
+        hidden=1536,
+        inter=8960,
+        heads=12,
+        kv_heads=2,
+        head_dim=128,
+        vocab_rows=151936,
+        qkv_bias=True,
+        tie_embeddings=True,
+    ),
+    "fast-dllm-v2-7b": dict(_FAST_DLLM, **_QWEN25_7B),
+}
+
+
+def preset(name: str, **changes) -> ModelConfig:
+    """The config of a published model, with fields changed by keyword.
+
+    Raises ValueError for a name that is not in `PRESETS`.
+    """
+    if name not in PRESETS:
+        raise ValueError(
+            f"preset {name!r} is unknown; use one of {', '.join(sorted(PRESETS))}"
+        )
+    return ModelConfig(**{"name": name, **PRESETS[name], **changes})

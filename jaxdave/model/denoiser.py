@@ -1,0 +1,98 @@
+"""The transformer as a module, and as pure functions of its parameters.
+
+`Denoiser` is Flax NNX with the layers stacked on a leading axis and scanned, so compile
+time does not grow with depth. `split` separates it once; everything outside this
+package sees plain arrays and pure functions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdave.config import ModelConfig
+from jaxdave.model.layers import Block, Linear, RMSNorm, Rope
+
+Params = Any
+LayerAttend = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class Denoiser(nnx.Module):
+    """Embedding, stacked layers, final norm and (unless tied) a head."""
+
+    def __init__(self, config: ModelConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        table = init(rngs.params(), (config.vocab_rows, config.hidden), dtype)
+        self.embedding = nnx.Param(table)
+
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(config, dtype=dtype, rngs=rngs)
+
+        self.blocks = stack(rngs)
+        self.norm = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
+        self.head = (
+            None
+            if config.tie_embeddings
+            else Linear(config.hidden, config.vocab_rows, dtype=dtype, rngs=rngs)
+        )
+
+    def hidden(self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any):
+        """Final normed hidden states, and every layer's rotated keys and values.
+
+        tokens: int32 [..., L]; attend(slice of `per_layer`, q, k, v) -> context.
+        Returns hidden [..., L, E] and (keys, values) [N, ..., L, H, D].
+        """
+        graph, layers = nnx.split(self.blocks)
+
+        def layer(x, inputs):
+            weights, extra = inputs
+            block = nnx.merge(graph, weights)
+            return block(x, rope, lambda q, k, v: attend(extra, q, k, v))
+
+        x = self.embedding[...][tokens]
+        x, kv = jax.lax.scan(layer, x, (layers, per_layer))
+        return self.norm(x), kv
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Float32 logits [..., vocab_rows] over the whole vocabulary."""
+        return jnp.matmul(
+            hidden,
+            self.head_kernel(),
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+
+    def head_kernel(self) -> jax.Array:
+        """The output projection [hidden, vocab_rows]."""
+        return self.embedding[...].T if self.head is None else self.head.kernel[...]
+
+
+def init(config: ModelConfig, seed: int, dtype=jnp.float32) -> Params:
+    """Random parameters, a pure pytree of stacked arrays."""
+    return jax.jit(lambda: split(_build(config, dtype, seed))[1])()
+
+
+def abstract(config: ModelConfig, dtype=jnp.float32) -> Params:
+    """The shapes and dtypes of the parameters, without making them."""
+    return jax.eval_shape(lambda: split(_build(config, dtype, 0))[1])
+
+
+def split(model: Denoiser) -> tuple[Any, Params]:
+    """The graph and the plain parameters of a module."""
+    graph, state = nnx.split(model)
+    return graph, nnx.as_pure(state)
+
+
+def binder(config: ModelConfig) -> Callable[[Params], Denoiser]:
+    """A function that puts parameters back into a module, for use inside jit."""
+    model = nnx.eval_shape(lambda: _build(config, jnp.float32, 0))
+    graph, _ = nnx.split(model)
+    return lambda params: nnx.merge(graph, params)
+
+
+def _build(config: ModelConfig, dtype, seed: int) -> Denoiser:
+    return Denoiser(config, dtype=dtype, rngs=nnx.Rngs(params=seed))

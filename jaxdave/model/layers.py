@@ -1,0 +1,135 @@
+"""The parts of the transformer: Flax NNX modules that hold parameters, and no state.
+
+Every matmul that feeds a decision runs at the highest precision of its dtype, every
+norm, softmax and score in float32. Attention itself is passed in (see `attention.py`),
+so that training, prefill and decoding share these modules.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxdave.config import ModelConfig
+
+Rope = tuple[jax.Array, jax.Array]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+_INIT = nnx.initializers.normal(0.02)
+
+
+class Linear(nnx.Module):
+    """A matmul with an optional bias; the kernel is [in, out]."""
+
+    def __init__(self, fan_in, fan_out, *, bias=False, dtype, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(_INIT(rngs.params(), (fan_in, fan_out), dtype))
+        self.bias = nnx.Param(jnp.zeros((fan_out,), dtype)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.matmul(x, self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+        return y if self.bias is None else y + _row(self.bias[...], y.ndim)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm: statistics in float32, cast, then scaled."""
+
+    def __init__(self, size, eps, *, dtype):
+        self.scale = nnx.Param(jnp.ones((size,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        mean = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        normed = (wide * jax.lax.rsqrt(mean + self.eps)).astype(x.dtype)
+        return _row(self.scale[...], x.ndim) * normed
+
+
+class Attention(nnx.Module):
+    """Projections, per-head norms and rotation around an attention function."""
+
+    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+        c = config
+        sizes = {"dtype": dtype, "rngs": rngs}
+        q_size, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        self.q = Linear(c.hidden, q_size, bias=c.qkv_bias, **sizes)
+        self.k = Linear(c.hidden, kv_size, bias=c.qkv_bias, **sizes)
+        self.v = Linear(c.hidden, kv_size, bias=c.qkv_bias, **sizes)
+        self.o = Linear(q_size, c.hidden, **sizes)
+        normed = c.qk_norm
+        self.q_norm = RMSNorm(c.head_dim, c.rms_eps, dtype=dtype) if normed else None
+        self.k_norm = RMSNorm(c.head_dim, c.rms_eps, dtype=dtype) if normed else None
+        self.head_dim = c.head_dim
+        self.rope_fp32 = c.rope_fp32
+
+    def __call__(self, x: jax.Array, rope: Rope, attend: Attend):
+        q, k, v = (self._heads(part(x)) for part in (self.q, self.k, self.v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (rotate(part, rope, self.rope_fp32) for part in (q, k))
+        context = attend(q, k, v)
+        return self.o(context.reshape(*x.shape[:-1], -1)), (k, v)
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], -1, self.head_dim)
+
+
+class MLP(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+        sizes = {"dtype": dtype, "rngs": rngs}
+        self.gate = Linear(config.hidden, config.inter, **sizes)
+        self.up = Linear(config.hidden, config.inter, **sizes)
+        self.down = Linear(config.inter, config.hidden, **sizes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """One pre-norm transformer layer; returns its output and its rotated keys, values."""
+
+    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+        self.norm1 = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
+        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.norm2 = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, rope: Rope, attend: Attend):
+        mixed, kv = self.attn(self.norm1(x), rope, attend)
+        x = x + mixed
+        return x + self.mlp(self.norm2(x)), kv
+
+
+def rope_table(config: ModelConfig, positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines [positions, rotary_dim / 2], float32.
+
+    Built once on the host, so that every program reads the same bits. Angles are
+    float32 products, as in the published PyTorch modules.
+    """
+    exponent = np.arange(0, config.rotary_dim, 2, dtype=np.float32) / config.rotary_dim
+    inverse = np.float32(1) / np.float32(config.rope_theta) ** exponent
+    angles = np.arange(positions, dtype=np.float32)[:, None] * inverse[None]
+    return np.cos(angles), np.sin(angles)
+
+
+def rotate(x: jax.Array, rope: Rope, in_float32: bool) -> jax.Array:
+    """Rotate the two halves of the first `rotary_dim` features of `x` [..., L, H, D].
+
+    rope: cosines and sines [..., L, rotary_dim / 2] of the positions of `x`.
+    """
+    dtype = jnp.float32 if in_float32 else x.dtype
+    cos, sin = (part[..., None, :].astype(dtype) for part in rope)
+    half = cos.shape[-1]
+    a, b = x[..., :half].astype(dtype), x[..., half : 2 * half].astype(dtype)
+    missing = x.ndim - cos.ndim
+    cos, sin = (jnp.expand_dims(part, tuple(range(missing))) for part in (cos, sin))
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * half :]], axis=-1)
+
+
+def _row(vector: jax.Array, ndim: int) -> jax.Array:
+    """The vector with leading axes of 1: rank promotion is an error in our tests."""
+    return vector.reshape((1,) * (ndim - 1) + vector.shape)

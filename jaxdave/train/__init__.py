@@ -1,0 +1,1 @@
+"""Training by block diffusion: tokenizer, batches, loss, loop and recipes."""
