@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdave.files import replace_file
 from jaxdave.tasks import lists, words
-from jaxdave.tasks.problem import Problem, from_line, to_line
+from jaxdave.tasks.problem import Problem, from_line, split_of, to_line
 
 SEED = 20260
 FOLDER = Path(__file__).parent / "data"
@@ -19,7 +19,7 @@ SHA256 = {
     "words_test": "5399365b39ba5bf7f38a89d7ccd303aeda55534ff712006f80005d986e7f63d7",
     "words_long": "2046809482397bf8477f04f3911b2a58ef3d1fe280b7384bf643cd7e806d1b9f",
     "words_names": "bfacc6dca43525e870ce657d1b33c00c7abe7fc12914fbd4f94c11c648bcac22",
-    "lists_test": "83c11821f0239cb09bc91d1261540125f9338afd6bce6413aef3950a43f1ed8e",
+    "lists_test": "d20c8da57bd47273ed364554063a5c2a59e57868c09ff0621c5153fa56ff8672",
 }
 
 Maker = Callable[[np.random.Generator], Problem]
@@ -40,7 +40,15 @@ def _words_names(rng: np.random.Generator) -> Problem:
 
 
 def _lists_test(rng: np.random.Generator) -> Problem:
-    return lists.draw(rng, "test")
+    """A function whose answer no training problem has.
+
+    "even" and "divisible by 2" are two keys with one answer, so both must be test keys.
+    """
+    while True:
+        problem = lists.draw(rng, "test")
+        twins = (("even0", "divisible2"), ("divisible2", "even0"))
+        if all(split_of(problem.key.replace(*t)) == "test" for t in twins):
+            return problem
 
 
 # name -> (how many problems, how to make one)

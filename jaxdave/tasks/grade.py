@@ -15,19 +15,16 @@ MARK = "####"
 NUMBER = re.compile(r"\s*(-?[0-9]{1,18})\.?(?=\s|<\||$)")
 LONGEST_CODE = 500
 
+# Enough to tell any two different functions of the family apart. The single numbers do
+# most of that: a maximum above 3 and one above 4 differ on hardly any longer list.
 CASES: tuple[tuple[int, ...], ...] = (
     (),
-    (0,),
-    (1,),
-    (-1,),
-    (7,),
-    (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
     (10, 9, 8, 7, 6, 5, 4, 3, 2, 1),
     (-5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5),
     (3, 3, -3, -3, 6, 6),
     (-12, 40, -8, 35, 18, -27, 16),
-    (-9, -7, -6, -2),
-    (56, 45, 63, 72, 20, 28, 48, 11),
+    (56, 45, 72, 63, 20, 28, 48, 11),
+    *((number,) for number in range(-10, 11)),
 )
 NAMES = frozenset(
     ("f", "xs", "x", "sum", "max", "min", "len", "sorted", "abs")

@@ -18,12 +18,12 @@ class Recipe:
     steps: int
     batch: int = 96
     rate: float = 2e-3
-    warmup: int = 200
-    decay: int = 1200
+    warmup: int = 100
+    decay: int = 900
     weight_decay: float = 0.01
     clip: float = 1.0
     seed: int = 0
-    save_every: int = 250
+    save_every: int = 50
 
 
 SDAR_1M = ModelConfig(
@@ -46,4 +46,4 @@ SDAR_1M = ModelConfig(
     block_length=4,
     max_positions=2048,
 )
-RECIPES = {"demo": Recipe(config=SDAR_1M, steps=6000)}
+RECIPES = {"demo": Recipe(config=SDAR_1M, steps=3600)}
