@@ -1,12 +1,25 @@
-"""Attention functions: dense for training, two-part and tiled for decoding."""
+"""Attention functions: dense for training, tiled and two-part for decoding.
+
+A decoding query sees every key whose block is not after its own: in the cache whatever
+lies before the window, in the window the blocks up to its own. Drafts are a batch axis
+that shares one cache; the cache is never copied per draft as a whole.
+"""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from jaxdave.types import KVCache
+
 NEVER = -1e30
 """A score that a visible key never has; finite, so that no row turns into NaN."""
+
+TILE = 64
+"""Keys per step of `tiled`; a multiple of every block length."""
+
+Decode = Callable[..., jax.Array]
 
 
 def dense(q, k, v, see):
@@ -15,15 +28,95 @@ def dense(q, k, v, see):
     q: [B, Q, H, D]; k, v: [B, S, G, D] with H a multiple of G; see: bool [B or 1, Q, S],
     True where a query sees a key. Scores and statistics are float32.
     """
-    batch, queries, heads, size = q.shape
-    groups = k.shape[2]
-    q = q.reshape(batch, queries, groups, heads // groups, size)
-    scores = _dot("bqgrd,bsgd->bgrqs", q, k) / math.sqrt(size)
+    q_BQGRD = _grouped(q, k)
+    scores = _dot("bqgrd,bsgd->bgrqs", q_BQGRD, k) / math.sqrt(q.shape[-1])
     scores = jnp.where(see[:, None, None], scores, NEVER)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return _dot("bgrqs,bsgd->bqgrd", weights, v).astype(q.dtype).reshape(
-        batch, queries, heads, size
+    return _dot("bgrqs,bsgd->bqgrd", weights, v).astype(q.dtype).reshape(q.shape)
+
+
+def tiled(q, k, v, cache: KVCache, start, length: int):
+    """Attention as a fold over tiles of keys on the absolute grid, for exact numerics.
+
+    q: [K, L, H, D]; k, v: [K, L, G, D] of the window; cache: [T, G, D], T a multiple of
+    `TILE`; start: the window's position; length: the block length.
+
+    Tile c always covers positions c * TILE onwards, whether their keys come from the
+    cache or from the window, and tiles are folded in order. So the bits of a state's
+    output depend neither on where the window starts, nor on the capacity of the cache,
+    nor (inside one program) on the draft's index. Only one tile is copied per draft.
+    """
+    drafts, size, _, head = q.shape
+    q_KLGRD = _grouped(q, k)
+    place_L = start + jnp.arange(size, dtype=jnp.int32)
+
+    def fold(index, held):
+        top, total, context = held
+        place_S = index * TILE + jnp.arange(TILE, dtype=jnp.int32)
+        keys, values = (
+            _overlay(part, index, stored, place_S - start)
+            for part, stored in ((k, cache.k), (v, cache.v))
+        )
+        scores = _dot("klgrd,ksgd->kgrls", q_KLGRD, keys) / math.sqrt(head)
+        see_LS = place_S[None] // length <= place_L[:, None] // length
+        scores = jnp.where(see_LS[None, None, None], scores, NEVER)
+        new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
+        weights = jnp.exp(scores - new_top[..., None])
+        fade = jnp.exp(top - new_top)
+        part = _dot("kgrls,ksgd->kgrld", weights.astype(v.dtype), values)
+        total = total * fade + jnp.sum(weights, axis=-1)
+        return new_top, total, context * fade[..., None] + part
+
+    lead = (drafts, k.shape[2], q.shape[2] // k.shape[2], size)
+    held = (
+        jnp.full(lead, NEVER, jnp.float32),
+        jnp.zeros(lead, jnp.float32),
+        jnp.zeros((*lead, head), jnp.float32),
     )
+    tiles = (start + size + TILE - 1) // TILE
+    _, total, context = jax.lax.fori_loop(0, tiles, fold, held)
+    context = (context / total[..., None]).astype(q.dtype)
+    return jnp.einsum("kgrld->klgrd", context).reshape(q.shape)
+
+
+def two_part(q, k, v, cache: KVCache, start, length: int):
+    """Attention over the cache and over the window, under one softmax.
+
+    Shapes as in `tiled`. The prefix is read once for all drafts. Which keys are summed
+    together depends on where the window starts, so equal states may differ in the last
+    bits: this is the fast path, not the exact one.
+    """
+    size, head = q.shape[1], q.shape[-1]
+    q_KLGRD = _grouped(q, k)
+    scale = 1.0 / math.sqrt(head)
+    old = _dot("klgrd,tgd->kgrlt", q_KLGRD, cache.k) * scale
+    before_T = jnp.arange(cache.k.shape[0], dtype=jnp.int32) < start
+    old = jnp.where(before_T[None, None, None, None], old, NEVER)
+    new = _dot("klgrd,ksgd->kgrls", q_KLGRD, k) * scale
+    block_L = jnp.arange(size, dtype=jnp.int32) // length
+    see_LL = block_L[None, :] <= block_L[:, None]
+    new = jnp.where(see_LL[None, None, None], new, NEVER)
+    top = jnp.maximum(jnp.max(old, axis=-1), jnp.max(new, axis=-1))[..., None]
+    old, new = jnp.exp(old - top), jnp.exp(new - top)
+    total = jnp.sum(old, axis=-1) + jnp.sum(new, axis=-1)
+    context = _dot("kgrlt,tgd->kgrld", old.astype(v.dtype), cache.v)
+    context += _dot("kgrls,ksgd->kgrld", new.astype(v.dtype), v)
+    context = (context / total[..., None]).astype(q.dtype)
+    return jnp.einsum("kgrld->klgrd", context).reshape(q.shape)
+
+
+def _overlay(window, index, stored, offset_S):
+    """One tile of stored keys with the window's laid over it, [K, TILE, G, D]."""
+    tile = jax.lax.dynamic_slice_in_dim(stored, index * TILE, TILE)[None]
+    inside_S = (offset_S >= 0) & (offset_S < window.shape[1])
+    picked = jnp.take(window, jnp.clip(offset_S, 0, window.shape[1] - 1), axis=1)
+    return jnp.where(inside_S[None, :, None, None], picked, tile)
+
+
+def _grouped(q, k):
+    """Queries by the key head that they share: [..., G, H / G, D]."""
+    groups = k.shape[-2]
+    return q.reshape(*q.shape[:-2], groups, q.shape[-2] // groups, q.shape[-1])
 
 
 def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,0 +1,160 @@
+"""Named compositions: static, left_to_right, threshold, and freedave over any policy.
+
+Each returns a `Decoder`. They differ in the policy and in how many drafts a call
+carries; the loop is one (`decode.py`).
+"""
+
+import dataclasses
+import functools
+
+from jaxdave import policies
+from jaxdave.config import ModelConfig, check_block_length
+from jaxdave.decode import Program
+from jaxdave.draft import DraftFn, nested
+from jaxdave.grid import Grid
+from jaxdave.model.attention import TILE
+from jaxdave.model.network import network as model_network
+from jaxdave.sampling import Sampling
+from jaxdave.types import Network, Policy
+
+MOST_DRAFTS = 32
+FAST_CHUNK = 512
+NUMERICS = ("exact", "fast")
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A program, and how many of its drafts may be used (`cap`; 1 is the plain policy).
+
+    max_new_tokens: positions that may be decoded after the prompt.
+    """
+
+    program: Program
+    cap: int
+    max_new_tokens: int
+    max_positions: int
+
+
+def static(
+    config: ModelConfig, *, tokens_per_step: int = 1, slots: int = 1, **common
+) -> Decoder:
+    """The most confident tokens first, `tokens_per_step` a step, without drafts.
+
+    slots: compile the program of `freedave(..., draft_steps=slots)` and use one draft of
+    it. Under `exact` numerics the two then agree bit for bit; on its own, 1 is fastest.
+    Common settings and errors: see `freedave`.
+
+    Example:
+        decoder = static(model.config, max_new_tokens=64)
+    """
+    return build(config, policies.static(tokens_per_step), slots, 1, **common)
+
+
+def left_to_right(
+    config: ModelConfig, *, tokens_per_step: int = 1, slots: int = 1, **common
+) -> Decoder:
+    """The leftmost tokens first, without drafts; settings as `static`."""
+    policy = policies.left_to_right(tokens_per_step)
+    return build(config, policy, slots, 1, **common)
+
+
+def threshold(
+    config: ModelConfig, *, threshold: float = 0.9, slots: int = 1, **common
+) -> Decoder:
+    """Every token at least as sure as `threshold` at once, without drafts.
+
+    Settings as `static`. Not the same text as `static`: fewer steps, less care.
+    """
+    return build(config, policies.threshold(threshold), slots, 1, **common)
+
+
+def freedave(
+    config: ModelConfig,
+    policy: Policy | None = None,
+    *,
+    draft_steps: int = 8,
+    **common,
+) -> Decoder:
+    """The text of `policy` (by default `policies.static(1)`), in fewer network calls.
+
+    draft_steps: states evaluated per call, 1 to 32. Common settings: max_new_tokens
+    (256), block_length (the model's), temperature (0), top_k (0: off), top_p (1: off),
+    numerics ("exact" or "fast"), draft (`draft.nested`), network (for tests: a stand-in
+    for the model's). Raises ValueError, naming the value, for a setting out of range.
+    Source: FreeDave, arXiv 2510.00294, Algorithm 2; with a threshold policy, its
+    FreeDave++ under exact match.
+
+    Example:
+        decoder = freedave(model.config, policies.threshold(0.9), draft_steps=8)
+    """
+    chosen = policies.static(1) if policy is None else policy
+    return build(config, chosen, draft_steps, draft_steps, **common)
+
+
+def build(
+    config: ModelConfig,
+    policy: Policy,
+    slots: int,
+    cap: int,
+    *,
+    max_new_tokens: int = 256,
+    block_length: int | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    numerics: str = "exact",
+    draft: DraftFn = nested,
+    network: Network | None = None,
+) -> Decoder:
+    """A decoder from its parts; see `freedave` for the settings."""
+    length = config.block_length if block_length is None else block_length
+    check_block_length(length)
+    if not 1 <= slots <= MOST_DRAFTS:
+        raise ValueError(
+            f"draft_steps={slots} must be in 1..{MOST_DRAFTS}; 8 is a good choice"
+        )
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if numerics not in NUMERICS:
+        raise ValueError(
+            f"numerics={numerics!r} is unknown; use one of {', '.join(NUMERICS)}"
+        )
+    sampling = Sampling(temperature, top_k, top_p)
+    program = _program(config, policy, slots, length, sampling, numerics, draft, network)
+    return Decoder(program, cap, max_new_tokens, config.max_positions)
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_program(key, policy, draft, network) -> Program:
+    config, _, slots, length, sampling, numerics = key
+    exact = numerics == "exact"
+    # After d tokens are accepted the next d drafts come from the same call, so the
+    # window reaches 2 d tokens past the current block.
+    ahead = 2 * -(-slots // length) if slots > 1 else 1
+    grid = Grid(length, length * (1 + ahead), config.mask_id, config.stop_ids)
+    return Program(
+        network
+        or model_network(
+            config,
+            numerics=numerics,
+            positions=config.max_positions + 2 * grid.window_length + FAST_CHUNK,
+            block_length=length,
+        ),
+        grid,
+        policy,
+        draft,
+        sampling,
+        slots,
+        exact,
+        TILE if exact else FAST_CHUNK,
+    )
+
+
+# Programs carry their compiled code: two decoders of the same parts must share one.
+_POLICIES: dict[str, Policy] = {}
+
+
+def _program(config, policy, slots, length, sampling, numerics, draft, network):
+    known = _POLICIES.setdefault(policy.name, policy)
+    key = (config, known.name, slots, length, sampling, numerics)
+    return _cached_program(key, known, draft, network)

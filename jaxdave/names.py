@@ -1,0 +1,158 @@
+"""What an SDAR folder calls things: one table for tensors, one for config.json."""
+
+import dataclasses
+from typing import Any
+
+from jaxdave.config import ModelConfig
+
+# Our parameter path -> the tensor of SDAR's PyTorch module; "{layer}" is a layer index.
+TENSORS: dict[str, str] = {
+    "embedding": "model.embed_tokens.weight",
+    "norm/scale": "model.norm.weight",
+    "head/kernel": "lm_head.weight",
+    "blocks/norm1/scale": "model.layers.{layer}.input_layernorm.weight",
+    "blocks/norm2/scale": "model.layers.{layer}.post_attention_layernorm.weight",
+    "blocks/attn/q/kernel": "model.layers.{layer}.self_attn.q_proj.weight",
+    "blocks/attn/k/kernel": "model.layers.{layer}.self_attn.k_proj.weight",
+    "blocks/attn/v/kernel": "model.layers.{layer}.self_attn.v_proj.weight",
+    "blocks/attn/o/kernel": "model.layers.{layer}.self_attn.o_proj.weight",
+    "blocks/attn/q/bias": "model.layers.{layer}.self_attn.q_proj.bias",
+    "blocks/attn/k/bias": "model.layers.{layer}.self_attn.k_proj.bias",
+    "blocks/attn/v/bias": "model.layers.{layer}.self_attn.v_proj.bias",
+    "blocks/attn/q_norm/scale": "model.layers.{layer}.self_attn.q_norm.weight",
+    "blocks/attn/k_norm/scale": "model.layers.{layer}.self_attn.k_norm.weight",
+    "blocks/mlp/gate/kernel": "model.layers.{layer}.mlp.gate_proj.weight",
+    "blocks/mlp/up/kernel": "model.layers.{layer}.mlp.up_proj.weight",
+    "blocks/mlp/down/kernel": "model.layers.{layer}.mlp.down_proj.weight",
+}
+
+# Our field -> (the key of config.json, its type, the value where the key is absent).
+_ASKED = object()
+FIELDS: dict[str, tuple[str, type, Any]] = {
+    "num_layers": ("num_hidden_layers", int, _ASKED),
+    "hidden": ("hidden_size", int, _ASKED),
+    "inter": ("intermediate_size", int, _ASKED),
+    "heads": ("num_attention_heads", int, _ASKED),
+    "kv_heads": ("num_key_value_heads", int, _ASKED),
+    "head_dim": ("head_dim", int, _ASKED),
+    "vocab_rows": ("vocab_size", int, _ASKED),
+    "max_positions": ("max_position_embeddings", int, _ASKED),
+    "rope_theta": ("rope_theta", float, _ASKED),
+    "rms_eps": ("rms_norm_eps", float, _ASKED),
+    "qkv_bias": ("attention_bias", bool, False),
+    "tie_embeddings": ("tie_word_embeddings", bool, False),
+}
+# Switches of the published class that our module does not have.
+FIXED: dict[str, Any] = {
+    "hidden_act": "silu",
+    "rope_scaling": None,
+    "use_sliding_window": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Where one tensor goes: a parameter, and the layer inside it where stacked."""
+
+    path: str
+    layer: int | None
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether torch's Linear [out, in] has to become our kernel [in, out]."""
+        return self.path.endswith("/kernel")
+
+
+def slots(paths: list[str], num_layers: int) -> dict[str, Slot]:
+    """Tensor name -> its slot, for all tensors of the given parameter paths."""
+    found = {}
+    for path in paths:
+        name = TENSORS[path]
+        layers = range(num_layers) if "{layer}" in name else [None]
+        found.update({name.format(layer=n): Slot(path, n) for n in layers})
+    return found
+
+
+def fields_of(raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `ModelConfig` that config.json holds under names of its own.
+
+    Raises ValueError, naming every key that is missing, has a wrong type or asks for
+    something that our module does not do.
+    """
+    if (kind := raw.get("model_type")) != "sdar":
+        raise ValueError(
+            f"config.json: model_type={kind!r} must be 'sdar'; "
+            "only SDAR-type folders load directly"
+        )
+    raw = {**(raw.get("rope_parameters") or {}), **raw}
+    found, problems = {}, []
+    for field, (key, kind, default) in FIELDS.items():
+        value = raw.get(key, default)
+        if value is _ASKED:
+            problems.append(f"{key} is missing")
+        elif not _is(value, kind):
+            problems.append(f"{key}={value!r} must be of type {kind.__name__}")
+        else:
+            found[field] = kind(value)
+    for key, value in {**FIXED, "rope_type": "default"}.items():
+        if raw.get(key, value) != value:
+            problems.append(f"{key}={raw[key]!r} must be {value!r}")
+    if problems:
+        raise ValueError(
+            f"config.json: {'; '.join(problems)}; take the file of an SDAR model"
+        )
+    return found
+
+
+def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The config.json of an SDAR folder.
+
+    `real_vocab_size` is our own key: how many rows of the embedding are real tokens.
+    Raises ValueError for another family and for switches that SDAR does not have.
+    """
+    fields = {key: getattr(config, field) for field, (key, _, _) in FIELDS.items()}
+    made = {
+        "architectures": ["SDARForCausalLM"],
+        "model_type": "sdar",
+        **fields,
+        **FIXED,
+        "torch_dtype": dtype,
+        "block_size": config.block_length,
+        "mask_token_id": config.mask_id,
+        "pad_token_id": config.pad_id,
+        "eos_token_id": list(config.stop_ids),
+        "real_vocab_size": config.vocab_size,
+    }
+    odd = [
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in dataclasses.fields(SDAR_SWITCHES)
+        if getattr(config, field.name) != getattr(SDAR_SWITCHES, field.name)
+    ]
+    if config.rotary_dim != config.head_dim:
+        odd.append(f"rotary_dim={config.rotary_dim}")
+    if odd:
+        raise ValueError(
+            f"{', '.join(odd)}: only models of the family 'sdar' can be saved; "
+            "use a config of that family with none of its switches changed"
+        )
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class _Switches:
+    """The fields of `ModelConfig` that every SDAR model agrees in."""
+
+    family: str = "sdar"
+    attention: str = "block_causal"
+    logits_shift: str = "none"
+    qk_norm: bool = True
+    rope_fp32: bool = False
+
+
+SDAR_SWITCHES = _Switches()
+
+
+def _is(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else int)

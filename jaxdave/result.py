@@ -1,0 +1,99 @@
+"""What a decode returns, on the host."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from jaxdave.decode import DecodeState
+
+
+@dataclasses.dataclass(frozen=True)
+class Nfe:
+    """Network calls by kind, however many drafts each carried.
+
+    This engine never needs a commit or a refresh call for block-causal models.
+    """
+
+    prefill: int
+    verify: int
+    commit: int = 0
+    refresh: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.prefill + self.verify + self.commit + self.refresh
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One request's answer.
+
+    token_ids: up to and not including the first end token. finish_reason: "stop" when
+    an end token was reached, "length" when the room was used up. valid_tokens: how many
+    of `token_ids` are text. reference_nfe: what the public static loop would have spent
+    on the same path: one prefill, one call per policy step, one commit per block.
+    accepted: policy steps that each verify call confirmed. committed_at: the call that
+    made each of `token_ids` known (0: the prefill). steps: policy steps in all.
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+    valid_tokens: int
+    nfe: Nfe
+    reference_nfe: int
+    accepted: tuple[int, ...]
+    committed_at: tuple[int, ...]
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The rows in the order of their prompts; seconds of work and of compilation."""
+
+    rows: tuple[Row, ...]
+    seconds: float
+    compile_seconds: float
+
+
+def read_rows(
+    state: DecodeState, *, length: int, mask_id: int, stop_ids: tuple[int, ...]
+) -> tuple[Row, ...]:
+    """The finished rows of a state that is on the host.
+
+    length: the block length.
+    """
+    rows = state.rows
+    return tuple(
+        _read_row(rows, index, length, mask_id, stop_ids)
+        for index in range(np.asarray(rows.done).shape[0])
+    )
+
+
+def settled(tokens, begin: int, end: int, mask_id: int, stop_ids) -> tuple[int, int]:
+    """(after the last token of the answer, after the last committed without a gap)."""
+    generated = tokens[begin:end]
+    masked = np.flatnonzero(generated == mask_id)
+    solid = int(masked[0]) if len(masked) else len(generated)
+    stops = np.flatnonzero(np.isin(generated[:solid], stop_ids))
+    return begin + (int(stops[0]) if len(stops) else solid), begin + solid
+
+
+def _read_row(rows, index: int, length: int, mask_id: int, stop_ids) -> Row:
+    tokens, call = rows.tokens_T[index], rows.stats.call_T[index]
+    begin, end = int(rows.begin[index]), int(rows.end[index])
+    last, solid = settled(tokens, begin, end, mask_id, stop_ids)
+    verify, steps = int(rows.stats.verify[index]), int(rows.n[index])
+    touched = np.flatnonzero(call[begin:end] >= 0)
+    blocks = (begin + int(touched[-1])) // length - begin // length + 1
+    ids = tuple(int(t) for t in tokens[begin:last])
+    return Row(
+        token_ids=ids,
+        finish_reason="stop" if last < solid else "length",
+        valid_tokens=len(ids),
+        nfe=Nfe(prefill=1, verify=verify),
+        reference_nfe=1 + steps + blocks,
+        accepted=tuple(int(a) for a in rows.stats.accepted_C[index][:verify]),
+        committed_at=tuple(int(c) for c in call[begin:last]),
+        steps=steps,
+    )

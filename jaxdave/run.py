@@ -1,0 +1,195 @@
+"""Prompts in, tokens out: the host's side of a decode.
+
+`generate` runs the whole loop on the device; `stream` calls the same compiled step from
+Python and yields what it commits. Shapes are padded to buckets of powers of two, and a
+program is compiled once per bucket.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdave.decode import DecodeState, Program, Prompts
+from jaxdave.decoders import Decoder
+from jaxdave.model.attention import TILE
+from jaxdave.result import Result, read_rows, settled
+from jaxdave.sampling import request_key
+
+
+class Update(NamedTuple):
+    """Tokens of one row that are final, with nothing undecided to their left."""
+
+    row: int
+    positions: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    call: int
+
+
+Ids = Sequence[Sequence[int]]
+
+
+def generate(
+    decoder: Decoder,
+    params: Any,
+    prompts: Ids,
+    *,
+    seed: int = 0,
+    requests: Sequence[int] | None = None,
+) -> Result:
+    """Decode every prompt to its end.
+
+    prompts: token ids, of any lengths. seed, requests: key the noise at a temperature;
+    requests default to 0 for every row, so that a text depends neither on the batch nor
+    on the place in it. Raises ValueError for an empty prompt, or one with too little
+    room after it.
+    """
+    begun = _begin(decoder, params, prompts, seed, requests)
+    cap = jnp.int32(decoder.cap)
+    run, compiled = _compiled(
+        decoder.program,
+        f"run {decoder.max_new_tokens}",
+        lambda params, cap, state: decoder.program.run(
+            params, cap, state, decoder.max_new_tokens
+        ),
+        (params, cap, begun.state),
+        donate=2,
+    )
+    start = time.perf_counter()
+    state = jax.device_get(run(params, cap, begun.state).rows)
+    seconds = time.perf_counter() - start
+    grid = decoder.program.grid
+    rows = read_rows(
+        DecodeState(state, begun.state.cache),
+        length=grid.length,
+        mask_id=grid.mask_id,
+        stop_ids=grid.stop_ids,
+    )
+    return Result(rows, begun.seconds + seconds, begun.compile_seconds + compiled)
+
+
+def stream(
+    decoder: Decoder,
+    params: Any,
+    prompts: Ids,
+    *,
+    seed: int = 0,
+    requests: Sequence[int] | None = None,
+) -> Iterator[Update]:
+    """Yield tokens as they become final, row by row, in order of position.
+
+    Arguments and errors as `generate`; the tokens are the same.
+    """
+    begun = _begin(decoder, params, prompts, seed, requests)
+    cap, state = jnp.int32(decoder.cap), begun.state
+    step, _ = _compiled(
+        decoder.program,
+        "step",
+        lambda params, cap, state: decoder.program.step(params, cap, state)[0],
+        (params, cap, state),
+        donate=2,
+    )
+    sent = [len(prompt) for prompt in prompts]
+    for call in range(decoder.max_new_tokens + 1):
+        tokens_BT, done_B = jax.device_get((state.rows.tokens_T, state.rows.done))
+        for row, tokens_T in enumerate(tokens_BT):
+            last = _final(decoder, tokens_T, len(prompts[row]))
+            if last > sent[row]:
+                ids = tuple(int(t) for t in tokens_T[sent[row] : last])
+                yield Update(row, tuple(range(sent[row], last)), ids, call)
+                sent[row] = last
+        if done_B.all():
+            return
+        state = step(params, cap, state)
+
+
+class _Begun(NamedTuple):
+    state: DecodeState
+    seconds: float
+    compile_seconds: float
+
+
+def _begin(decoder: Decoder, params, prompts: Ids, seed, requests) -> _Begun:
+    program = decoder.program
+    arrays, length = _pack(decoder, prompts, seed, requests)
+    init, compiled = _compiled(
+        program,
+        f"init {length}",
+        lambda params, arrays: program.init(params, arrays, length),
+        (params, arrays),
+    )
+    start = time.perf_counter()
+    state = jax.block_until_ready(init(params, arrays))
+    return _Begun(state, time.perf_counter() - start, compiled)
+
+
+def _pack(decoder: Decoder, prompts: Ids, seed, requests) -> tuple[Prompts, int]:
+    """The prompts as padded arrays, and the length that the prefill must cover."""
+    _check(decoder, prompts, requests)
+    grid, chunk = decoder.program.grid, decoder.program.prefill_chunk
+    lengths = [len(prompt) for prompt in prompts]
+    room = bucket(max(lengths) + grid.window_length)
+    capacity = -(-(room + decoder.max_new_tokens) // TILE) * TILE
+    covered = -(-capacity // chunk) * chunk
+    tokens = np.full((len(prompts), covered), grid.mask_id, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+    begin = np.asarray(lengths, np.int32)
+    ids = np.zeros(len(prompts), np.int32) if requests is None else requests
+    keys = jax.vmap(lambda r: request_key(seed, r))(jnp.asarray(ids, jnp.int32))
+    arrays = Prompts(
+        jnp.asarray(tokens),
+        jnp.asarray(begin),
+        jnp.asarray(begin + np.int32(decoder.max_new_tokens)),
+        keys,
+    )
+    return arrays, -(-room // chunk) * chunk
+
+
+def bucket(length: int) -> int:
+    """The next power of two, at least one tile of keys."""
+    return max(TILE, 1 << (length - 1).bit_length())
+
+
+def _check(decoder: Decoder, prompts: Ids, requests) -> None:
+    if not len(prompts):
+        raise ValueError("prompts=[] holds no prompt; give at least one")
+    if requests is not None and len(requests) != len(prompts):
+        raise ValueError(
+            f"{len(requests)} requests for {len(prompts)} prompts; give one each"
+        )
+    most = decoder.max_positions - decoder.max_new_tokens
+    for row, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {row} is empty; give at least one token")
+        if len(prompt) > most:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens, but the model allows "
+                f"{decoder.max_positions} with max_new_tokens="
+                f"{decoder.max_new_tokens} of them new; shorten it or ask for fewer"
+            )
+
+
+def _final(decoder: Decoder, tokens_T, begin: int) -> int:
+    grid = decoder.program.grid
+    end = begin + decoder.max_new_tokens
+    return settled(tokens_T, begin, end, grid.mask_id, grid.stop_ids)[0]
+
+
+_EXECUTABLES: dict = {}
+
+
+def _compiled(program: Program, name: str, function, args, donate: int | None = None):
+    """The executable for these shapes, and the seconds spent on making it now."""
+    leaves, tree = jax.tree.flatten(args)
+    shapes = tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves)
+    key = (program, name, tree, shapes)
+    if key in _EXECUTABLES:
+        return _EXECUTABLES[key], 0.0
+    start = time.perf_counter()
+    jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
+    _EXECUTABLES[key] = jitted.lower(*args).compile()
+    return _EXECUTABLES[key], time.perf_counter() - start

@@ -1,0 +1,148 @@
+"""From hidden states to predictions, a chunk of the vocabulary at a time.
+
+Noise is counter-based: a position's Gumbel noise at a policy step is a function of
+(seed, request, step index, position, token id) alone, so a draft at depth k can use the
+noise that the policy itself will use k steps later, and no rejected draft consumes any
+(the Gumbel coupling of design.md section 2). Logits never exist for more than one chunk.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxdave.types import Prediction
+
+NEVER = -1e30
+NUCLEUS = 1024
+"""Top-p without top-k looks at this many of the best tokens."""
+
+LogitsFn = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Temperature and filters; top_k=0 and top_p=1 mean off.
+
+    Filters are applied to the tempered logits before the noise (top-k, then top-p);
+    the score is that of the unfiltered tempered distribution. Raises ValueError for a
+    value out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(
+                f"temperature={self.temperature} must be 0 (the best token) or more"
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} must be 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1 (off)")
+
+    @property
+    def noisy(self) -> bool:
+        return self.temperature > 0
+
+    @property
+    def filtered(self) -> bool:
+        return self.noisy and (self.top_k > 0 or self.top_p < 1)
+
+
+def read(
+    logits: LogitsFn, chunks: int, chunk: int, sampling: Sampling, key_R: jax.Array
+) -> Prediction:
+    """The token each row would take and its score.
+
+    logits(chunk index) -> float32 [R, X], `NEVER` where an id may not be predicted or
+    belongs to another chunk. key_R: PRNG keys [R, 2] of (request, step, position);
+    unused at temperature 0. Equal values go to the lowest id.
+    """
+    scale = 1.0 / sampling.temperature if sampling.noisy else 1.0
+
+    def tempered(index):
+        raw = logits(index)
+        return jnp.where(raw > NEVER, raw * scale, NEVER)
+
+    rows = key_R.shape[0]
+    floor_R = jnp.full((rows,), NEVER, jnp.float32)
+    if sampling.filtered:
+        floor_R = _floor(tempered, chunks, chunk, rows, sampling)
+
+    def best_of(index):
+        z = tempered(index)
+        y = z
+        if sampling.noisy:
+            y = jnp.where(z >= floor_R[:, None], z + _gumbel(key_R, index, chunk), -jnp.inf)
+            y = jnp.where(z > NEVER, y, -jnp.inf)
+        return _best(y, z, index)
+
+    first = best_of(jnp.int32(0))
+    _, token_R, z_R, others_R = jax.lax.fori_loop(
+        1, chunks, lambda i, held: _merge(held, best_of(i)), first
+    )
+    return Prediction(token_R, z_R - others_R)
+
+
+def _best(y, z, index):
+    """(noisy value, id, logit, log-sum-exp of all others) of one chunk."""
+    size = y.shape[1]
+    local_R = jnp.argmax(y, axis=1).astype(jnp.int32)
+    chosen = jnp.arange(size)[None] == local_R[:, None]
+    others_R = jax.nn.logsumexp(jnp.where(chosen, NEVER, z), axis=1)
+    pick = lambda a: jnp.max(jnp.where(chosen, a, -jnp.inf), axis=1)  # noqa: E731
+    return pick(y), index * size + local_R, pick(z), others_R
+
+
+def _merge(a, b):
+    """The better of two chunks' best; on equal values the earlier one."""
+    keep = a[0] >= b[0]
+    y, token, z = (jnp.where(keep, x, w) for x, w in zip(a[:3], b[:3], strict=True))
+    loser = jnp.where(keep, b[2], a[2])
+    return y, token, z, jnp.logaddexp(jnp.logaddexp(a[3], b[3]), loser)
+
+
+def _floor(tempered, chunks: int, chunk: int, rows: int, sampling: Sampling):
+    """The lowest tempered logit that the filters keep, [R]."""
+    most = min(sampling.top_k or NUCLEUS, chunks * chunk)
+
+    def gather(index, held):
+        top_RM, total_R = held
+        z = tempered(index)
+        total_R = jnp.logaddexp(total_R, jax.nn.logsumexp(z, axis=1))
+        return jax.lax.top_k(jnp.concatenate([top_RM, z], axis=1), most)[0], total_R
+
+    empty = jnp.full((rows, most), NEVER), jnp.full((rows,), NEVER)
+    top_RM, total_R = jax.lax.fori_loop(0, chunks, gather, empty)
+    if sampling.top_k:
+        total_R = jax.nn.logsumexp(top_RM, axis=1)
+    share_RM = jnp.exp(top_RM - total_R[:, None])
+    before_RM = jnp.cumsum(share_RM, axis=1) - share_RM
+    # The first token stays whatever its share; the last kept is the one that crosses p.
+    kept_RM = (before_RM < sampling.top_p) & (top_RM > NEVER)
+    return jnp.min(jnp.where(kept_RM, top_RM, jnp.inf), axis=1)
+
+
+def _gumbel(key_R, index, chunk: int):
+    # "high": the default mode cannot produce events rarer than about 1e-7.
+    draw = lambda key: jax.random.gumbel(  # noqa: E731
+        jax.random.fold_in(key, index), (chunk,), jnp.float32, mode="high"
+    )
+    return jax.vmap(draw)(key_R)
+
+
+def position_keys(key: jax.Array, step_R: jax.Array, position_R: jax.Array):
+    """Keys [R, 2] of (request key, policy-step index, position)."""
+    fold = lambda n, at: jax.random.fold_in(  # noqa: E731
+        jax.random.fold_in(key, n), at
+    )
+    return jax.vmap(fold)(step_R, position_R)
+
+
+def request_key(seed: int, request: jax.Array) -> jax.Array:
+    """The key of one request of a seed: uint32[2]."""
+    return jax.random.fold_in(jax.random.PRNGKey(seed), request)
