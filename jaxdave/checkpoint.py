@@ -21,9 +21,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
 _WRITTEN = ("config.json", "generation_config.json", weights.ONE_FILE, weights.INDEX)
 # What `save` carries over from the folder that it replaces.
-_TOKENIZER = (
-    ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-    + ("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json") + (
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
 )
 _KEPT = (*_TOKENIZER, "README.md", "LICENSE")
 

@@ -141,10 +141,14 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except FileNotFoundError as error:
         raise ValueError(
-            f"{path}: cannot be read as JSON ({reason}); fetch the folder again"
+            f"{path}: missing file; a checkpoint folder must have it, so fetch or "
+            "save the folder again"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as JSON ({error}); fetch the folder again"
         ) from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: must hold a JSON object; fetch the folder again")

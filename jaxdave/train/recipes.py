@@ -19,7 +19,7 @@ class Recipe:
     batch: int = 96
     rate: float = 2e-3
     warmup: int = 100
-    decay: int = 900
+    decay: int = 700
     weight_decay: float = 0.01
     clip: float = 1.0
     seed: int = 0
@@ -46,4 +46,4 @@ SDAR_1M = ModelConfig(
     block_length=4,
     max_positions=2048,
 )
-RECIPES = {"demo": Recipe(config=SDAR_1M, steps=3600)}
+RECIPES = {"demo": Recipe(config=SDAR_1M, steps=2000)}

@@ -1,0 +1,203 @@
+"""The command line: options in, one line on stderr and exit code 2 for bad input."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from jaxdave.cli_generate import METHODS, Settings
+
+app = typer.Typer(
+    help="Lossless draft-and-verify decoding of diffusion language models.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# The base of everything that typer raises for a wrong command line.
+_UsageError = typer.BadParameter.__mro__[1]
+
+_Model = Annotated[
+    str | None,
+    typer.Option(help="Folder or Hub id (owner/name); by default the packaged demo."),
+]
+_NoCache = Annotated[
+    bool, typer.Option("--no-compile-cache", help="Do not keep compiled programs.")
+]
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line (by default this process's) and exit with its code."""
+    sys.exit(_run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(argv, prog_name="jaxdave", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        # The reader has left (`| head`); nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", 130)
+    except _UsageError as error:
+        return _complain(_usage(error), 2)
+    except (ValueError, OSError) as error:
+        return _complain(str(error), 2)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with a command line, and where to read how it should look."""
+    path = error.ctx.command_path if error.ctx else "jaxdave"
+    return f"{error.format_message().rstrip('.')}; see `{path} --help`"
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"jaxdave: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print it.")] = False,
+) -> None:
+    if version:
+        print(f"jaxdave {_version()}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+    else:
+        return
+    raise typer.Exit
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("jaxdave")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="One user turn.")] = None,
+    model: _Model = None,
+    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "freedave",
+    draft_steps: Annotated[int, typer.Option(help="States checked per call.")] = 8,
+    tokens_per_step: Annotated[
+        int | None, typer.Option(help="Tokens that one step of the policy commits: 1.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Commit all tokens this sure (0.9); with freedave as well."),
+    ] = None,
+    block_length: Annotated[int | None, typer.Option(help="The model's.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Room for the answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the noise at a temperature.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    numerics: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON lines: {"prompt": ...}, {"messages": [...]} '
+            'or {"prompt_ids": [...]}.'
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a prompt.")
+    ] = False,
+    no_compile_cache: _NoCache = False,
+) -> None:
+    """Answer a prompt, or every prompt of a file."""
+    from jaxdave import cli_generate, cli_prompts
+
+    settings = Settings(
+        model=model,
+        method=method,
+        draft_steps=draft_steps,
+        tokens_per_step=tokens_per_step,
+        threshold=threshold,
+        block_length=block_length,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        dtype=dtype,
+        numerics=numerics,
+        batch_size=batch_size,
+    )
+    cli_generate.check(settings)
+    asked = cli_prompts.read_asked(prompt, prompts)
+    keep_compiled(no_compile_cache)
+    cli_generate.run(settings, asked, as_json)
+
+
+@app.command()
+def demo(
+    model: _Model = None,
+    draft_steps: Annotated[int, typer.Option(help="States checked per call.")] = 8,
+    problems: Annotated[int, typer.Option(help="How many, of both kinds.")] = 5,
+    no_compile_cache: _NoCache = False,
+) -> None:
+    """Decode held-out problems with static and FreeDave, side by side."""
+    from jaxdave import cli_demo
+
+    keep_compiled(no_compile_cache)
+    cli_demo.run(model, draft_steps, problems)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder; a killed run resumes from it.")],
+    recipe: Annotated[str, typer.Option(help="Name of the recipe.")] = "demo",
+    steps: Annotated[int | None, typer.Option(help="The recipe's.")] = None,
+    no_compile_cache: _NoCache = False,
+) -> None:
+    """Train a small model and write it to OUT/model."""
+    from jaxdave import cli_train
+
+    keep_compiled(no_compile_cache)
+    cli_train.run(recipe, out, steps)
+
+
+def keep_compiled(off: bool) -> None:
+    """Let jax keep compiled programs in the user's cache folder, unless it is off."""
+    if off or os.environ.get("JAXDAVE_NO_CACHE"):
+        return
+    import jax
+
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written to costs time, not the answer
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def cache_folder() -> Path:
+    """Where this platform keeps what can be made again."""
+    if sys.platform == "win32":
+        root = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    elif sys.platform == "darwin":
+        root = "~/Library/Caches"
+    else:
+        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "jaxdave" / "xla"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""`jaxdave generate`: prompts read and checked, decoded in batches, printed."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxdave.cli_prompts import Asked, encode
+
+if TYPE_CHECKING:
+    from jaxdave.checkpoint import Model
+    from jaxdave.result import Result, Row
+    from jaxdave.text import Codec
+
+METHODS = ("freedave", "static", "threshold")
+_MOST_SEED = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The options of `generate`; None: the method's or the model's own."""
+
+    model: str | None = None
+    method: str = "freedave"
+    draft_steps: int = 8
+    tokens_per_step: int | None = None
+    threshold: float | None = None
+    block_length: int | None = None
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    dtype: str = "float32"
+    numerics: str = "exact"
+    batch_size: int = 1
+
+
+def check(settings: Settings) -> None:
+    """Raise ValueError for settings that the decoders and the loader do not see."""
+    s = settings
+    if s.method not in METHODS:
+        raise ValueError(f"method {s.method!r} is unknown; use {', '.join(METHODS)}")
+    if s.draft_steps < 1:
+        raise ValueError(f"draft_steps={s.draft_steps} must be at least 1; try 8")
+    if s.batch_size < 1:
+        raise ValueError(f"batch_size={s.batch_size} must be at least 1; try 8")
+    if not 0 <= s.seed <= _MOST_SEED:
+        raise ValueError(f"seed={s.seed} must be in 0..{_MOST_SEED}; choose another")
+    if s.threshold is not None and s.method == "static":
+        raise ValueError(
+            f"threshold={s.threshold} has no meaning with method 'static'; "
+            "use --method threshold or leave it out"
+        )
+    by_threshold = s.threshold is not None or s.method == "threshold"
+    if s.tokens_per_step is not None and by_threshold:
+        raise ValueError(
+            f"tokens_per_step={s.tokens_per_step} has no meaning with a threshold, "
+            "which decides how many; leave one of them out"
+        )
+
+
+def make_decoder(config, settings: Settings):
+    """The decoder of the settings. Raises ValueError for one out of range."""
+    from jaxdave import decoders, policies
+
+    s = settings
+    common = {
+        "max_new_tokens": s.max_new_tokens,
+        "block_length": s.block_length,
+        "temperature": s.temperature,
+        "top_k": s.top_k,
+        "top_p": s.top_p,
+        "numerics": s.numerics,
+    }
+    count = 1 if s.tokens_per_step is None else s.tokens_per_step
+    tau = 0.9 if s.threshold is None else s.threshold
+    # The program that freedave would run, so that both read the same bits.
+    slots = s.draft_steps if s.numerics == "exact" else 1
+    if s.method == "static":
+        return decoders.static(config, tokens_per_step=count, slots=slots, **common)
+    if s.method == "threshold":
+        return decoders.threshold(config, threshold=tau, slots=slots, **common)
+    by_threshold = s.threshold is not None
+    policy = policies.threshold(tau) if by_threshold else policies.static(count)
+    return decoders.freedave(config, policy, draft_steps=s.draft_steps, **common)
+
+
+def run(settings: Settings, asked: Sequence[Asked], as_json: bool) -> None:
+    """Decode and print; every prompt is checked before the first is decoded."""
+    from jaxdave import checkpoint
+
+    model = checkpoint.load(
+        settings.model, dtype=settings.dtype, block_length=settings.block_length
+    )
+    decoder = make_decoder(model.config, settings)
+    prompts = [encode(a, model, settings.max_new_tokens) for a in asked]
+    if sys.stdout.isatty() and len(asked) == 1 and not as_json:
+        return _print_live(settings, model, decoder, prompts[0])
+    results = _decode(settings, model, decoder, asked, prompts)
+    if as_json:
+        for index, row, result in results:
+            fields = describe(settings, model, index, row, result)
+            print(json.dumps(fields, ensure_ascii=False), flush=True)
+        return
+    _print_texts(model.codec, results, many=len(asked) > 1)
+
+
+def describe(
+    settings: Settings, model: "Model", index: int, row: "Row", result: "Result"
+) -> dict[str, Any]:
+    """The JSON object of one answer; `seconds` are those of its whole batch."""
+    seconds = result.seconds
+    return {
+        "index": index,
+        "text": model.codec.decode(row.token_ids),
+        "token_ids": list(row.token_ids),
+        "finish_reason": row.finish_reason,
+        "valid_tokens": row.valid_tokens,
+        "nfe": {
+            "prefill": row.nfe.prefill,
+            "verify": row.nfe.verify,
+            "commit": row.nfe.commit,
+            "refresh": row.nfe.refresh,
+            "total": row.nfe.total,
+        },
+        "reference_nfe": row.reference_nfe,
+        "seconds": seconds,
+        "compile_seconds": result.compile_seconds,
+        "tokens_per_nfe": row.valid_tokens / row.nfe.total,
+        "tokens_per_second": row.valid_tokens / seconds if seconds else 0.0,
+        "method": settings.method,
+        "draft_steps": settings.draft_steps if settings.method == "freedave" else 1,
+        "seed": settings.seed,
+        "model": model.name,
+        "numerics": settings.numerics,
+        "dtype": settings.dtype,
+        "batch_rows": len(result.rows),
+    }
+
+
+def pieces(codec: "Codec", ids: Sequence[int]) -> list[str]:
+    """The text that each id adds; that of half a character comes with its end."""
+    shown, found = "", []
+    for count in range(1, len(ids) + 1):
+        text = codec.decode(ids[:count])
+        whole = count == len(ids) or not text.endswith("\ufffd")
+        found.append(text[len(shown) :] if whole else "")
+        shown = text if whole else shown
+    return found
+
+
+def _decode(
+    settings: Settings, model: "Model", decoder, asked, prompts
+) -> Iterator[tuple[int, "Row", "Result"]]:
+    from jaxdave.run import generate
+
+    for first in range(0, len(asked), settings.batch_size):
+        batch = slice(first, first + settings.batch_size)
+        indices = [a.index for a in asked[batch]]
+        result = generate(
+            decoder, model.params, prompts[batch], seed=settings.seed, requests=indices
+        )
+        for index, row in zip(indices, result.rows, strict=True):
+            yield index, row, result
+
+
+def _print_texts(codec: "Codec", results, many: bool) -> None:
+    calls = tokens = 0
+    seconds: dict[int, float] = {}
+    for index, row, result in results:
+        title = f"[{index}] " if many else ""
+        print(f"{title}{codec.decode(row.token_ids)}", flush=True)
+        calls, tokens = calls + row.nfe.total, tokens + row.valid_tokens
+        seconds[id(result)] = result.seconds
+    _print_footer(calls, tokens, sum(seconds.values()))
+
+
+def _print_live(settings: Settings, model: "Model", decoder, prompt) -> None:
+    """Print tokens as they become final."""
+    from jaxdave.run import stream
+
+    start = time.perf_counter()
+    ids: list[int] = []
+    shown, calls, is_end_seen = "", 1, False
+    for update in stream(decoder, model.params, [prompt], seed=settings.seed):
+        ids.extend(update.token_ids)
+        calls, is_end_seen = update.call + 1, not update.token_ids
+        text = model.codec.decode(ids)
+        # Half a character may still become a whole one.
+        if not text.endswith("\ufffd"):
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print(model.codec.decode(ids)[len(shown) :], flush=True)
+    seconds = time.perf_counter() - start
+    _print_footer(calls, len(ids), seconds, "" if is_end_seen else "+")
+
+
+def _print_footer(calls: int, tokens: int, seconds: float, more: str = "") -> None:
+    from rich.console import Console
+
+    text = (
+        f"{calls}{more} calls, {tokens} tokens, {tokens / calls:.2f} tokens/call, "
+        f"{seconds:.2f} s"
+    )
+    Console(stderr=True, highlight=False).print(text, style="dim")
