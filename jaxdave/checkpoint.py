@@ -113,7 +113,7 @@ def find(source: str | os.PathLike | None) -> tuple[str, Path]:
     if text == DEMO:
         return DEMO, Path(str(importlib.resources.files("jaxdave") / "demo" / DEMO))
     folder = Path(text).expanduser()
-    if folder.is_dir():
+    if text and folder.is_dir():
         return folder.resolve().name, folder.absolute()
     if not _HUB_ID.fullmatch(text):
         raise ValueError(

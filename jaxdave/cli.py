@@ -4,10 +4,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
+from jaxdave import __version__
 from jaxdave.cli_generate import METHODS, Settings
 
 app = typer.Typer(
@@ -16,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # The base of everything that typer raises for a wrong command line.
-_UsageError = typer.BadParameter.__mro__[1]
+_UsageError = cast(type[Exception], typer.BadParameter.__base__)
 
 _Model = Annotated[
     str | None,
@@ -67,21 +68,12 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print it.")] = False,
 ) -> None:
     if version:
-        print(f"jaxdave {_version()}")
+        print(f"jaxdave {__version__}")
     elif context.invoked_subcommand is None:
         print(context.get_help())
     else:
         return
     raise typer.Exit
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("jaxdave")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 @app.command()
@@ -182,7 +174,7 @@ def keep_compiled(off: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return  # a home that cannot be written to costs time, not the answer
-    if jax.config.jax_compilation_cache_dir is None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -85,7 +85,7 @@ class ModelConfig:
 
 
 def check_block_length(block_length: int) -> None:
-    """Raise ValueError unless the length is one that the engine's key tiles can hold."""
+    """Raise ValueError unless the length is one that a tile of keys can hold."""
     if block_length not in BLOCK_LENGTHS:
         raise ValueError(
             f"block_length={block_length} must divide 64; "

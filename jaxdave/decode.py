@@ -9,12 +9,13 @@ Plain decoding is the same loop with one draft. There is no other loop: static,
 threshold and FreeDave differ in the functions that they pass in, and `generate`,
 `stream` and the benchmarks in who calls `step`.
 
-What decides (the targets) is read from the active block only, always in the same shapes;
-what merely guesses (the stale prediction of the whole window) is read apart from it, so
-that no draft can touch a decision. A block that an accepted draft has completed is
-committed with the keys and values of that very call; its neighbour's first prediction
-comes from there too. So a request costs one prefill and its verify calls, nothing else,
-and the last token needs no call at all: it is known before it is evaluated.
+What decides (the targets) is read from the active block only, always in the same
+shapes; what merely guesses (the stale prediction of the whole window) is read apart
+from it, so that no draft can touch a decision. A block that an accepted draft has
+completed is committed with the keys and values of that very call; its neighbour's first
+prediction comes from there too. So a request costs one prefill and its verify calls,
+nothing else, and the last token needs no call at all: it is known before it is
+evaluated.
 """
 
 import dataclasses
@@ -24,18 +25,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxdave.cache import put_row, put_windows
 from jaxdave.draft import DraftFn
 from jaxdave.grid import Grid
-from jaxdave.sampling import NEVER, Sampling, position_keys, read
-from jaxdave.types import (
-    Drafts,
-    KVCache,
-    Network,
-    Policy,
-    Prediction,
-    RowState,
-    Stats,
-)
+from jaxdave.predict import decide, guess, nothing
+from jaxdave.sampling import Sampling
+from jaxdave.types import Drafts, KVCache, Network, Policy, RowState, Stats
 from jaxdave.verify import successors, walk
 
 
@@ -57,9 +52,9 @@ class Info(NamedTuple):
 class Program:
     """The functions and fixed sizes that a decode is compiled from.
 
-    draft_steps: drafts a call carries. exact: rows are computed one after another by one
-    body of fixed shape, so a row's bits do not depend on its neighbours; otherwise side
-    by side. prefill_chunk: prompt tokens per pass of the prefill.
+    draft_steps: drafts a call carries. exact: rows are computed one after another by
+    one body of fixed shape, so a row's bits do not depend on its neighbours; otherwise
+    side by side. prefill_chunk: prompt tokens per pass of the prefill.
     """
 
     network: Network
@@ -100,11 +95,11 @@ class Program:
         moved, window, info = self.over_rows(
             lambda row, cache: jax.lax.cond(
                 row.done,
-                lambda: _stand(self, row),
+                lambda: _stand(self, row, cache),
                 lambda: _advance(self, params, cap, row, cache),
             )
         )(state.rows, state.cache)
-        cache = _write(state.cache, window, state.rows.start)
+        cache = put_windows(state.cache, window, state.rows.start)
         return DecodeState(moved, cache), info
 
     def over_rows(self, function):
@@ -157,22 +152,24 @@ def _prefill(program: Program, params, prompt: Prompts, empty: KVCache, length: 
         tokens = jax.lax.dynamic_slice(tokens_T, (at,), (size,))
         hidden, new = program.network.forward(params, tokens[None], at, cache)
         hidden_TE = jax.lax.dynamic_update_slice(hidden_TE, hidden[0], (at, 0))
-        return _put(cache, jax.tree.map(lambda a: a[:, 0], new), at), hidden_TE
+        return put_row(cache, jax.tree.map(lambda a: a[:, 0], new), at), hidden_TE
 
     cache = jax.tree.map(lambda a: a[:, 0], empty)
-    shape = jax.eval_shape(
+    hidden, window = jax.eval_shape(
         program.network.forward, params, tokens_T[None, :size], jnp.int32(0), cache
-    )[0]
-    hidden_TE = jnp.zeros((length, shape.shape[-1]), shape.dtype)
+    )
+    # Keys and values are kept in the dtype that the network makes them in.
+    cache = jax.tree.map(lambda a, new: a.astype(new.dtype), cache, window)
+    hidden_TE = jnp.zeros((length, hidden.shape[-1]), hidden.dtype)
     cache, hidden_TE = jax.lax.fori_loop(0, chunks, chunk, (cache, hidden_TE))
     hidden_LE = jax.lax.dynamic_slice_in_dim(hidden_TE, start, grid.window_length)
     row = RowState(
-        tokens_T, _nothing(program), begin, end, start, jnp.int32(0), jnp.bool_(False),
+        tokens_T, nothing(program), begin, end, start, jnp.int32(0), jnp.bool_(False),
         key, _fresh_stats(tokens_T),
     )  # fmt: skip
     window_L = grid.window(row)
     first = Drafts(window_L[None], jnp.zeros((1,), jnp.int32), jnp.ones((1,), bool))
-    target_L = _decide(program, params, hidden_LE[None], first, row)[0]
+    target_L = decide(program, params, hidden_LE[None], first, row)[0]
     return _settle(program, params, row, window_L, target_L, hidden_LE, 1, 0), cache
 
 
@@ -187,7 +184,7 @@ def _advance(program: Program, params, cap, row: RowState, cache: KVCache):
         params, drafts.tokens_KL, row.start, cache
     )
     chex.assert_shape(hidden_KLE, (budget, grid.window_length, None))
-    targets_KL = _decide(program, params, hidden_KLE, drafts, row)
+    targets_KL = decide(program, params, hidden_KLE, drafts, row)
     at, hops = walk(successors(drafts, targets_KL, program.sampling.noisy))
     accepted = hops + 1
     call = row.stats.verify + 1
@@ -225,8 +222,8 @@ def _settle(program, params, row, evaluated_L, target_L, hidden_LE, steps, call)
         stats=row.stats._replace(call_T=put(row.stats.call_T, call_L)),
     )
     shift = grid.complete_blocks(evaluated_L) * grid.length
-    pred = _guess(program, params, hidden_LE, moved)
-    beyond = _nothing(program)
+    pred = guess(program, params, hidden_LE, moved)
+    beyond = nothing(program)
     slide = lambda a, b: jax.lax.dynamic_slice_in_dim(  # noqa: E731
         jnp.concatenate([a, b], axis=1), shift, grid.window_length, axis=1
     )
@@ -235,106 +232,13 @@ def _settle(program, params, row, evaluated_L, target_L, hidden_LE, steps, call)
     )
 
 
-def _decide(program: Program, params, hidden_KLE, drafts: Drafts, row: RowState):
-    """The policy's next state from each evaluated draft, [K, L]."""
-    grid = program.grid
-    block_K, open_KL = jax.vmap(lambda t: grid.active(t, row))(drafts.tokens_KL)
-    hidden_KWE = jax.vmap(grid.cut)(hidden_KLE, block_K)
-    place_KW = row.start + (
-        block_K[:, None] * grid.length + jnp.arange(grid.length, dtype=jnp.int32)[None]
-    )
-    step_KW = jnp.broadcast_to((row.n + drafts.depth_K)[:, None], place_KW.shape)
-    pred = _read(program, params, hidden_KWE, row.key, step_KW, place_KW)
-    step = lambda *a: grid.step(program.policy, *a)  # noqa: E731
-    return jax.vmap(step)(drafts.tokens_KL, open_KL, block_K, pred)
-
-
-def _guess(program: Program, params, hidden_LE, row: RowState) -> Prediction:
-    """The prediction of the whole window at the noise of the steps to come, [D, L]."""
-    if program.draft_steps == 1:
-        return _nothing(program)
-    depths = _depths(program)
-    place_L = program.grid.places(row)
-    shape = (depths, *place_L.shape)
-    step_DL = jnp.broadcast_to(
-        (row.n + jnp.arange(depths, dtype=jnp.int32))[:, None], shape
-    )
-    place_DL = jnp.broadcast_to(place_L[None], shape)
-    hidden_DLE = jnp.broadcast_to(hidden_LE[None], (*shape, hidden_LE.shape[-1]))
-    return _read(program, params, hidden_DLE, row.key, step_DL, place_DL)
-
-
-def _read(program: Program, params, hidden, key, step, place) -> Prediction:
-    """Predictions of hidden states [..., E] at policy steps and positions [...]."""
-    network = program.network
-    chunk = network.chunk
-    hidden_RE = hidden.reshape(-1, hidden.shape[-1])
-    id_X = jnp.arange(chunk, dtype=jnp.int32)
-
-    def logits(index):
-        # The last chunk is moved back to fit; ids that it repeats do not count again.
-        first = jnp.minimum(index * chunk, network.vocab_rows - chunk)
-        ids = first + id_X
-        raw = network.logits(params, hidden_RE, first)
-        dead = (ids < index * chunk) | (ids >= network.vocab_size)
-        dead |= jnp.isin(ids, jnp.asarray(network.banned, jnp.int32))
-        return jnp.roll(jnp.where(dead[None], NEVER, raw), first - index * chunk, axis=1)
-
-    key_R = jnp.zeros((hidden_RE.shape[0], 2), jnp.uint32)
-    if program.sampling.noisy:
-        key_R = position_keys(key, step.reshape(-1), place.reshape(-1))
-    chunks = -(-network.vocab_rows // chunk)
-    pred = read(logits, chunks, chunk, program.sampling, key_R)
-    return Prediction(*(part.reshape(step.shape) for part in pred))
-
-
-def _depths(program: Program) -> int:
-    """Depths of future noise that drafts need; without noise all depths are one."""
-    return max(program.draft_steps - 1, 1) if program.sampling.noisy else 1
-
-
-def _nothing(program: Program) -> Prediction:
-    """No prediction, [D, L]."""
-    shape = (_depths(program), program.grid.window_length)
-    return Prediction(jnp.full(shape, -1, jnp.int32), jnp.full(shape, NEVER))
-
-
-def _stand(program: Program, row: RowState):
+def _stand(program: Program, row: RowState, cache: KVCache):
     """The outcome of a step for a row that has ended."""
     length = program.grid.window_length
-    cache = jax.eval_shape(lambda: program.network.empty_cache(1, length))
-    window = jax.tree.map(lambda a: jnp.zeros(_rowless(a.shape), a.dtype), cache)
+    window = jax.tree.map(lambda a: jnp.zeros_like(a[:, :length]), cache)
     return row, window, Info(jnp.int32(0), jnp.int32(0))
-
-
-def _rowless(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[0], *shape[2:])
 
 
 def _fresh_stats(tokens_T) -> Stats:
     never_T = jnp.full(tokens_T.shape, -1, jnp.int32)
     return Stats(jnp.int32(0), never_T, jnp.zeros(tokens_T.shape, jnp.int32))
-
-
-def _put(cache: KVCache, window: KVCache, at) -> KVCache:
-    """The window's keys and values [N, L, G, D] written into one row's cache."""
-    return jax.tree.map(
-        lambda a, b: jax.lax.dynamic_update_slice(a, b.astype(a.dtype), (0, at, 0, 0)),
-        cache,
-        window,
-    )
-
-
-def _write(cache: KVCache, window: KVCache, start_B) -> KVCache:
-    """Every row's window [B, N, L, G, D] written at the row's own place, in place."""
-
-    def put(row, held):
-        return jax.tree.map(
-            lambda a, b: jax.lax.dynamic_update_slice(
-                a, b[row][:, None].astype(a.dtype), (0, row, start_B[row], 0, 0)
-            ),
-            held,
-            window,
-        )
-
-    return jax.lax.fori_loop(0, start_B.shape[0], put, cache)

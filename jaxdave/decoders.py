@@ -40,8 +40,8 @@ def static(
 ) -> Decoder:
     """The most confident tokens first, `tokens_per_step` a step, without drafts.
 
-    slots: compile the program of `freedave(..., draft_steps=slots)` and use one draft of
-    it. Under `exact` numerics the two then agree bit for bit; on its own, 1 is fastest.
+    slots: compile the program of `freedave(..., draft_steps=slots)` and use one draft
+    of it. Under `exact` numerics the two then agree bit for bit; 1 is fastest.
     Common settings and errors: see `freedave`.
 
     Example:
@@ -120,7 +120,9 @@ def build(
             f"numerics={numerics!r} is unknown; use one of {', '.join(NUMERICS)}"
         )
     sampling = Sampling(temperature, top_k, top_p)
-    program = _program(config, policy, slots, length, sampling, numerics, draft, network)
+    program = _program(
+        config, policy, slots, length, sampling, numerics, draft, network
+    )
     return Decoder(program, cap, max_new_tokens, config.max_positions)
 
 

@@ -1,4 +1,4 @@
-"""Blocks of a window: which one is being decoded, what is open, when a row has ended."""
+"""Blocks of a window: which is being decoded, what is open, when a row has ended."""
 
 import dataclasses
 

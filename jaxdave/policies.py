@@ -80,5 +80,6 @@ def _commit(view: View, chosen_W: jax.Array) -> jax.Array:
 def _check_count(tokens_per_step: int) -> None:
     if tokens_per_step < 1:
         raise ValueError(
-            f"tokens_per_step={tokens_per_step} must be at least 1; 1 gives the best text"
+            f"tokens_per_step={tokens_per_step} must be at least 1; "
+            "1 gives the best text"
         )

@@ -81,7 +81,8 @@ def stream(
 ) -> Iterator[Update]:
     """Yield tokens as they become final, row by row, in order of position.
 
-    Arguments and errors as `generate`; the tokens are the same.
+    A last update without tokens tells the call that ended the row. Arguments and errors
+    as `generate`; the tokens are the same.
     """
     begun = _begin(decoder, params, prompts, seed, requests)
     cap, state = jnp.int32(decoder.cap), begun.state
@@ -93,15 +94,19 @@ def stream(
         donate=2,
     )
     sent = [len(prompt) for prompt in prompts]
+    open_rows = set(range(len(prompts)))
     for call in range(decoder.max_new_tokens + 1):
         tokens_BT, done_B = jax.device_get((state.rows.tokens_T, state.rows.done))
-        for row, tokens_T in enumerate(tokens_BT):
-            last = _final(decoder, tokens_T, len(prompts[row]))
+        for row in sorted(open_rows):
+            last = _final(decoder, tokens_BT[row], len(prompts[row]))
             if last > sent[row]:
-                ids = tuple(int(t) for t in tokens_T[sent[row] : last])
+                ids = tuple(int(t) for t in tokens_BT[row, sent[row] : last])
                 yield Update(row, tuple(range(sent[row], last)), ids, call)
                 sent[row] = last
-        if done_B.all():
+            if done_B[row]:
+                open_rows.remove(row)
+                yield Update(row, (), (), call)
+        if not open_rows:
             return
         state = step(params, cap, state)
 

@@ -3,7 +3,7 @@
 Noise is counter-based: a position's Gumbel noise at a policy step is a function of
 (seed, request, step index, position, token id) alone, so a draft at depth k can use the
 noise that the policy itself will use k steps later, and no rejected draft consumes any
-(the Gumbel coupling of design.md section 2). Logits never exist for more than one chunk.
+(a Gumbel coupling). Logits never exist for more than one chunk.
 """
 
 import dataclasses
@@ -77,14 +77,18 @@ def read(
         z = tempered(index)
         y = z
         if sampling.noisy:
-            y = jnp.where(z >= floor_R[:, None], z + _gumbel(key_R, index, chunk), -jnp.inf)
+            y = jnp.where(
+                z >= floor_R[:, None], z + _gumbel(key_R, index, chunk), -jnp.inf
+            )
             y = jnp.where(z > NEVER, y, -jnp.inf)
         return _best(y, z, index)
 
-    first = best_of(jnp.int32(0))
-    _, token_R, z_R, others_R = jax.lax.fori_loop(
-        1, chunks, lambda i, held: _merge(held, best_of(i)), first
-    )
+    best = best_of(jnp.int32(0))
+    if chunks > 1:
+        best = jax.lax.fori_loop(
+            1, chunks, lambda i, held: _merge(held, best_of(i)), best
+        )
+    _, token_R, z_R, others_R = best
     return Prediction(token_R, z_R - others_R)
 
 

@@ -1,7 +1,12 @@
 """Tiny random SDAR folders with the demo's tokenizer, for tests."""
 
+import functools
 import importlib.resources
 from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxdave import checkpoint
 from jaxdave.config import ModelConfig
@@ -25,12 +30,32 @@ CONFIG = ModelConfig(
     pad_id=772,
     stop_ids=(774, 772),
     block_length=4,
-    max_positions=256,
+    max_positions=512,
 )
 
 
 def make(folder: Path, config: ModelConfig = CONFIG, dtype: str = "float32"):
     """Save random parameters to a folder and return them."""
-    params = denoiser.init(config, 0)
+    params = random(config)
     checkpoint.save(folder, config, params, dtype=dtype, tokenizer=TOKENIZER)
     return params
+
+
+@functools.cache
+def random(config: ModelConfig = CONFIG, seed: int = 0):
+    """Random parameters, drawn on the host: `denoiser.init` takes long to compile."""
+    draw = np.random.default_rng(seed).normal
+
+    def leaf(path, like):
+        middle = float("scale" in jax.tree_util.keystr(path))
+        return jnp.asarray(middle + 0.25 * draw(size=like.shape), like.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, denoiser.abstract(config))
+
+
+def assert_equal(a, b) -> None:
+    """Same structure, dtypes and bits."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))

@@ -75,9 +75,7 @@ def test_a_state_has_one_set_of_bits(seed, hidden, layers, rope_fp32):
     equal, _ = forward(
         jnp.asarray(np.repeat(drafts[3:4], DRAFTS, 0)), jnp.int32(start), cache
     )
-    np.testing.assert_array_equal(
-        bits(equal), np.repeat(bits(first)[3:4], DRAFTS, 0)
-    )
+    np.testing.assert_array_equal(bits(equal), np.repeat(bits(first)[3:4], DRAFTS, 0))
 
     # The same state seen from windows that start later: its first blocks then come
     # from the cache, as computed by an earlier call of this very program.

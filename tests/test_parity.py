@@ -146,7 +146,7 @@ def test_bfloat16_is_close():
     reference, config, params = twins(*CASES[1])
     tokens = np.random.default_rng(2).integers(0, 50, (1, 64)).astype(np.int32)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
-    net = network(config, positions=128, dtype=jnp.bfloat16)
+    net = network(config, positions=128)
     cache = jax.tree.map(lambda a: a[:, 0], net.empty_cache(1, 64))
     hidden, _ = net.forward(half, jnp.asarray(tokens), jnp.int32(0), cache)
     ours = np.asarray(net.logits(half, hidden[0], jnp.int32(0)))

@@ -25,8 +25,8 @@ Decode = Callable[..., jax.Array]
 def dense(q, k, v, see):
     """Attention with an explicit mask.
 
-    q: [B, Q, H, D]; k, v: [B, S, G, D] with H a multiple of G; see: bool [B or 1, Q, S],
-    True where a query sees a key. Scores and statistics are float32.
+    q: [B, Q, H, D]; k, v: [B, S, G, D] with H a multiple of G; see: bool
+    [B or 1, Q, S], True where a query sees a key. Scores and statistics are float32.
     """
     q_BQGRD = _grouped(q, k)
     scores = _dot("bqgrd,bsgd->bgrqs", q_BQGRD, k) / math.sqrt(q.shape[-1])
@@ -108,6 +108,7 @@ def two_part(q, k, v, cache: KVCache, start, length: int):
 def _overlay(window, index, stored, offset_S):
     """One tile of stored keys with the window's laid over it, [K, TILE, G, D]."""
     tile = jax.lax.dynamic_slice_in_dim(stored, index * TILE, TILE)[None]
+    tile = tile.astype(window.dtype)
     inside_S = (offset_S >= 0) & (offset_S < window.shape[1])
     picked = jnp.take(window, jnp.clip(offset_S, 0, window.shape[1] - 1), axis=1)
     return jnp.where(inside_S[None, :, None, None], picked, tile)

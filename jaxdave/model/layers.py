@@ -89,7 +89,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One pre-norm transformer layer; returns its output and its rotated keys, values."""
+    """One pre-norm layer; returns its output and its rotated keys and values."""
 
     def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
         self.norm1 = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)

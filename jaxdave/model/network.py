@@ -25,7 +25,6 @@ def network(
     numerics: Numerics = "exact",
     positions: int = 4096,
     block_length: int | None = None,
-    dtype=jnp.float32,
 ) -> Network:
     """The decode loop's view of a model.
 
@@ -40,7 +39,7 @@ def network(
             "models without a shift (SDAR, TraDo)"
         )
     bind = binder(config)
-    tables = rope_table(config, positions)
+    cos, sin = rope_table(config, positions)
     attend = {"exact": tiled, "fast": two_part}[numerics]
     length = block_length or config.block_length
     chunk = min(HEAD_CHUNK, config.vocab_rows)
@@ -48,7 +47,7 @@ def network(
     def forward(params, tokens_KL, start, cache: KVCache):
         chex.assert_rank(tokens_KL, 2)
         places = start + jnp.arange(tokens_KL.shape[1], dtype=jnp.int32)
-        rope = tuple(jnp.asarray(table)[places] for table in tables)
+        rope = jnp.asarray(cos)[places], jnp.asarray(sin)[places]
 
         def layer(stored, q, k, v):
             return attend(q, k, v, stored, start, length)
@@ -68,7 +67,7 @@ def network(
 
     def empty_cache(rows, capacity):
         shape = (config.num_layers, rows, capacity, config.kv_heads, config.head_dim)
-        return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return KVCache(jnp.zeros(shape), jnp.zeros(shape))
 
     return Network(
         forward,

@@ -19,7 +19,7 @@ from jaxdave.train.batches import Batch
 def make_loss(config: ModelConfig):
     """loss(params, batch) -> (sum of weighted cross entropies, sum of weights)."""
     bind = binder(config)
-    tables = rope_table(config, 256)
+    cos, sin = rope_table(config, 256)
 
     def loss(params: Params, batch: Batch):
         rows, size = batch.clean_BS.shape
@@ -35,7 +35,7 @@ def make_loss(config: ModelConfig):
         model = bind(params)
         hidden, _ = model.hidden(
             tokens_BQ,
-            tuple(jnp.asarray(table)[place_BQ] for table in tables),
+            (jnp.asarray(cos)[place_BQ], jnp.asarray(sin)[place_BQ]),
             lambda _, q, k, v: dense(q, k, v, see_BQQ),
             jnp.zeros((config.num_layers,)),
         )
@@ -56,7 +56,7 @@ def make_loss(config: ModelConfig):
 
 
 def visibility(batch: Batch, block_BQ: jax.Array) -> jax.Array:
-    """bool [B, Q, Q]: True where a query sees a key, over [clean ; copy 1 ; copy 2 ...].
+    """bool [B, Q, Q]: True where a query sees a key, over [clean ; copy 1 ; ...].
 
     Clean queries see clean keys up to the end of their block. A masked query sees clean
     keys before the first block of its own window, and in its own copy the keys from

@@ -1,0 +1,1 @@
+"""Measurements: each script prints what it ran on, a table, and asserts its claim."""

@@ -1,0 +1,33 @@
+"""Settings of every test: strict arrays, and hypothesis without clocks or chance."""
+
+import chex
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# An example may compile a program, so there is no deadline and there are few of them.
+hypothesis.settings.register_profile(
+    "jaxdave",
+    deadline=None,
+    derandomize=True,
+    max_examples=12,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("jaxdave")
+
+
+@pytest.fixture(autouse=True)
+def fresh_trace_counters():
+    """Traces are counted per test."""
+    chex.clear_trace_counter()
+
+
+@pytest.fixture
+def quick_compiles():
+    """For the hash network, which computes in whole numbers: compile with less care."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

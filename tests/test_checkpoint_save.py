@@ -1,0 +1,89 @@
+"""Saved folders: bit-equal when loaded, whole or not there at all."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import folders
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from folders import assert_equal
+from safetensors.numpy import load_file
+
+from jaxdave import checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folders.make(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_embeddings": True}, {"qkv_bias": True, "block_length": 8}]
+)
+def test_round_trip_is_bit_equal(tmp_path, dtype, changes):
+    config = dataclasses.replace(folders.CONFIG, name="model", **changes)
+    params = folders.make(tmp_path / "model", config, dtype)
+    found = checkpoint.load(tmp_path / "model", dtype=dtype)
+    assert found.config == config
+    assert_equal(found.params, jax.tree.map(lambda x: x.astype(dtype), params))
+
+
+def test_loading_float32_from_bfloat16_widens(tmp_path):
+    params = folders.make(tmp_path / "model", dtype="bfloat16")
+    wide = jax.tree.map(lambda x: x.astype("bfloat16").astype("float32"), params)
+    assert_equal(checkpoint.load(tmp_path / "model").params, wide)
+
+
+def test_save_replaces_weights_and_keeps_the_rest(folder):
+    (folder / "README.md").write_text("card")
+    params = folders.random(seed=1)
+    checkpoint.save(folder, folders.CONFIG, params, dtype="float32")
+    assert_equal(checkpoint.load(folder).params, params)
+    assert (folder / "README.md").read_text() == "card"
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_save_refuses_a_folder_with_other_things(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="thesis.txt"):
+        folders.make(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_failed_save_leaves_the_old_folder(folder, monkeypatch):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def fill_the_disk(tensors, path, **_):
+        path.write_bytes(b"half")
+        raise OSError("disk is full")
+
+    monkeypatch.setattr("jaxdave.weights.save_file", fill_the_disk)
+    with pytest.raises(OSError, match="disk is full"):
+        folders.make(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_save_checks_parameters_and_family(tmp_path):
+    params = folders.random()
+    deeper = dataclasses.replace(folders.CONFIG, num_layers=3)
+    with pytest.raises(ValueError, match="blocks/attn/k/kernel"):
+        checkpoint.save(tmp_path / "m", deeper, params, dtype="float32")
+    dream = dataclasses.replace(folders.CONFIG, family="dream")
+    with pytest.raises(ValueError, match="family='dream'"):
+        checkpoint.save(tmp_path / "m", dream, params, dtype="float32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_is_what_torch_libraries_expect(tmp_path):
+    folders.make(tmp_path / "model", dtype="bfloat16")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    raw = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (raw["vocab_size"], raw["real_vocab_size"]) == (784, 776)
+    assert raw["torch_dtype"] == "bfloat16"
