@@ -29,7 +29,7 @@ from jaxdave.cache import put_row, put_windows
 from jaxdave.draft import DraftFn
 from jaxdave.grid import Grid
 from jaxdave.predict import decide, guess, nothing
-from jaxdave.sampling import Sampling
+from jaxdave.sampling import Sampling, request_key
 from jaxdave.types import Drafts, KVCache, Network, Policy, RowState, Stats
 from jaxdave.verify import successors, walk
 
@@ -54,7 +54,7 @@ class Program:
 
     draft_steps: drafts a call carries. exact: rows are computed one after another by
     one body of fixed shape, so a row's bits do not depend on its neighbours; otherwise
-    side by side. prefill_chunk: prompt tokens per pass of the prefill.
+    side by side. prefill_chunk: the most prompt tokens per pass of the prefill.
     """
 
     network: Network
@@ -69,8 +69,7 @@ class Program:
     def init(self, params: Any, prompts: "Prompts", prefill_length: int) -> DecodeState:
         """Prefill the prompts and take the first policy step: one network call.
 
-        prefill_length: a multiple of `prefill_chunk` that covers every row's prompt and
-        first window.
+        prefill_length: a power of two that covers every row's prompt and first window.
         """
         rows, capacity = prompts.tokens_BT.shape
         empty = self.network.empty_cache(1, capacity)
@@ -131,18 +130,20 @@ class Program:
 
 
 class Prompts(NamedTuple):
-    """What a decode starts from: canvases, where each row begins and ends, its key."""
+    """What a decode starts from: canvases, where rows begin and end, noise ids."""
 
     tokens_BT: jax.Array
     begin_B: jax.Array
     end_B: jax.Array
-    key_B: jax.Array
+    seed_B: jax.Array
+    request_B: jax.Array
 
 
 def _prefill(program: Program, params, prompt: Prompts, empty: KVCache, length: int):
     """The state of one row after its prompt, and its cache [N, T, G, D]."""
-    tokens_T, begin, end, key = prompt
-    grid, size = program.grid, program.prefill_chunk
+    tokens_T, begin, end, seed, request = prompt
+    grid, size = program.grid, min(program.prefill_chunk, length)
+    key = request_key(seed, request)
     start = begin // grid.length * grid.length
     chunks = (start + grid.window_length + size - 1) // size
 
@@ -178,7 +179,10 @@ def _advance(program: Program, params, cap, row: RowState, cache: KVCache):
     grid, budget = program.grid, program.draft_steps
     drafts = program.draft(grid, program.policy, row, budget)
     chex.assert_shape(drafts.tokens_KL, (budget, grid.window_length))
-    allowed_K = drafts.valid_K & (jnp.arange(budget) < cap)
+    # From a draft that leaves nothing open the policy can only stand still, which is
+    # no step: its walk must end before it.
+    open_K = jax.vmap(lambda t: jnp.any(grid.active(t, row)[1]))(drafts.tokens_KL)
+    allowed_K = drafts.valid_K & open_K & (jnp.arange(budget) < cap)
     drafts = drafts._replace(valid_K=allowed_K)
     hidden_KLE, window = program.network.forward(
         params, drafts.tokens_KL, row.start, cache

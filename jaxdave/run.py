@@ -17,7 +17,6 @@ from jaxdave.decode import DecodeState, Program, Prompts
 from jaxdave.decoders import Decoder
 from jaxdave.model.attention import TILE
 from jaxdave.result import Result, read_rows, settled
-from jaxdave.sampling import request_key
 
 
 class Update(NamedTuple):
@@ -134,24 +133,23 @@ def _begin(decoder: Decoder, params, prompts: Ids, seed, requests) -> _Begun:
 def _pack(decoder: Decoder, prompts: Ids, seed, requests) -> tuple[Prompts, int]:
     """The prompts as padded arrays, and the length that the prefill must cover."""
     _check(decoder, prompts, requests)
-    grid, chunk = decoder.program.grid, decoder.program.prefill_chunk
+    grid = decoder.program.grid
     lengths = [len(prompt) for prompt in prompts]
     room = bucket(max(lengths) + grid.window_length)
     capacity = -(-(room + decoder.max_new_tokens) // TILE) * TILE
-    covered = -(-capacity // chunk) * chunk
-    tokens = np.full((len(prompts), covered), grid.mask_id, np.int32)
+    tokens = np.full((len(prompts), capacity), grid.mask_id, np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
     begin = np.asarray(lengths, np.int32)
     ids = np.zeros(len(prompts), np.int32) if requests is None else requests
-    keys = jax.vmap(lambda r: request_key(seed, r))(jnp.asarray(ids, jnp.int32))
     arrays = Prompts(
         jnp.asarray(tokens),
         jnp.asarray(begin),
         jnp.asarray(begin + np.int32(decoder.max_new_tokens)),
-        keys,
+        jnp.full(len(prompts), seed, jnp.uint32),
+        jnp.asarray(ids, jnp.uint32),
     )
-    return arrays, -(-room // chunk) * chunk
+    return arrays, room
 
 
 def bucket(length: int) -> int:
@@ -190,7 +188,7 @@ _EXECUTABLES: dict = {}
 def _compiled(program: Program, name: str, function, args, donate: int | None = None):
     """The executable for these shapes, and the seconds spent on making it now."""
     leaves, tree = jax.tree.flatten(args)
-    shapes = tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves)
+    shapes = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
     key = (program, name, tree, shapes)
     if key in _EXECUTABLES:
         return _EXECUTABLES[key], 0.0

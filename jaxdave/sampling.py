@@ -147,6 +147,6 @@ def position_keys(key: jax.Array, step_R: jax.Array, position_R: jax.Array):
     return jax.vmap(fold)(step_R, position_R)
 
 
-def request_key(seed: int, request: jax.Array) -> jax.Array:
+def request_key(seed: jax.Array, request: jax.Array) -> jax.Array:
     """The key of one request of a seed: uint32[2]."""
     return jax.random.fold_in(jax.random.PRNGKey(seed), request)
