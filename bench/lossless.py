@@ -1,0 +1,197 @@
+"""Is the text the same? FreeDave against its policy, decode by decode.
+
+    python -m bench.lossless [--decodes 10900] [--numerics exact|fast]
+
+One decode is one request under one policy, temperature, draft length and batch, decoded
+with drafts and without. Under `exact` plain decoding is the same compiled program with
+a cap of one draft, and every text must be identical; under `fast` it is the one-draft
+program, and the share of identical texts is measured.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from bench import common
+from jaxdave import decoders, policies
+from jaxdave.config import ModelConfig
+from jaxdave.model import denoiser
+from jaxdave.run import generate
+from jaxdave.tasks import frozen
+from jaxdave.types import Policy
+
+SETS = ("words_test", "words_long", "words_names", "lists_test")
+ALL = 10900
+GROUP = (8, 1, 1)
+"""Rows of consecutive batches: every draw mixes batches of eight and of one."""
+
+
+class Case(NamedTuple):
+    """One program: where its prompts come from, and the settings of the decode."""
+
+    source: str
+    policy: Policy
+    draft_steps: int
+    temperature: float
+    settings: dict[str, Any]
+
+
+def demo_cases() -> list[Case]:
+    """The demo model: 900 prompts each."""
+    plain = [
+        Case("demo", policies.static(1), d, t, {})
+        for d in (2, 4, 8, 16)
+        for t in (0.0, 0.7)
+    ]
+    return [*plain, Case("demo", policies.threshold(0.9), 8, 0.0, {})]
+
+
+def random_cases() -> list[Case]:
+    """Tiny random models: 350 prompts each over seven models."""
+    one, two, ltr = policies.static(1), policies.static(2), policies.left_to_right(1)
+    loose = policies.threshold(0.3)
+    rows = [
+        (1, one, 8, 0.0, {}),
+        (2, one, 4, 0.7, {}),
+        (4, two, 8, 0.0, {}),
+        (8, loose, 16, 0.7, {}),
+        (4, ltr, 2, 0.0, {}),
+        (8, one, 16, 0.0, {}),
+        (4, loose, 8, 0.7, {"top_k": 5}),
+        (32, one, 8, 0.7, {"top_p": 0.9}),
+    ]
+    return [
+        Case(f"random, block {block}", policy, d, t, {**more, "block_length": block})
+        for block, policy, d, t, more in rows
+    ]
+
+
+def tiny_config() -> ModelConfig:
+    """A transformer small enough to draw thousands of decodes from."""
+    return ModelConfig(
+        name="tiny", family="sdar", num_layers=2, hidden=32, inter=64, heads=4,
+        kv_heads=2, head_dim=8, rotary_dim=8, vocab_rows=40, vocab_size=37, mask_id=36,
+        pad_id=35, stop_ids=(34,), qk_norm=True, rope_theta=1e4, max_positions=512,
+    )  # fmt: skip
+
+
+def tiny_params(config: ModelConfig, seed: int) -> Any:
+    """Random weights, scaled up so that predictions vary with what is committed."""
+    params = denoiser.init(config, seed)
+    return jax.tree.map(lambda a: a * 6 if a.ndim > 1 else a, params)
+
+
+def batches(prompts: Sequence, step: int) -> Iterator[list]:
+    """Every `step`-th prompt, in batches of the sizes of `GROUP` in turn."""
+    chosen, turn = list(prompts)[::step], 0
+    while chosen:
+        size = GROUP[turn % len(GROUP)]
+        if len(chosen) < size:
+            size = 1
+        yield chosen[:size]
+        chosen, turn = chosen[size:], turn + 1
+
+
+def draws(case: Case, loaded: common.Loaded, prompts, step: int) -> Iterator[tuple]:
+    """(config, params, batch of prompts, most new tokens) of a case."""
+    if case.source == "demo":
+        for batch in batches(prompts, step):
+            yield loaded.config, loaded.params, batch, 48
+        return
+    config = tiny_config()
+    for seed in range(7):
+        rng = np.random.default_rng(seed)
+        drawn = [
+            rng.integers(0, 34, rng.integers(1, 30)).tolist()
+            for _ in range(max(1, 50 // step))
+        ]
+        for batch in batches(drawn, 1):
+            yield config, tiny_params(config, seed), batch, 16
+
+
+def compare(case: Case, numerics: str, config, params, batch, most: int):
+    """Rows of the plain decode and of the drafted one."""
+    settings = {
+        "max_new_tokens": most,
+        "temperature": case.temperature,
+        "numerics": numerics,
+        **case.settings,
+    }
+    slots = case.draft_steps if numerics == "exact" else 1
+    plain = decoders.build(config, case.policy, slots, 1, **settings)
+    drafted = decoders.freedave(
+        config, case.policy, draft_steps=case.draft_steps, **settings
+    )
+    pair = [generate(d, params, batch, seed=len(batch[0])) for d in (plain, drafted)]
+    return pair[0].rows, pair[1].rows
+
+
+def sweep(case: Case, numerics: str, loaded, prompts, step: int, tick) -> dict:
+    """The table row of one case."""
+    same = total = plain_calls = drafted_calls = 0
+    first = ""
+    for drawn in draws(case, loaded, prompts, step):
+        for a, b in zip(*compare(case, numerics, *drawn), strict=True):
+            equal = (a.token_ids, a.finish_reason) == (b.token_ids, b.finish_reason)
+            if not equal and not first:
+                pairs = zip(a.token_ids, b.token_ids, strict=False)
+                first = str(
+                    next((i for i, (x, y) in enumerate(pairs) if x != y), "end")
+                )
+            same, total = same + equal, total + 1
+            plain_calls += a.nfe.total
+            drafted_calls += b.nfe.total
+        tick(len(drawn[2]))
+    return {
+        "model": case.source,
+        "policy": case.policy.name,
+        "d": case.draft_steps,
+        "T": case.temperature,
+        "filter": ", ".join(f"{k}={v}" for k, v in case.settings.items() if "top" in k),
+        "decodes": total,
+        "identical": same,
+        "first difference": first,
+        "calls plain": plain_calls,
+        "calls drafted": drafted_calls,
+    }
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--decodes", type=int, default=ALL, help="about how many")
+    parser.add_argument("--numerics", choices=decoders.NUMERICS, default="exact")
+    args = parser.parse_args()
+    report = common.begin(args.weights)
+    loaded = common.load(args.weights)
+    prompts = loaded.ids([p for name in SETS for p in frozen.load(name)])
+    step = max(1, round(ALL / args.decodes))
+    rows = []
+    with Progress(console=Console(file=sys.stderr)) as progress:
+        task = progress.add_task("decodes", total=ALL / step)
+        for case in [*demo_cases(), *random_cases()]:
+            tick = lambda n: progress.advance(task, n)  # noqa: E731
+            rows.append(sweep(case, args.numerics, loaded, prompts, step, tick))
+    total, same = (sum(row[k] for row in rows) for k in ("decodes", "identical"))
+    report.table(f"Identical texts under {args.numerics} numerics", rows)
+    share = f"{same} of {total} texts identical ({same / total:.4%})"
+    print("\n" + share)
+    if args.numerics == "exact":
+        report.claims.append(
+            common.Claim(f"drafts never change the text: {share}", same == total)
+        )
+    report.claims.append(
+        common.Claim(
+            "drafts never cost a call",
+            all(row["calls drafted"] <= row["calls plain"] for row in rows),
+        )
+    )
+    report.finish(args.out)
+
+
+if __name__ == "__main__":
+    main()
