@@ -132,7 +132,7 @@ def _begin(decoder: Decoder, params, prompts: Ids, seed, requests) -> _Begun:
 
 def _pack(decoder: Decoder, prompts: Ids, seed, requests) -> tuple[Prompts, int]:
     """The prompts as padded arrays, and the length that the prefill must cover."""
-    _check(decoder, prompts, requests)
+    _check(decoder, prompts, seed, requests)
     grid = decoder.program.grid
     lengths = [len(prompt) for prompt in prompts]
     room = bucket(max(lengths) + grid.window_length)
@@ -157,7 +157,9 @@ def bucket(length: int) -> int:
     return max(TILE, 1 << (length - 1).bit_length())
 
 
-def _check(decoder: Decoder, prompts: Ids, requests) -> None:
+def _check(decoder: Decoder, prompts: Ids, seed: int, requests) -> None:
+    if not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed={seed} must be in 0..{(1 << 32) - 1}")
     if not len(prompts):
         raise ValueError("prompts=[] holds no prompt; give at least one")
     if requests is not None and len(requests) != len(prompts):

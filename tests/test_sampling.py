@@ -1,0 +1,135 @@
+"""Reading predictions: chunks, scores that do not saturate, filters, keyed noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdave.sampling import NEVER, Sampling, position_keys, read, request_key
+
+ROWS, SIZE = 12, 48
+
+
+def keys(rows=ROWS, seed=0, request=0, step=0):
+    place = jnp.arange(rows, dtype=jnp.int32)
+    key = request_key(jnp.uint32(seed), jnp.uint32(request))
+    return position_keys(key, jnp.full(rows, step, jnp.int32), place)
+
+
+def take(logits_RV, chunk, sampling, key_R=None):
+    """`read` of explicit logits, in chunks."""
+    rows, size = logits_RV.shape
+    table = jnp.asarray(logits_RV, jnp.float32)
+
+    def part(index):
+        return jax.lax.dynamic_slice_in_dim(table, index * chunk, chunk, axis=1)
+
+    key_R = keys(rows) if key_R is None else key_R
+    return jax.jit(lambda: read(part, size // chunk, chunk, sampling, key_R))()
+
+
+def drawn(seed=0, scale=3.0):
+    return np.random.default_rng(seed).normal(size=(ROWS, SIZE)).astype("f") * scale
+
+
+def log_odds(logits_RV, token_R):
+    """log p - log(1 - p) in float64, summed over the other tokens."""
+    wide = logits_RV.astype(np.float64)
+    rows = np.arange(len(wide))
+    chosen = wide[rows, token_R]
+    wide[rows, token_R] = -np.inf
+    return -np.log(np.exp(wide - chosen[:, None]).sum(axis=1))
+
+
+@pytest.mark.parametrize("chunk", [8, 16, 48])
+def test_best_token_and_score_by_chunks(chunk):
+    table = drawn()
+    token, score = take(table, chunk, Sampling())
+    np.testing.assert_array_equal(token, table.argmax(axis=1))
+    np.testing.assert_allclose(score, log_odds(table, np.asarray(token)), atol=2e-5)
+
+
+@pytest.mark.parametrize("chunk", [8, 48])
+def test_ties_go_to_the_lowest_id(chunk):
+    table = np.zeros((ROWS, SIZE), "f")
+    table[:, [7, 20, 41]] = 2.0
+    token, _ = take(table, chunk, Sampling())
+    np.testing.assert_array_equal(token, 7)
+
+
+@pytest.mark.parametrize("gap", [20.0, 25.0, 40.0, 60.0])
+def test_scores_do_not_saturate(gap):
+    table = np.zeros((2, SIZE), "f")
+    table[0, 3], table[1, 3] = gap, gap + 0.5
+    assert float(jax.nn.softmax(jnp.asarray(table[0]))[3]) > 0.9999999
+    _, score = take(table, 16, Sampling())
+    assert score[1] > score[0]
+    np.testing.assert_allclose(score[1] - score[0], 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_banned_ids_never_come_out(temperature):
+    table = drawn(scale=0.1)
+    table[:, 10:] = NEVER
+    for step in range(20):
+        token, score = take(table, 16, Sampling(temperature), keys(step=step))
+        assert (np.asarray(token) < 10).all() and np.isfinite(score).all()
+
+
+def test_top_one_is_the_best_token_with_its_own_confidence():
+    table = drawn()
+    best, plain = take(table, 16, Sampling())
+    token, score = take(table, 16, Sampling(1.0, top_k=1))
+    np.testing.assert_array_equal(token, best)
+    np.testing.assert_allclose(score, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(3, 1.0), (0, 0.5), (5, 0.6), (0, 0.01), (40, 0.9)]
+)
+def test_filters_keep_exactly_their_tokens(top_k, top_p):
+    table = drawn(seed=3, scale=1.5)[:2]
+    sampling = Sampling(0.7, top_k, top_p)
+    rows = 4000
+    seen = take(np.repeat(table, rows, 0), 16, sampling, keys(2 * rows, seed=5))[0]
+    for row, tokens in enumerate(np.asarray(seen).reshape(2, rows)):
+        z = np.sort(table[row].astype(np.float64) / 0.7)[::-1]
+        z = z[: top_k or None]
+        share = np.exp(z) / np.exp(z).sum()
+        kept = int((np.cumsum(share) - share < top_p).sum())
+        allowed = set(np.argsort(-table[row])[:kept].tolist())
+        assert set(tokens.tolist()) <= allowed
+        likely = {t for t, s in zip(np.argsort(-table[row]), share, strict=False)
+                  if s > 0.01} & allowed  # fmt: skip
+        assert likely <= set(tokens.tolist())
+
+
+def test_samples_follow_the_tempered_distribution():
+    table = drawn(seed=1, scale=1.0)[:1, :16]
+    rows = 20000
+    token, _ = take(np.repeat(table, rows, 0), 8, Sampling(0.8), keys(rows, seed=2))
+    share = np.exp(table[0].astype(np.float64) / 0.8)
+    expected = share / share.sum() * rows
+    seen = np.bincount(np.asarray(token), minlength=16)
+    chi_square = ((seen - expected) ** 2 / expected).sum()
+    assert chi_square < 37.7  # 15 degrees of freedom, p = 0.001
+
+
+def test_noise_depends_on_seed_request_step_and_position_alone():
+    flat = np.zeros((ROWS, SIZE), "f")
+    base = np.asarray(take(flat, 16, Sampling(1.0), keys())[0])
+    again = take(flat[:5], 16, Sampling(1.0), keys()[:5])[0]
+    np.testing.assert_array_equal(again, base[:5])
+    for other in (keys(seed=1), keys(request=1), keys(step=1)):
+        assert (np.asarray(take(flat, 16, Sampling(1.0), other)[0]) != base).any()
+    assert len(set(base.tolist())) > 1
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [((-0.1, 0, 1.0), "-0.1"), ((1.0, -1, 1.0), "-1"), ((1.0, 0, 0.0), "0.0"),
+     ((1.0, 0, 1.5), "1.5"), ((float("nan"), 0, 1.0), "nan")],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(values, named):
+    with pytest.raises(ValueError, match=named):
+        Sampling(*values)

@@ -1,0 +1,116 @@
+"""One compilation per bucket, and settings refused when a decoder is built."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdave import decoders, policies
+from jaxdave.config import ModelConfig, preset
+from jaxdave.model import denoiser
+from jaxdave.run import generate
+
+CONFIG = ModelConfig(
+    name="t", family="sdar", num_layers=1, hidden=16, inter=16, heads=2, kv_heads=1,
+    head_dim=8, rotary_dim=8, vocab_rows=20, vocab_size=18, mask_id=17, pad_id=16,
+    stop_ids=(15,), qk_norm=True, max_positions=200,
+)  # fmt: skip
+PARAMS = denoiser.init(CONFIG, 0)
+
+
+@pytest.mark.parametrize("numerics", ["exact", "fast"])
+def test_a_bucket_is_compiled_once(numerics):
+    decoder = decoders.freedave(
+        CONFIG, draft_steps=4, max_new_tokens=8, numerics=numerics
+    )
+    assert generate(decoder, PARAMS, [[1, 2, 3]]).compile_seconds > 0
+    assert generate(decoder, PARAMS, [[4] * 9], seed=3).compile_seconds == 0
+    twin = decoders.static(CONFIG, slots=4, max_new_tokens=8, numerics=numerics)
+    assert generate(twin, PARAMS, [[5, 6]]).compile_seconds == 0
+    assert generate(decoder, PARAMS, [[4] * 70]).compile_seconds > 0
+
+
+def test_numpy_parameters_decode_too():
+    decoder = decoders.static(CONFIG, max_new_tokens=4)
+
+    rows = [
+        generate(decoder, params, [[1, 2]]).rows
+        for params in (PARAMS, jax.tree.map(np.asarray, PARAMS))
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_bfloat16_keeps_its_cache_in_bfloat16():
+
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), PARAMS)
+    decoder = decoders.freedave(CONFIG, draft_steps=4, max_new_tokens=12)
+    twin = decoders.static(CONFIG, slots=4, max_new_tokens=12)
+    prompts = [[1, 2, 3], [9] * 6]
+    assert [r.token_ids for r in generate(decoder, half, prompts).rows] == [
+        r.token_ids for r in generate(twin, half, prompts).rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"draft_steps": 0}, "draft_steps=0"),
+        ({"draft_steps": 33}, "draft_steps=33"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"block_length": 3}, "block_length=3"),
+        ({"block_length": 128}, "block_length=128"),
+        ({"temperature": -1.0}, "temperature=-1"),
+        ({"top_k": -2}, "top_k=-2"),
+        ({"top_p": 0.0}, "top_p=0"),
+        ({"numerics": "quick"}, "quick"),
+    ],
+)
+def test_bad_settings_are_refused_when_built(settings, named):
+    with pytest.raises(ValueError, match=named) as caught:
+        decoders.freedave(CONFIG, **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tau", [-0.1, 1.1])
+def test_thresholds_outside_zero_to_one_are_refused(tau):
+    with pytest.raises(ValueError, match=str(tau)):
+        policies.threshold(tau)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "named"), [([], "no prompt"), ([[]], "empty"), ([[1] * 199], "199")]
+)
+def test_bad_prompts_are_refused(prompts, named):
+    decoder = decoders.static(CONFIG, max_new_tokens=8)
+    with pytest.raises(ValueError, match=named):
+        generate(decoder, PARAMS, prompts)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_seeds_outside_32_bits_are_refused(seed):
+    decoder = decoders.static(CONFIG, max_new_tokens=8)
+    with pytest.raises(ValueError, match=str(seed)):
+        generate(decoder, PARAMS, [[1]], seed=seed)
+
+
+@pytest.mark.parametrize("name", ["dream-7b", "llada-8b", "fast-dllm-v2-7b"])
+def test_models_that_the_engine_cannot_decode_are_refused(name):
+    with pytest.raises(ValueError, match="block-causal"):
+        decoders.static(preset(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("dream-7b", 7_615_616_512),
+        ("llada-8b", 8_015_581_184),
+        ("sdar-1.7b", 2_031_739_904),
+        ("sdar-4b", 4_411_424_256),
+        ("sdar-8b", 8_190_735_360),
+        ("fast-dllm-v2-1.5b", 1_543_714_304),
+    ],
+)
+def test_presets_have_the_published_number_of_parameters(name, parameters):
+
+    shapes = jax.tree.leaves(denoiser.abstract(preset(name)))
+    assert sum(int(np.prod(leaf.shape)) for leaf in shapes) == parameters
