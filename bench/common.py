@@ -179,7 +179,9 @@ def spread(ratios: np.ndarray) -> Spread:
 
 
 def _shown(cell: Any) -> str:
-    return f"{cell:.3g}" if type(cell) is float and abs(cell) < 1000 else str(cell)
+    if not isinstance(cell, float):
+        return str(cell)
+    return f"{cell:.3g}" if abs(cell) < 1000 else f"{cell:.0f}"
 
 
 def _load() -> str:

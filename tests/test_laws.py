@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false
 """The laws of decoding: drafts change the number of calls and nothing else."""
 
 import numpy as np

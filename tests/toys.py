@@ -147,7 +147,7 @@ def dense_logits(net: Weights, canvas, places, length: int) -> np.ndarray:
     ends = [(int(p) // length + 1) * length for p in places]
     context = np.array([[np.sum(hashes[:end], dtype=np.uint32)] for end in ends])
     ids = np.arange(ROWS, dtype=np.uint32)[None]
-    net = Weights(*(np.asarray(part) for part in net))
+    net = Weights(*(np.asarray(part) for part in net))  # pyright: ignore
     with np.errstate(over="ignore"):
         return table(net, context, rows, ids, lambda a: a.astype(np.float32))
 
