@@ -82,7 +82,8 @@ def speed(benches: dict[str, Bench], rounds: int) -> list[dict[str, Any]]:
             "tokens": int(tokens[i]),
             "tokens/s": round(float(np.median(rate[:, i]))),
             "over the fastest static": str(common.spread(rate[:, i] / rate[:, best])),
-            "same texts": f"{sum(map(tuple.__eq__, texts[i], texts[best]))}/{len(made)}",
+            "same texts": f"{sum(map(tuple.__eq__, texts[i], texts[best]))}"
+            f"/{len(made)}",
         }
         for i, (name, made) in enumerate(zip(names, rows, strict=True))
     ]
