@@ -124,7 +124,7 @@ class Bench:
         zero_KW = jnp.zeros(block_KWE.shape[:2], jnp.int32)
         args = (program, params, block_KWE, row.key, zero_KW, zero_KW)
         hidden_LE = hidden_KLE[0, : program.grid.window_length]
-        return predict._read(*args), predict.guess(program, params, hidden_LE, row)
+        return predict.predict(*args), predict.guess(program, params, hidden_LE, row)
 
     def _draft(self, row: RowState):
         program = self.decoder.program

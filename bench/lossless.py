@@ -21,6 +21,7 @@ from bench import common
 from jaxdave import decoders, policies
 from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
+from jaxdave.probe import slot_probe
 from jaxdave.run import generate
 from jaxdave.tasks import frozen
 from jaxdave.types import Policy
@@ -177,6 +178,12 @@ def main() -> None:
             tick = lambda n: progress.advance(task, n)  # noqa: E731
             rows.append(sweep(case, args.numerics, loaded, prompts, step, tick))
     total, same = (sum(row[k] for row in rows) for k in ("decodes", "identical"))
+    if args.numerics == "exact":
+        probe = slot_probe(
+            decoders.freedave(loaded.config, draft_steps=8).program, loaded.params
+        )
+        report.machine["slot_probe"] = probe._asdict()
+        report.claims.append(common.Claim(f"slots agree: {probe}", probe.holds))
     report.table(f"Identical texts under {args.numerics} numerics", rows)
     share = f"{same} of {total} texts identical ({same / total:.4%})"
     print("\n" + share)

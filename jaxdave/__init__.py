@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jaxdave.decoders import left_to_right as left_to_right
     from jaxdave.decoders import static as static
     from jaxdave.decoders import threshold as threshold
+    from jaxdave.probe import Probe as Probe
+    from jaxdave.probe import slot_probe as slot_probe
     from jaxdave.result import Result as Result
     from jaxdave.result import Row as Row
     from jaxdave.run import Update as Update
@@ -29,6 +31,7 @@ _HOMES = {
     "checkpoint": ("Model", "load", "save"),
     "config": ("ModelConfig", "preset"),
     "decoders": ("Decoder", "freedave", "left_to_right", "static", "threshold"),
+    "probe": ("Probe", "slot_probe"),
     "result": ("Result", "Row"),
     "run": ("Update", "generate", "stream"),
 }

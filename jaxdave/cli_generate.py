@@ -101,11 +101,22 @@ def run(settings: Settings, asked: Sequence[Asked], as_json: bool) -> None:
         return _print_live(settings, model, decoder, prompts[0])
     results = _decode(settings, model, decoder, asked, prompts)
     if as_json:
+        holds = probed(decoder, model)
         for index, row, result in results:
             fields = describe(settings, model, index, row, result)
+            fields["slot_probe"] = holds
             print(json.dumps(fields, ensure_ascii=False), flush=True)
         return
     _print_texts(model.codec, results, many=len(asked) > 1)
+
+
+def probed(decoder, model: "Model") -> bool | None:
+    """Whether drafts cannot change the text on this backend; None under `fast`."""
+    if not decoder.program.exact:
+        return None
+    from jaxdave.probe import slot_probe
+
+    return slot_probe(decoder.program, model.params).holds
 
 
 def describe(

@@ -26,7 +26,7 @@ def decide(program: "Program", params, hidden_KLE, drafts: Drafts, row: RowState
         block_K[:, None] * grid.length + jnp.arange(grid.length, dtype=jnp.int32)[None]
     )
     step_KW = jnp.broadcast_to((row.n + drafts.depth_K)[:, None], place_KW.shape)
-    pred = _read(program, params, hidden_KWE, row.key, step_KW, place_KW)
+    pred = predict(program, params, hidden_KWE, row.key, step_KW, place_KW)
     step = lambda *a: grid.step(program.policy, *a)  # noqa: E731
     return jax.vmap(step)(drafts.tokens_KL, open_KL, block_K, pred)
 
@@ -43,10 +43,10 @@ def guess(program: "Program", params, hidden_LE, row: RowState) -> Prediction:
     )
     place_DL = jnp.broadcast_to(place_L[None], shape)
     hidden_DLE = jnp.broadcast_to(hidden_LE[None], (*shape, hidden_LE.shape[-1]))
-    return _read(program, params, hidden_DLE, row.key, step_DL, place_DL)
+    return predict(program, params, hidden_DLE, row.key, step_DL, place_DL)
 
 
-def _read(program: "Program", params, hidden, key, step, place) -> Prediction:
+def predict(program: "Program", params, hidden, key, step, place) -> Prediction:
     """Predictions of hidden states [..., E] at policy steps and positions [...]."""
     network = program.network
     chunk = network.chunk

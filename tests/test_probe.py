@@ -1,0 +1,52 @@
+"""The self-check says yes to the real network and no to ones that mix their drafts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+import toys
+
+from jaxdave import decoders
+from jaxdave.probe import slot_probe
+
+
+@pytest.fixture(scope="module")
+def program():
+    return decoders.freedave(toys.TINY, draft_steps=4).program
+
+
+def broken(program, hidden_of):
+    """The program with its hidden states passed through a function of [K, L, E]."""
+    forward = program.network.forward
+
+    def changed(params, tokens_KL, start, cache):
+        hidden, kv = forward(params, tokens_KL, start, cache)
+        return hidden_of(hidden, tokens_KL), kv
+
+    network = program.network._replace(forward=changed)
+    return dataclasses.replace(program, network=network)
+
+
+def test_the_real_network_passes(program):
+    assert slot_probe(program, toys.tiny_params(0)).holds
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), toys.tiny_params(0))
+    assert slot_probe(program, half).holds
+
+
+def test_a_place_that_shows_is_found(program):
+    place = lambda h, _: h * (1 + jnp.arange(4, dtype=h.dtype)[:, None, None] / 64)  # noqa: E731
+    probe = slot_probe(broken(program, place), toys.tiny_params(0))
+    assert probe.repeats and probe.neighbours
+    assert not probe.order and not probe.equals and not probe.holds
+
+
+def test_a_neighbour_that_shows_is_found(program):
+    mixed = lambda h, _: h + jnp.mean(h, axis=0, keepdims=True) / 64  # noqa: E731
+    probe = slot_probe(broken(program, mixed), toys.tiny_params(0))
+    assert probe.repeats and not probe.neighbours and not probe.holds
+
+
+def test_an_answer_is_asked_for_once(program):
+    first = slot_probe(program, toys.tiny_params(0))
+    assert slot_probe(program, toys.tiny_params(0)) is first
