@@ -158,8 +158,42 @@ _FAST_DLLM = dict(
     pad_id=151645,
     stop_ids=(151645,),
 )
+_DEMO = dict(
+    num_layers=4,
+    hidden=128,
+    inter=384,
+    heads=4,
+    head_dim=32,
+    rotary_dim=32,
+    vocab_rows=832,
+    vocab_size=776,
+    rope_theta=1e4,
+    mask_id=775,
+    pad_id=772,
+    stop_ids=(774, 772),
+    max_positions=2048,
+)
 
 PRESETS: dict[str, dict] = {
+    "sdar-1m": dict(_DEMO, family="sdar", kv_heads=2, qk_norm=True),
+    "llada-1m": dict(
+        _DEMO,
+        family="llada",
+        kv_heads=4,
+        attention="full",
+        rope_fp32=True,
+        rms_eps=1e-5,
+        block_length=32,
+    ),
+    "dream-1m": dict(
+        _DEMO,
+        family="dream",
+        kv_heads=2,
+        qkv_bias=True,
+        attention="full",
+        logits_shift="full",
+        block_length=32,
+    ),
     "dream-7b": _DREAM,
     "dream-coder-7b": dict(_DREAM, max_positions=32768),
     "diffucoder-7b": _DREAM,
@@ -187,7 +221,7 @@ PRESETS: dict[str, dict] = {
 
 
 def preset(name: str, **changes) -> ModelConfig:
-    """The config of a published model, with fields changed by keyword.
+    """The config of a published or a demo model, with fields changed by keyword.
 
     Raises ValueError for a name that is not in `PRESETS`.
     """

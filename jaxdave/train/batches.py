@@ -57,17 +57,23 @@ def encode(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list, list]:
 
 def step_batches(recipe: Recipe, tokenizer: Tokenizer, step: int) -> dict[str, Batch]:
     """The batches of one optimiser step, by length group."""
-    grouped: dict[str, list] = {name: [] for name in SHAPES}
-    for index in range(step * recipe.batch, (step + 1) * recipe.batch):
-        problem = training_problem(recipe.seed, index)
-        pair = encode(tokenizer, problem.prompt, problem.answer)
-        grouped[GROUPS[kind_of(index)]].append(pair)
+    grouped = grouped_pairs(recipe, tokenizer, step)
     rng = np.random.default_rng((recipe.seed, step, 1))
     length = recipe.config.block_length
     return {
         name: _pack(pairs, SHAPES[name], length, tokenizer, rng)
         for name, pairs in grouped.items()
     }
+
+
+def grouped_pairs(recipe: Recipe, tokenizer: Tokenizer, step: int) -> dict[str, list]:
+    """The (prompt, answer) ids of one step's problems, by length group."""
+    grouped: dict[str, list] = {name: [] for name in SHAPES}
+    for index in range(step * recipe.batch, (step + 1) * recipe.batch):
+        problem = training_problem(recipe.seed, index)
+        pair = encode(tokenizer, problem.prompt, problem.answer)
+        grouped[GROUPS[kind_of(index)]].append(pair)
+    return grouped
 
 
 def _pack(pairs, shape, length, tokenizer, rng) -> Batch:

@@ -13,11 +13,18 @@ import orbax.checkpoint as ocp
 from rich.progress import Progress
 from tokenizers import Tokenizer
 
+from jaxdave import checkpoint
 from jaxdave.files import replace_file
 from jaxdave.model import denoiser
 from jaxdave.train.batches import step_batches
+from jaxdave.train.canvas import canvas_loss, step_canvases
 from jaxdave.train.loss import make_loss
 from jaxdave.train.recipes import Recipe
+from jaxdave.train.warm import widen
+
+# Who may see whom decides what a batch is and what is lost.
+BATCHES = {"block_causal": step_batches, "full": step_canvases}
+LOSSES = {"block_causal": make_loss, "full": canvas_loss}
 
 
 class TrainState(NamedTuple):
@@ -59,7 +66,7 @@ def _stacked_matrices(params: Any) -> Any:
 
 def make_step(recipe: Recipe):
     """The jitted (state, step, batches) -> state of one optimiser step."""
-    loss = make_loss(recipe.config)
+    loss = LOSSES[recipe.config.attention](recipe.config)
     update = optimiser(recipe).update
 
     def mean_loss(params, batches):
@@ -114,7 +121,10 @@ def write_curve(path: Path, curve: np.ndarray) -> None:
 
 
 def _fresh(recipe: Recipe) -> TrainState:
-    params = denoiser.init(recipe.config, recipe.seed)
+    if recipe.start is None:
+        params = denoiser.init(recipe.config, recipe.seed)
+    else:
+        params = widen(recipe.config, checkpoint.load(recipe.start).params)
     curve = jnp.zeros((recipe.steps,), jnp.float32)
     return TrainState(params, optimiser(recipe).init(params), curve)
 
@@ -129,10 +139,11 @@ def _restore(manager, step: int, like: TrainState) -> TrainState:
 
 def _prefetched(recipe: Recipe, tokenizer: Tokenizer, begin: int) -> Iterator:
     """(step, batches) with the next batches made while the device works."""
+    make = BATCHES[recipe.config.attention]
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(step_batches, recipe, tokenizer, begin)
+        ahead = pool.submit(make, recipe, tokenizer, begin)
         for index in range(begin, recipe.steps):
             batches = ahead.result()
             if index + 1 < recipe.steps:
-                ahead = pool.submit(step_batches, recipe, tokenizer, index + 1)
+                ahead = pool.submit(make, recipe, tokenizer, index + 1)
             yield index, batches

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxdave.config import ModelConfig
+from jaxdave.config import ModelConfig, preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,7 +11,8 @@ class Recipe:
 
     steps, warmup, decay: optimiser steps; the rate rises linearly, stays at `rate`, and
     falls linearly to 0 over the last `decay` steps, so a run can be lengthened without
-    changing what came before. batch: examples a step, a multiple of 32.
+    changing what came before. batch: examples a step, a multiple of 32. start: the
+    packaged model that the parameters are made from (`warm.widen`); None: from nothing.
     """
 
     config: ModelConfig
@@ -24,26 +25,12 @@ class Recipe:
     clip: float = 1.0
     seed: int = 0
     save_every: int = 50
+    start: str | None = None
 
 
-SDAR_1M = ModelConfig(
-    name="sdar-1m",
-    family="sdar",
-    num_layers=4,
-    hidden=128,
-    inter=384,
-    heads=4,
-    kv_heads=2,
-    head_dim=32,
-    rotary_dim=32,
-    vocab_rows=832,
-    vocab_size=776,
-    qk_norm=True,
-    rope_theta=1e4,
-    mask_id=775,
-    pad_id=772,
-    stop_ids=(774, 772),
-    block_length=4,
-    max_positions=2048,
-)
-RECIPES = {"demo": Recipe(config=SDAR_1M, steps=2000)}
+SDAR_1M = preset("sdar-1m")
+RECIPES = {
+    "demo": Recipe(config=SDAR_1M, steps=2000),
+    "llada-demo": Recipe(config=preset("llada-1m"), steps=3000, start="sdar-1m"),
+    "dream-demo": Recipe(config=preset("dream-1m"), steps=3000, start="sdar-1m"),
+}
