@@ -1,4 +1,4 @@
-"""Full-attention training: what is hidden, what is lost, and what a start carries over."""
+"""Full-attention training: what is hidden, what is lost, what a start carries over."""
 
 import dataclasses
 

@@ -31,6 +31,10 @@ class Recipe:
 SDAR_1M = preset("sdar-1m")
 RECIPES = {
     "demo": Recipe(config=SDAR_1M, steps=2000),
-    "llada-demo": Recipe(config=preset("llada-1m"), steps=3000, start="sdar-1m"),
-    "dream-demo": Recipe(config=preset("dream-1m"), steps=3000, start="sdar-1m"),
+    "llada-demo": Recipe(
+        config=preset("llada-1m"), steps=1000, decay=400, start="sdar-1m"
+    ),
+    "dream-demo": Recipe(
+        config=preset("dream-1m"), steps=1000, decay=400, start="sdar-1m"
+    ),
 }
