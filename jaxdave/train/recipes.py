@@ -32,9 +32,9 @@ SDAR_1M = preset("sdar-1m")
 RECIPES = {
     "demo": Recipe(config=SDAR_1M, steps=2000),
     "llada-demo": Recipe(
-        config=preset("llada-1m"), steps=1000, decay=400, start="sdar-1m"
+        config=preset("llada-1m"), steps=600, decay=250, start="sdar-1m"
     ),
     "dream-demo": Recipe(
-        config=preset("dream-1m"), steps=1000, decay=400, start="sdar-1m"
+        config=preset("dream-1m"), steps=600, decay=250, start="sdar-1m"
     ),
 }
