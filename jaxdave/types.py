@@ -26,6 +26,7 @@ class Network(NamedTuple):
 
     A row's cache is a pytree of arrays [N, T, ...]; what is in it is the network's own
     business: keys and values of what lies outside the window, or the tokens there.
+    hidden vectors stand at the positions that they predict.
 
     forward(params, tokens_KL, start, end, cache of one row)
         -> (hidden_KLE, what a committed window adds to the cache [N, K, L, ...], or
@@ -34,7 +35,6 @@ class Network(NamedTuple):
         -> (hidden_LE of the window, cache of one row): one call, from the tokens alone
     logits(params, hidden_RE, first id of the chunk) -> float32 [R, chunk]
     logits_at(params, hidden_RE, ids_RM) -> float32 [R, M]
-    align(hidden [..., L, E]): the vector that predicts each position, at that position
     vocab_rows, vocab_size, banned: what may be predicted; chunk: ids per head chunk.
     """
 
@@ -42,7 +42,6 @@ class Network(NamedTuple):
     prime: Callable[..., tuple[jax.Array, Any]]
     logits: Callable[[Any, jax.Array, jax.Array], jax.Array]
     logits_at: Callable[[Any, jax.Array, jax.Array], jax.Array]
-    align: Callable[[jax.Array], jax.Array]
     vocab_rows: int
     vocab_size: int
     banned: tuple[int, ...]
@@ -94,6 +93,7 @@ class View(NamedTuple):
     pred: Prediction
     place_W: jax.Array
     room: jax.Array
+    mask_id: jax.Array
     step: jax.Array
     key: jax.Array
     look: Look
@@ -118,6 +118,14 @@ class Policy(NamedTuple):
     init: Callable[[int, int], Memory] = lambda size, width: ()
     revises: bool = False
     lossless: bool = True
+
+
+class Stand(NamedTuple):
+    """A point of a decoding path: window tokens, the policy's memory, step index n."""
+
+    tokens_L: jax.Array
+    memory: Memory
+    n: jax.Array
 
 
 class Stats(NamedTuple):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdave import policies
-from jaxdave.types import Drafts, View
-from jaxdave.verify import successors, walk
+from jaxdave.types import Drafts, Stand, View
+from jaxdave.verify import walk
 
 DRAFTS, PLACES = 6, 2
 MANY = settings(max_examples=200)
@@ -17,10 +17,16 @@ MANY = settings(max_examples=200)
 
 @jax.jit
 def chain(tokens, depth, valid, targets):
-    """Successors and walk under both rules: in order, and in any order."""
+    """(draft where it ends, hops, last target, steps) in order, and in any order."""
     drafts = Drafts(tokens, depth, valid)
-    nexts = [successors(drafts, targets, order) for order in (True, False)]
-    return [(to, *walk(to)) for to in nexts]
+
+    def step_from(at, stand):
+        # The memory records the path, so that it is seen to follow it.
+        return Stand(targets[at], stand.memory * 10 + at, stand.n + 1)
+
+    first = Stand(tokens[0], jnp.int32(0), jnp.int32(5))
+    found = [walk(step_from, drafts, first, order) for order in (True, False)]
+    return [(to.at, to.hops, to.target) for to in found]
 
 
 def looped_successors(tokens, depth, valid, targets, in_order):
@@ -38,11 +44,11 @@ def looped_successors(tokens, depth, valid, targets, in_order):
 
 
 def looped_walk(nexts):
-    """Where the path from draft 0 ends, cut after DRAFTS - 1 steps."""
-    at = steps = 0
-    while nexts[at] >= 0 and steps < DRAFTS - 1:
-        at, steps = nexts[at], steps + 1
-    return at, steps
+    """The drafts on the path from draft 0, cut after DRAFTS - 1 hops."""
+    path = [0]
+    while nexts[path[-1]] >= 0 and len(path) < DRAFTS:
+        path.append(nexts[path[-1]])
+    return path
 
 
 def cells(low, high, shape):
@@ -61,10 +67,12 @@ def cells(low, high, shape):
 def test_the_walk_is_the_looped_one(tokens, depth, invalid, targets):
     valid = invalid > 0
     seen = chain(tokens, depth, valid, targets)
-    for in_order, (nexts, at, steps) in zip((True, False), seen, strict=True):
-        want = looped_successors(tokens, depth, valid, targets, in_order)
-        assert nexts.tolist() == want
-        assert (int(at), int(steps)) == looped_walk(want)
+    for in_order, (at, hops, target) in zip((True, False), seen, strict=True):
+        path = looped_walk(looped_successors(tokens, depth, valid, targets, in_order))
+        assert (int(at), int(hops)) == (path[-1], len(path) - 1)
+        assert target.tokens_L.tolist() == targets[path[-1]].tolist()
+        assert int(target.n) == 5 + len(path)
+        assert int(target.memory) == int("".join(map(str, path)))
 
 
 def test_a_chain_is_walked_to_its_end_and_a_gap_ends_it():
@@ -72,20 +80,20 @@ def test_a_chain_is_walked_to_its_end_and_a_gap_ends_it():
     depth, valid = np.arange(DRAFTS, dtype=np.int32), np.ones(DRAFTS, bool)
     targets = np.roll(tokens, -1, axis=0)
     targets[-1] = -7
-    for _, at, steps in chain(tokens, depth, valid, targets):
-        assert (int(at), int(steps)) == (DRAFTS - 1, DRAFTS - 1)
+    for at, hops, _ in chain(tokens, depth, valid, targets):
+        assert (int(at), int(hops)) == (DRAFTS - 1, DRAFTS - 1)
     gap = valid.copy()
     gap[3] = False
-    for _, at, steps in chain(tokens, depth, gap, targets):
-        assert (int(at), int(steps)) == (2, 2)
+    for at, hops, _ in chain(tokens, depth, gap, targets):
+        assert (int(at), int(hops)) == (2, 2)
 
 
 def test_a_cycle_has_a_bound():
     tokens = np.arange(DRAFTS * PLACES, dtype=np.int32).reshape(DRAFTS, PLACES)
     depth, valid = np.arange(DRAFTS, dtype=np.int32), np.ones(DRAFTS, bool)
     targets = np.roll(tokens, -1, axis=0)
-    _, (_, _, steps) = chain(tokens, depth, valid, targets)
-    assert int(steps) == DRAFTS - 1
+    _, (_, hops, _) = chain(tokens, depth, valid, targets)
+    assert int(hops) == DRAFTS - 1
 
 
 def sorted_rank(opened, scores):
