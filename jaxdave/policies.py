@@ -21,9 +21,9 @@ def static(tokens_per_step: int = 1) -> Policy:
     """
     _check_count(tokens_per_step)
 
-    def step(view: View) -> jax.Array:
-        rank_W = rank(view.open_W, view.score_W)
-        return _commit(view, view.open_W & (rank_W < tokens_per_step))
+    def step(view: View, memory):
+        rank_W = rank(view.open_W, view.pred.score)
+        return _commit(view, view.open_W & (rank_W < tokens_per_step)), memory
 
     return Policy(f"static({tokens_per_step})", step)
 
@@ -32,9 +32,9 @@ def left_to_right(tokens_per_step: int = 1) -> Policy:
     """The leftmost tokens first, a fixed number a step. Raises ValueError below 1."""
     _check_count(tokens_per_step)
 
-    def step(view: View) -> jax.Array:
-        rank_W = rank(view.open_W, jnp.zeros_like(view.score_W))
-        return _commit(view, view.open_W & (rank_W < tokens_per_step))
+    def step(view: View, memory):
+        rank_W = rank(view.open_W, jnp.zeros_like(view.pred.score))
+        return _commit(view, view.open_W & (rank_W < tokens_per_step)), memory
 
     return Policy(f"left_to_right({tokens_per_step})", step)
 
@@ -51,12 +51,31 @@ def threshold(tau: float = 0.9) -> Policy:
         math.log(tau) - math.log1p(-tau) if 0 < tau < 1 else math.inf * (2 * tau - 1)
     )
 
-    def step(view: View) -> jax.Array:
-        best_W = rank(view.open_W, view.score_W) == 0
-        sure_W = view.score_W >= jnp.float32(bound)
-        return _commit(view, view.open_W & (sure_W | best_W))
+    def step(view: View, memory):
+        best_W = rank(view.open_W, view.pred.score) == 0
+        sure_W = view.pred.score >= jnp.float32(bound)
+        return _commit(view, view.open_W & (sure_W | best_W)), memory
 
     return Policy(f"threshold({tau})", step)
+
+
+def first_alone(policy: Policy) -> Policy:
+    """`policy`, but an open first position of the block is decided alone.
+
+    For models that predict a token from its left neighbour: under a block cache the
+    predictor of a block's first token lies outside the block, so it is at hand only at
+    the call that begins the block (Fast-dLLM and FreeDave on Dream; Fast-dLLM v2).
+    """
+
+    def step(view: View, memory):
+        moved_W, moved_memory = policy.step(view, memory)
+        alone = view.open_W[0]
+        first_W = jnp.arange(view.open_W.shape[0]) == 0
+        moved_W = jnp.where(alone, _commit(view, first_W), moved_W)
+        keep = lambda old, new: jnp.where(alone, old, new)  # noqa: E731
+        return moved_W, jax.tree.map(keep, memory, moved_memory)
+
+    return policy._replace(name=f"first_alone({policy.name})", step=step)
 
 
 def rank(open_W: jax.Array, score_W: jax.Array) -> jax.Array:
@@ -74,7 +93,7 @@ def rank(open_W: jax.Array, score_W: jax.Array) -> jax.Array:
 
 
 def _commit(view: View, chosen_W: jax.Array) -> jax.Array:
-    return jnp.where(chosen_W, view.token_W, view.tokens_W)
+    return jnp.where(chosen_W, view.pred.token, view.tokens_W)
 
 
 def _check_count(tokens_per_step: int) -> None:
