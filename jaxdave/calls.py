@@ -63,10 +63,7 @@ def verify(program: "Program", params, cap, row: RowState, cache):
     info: drafts worth evaluating, policy steps confirmed.
     """
     grid, budget = program.grid, program.draft_steps
-    first = Stand(grid.window(row), row.memory, row.n)
-    ahead = lambda stand, depth: simulate(program, params, row, stand, depth)  # noqa: E731
-    drafts = program.draft(ahead, first, budget)
-    chex.assert_shape(drafts.tokens_KL, (budget, grid.window_length))
+    drafts = drafted(program, params, row)
     # From a draft that leaves nothing open the policy can only stand still, which is
     # no step: its walk must end before it.
     open_K = jax.vmap(lambda t: jnp.any(grid.active(t, row)[1]))(drafts.tokens_KL)
@@ -84,6 +81,16 @@ def verify(program: "Program", params, cap, row: RowState, cache):
     added = jax.tree.map(lambda a: a[:, at], added)
     info = jnp.sum(allowed_K, dtype=jnp.int32), walked.hops + 1
     return moved, added, info
+
+
+def drafted(program: "Program", params, row: RowState) -> Drafts:
+    """The drafts of a row, made of what its last call has left."""
+    grid, budget = program.grid, program.draft_steps
+    first = Stand(grid.window(row), row.memory, row.n)
+    ahead = lambda stand, depth: simulate(program, params, row, stand, depth)  # noqa: E731
+    drafts = program.draft(ahead, first, budget)
+    chex.assert_shape(drafts.tokens_KL, (budget, grid.window_length))
+    return drafts
 
 
 def _walked(program: "Program", params, hidden_KLE, drafts: Drafts, row) -> Walked:

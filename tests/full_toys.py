@@ -83,7 +83,9 @@ class Rule(NamedTuple):
 
     def block(self, canvas) -> int:
         """The first position of the first block that is not complete."""
-        return self.begin + (canvas.index(MASK) - self.begin) // self.length * self.length
+        return (
+            self.begin + (canvas.index(MASK) - self.begin) // self.length * self.length
+        )
 
     def window(self, block: int) -> range:
         """The positions that a call evaluates; the others are frozen."""
@@ -126,7 +128,9 @@ class Answer(NamedTuple):
     reason: str
 
 
-def oracle(net: Weights, prompt, room: int, length: int, cache: str, is_shifted, policy):
+def oracle(
+    net: Weights, prompt, room: int, length: int, cache: str, is_shifted, policy
+):
     """A policy under a cache rule by definition: one state, one step at a time."""
     rule = Rule(len(prompt), len(prompt) + room, length, cache, is_shifted)
     states, frozen, refreshes = [list(prompt) + [MASK] * room], [], 0

@@ -107,7 +107,9 @@ def test_capacity_does_not_change_bits(hidden):
     tokens_T = rng.integers(0, 34, 512).astype(np.int32)
     drafts = jnp.asarray(rng.integers(0, 37, (DRAFTS, WINDOW)).astype(np.int32))
     seen = [
-        forward(drafts, jnp.int32(64), fill(empty, forward, tokens_T, 64, size, TILE))[0]
+        forward(drafts, jnp.int32(64), fill(empty, forward, tokens_T, 64, size, TILE))[
+            0
+        ]
         for size in (128, 256, 512)
     ]
     for other in seen[1:]:

@@ -1,5 +1,5 @@
 # pyright: reportCallIssue=false
-"""Full attention: the laws of decoding under every cache rule, with and without shift."""
+"""Full attention: the laws of decoding under every cache rule, with a shift or not."""
 
 import full_toys
 import pytest
@@ -70,6 +70,7 @@ def against_the_oracle(shape, batch):
                 assert row.nfe.total == row.steps
 
 
+@settings(max_examples=10)
 @given(shapes(), st.lists(batches(), min_size=3, max_size=3))
 def test_any_drafts_give_the_oracles_text(shape, cases):
     for batch in cases:
@@ -84,8 +85,10 @@ def test_any_drafts_give_the_oracles_text_at_length(shape, cases):
         against_the_oracle(shape, batch)
 
 
-@settings(max_examples=6)
-@given(shapes(), st.sampled_from((0.7, 1.0)), st.lists(batches(), min_size=3, max_size=3))
+@settings(max_examples=5)
+@given(
+    shapes(), st.sampled_from((0.7, 1.0)), st.lists(batches(), min_size=3, max_size=3)
+)
 def test_noise_is_the_policys_own(shape, temperature, cases):
     policy, drafts, length, room, cache, shift = shape
     decoder = build(
@@ -115,10 +118,10 @@ def test_streams_say_what_generate_says_and_a_batch_what_a_row_says(cache, shift
         assert generate(decoder, net, [prompt]).rows[0] == row
 
 
-@pytest.mark.parametrize(("drafts", "length"), [(4, 8), (8, 8), (8, 16), (16, 16)])
+@pytest.mark.parametrize(("drafts", "length"), [(4, 8), (8, 16)])
 @pytest.mark.parametrize("cache", CACHES)
 def test_calls_have_a_formula(drafts, length, cache):
-    """Perfect drafts: the refresh takes a block's first step, each call d of the rest."""
+    """Perfect drafts: the refresh takes a block's first step, a call d of the rest."""
     decoder = build(policies.static(1), drafts, length, 32, cache)
     for row in generate(decoder, weights(5, **VARIANTS["fixed"]), prompts_of([3])).rows:
         inner = -(-(length - 1) // drafts)
