@@ -1,4 +1,4 @@
-"""What rules are made of: exact orders, bounds on log-odds, sums, draws, schedules.
+"""What rules are made of: exact orders, bounds on log-odds, fixed sums, own noise.
 
 Orders are counted, never sorted by a float that something was added to. Thresholds on
 a probability are compared as log-odds, where confident tokens do not all round to 1.
@@ -23,7 +23,7 @@ def rank(open_W: jax.Array, score_W: jax.Array) -> jax.Array:
     Counted, not sorted, so that ties resolve the same in windows of any length. Only
     the places of open positions mean anything.
     """
-    return _count(ahead(score_W) & open_W[None, :])
+    return jnp.sum(ahead(score_W) & open_W[None, :], axis=1, dtype=jnp.int32)
 
 
 def ahead(score_W: jax.Array) -> jax.Array:
@@ -34,14 +34,25 @@ def ahead(score_W: jax.Array) -> jax.Array:
     return higher_WW | (tied_WW & (place_W[None, :] < place_W[:, None]))
 
 
+def best(view: View, count: jax.Array | int, score_W: jax.Array) -> jax.Array:
+    """The `count` open positions of the highest score; at least one of them."""
+    return view.open_W & (rank(view.open_W, score_W) < jnp.maximum(count, 1))
+
+
 def commit(view: View, chosen_W: jax.Array) -> jax.Array:
     """The block with the predicted tokens at the chosen open positions."""
     return jnp.where(chosen_W & view.open_W, view.pred.token, view.tokens_W)
 
 
-def best(view: View, count: jax.Array | int, score_W: jax.Array) -> jax.Array:
-    """The `count` open positions of the highest score; at least one of them."""
-    return view.open_W & (rank(view.open_W, score_W) < jnp.maximum(count, 1))
+def masked(view: View) -> jax.Array:
+    """The masked positions of the block, also those that a wrapper has closed."""
+    inside_W = (view.place_W >= 0) & (view.place_W < view.room)
+    return inside_W & (view.tokens_W == view.mask_id)
+
+
+def count(flag_W: jax.Array) -> jax.Array:
+    """How many positions a flag holds at."""
+    return jnp.sum(flag_W, dtype=jnp.int32)
 
 
 def log_odds(probability: float) -> float:
@@ -51,28 +62,41 @@ def log_odds(probability: float) -> float:
     return math.log(probability) - math.log1p(-probability)
 
 
+def total(value_W: jax.Array) -> jax.Array:
+    """The sum, over a fixed tree of additions."""
+    size = value_W.shape[0]
+    if size == 1:
+        return value_W[0]
+    half = -(-size // 2)
+    return total(value_W[:half] + jnp.pad(value_W[half:], (0, 2 * half - size)))
+
+
+def mean(value_W: jax.Array, over_W: jax.Array) -> jax.Array:
+    """The mean over the positions where a flag holds; not a number if there is none."""
+    size = count(over_W).astype(jnp.float32)
+    return total(jnp.where(over_W, value_W, 0.0)) / size
+
+
+def uniforms(view: View) -> jax.Array:
+    """A number in [0, 1) for each position: of (request, step, position) alone."""
+    draw = lambda place: jax.random.uniform(jax.random.fold_in(view.key, place))  # noqa: E731
+    return jax.vmap(draw)(view.place_W)
+
+
+def gumbels(view: View) -> jax.Array:
+    """A Gumbel number for each position: of (request, step, position) alone."""
+    draw = lambda place: jax.random.gumbel(  # noqa: E731
+        jax.random.fold_in(view.key, place), mode="high"
+    )
+    return jax.vmap(draw)(view.place_W)
+
+
 def looking(name: str, choose: Callable[[View], jax.Array]) -> Policy:
     """A policy without memory from the positions that it chooses."""
     return Policy(name, lambda view, memory: (commit(view, choose(view)), memory))
 
 
-def check_count(**given: int) -> None:
-    """Raise ValueError for a count below 1."""
-    for name, value in given.items():
-        if not value >= 1:
-            raise ValueError(
-                f"{name}={value} must be at least 1; 1 gives the best text"
-            )
-
-
-def check_share(usual: float, **given: float) -> None:
-    """Raise ValueError for a probability outside 0..1."""
-    for name, value in given.items():
-        if not 0 <= value <= 1:
-            raise ValueError(
-                f"{name}={value} must be in 0..1; {usual} is the usual choice"
-            )
-
-
-def _count(flag_WW: jax.Array) -> jax.Array:
-    return jnp.sum(flag_WW, axis=1, dtype=jnp.int32)
+def named(name: str, **parameters: object) -> str:
+    """A policy's name with all of its parameters: decoders are cached by it."""
+    given = ", ".join(f"{key}={value}" for key, value in parameters.items())
+    return f"{name}({given})"
