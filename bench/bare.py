@@ -106,7 +106,7 @@ class Bench:
             jnp.int32(program.grid.mask_id),
         )
         hidden_LE, made = program.network.prime(
-            params, tokens_T, start, row.end, window, room
+            params, tokens_T, row.begin, start, row.end, window, room
         )
         return self._reads(params, hidden_LE[None], row), made
 

@@ -47,8 +47,9 @@ def prime(program: "Program", params, row: RowState, prompt_length: int):
     """One call from the tokens alone: (the row after it, its new cache [N, T, ...])."""
     grid = program.grid
     hidden_LE, cache = program.network.prime(
-        params, row.tokens_T, row.start, row.end, grid.window_length, prompt_length
-    )
+        params, row.tokens_T, row.begin, row.start, row.end, grid.window_length,
+        prompt_length,
+    )  # fmt: skip
     chex.assert_shape(hidden_LE, (grid.window_length, None))
     window_L = grid.window(row)
     only = Drafts(window_L[None], jnp.zeros((1,), jnp.int32), jnp.ones((1,), bool))

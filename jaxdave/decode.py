@@ -81,7 +81,7 @@ class Program:
         rows, capacity = prompts.tokens_BT.shape
         hidden = jax.eval_shape(
             lambda tokens_T: self.network.prime(
-                params, tokens_T, jnp.int32(0), jnp.int32(1),
+                params, tokens_T, jnp.int32(0), jnp.int32(0), jnp.int32(1),
                 self.grid.window_length, prefill_length,
             )[0],
             jax.ShapeDtypeStruct((capacity,), jnp.int32),

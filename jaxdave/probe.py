@@ -84,7 +84,7 @@ def _evaluator(program: Program, params: Any, rng: np.random.Generator):
     capacity = -(-(start + window) // TILE) * TILE
     stored = jax.eval_shape(
         lambda tokens_T: network.prime(
-            params, tokens_T, jnp.int32(0), end, window, capacity
+            params, tokens_T, end, jnp.int32(0), end, window, capacity
         )[1],
         jax.ShapeDtypeStruct((capacity,), jnp.int32),
     )

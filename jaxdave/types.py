@@ -31,7 +31,7 @@ class Network(NamedTuple):
     forward(params, tokens_KL, start, end, cache of one row)
         -> (hidden_KLE, what a committed window adds to the cache [N, K, L, ...], or
         None where a cache stays as it was primed)
-    prime(params, tokens_T, start, end, window length, prompt length)
+    prime(params, tokens_T, begin, start, end, window length, prompt length)
         -> (hidden_LE of the window, cache of one row): one call, from the tokens alone
     logits(params, hidden_RE, first id of the chunk) -> float32 [R, chunk]
     logits_at(params, hidden_RE, ids_RM) -> float32 [R, M]

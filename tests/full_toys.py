@@ -38,7 +38,8 @@ def network(is_shifted: bool) -> Network:
     def before(end, place):
         return place < end.astype(jnp.uint32)
 
-    def prime(params, tokens_T, start, end, window, prompt):
+    def prime(params, tokens_T, begin, start, end, window, prompt):
+        del begin, prompt
         place_T = jnp.arange(tokens_T.shape[0], dtype=jnp.uint32)
         hash_T = token_hash(tokens_T.astype(jnp.uint32), place_T)
         hash_T = jnp.where(before(end, place_T), hash_T, np.uint32(0))

@@ -131,8 +131,8 @@ def cached_network(
     """
     model = Model(config, numerics, positions)
 
-    def prime(params, tokens_T, start, end, window: int, prompt: int):
-        del prompt
+    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
+        del begin, prompt
         hidden_TE, cache = model.canvas(params, tokens_T, end)
         return jax.lax.dynamic_slice_in_dim(hidden_TE, start, window), cache
 
@@ -159,8 +159,8 @@ def whole_network(
 
         return jax.vmap(one)(tokens_KL), None
 
-    def prime(params, tokens_T, start, end, window: int, prompt: int):
-        del prompt
+    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
+        del begin, prompt
         tokens_L = jax.lax.dynamic_slice_in_dim(tokens_T, start, window)
         cache = tokens_T[None]
         hidden, _ = forward(params, tokens_L[None], start, end, cache)

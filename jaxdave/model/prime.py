@@ -18,7 +18,8 @@ def in_chunks(forward: Forward, empty_cache, chunk: int, align: Align = lambda h
     forward: as `Network.forward`, its vectors not aligned yet.
     """
 
-    def prime(params, tokens_T, start, end, window: int, prompt: int):
+    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
+        del begin
         size = min(chunk, prompt)
         chunks = (start + window + size - 1) // size
 
