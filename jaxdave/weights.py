@@ -36,9 +36,9 @@ def read(folder: Path, config: ModelConfig, dtype: str) -> denoiser.Params:
     """
     check_dtype(dtype)
     like = denoiser.abstract(config, DTYPES[dtype])
-    shapes = {path: leaf.shape for path, leaf in _leaves(like).items()}
+    shapes = {path: leaf.shape for path, leaf in leaves_of(like).items()}
     slots = names.slots(list(shapes), config.num_layers)
-    wanted = {name: _stored_shape(slot, shapes) for name, slot in slots.items()}
+    wanted = {name: stored_shape(slot, shapes) for name, slot in slots.items()}
     with ExitStack() as stack:
         index, problems = _index(folder)
         files = _open(folder, index, stack, problems)
@@ -58,8 +58,8 @@ def write(path: Path, config: ModelConfig, params: Any, dtype: str) -> None:
     Raises ValueError when the parameters are not those of the config.
     """
     check_dtype(dtype)
-    wanted = {p: leaf.shape for p, leaf in _leaves(denoiser.abstract(config)).items()}
-    leaves = _leaves(params)
+    wanted = {p: leaf.shape for p, leaf in leaves_of(denoiser.abstract(config)).items()}
+    leaves = leaves_of(params)
     found = {p: np.shape(leaf) for p, leaf in leaves.items()}
     if found != wanted:
         odd = sorted(p for p in {*found, *wanted} if found.get(p) != wanted.get(p))
@@ -81,12 +81,14 @@ def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _leaves(params: Any) -> dict[str, Any]:
+def leaves_of(params: Any) -> dict[str, Any]:
+    """Parameter path, as in `names.TENSORS`, -> leaf."""
     pairs = jax.tree_util.tree_leaves_with_path(params)
     return {_name(path): leaf for path, leaf in pairs}
 
 
-def _stored_shape(slot: names.Slot, shapes: Mapping[str, tuple]) -> tuple[int, ...]:
+def stored_shape(slot: names.Slot, shapes: Mapping[str, tuple]) -> tuple[int, ...]:
+    """The shape of one tensor of torch's, from the shapes of our parameters."""
     shape = shapes[slot.path] if slot.layer is None else shapes[slot.path][1:]
     return shape[::-1] if slot.is_transposed else shape
 

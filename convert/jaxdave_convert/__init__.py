@@ -1,0 +1,1 @@
+"""jaxdave-convert: checkpoints of PyTorch diffusion language models for jaxdave."""
