@@ -8,6 +8,9 @@ from jaxdave import names, weights
 from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
 
+# Where attention is full, blocks only order the decoding; the public samplers use 32.
+FULL_ATTENTION_BLOCK = 32
+
 Fields = Mapping[str, tuple[str, type, Any]]
 
 
@@ -22,6 +25,7 @@ class Family:
     mark, banned: parts of tensor names that it always has, and never has.
     block_key: the key of the block length; None where the length is not trained.
     stop_tokens: tokens that end an answer beside those that its files name.
+    mask_token: the mask's text, where no file names it.
     """
 
     name: str
@@ -167,8 +171,10 @@ FAST_DLLM = Family(
 FAMILIES = {family.name: family for family in (DREAM, LLADA, SDAR, FAST_DLLM)}
 
 
-def detect(raw: Mapping[str, Any], tensors: Collection[str]) -> Family:
+def detect(raw: Mapping[str, Any], tensors: Collection[str] | None) -> Family:
     """The family of a checkpoint, from its config.json and its tensor names.
+
+    tensors: None where they cannot be read, so that the config alone has to tell.
 
     Raises ValueError when the config names none, or one that the tensors are not of.
     """
@@ -180,14 +186,14 @@ def detect(raw: Mapping[str, Any], tensors: Collection[str]) -> Family:
         if raw.get("model_type") in family.model_types
         or any(name in family.classes for name in classes)
     ]
-    alike = [family.name for family in FAMILIES.values() if _fits(family, tensors)]
     if len(found) != 1:
+        alike = [f.name for f in FAMILIES.values() if tensors and _fits(f, tensors)]
         hint = f" (the tensors look like {' or '.join(alike)})" if alike else ""
         raise ValueError(
             f"config.json: unknown architecture, {said}; convert one of "
             f"{', '.join(FAMILIES)}, or name the family with --family{hint}"
         )
-    if not _fits(found[0], tensors):
+    if tensors is not None and not _fits(found[0], tensors):
         raise ValueError(
             f"config.json: unknown architecture, {said}, but the tensors are not those "
             f"of {found[0].name}; only its dense models convert"
