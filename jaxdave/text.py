@@ -7,7 +7,6 @@ from pathlib import Path
 from jaxdave.config import ModelConfig
 from jaxdave.tokenizer import (
     Messages,
-    RawTokenizer,
     named_tokens,
     open_tokenizer,
     read_json,
@@ -82,7 +81,7 @@ def load_codec(
             f"{folder}: mask_token={named.get('mask_token')!r} must be a token of the "
             "tokenizer; add mask_token to tokenizer_config.json, or pass mask_id"
         )
-    stop_ids, pad_id = end_ids(folder, raw)
+    stop_ids, pad_id = end_ids(folder, raw.id_of, raw.size)
     return Codec(mask_id, stop_ids, pad_id, raw.size, render, raw.encode, raw.decode)
 
 
@@ -95,26 +94,29 @@ def _no_template(folder: Path) -> Callable[[Messages], str]:
     return refuse
 
 
-def end_ids(folder: Path, tokenizer: RawTokenizer) -> tuple[tuple[int, ...], int]:
+def end_ids(
+    folder: Path, id_of: Callable[[str | None], int | None], size: int
+) -> tuple[tuple[int, ...], int]:
     """The ids that end an answer and the id that pads, as the folder's files say.
 
+    id_of, size: the tokenizer's, as in `RawTokenizer`.
     Raises ValueError where no file tells an end.
     """
     named = named_tokens(folder)
     generation = read_json(folder / "generation_config.json", optional=True)
     config = read_json(folder / "config.json", optional=True)
-    eos = tokenizer.id_of(named.get("eos_token"))
+    eos = id_of(named.get("eos_token"))
     raw = generation.get("eos_token_id", config.get("eos_token_id", eos))
     ids = raw if isinstance(raw, list) else [raw]
-    if not ids or not all(type(i) is int and 0 <= i < tokenizer.size for i in ids):
+    if not ids or not all(type(i) is int and 0 <= i < size for i in ids):
         raise ValueError(
             f"{folder}: eos_token_id={raw!r} must be one or more token ids below "
-            f"{tokenizer.size}; mend generation_config.json"
+            f"{size}; mend generation_config.json"
         )
     pads = (
         generation.get("pad_token_id"),
         config.get("pad_token_id"),
-        tokenizer.id_of(named.get("pad_token")),
+        id_of(named.get("pad_token")),
     )
     return tuple(ids), next((p for p in pads if type(p) is int), ids[0])
 

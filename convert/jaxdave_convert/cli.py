@@ -81,7 +81,7 @@ def _convert(
         print(describe(made))
         return
     with _bar(made.bytes_read) as tick:
-        run.convert(made, dst, verify_count=verify, tick=tick, say=_say)
+        run.carry_out(made, dst, verify_count=verify, tick=tick, say=_say)
     print(f"{dst}: {_summary(made)}")
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from jaxdave.config import ModelConfig
 from jaxdave.text import end_ids
-from jaxdave.tokenizer import named_tokens, open_tokenizer
+from jaxdave.tokenizer import named_tokens
 from jaxdave.weights import check_dtype, raise_problems
-from jaxdave_convert import families, headers
+from jaxdave_convert import families, headers, vocabulary
 from jaxdave_convert.families import Family, Target
 from jaxdave_convert.headers import Tensor
 from jaxdave_convert.source import Source, open_source
@@ -89,17 +89,17 @@ def _family(source: Source, name: str | None, is_broken: bool) -> Family:
 
 def _config(source: Source, family: Family, options: Options) -> ModelConfig:
     fields = families.fields_of(family, source.raw)
-    tokenizer = open_tokenizer(source.folder)
-    stop_ids, pad_id = end_ids(source.folder, tokenizer)
-    more = (tokenizer.id_of(token) for token in family.stop_tokens)
+    known = vocabulary.read(source.folder)
+    stop_ids, pad_id = end_ids(source.folder, known.id_of, known.size)
+    more = (known.id_of(token) for token in family.stop_tokens)
     stop_ids += tuple(i for i in more if i is not None and i not in stop_ids)
-    real = source.raw.get("real_vocab_size", tokenizer.size)
+    real = source.raw.get("real_vocab_size", known.size)
     return ModelConfig(
         name=source.name,
         family=family.name,  # type: ignore[arg-type]
         block_length=_block_length(source, family, options.block_length),
-        vocab_size=min(real, tokenizer.size, fields["vocab_rows"]),
-        mask_id=_mask_id(source, family, options.mask_id, tokenizer.id_of),
+        vocab_size=min(real, known.size, fields["vocab_rows"]),
+        mask_id=_mask_id(source, family, options.mask_id, known.id_of),
         pad_id=pad_id,
         stop_ids=stop_ids,
         **fields,

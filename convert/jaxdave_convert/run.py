@@ -1,6 +1,7 @@
 """A conversion from beginning to end: planned, copied, recorded, put into place."""
 
 import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,34 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def convert(
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+    *,
+    family: str | None = None,
+    dtype: str | None = None,
+    block_length: int | None = None,
+    mask_id: int | None = None,
+    verify_count: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Convert a folder or Hub id into a new folder that `jaxdave.load` reads.
+
+    family, dtype, block_length, mask_id: see `plan.Options`. verify_count: tensors to
+        read back and compare. overwrite: replace an older conversion.
+    Raises ValueError or OSError, one line each; see `carry_out` for what stays then.
+    """
+    options = Options(family, dtype, block_length, mask_id)
+    made = make_plan(os.fspath(src), Path(dst), options, overwrite)
+    carry_out(made, Path(dst), verify_count=verify_count)
+
+
+def make_plan(src: str, dst: Path, options: Options, overwrite: bool) -> Plan:
+    """A plan for a destination that it may be carried out into."""
+    check_destination(dst, overwrite)
+    return plan.make(src, options)
+
+
+def carry_out(
     made: Plan,
     dst: Path,
     *,
@@ -27,12 +56,11 @@ def convert(
     tick: Tick = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Carry out a plan (see `plan.make`); DST appears complete or not at all.
+    """Carry out a plan; DST appears complete or not at all.
 
     What is finished when a run ends early lies in a hidden folder beside DST, and the
-    next run goes on from there. verify_count: tensors to read back and compare. tick:
-    is told of bytes done; say: of what the user should know.
-    Raises ValueError or OSError, one line each.
+    next run goes on from there. tick: is told of bytes done; say: of what the user
+    should know.
     """
     dst = dst.absolute()
     dst.parent.mkdir(parents=True, exist_ok=True)
@@ -154,9 +182,3 @@ def _full(made: Plan, dst: Path, error: OSError, kept) -> str:
         f"{dst}: the disk takes no more ({error.strerror}) and "
         f"{made.bytes_written / 1e9:.2f} GB are needed{again}; make room and run again"
     )
-
-
-def make_plan(text: str, dst: Path, options: Options, overwrite: bool) -> Plan:
-    """A plan for a destination that it may be carried out into."""
-    check_destination(dst, overwrite)
-    return plan.make(text, options)

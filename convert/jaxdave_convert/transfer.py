@@ -19,7 +19,7 @@ from jaxdave_convert.headers import ITEM_SIZES, Shard, Tensor
 Tick = Callable[[int], None]
 
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_BUFFER = 8 << 20
+_BUFFER = 1 << 20  # stays in a core's cache between reading and writing
 
 
 class Copied(NamedTuple):

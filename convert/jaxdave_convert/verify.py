@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxdave import stored
 from jaxdave.model import denoiser
+from jaxdave.tokenizer import open_tokenizer
 from jaxdave.weights import leaves_of
 from jaxdave_convert import bins, transfer
 from jaxdave_convert.headers import Shard, Tensor
@@ -19,10 +20,13 @@ _SEED = 0
 def verify(plan: Plan, folder: Path, count: int) -> None:
     """Compare `count` tensors, drawn by a fixed seed, with the source bit by bit.
 
-    Also compares orbax's own record of the tree. One tensor is in memory at a time.
+    Also compares orbax's own record of the tree, and opens the tokenizer. One tensor
+    is in memory at a time.
     Raises ValueError naming the first tensor that differs.
     """
     _check_tree(plan, folder)
+    if count:
+        open_tokenizer(folder)
     pairs = [(s, t) for s in plan.source.shards for t in s.tensors]
     pairs = [(shard, tensor) for shard, tensor in pairs if tensor.name in plan.targets]
     for shard, tensor in random.Random(_SEED).sample(pairs, min(count, len(pairs))):
