@@ -41,9 +41,9 @@ class Case:
 CASES = (
     Case("dream", "dream", shift="full", shard="60KB"),
     Case("dream-coder", "dream", heads=6, kv_heads=2, hidden=48, shift="full"),
-    Case("diffucoder", "dream", heads=7, kv_heads=1, hidden=56, shift="full"),
+    Case("diffucoder", "dream", 3, 28, heads=7, kv_heads=1, head_dim=4, shift="full"),
     Case("llada", "llada", kv_heads=4, theta=5e5, eps=1e-5, shard="70KB"),
-    Case("llada-gqa", "llada", heads=8, kv_heads=2, hidden=64, theta=5e5, eps=1e-5),
+    Case("llada-gqa", "llada", heads=6, kv_heads=2, hidden=48, theta=5e5, eps=1e-5),
     Case("sdar-wide", "sdar", head_dim=16, hidden=24, block=4, shard="50KB"),
     Case("sdar-b32", "sdar", heads=2, kv_heads=2, head_dim=32, rows=777, block=32),
     Case("trado", "sdar", heads=6, kv_heads=1, hidden=48, block=4),

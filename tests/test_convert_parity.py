@@ -101,12 +101,14 @@ def test_float32_logits(converted, name):
         assert (own[real].argmax(-1) == theirs.argmax(-1)).all()
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "name", ["dream", "llada", "sdar-wide", "trado", "fast-dllm-1.5b"]
+)
 def test_bfloat16_logits(converted, name):
     """Within 1 % of PyTorch in float32, and about as near as PyTorch in bfloat16.
 
-    Weights are of the size that these models are initialised with or a little more: at
-    three times that, PyTorch's own bfloat16 is off by up to 3 %.
+    Weights have a spread of 0.05 (0.02 is what these models are initialised with). At
+    0.15 PyTorch's own bfloat16 is off by 1 to 3 %, and so is ours.
     """
     case, (module, model) = BY_NAME[name], converted(name, "bfloat16", 0.05)
     tokens = draw()

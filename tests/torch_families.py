@@ -35,6 +35,7 @@ def build(case: Case, scale: float = 0.15) -> Any:
         rope_parameters={"rope_type": "default", "rope_theta": case.theta},
         attn_implementation="eager",
     )  # fmt: skip
+    kind: Any
     if case.family == "sdar":
         kind = transformers.Qwen3ForCausalLM, transformers.Qwen3Config
     elif case.family == "llada":

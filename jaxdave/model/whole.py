@@ -93,8 +93,9 @@ def visible(config: ModelConfig, place_BT, valid_BT=None) -> jax.Array:
 
 def _context(config: ModelConfig, place_BT, valid_BT):
     """What `Denoiser.hidden` needs beside tokens: rotation, attention, layer inputs."""
-    table = rope_table(config, max(place_BT.shape[1], 2))
-    rope = tuple(jnp.asarray(part)[place_BT] for part in table)
+    # A pad of a row of one token is at position 1 all the same.
+    cos, sin = rope_table(config, max(place_BT.shape[1], 2))
+    rope = jnp.asarray(cos)[place_BT], jnp.asarray(sin)[place_BT]
     see_BTT = visible(config, place_BT, valid_BT)
 
     def attend(_, q, k, v):
