@@ -7,10 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxdave_convert.export import export as export
+    from jaxdave_convert.back import export as export
     from jaxdave_convert.run import convert as convert
 
-_HOMES = {"convert": "run", "export": "export"}
+_HOMES = {"convert": "run", "export": "back"}
 
 
 def __getattr__(name: str) -> Any:

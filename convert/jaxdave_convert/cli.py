@@ -86,7 +86,7 @@ def _convert(
 
 
 def _export(src: Path, out: Path) -> None:
-    from jaxdave_convert.export import export
+    from jaxdave_convert.back import export
 
     weights = src / "weights"
     total = sum(p.stat().st_size for p in weights.rglob("*") if p.is_file())
