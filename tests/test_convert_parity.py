@@ -131,6 +131,7 @@ def test_config_is_the_family_s(converted, name):
     assert case.block in (None, config.block_length)
     assert (config.vocab_rows, config.vocab_size) == (case.rows, REAL_IDS)
     assert (config.mask_id, config.pad_id) == (MASK, 772)
+    assert config.rope_fp32 == (case.family == "llada")
     assert (config.rope_theta, config.rms_eps) == (case.theta, case.eps)
 
 
