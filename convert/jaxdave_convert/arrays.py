@@ -11,8 +11,8 @@ import dataclasses
 import json
 import logging
 import math
-import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -75,21 +75,49 @@ def grid(target: Target) -> Grid:
 
 def make_weights(folder: Path, plan: Plan) -> None:
     """Make folder/weights: an orbax checkpoint whose arrays have no chunks yet."""
-    import orbax.checkpoint as ocp
-
     leaves = leaves_of(denoiser.abstract(plan.config))
-    kind = DTYPES[plan.dtype]
-    # Orbax writes its own records, of arrays that are as good as empty.
-    small = {path: jnp.zeros((1,) * leaf.ndim, kind) for path, leaf in leaves.items()}
-    home = (folder / stored.WEIGHTS).absolute()
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
-    with _hushed(), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(home, stored.nested(small))
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    home = folder / stored.WEIGHTS
+    home.mkdir()
+    for name, content in _records(shapes, plan.dtype).items():
+        (home / name).write_bytes(content)
     for target in plan.targets.values():
         if not target.slot.layer:
-            _make_array(folder, grid(target), shapes[target.slot.path], plan.dtype)
-    _mend_records(home, shapes)
+            cut = grid(target)
+            array = stored.array_folder(folder, cut.path)
+            array.mkdir()
+            shape = shapes[cut.path]
+            described = stored.array_json(shape, cut.chunk, cut.order, plan.dtype)
+            (array / ".zarray").write_text(json.dumps(described), encoding="utf-8")
+
+
+def _records(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, bytes]:
+    """The files that orbax keeps beside the arrays, made by orbax.
+
+    It saves arrays that are as good as empty, in a place of its own: on a full disk it
+    fails in more than one line.
+    """
+    import orbax.checkpoint as ocp
+
+    small = {p: jnp.zeros((1,) * len(s), DTYPES[dtype]) for p, s in shapes.items()}
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name) / stored.WEIGHTS
+        with _hushed(), ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(home, stored.nested(small))
+        files = [path for path in home.iterdir() if path.is_file()]
+        # The note that orbax was successful names the folder where it was.
+        found = {p.name: p.read_bytes() for p in files if p.suffix != ".txt"}
+    found["_METADATA"] = _with_shapes(found["_METADATA"], shapes)
+    return found
+
+
+def _with_shapes(content: bytes, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    records = json.loads(content)
+    for record in records["tree_metadata"].values():
+        path = "/".join(key["key"] for key in record["key_metadata"])
+        record["value_metadata"]["write_shape"] = list(shapes[path])
+    return json.dumps(records).encode()
 
 
 @contextlib.contextmanager
@@ -102,23 +130,3 @@ def _hushed() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _make_array(folder: Path, cut: Grid, shape: tuple[int, ...], dtype: str) -> None:
-    home = stored.array_folder(folder, cut.path)
-    for file in home.iterdir():
-        file.unlink()
-    described = stored.array_json(shape, cut.chunk, cut.order, dtype)
-    (home / ".zarray").write_text(json.dumps(described), encoding="utf-8")
-
-
-def _mend_records(home: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Orbax's records with our shapes, and without the name of a folder here."""
-    path = home / "_METADATA"
-    records = json.loads(path.read_text(encoding="utf-8"))
-    for record in records["tree_metadata"].values():
-        keys = "/".join(key["key"] for key in record["key_metadata"])
-        record["value_metadata"]["write_shape"] = list(shapes[keys])
-    path.write_text(json.dumps(records), encoding="utf-8")
-    (home / "commit_success.txt").unlink(missing_ok=True)
-    shutil.rmtree(home / "array_metadatas", ignore_errors=True)

@@ -20,6 +20,7 @@ Tick = Callable[[int], None]
 
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BUFFER = 1 << 20  # stays in a core's cache between reading and writing
+_LAG = 16
 
 
 class Copied(NamedTuple):
@@ -89,13 +90,14 @@ def as_array(view: memoryview, stored: str, cols: int, dtype: str) -> np.ndarray
 def _read(
     path: Path, shard: Shard, sizes: Sequence[Sequence[int]], hasher: Any, tick: Tick
 ) -> Iterator[memoryview]:
-    """The data in pieces; a piece is good until the next but one is asked for.
+    """The data in pieces; a piece is good until the next one is asked for.
 
-    While the caller writes a piece, a thread hashes it.
+    While the caller writes, a thread hashes. It may lag by some buffers, so that on a
+    busy machine neither waits for the other to be scheduled.
     """
     flat = [size for part in sizes for size in part]
-    buffers = [memoryview(bytearray(max(flat, default=0))) for _ in range(2)]
-    pending: list[Future | None] = [None, None]
+    buffers = [memoryview(bytearray(max(flat, default=0))) for _ in range(_LAG)]
+    pending: list[Future | None] = [None] * _LAG
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
         header = file.read(len(shard.header))
         if header != shard.header:
@@ -103,7 +105,7 @@ def _read(
         hasher.update(header)
         tick(len(header))
         for turn, size in enumerate(flat):
-            slot = turn % 2
+            slot = turn % _LAG
             _settle(pending[slot])
             view = buffers[slot][:size]
             _fill(file, view, path)
