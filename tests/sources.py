@@ -79,3 +79,27 @@ def run(*arguments: object) -> int:
 
 def names_in(home: Path) -> list[str]:
     return sorted(os.listdir(home))
+
+
+def same_files(a: Path, b: Path) -> None:
+    assert names_in(a) == names_in(b)
+    for path in a.iterdir():
+        assert path.read_bytes() == (b / path.name).read_bytes(), path.name
+
+
+def flip(path: Path) -> None:
+    """Change the last bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def refused(home: Path, capsys, source: object, *options: object) -> str:
+    """The one line of a conversion that fails as bad input does, leaving nothing."""
+    before = names_in(home)
+    assert run(source, home / "ours", *options) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "Traceback" not in err
+    assert err.startswith("jaxdave-convert: ")
+    assert names_in(home) == before
+    return err

@@ -4,9 +4,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import folders
@@ -18,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 import sources
 from folders import assert_equal
-from jaxdave_convert import convert, export, run, transfer
+from jaxdave_convert import convert, export
 from safetensors.numpy import load_file
 
 import jaxdave
@@ -35,12 +32,6 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 @pytest.fixture
 def source(tmp_path) -> Path:
     return sources.split(sources.make(tmp_path))
-
-
-def same_files(a: Path, b: Path) -> None:
-    assert sources.names_in(a) == sources.names_in(b)
-    for path in a.iterdir():
-        assert path.read_bytes() == (b / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize("config", [folders.CONFIG, TIED, ODD])
@@ -86,7 +77,7 @@ def test_narrower_and_wider_dtypes(tmp_path, stored):
         np.testing.assert_array_equal(np.asarray(kernel), up.T)
     # What was widened comes back as it was; what was narrowed is bfloat16.
     export(tmp_path / "whole", tmp_path / "back")
-    same_files(source, tmp_path / "back")
+    sources.same_files(source, tmp_path / "back")
     export(tmp_path / "half", tmp_path / "back2")
     back = load_file(tmp_path / "back2" / sources.ONE_FILE)
     assert back.keys() == exact.keys()
@@ -103,7 +94,7 @@ def test_export_is_byte_identical(tmp_path, config):
     (source / "LICENSE").write_text("mine")
     convert(source, tmp_path / "ours")
     assert sources.run("--export", tmp_path / "ours", tmp_path / "back") == 0
-    same_files(source, tmp_path / "back")
+    sources.same_files(source, tmp_path / "back")
     assert (tmp_path / "ours" / "LICENSE").read_text() == "mine"
 
 
@@ -123,7 +114,7 @@ def test_a_tied_head_that_is_stored_must_be_the_embedding(tmp_path):
     sources.split(source)
     convert(source, tmp_path / "ours", verify_count=99)
     export(tmp_path / "ours", tmp_path / "back")
-    same_files(source, tmp_path / "back")
+    sources.same_files(source, tmp_path / "back")
     other = sources.make(tmp_path / "other", TIED)
     sources.change_tensors(other, {HEAD: embedding[::-1]})
     with pytest.raises(ValueError, match="lm_head.weight must equal the embedding"):
@@ -190,68 +181,3 @@ def test_overwrite(tmp_path, source, capsys):
     (ours / "thesis.txt").write_text("mine")
     assert sources.run(source, ours, "--overwrite") == 2
     assert sources.names_in(ours) == ["thesis.txt"]
-
-
-KILLED = """
-import os, signal, sys
-from jaxdave_convert import run
-copy, calls = run.copy_shard, []
-def once(*a, **k):
-    calls.append(1)
-    return copy(*a, **k) if len(calls) == 1 else os.kill(os.getpid(), signal.SIGKILL)
-run.copy_shard = once
-run.convert(*sys.argv[1:])
-"""
-
-
-@pytest.fixture
-def killed(tmp_path, source) -> Path:
-    """The destination of a run that was killed between its two weight files."""
-    command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "ours")]
-    env = {"PYTHONPATH": ":".join(sys.path)}
-    ended = subprocess.run(command, env=env, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL
-    assert sources.names_in(tmp_path) == [".ours.converting", "source"]
-    return tmp_path / "ours"
-
-
-@pytest.fixture
-def copied(monkeypatch) -> list[str]:
-    """The weight files that are read from now on."""
-    found = []
-
-    def note(path, *arguments, **options):
-        found.append(path.name)
-        return transfer.copy_shard(path, *arguments, **options)
-
-    monkeypatch.setattr(run, "copy_shard", note)
-    return found
-
-
-def test_a_killed_run_goes_on(killed, source, copied):
-    with pytest.raises(ValueError):
-        jaxdave.load(killed.parent / ".ours.converting")
-    convert(source, killed, verify_count=99)
-    assert copied == ["b.safetensors"]
-    expected = jaxdave.load(source).params
-    assert_equal(jaxdave.load(killed).params, expected)
-    assert sources.names_in(killed.parent) == ["ours", "source"]
-    export(killed, killed.parent / "back")
-    same_files(source, killed.parent / "back")
-
-
-def test_a_killed_run_sees_what_has_changed(killed, source, copied, capsys):
-    path = source / "a.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    assert sources.run(source, killed) == 0
-    assert "a.safetensors has changed since" in capsys.readouterr().err
-    assert copied == ["a.safetensors", "b.safetensors"]
-    assert_equal(jaxdave.load(killed).params, jaxdave.load(source).params)
-
-
-def test_a_killed_run_with_other_options_starts_over(killed, source, copied, capsys):
-    assert sources.run(source, killed, "--dtype", "float32") == 0
-    assert "starting over" in capsys.readouterr().err
-    assert copied == ["a.safetensors", "b.safetensors"]

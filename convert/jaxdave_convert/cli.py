@@ -56,9 +56,8 @@ def convert(
 
     if verify < 0:
         raise ValueError(f"verify={verify} must be at least 0; try 8")
-    options = Options(
-        None if family == "auto" else family, dtype, block_length, mask_id
-    )
+    named = None if family == "auto" else family
+    options = Options(named, dtype, block_length, mask_id)
     if export:
         if options != Options() or dry_run or verify or overwrite:
             raise ValueError("--export takes no other option; leave the others out")

@@ -1,5 +1,6 @@
 """One weight file into chunk files: read once, hashed on the way, cast where asked."""
 
+import collections
 import hashlib
 import itertools
 import os
@@ -20,7 +21,8 @@ Tick = Callable[[int], None]
 
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BUFFER = 1 << 20  # stays in a core's cache between reading and writing
-_LAG = 16
+_SYNCS = 4
+_LAG = 4
 
 
 class Copied(NamedTuple):
@@ -43,33 +45,33 @@ def copy_shard(
 ) -> Copied:
     """Write the chunk files of a weight file's tensors, down to the disk.
 
-    grids: of every tensor; unwritten: a tensor that is read only. weights: the folder
-    of the arrays. hashed: tensors whose own sha256 is wanted. tick: is told of bytes
-    read.
+    grids: of every tensor; unwritten: one that is only read. hashed: tensors whose own
+    sha256 is wanted. tick: is told of bytes read.
     Raises OSError where the disk does not do, ValueError where the file has changed.
     """
-    hasher = hashlib.sha256()
+    hasher, synced = hashlib.sha256(), list[Future]()
     own = {t.name: hashlib.sha256() for t in shard.tensors if t.name in hashed}
     plans = [block_rows(tensor, grids[tensor.name]) for tensor in shard.tensors]
     sizes = [
         [rows * tensor.size // grids[tensor.name].rows for rows in plan]
         for tensor, plan in zip(shard.tensors, plans, strict=True)
     ]
-    read = _read_bin if path.suffix == ".bin" else _read
-    views = read(path, shard, sizes, hasher, tick)
-    written: list[Path] = []
-    for tensor, plan in zip(shard.tensors, plans, strict=True):
-        blocks = itertools.islice(views, len(plan))
-        if tensor.name in own:
-            blocks = _hashing(blocks, own[tensor.name])
-        if tensor.name == unwritten:
-            for _ in blocks:
-                pass
-        else:
+    views = _views(path, shard, sizes, hasher, tick)
+    # Files go to the disk while others are being written.
+    with ThreadPoolExecutor(_SYNCS) as disk:
+        for tensor, plan in zip(shard.tensors, plans, strict=True):
+            blocks = itertools.islice(views, len(plan))
+            if tensor.name in own:
+                blocks = _hashing(blocks, own[tensor.name])
+            if tensor.name == unwritten:
+                collections.deque(blocks, maxlen=0)
+                continue
             arrays = _cast(blocks, tensor, grids[tensor.name], dtype)
-            written += _write(arrays, plan, grids[tensor.name], weights)
-    next(views, None)  # lets the reader finish its hash
-    _sync(written)
+            for made in _write(arrays, plan, grids[tensor.name], weights):
+                synced.append(disk.submit(_sync, made))
+        next(views, None)  # lets the reader finish its hash
+        for future in synced:
+            future.result()
     return Copied(hasher.hexdigest(), {name: h.hexdigest() for name, h in own.items()})
 
 
@@ -85,6 +87,11 @@ def as_array(view: memoryview, stored: str, cols: int, dtype: str) -> np.ndarray
     """Bytes of a file as rows, in the dtype of ours."""
     found = np.frombuffer(view, np.dtype(STORED[stored])).reshape(-1, cols)
     return found if STORED[stored] == dtype else found.astype(DTYPES[dtype])
+
+
+def _views(path: Path, shard: Shard, sizes, hasher, tick) -> Iterator[memoryview]:
+    read = _read_bin if path.suffix == ".bin" else _read
+    return read(path, shard, sizes, hasher, tick)
 
 
 def _read(
@@ -176,13 +183,8 @@ def _spread(array: np.ndarray, files: Sequence[BinaryIO]) -> None:
         file.write(np.ascontiguousarray(part).view(np.uint8).data)
 
 
-def _sync(paths: Sequence[Path]) -> None:
-    """Wait until files are on the disk, several at a time."""
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(_sync_one, paths))
-
-
-def _sync_one(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
