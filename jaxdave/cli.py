@@ -4,20 +4,19 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, NoReturn
 
 import typer
 
 from jaxdave import __version__
 from jaxdave.cli_generate import METHODS, Settings
+from jaxdave.console import run_app
 
 app = typer.Typer(
     help="Lossless draft-and-verify decoding of diffusion language models.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# The base of everything that typer raises for a wrong command line.
-_UsageError = cast(type[Exception], typer.BadParameter.__base__)
 
 _Model = Annotated[
     str | None,
@@ -30,36 +29,7 @@ _NoCache = Annotated[
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command line (by default this process's) and exit with its code."""
-    sys.exit(_run(argv))
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    command = typer.main.get_command(app)
-    try:
-        code = command.main(argv, prog_name="jaxdave", standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except BrokenPipeError:
-        # The reader has left (`| head`); nothing more may be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted", 130)
-    except _UsageError as error:
-        return _complain(_usage(error), 2)
-    except (ValueError, OSError) as error:
-        return _complain(str(error), 2)
-
-
-def _usage(error: Any) -> str:
-    """What is wrong with a command line, and where to read how it should look."""
-    path = error.ctx.command_path if error.ctx else "jaxdave"
-    return f"{error.format_message().rstrip('.')}; see `{path} --help`"
-
-
-def _complain(message: str, code: int) -> int:
-    print(f"jaxdave: {' '.join(message.split())}", file=sys.stderr)
-    return code
+    sys.exit(run_app(app, "jaxdave", argv))
 
 
 @app.callback(invoke_without_command=True)

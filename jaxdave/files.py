@@ -1,6 +1,7 @@
 """Writing files so that nothing half-written survives a failure."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -16,3 +17,25 @@ def replace_file(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def open_up(folder: Path) -> None:
+    """Make a temporary folder, which is private, as readable as any other file."""
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+
+
+def swap(made: Path, folder: Path) -> None:
+    """Put `made` in the place of `folder`; if that fails, the old one is back."""
+    if not folder.exists():
+        made.rename(folder)
+        return
+    aside = made.with_name(made.name + ".old")
+    folder.rename(aside)
+    try:
+        made.rename(folder)
+    except BaseException:
+        aside.rename(folder)
+        raise
+    shutil.rmtree(aside)

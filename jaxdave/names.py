@@ -1,6 +1,7 @@
 """What an SDAR folder calls things: one table for tensors, one for config.json."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxdave.config import ModelConfig
@@ -27,18 +28,18 @@ TENSORS: dict[str, str] = {
 }
 
 # Our field -> (the key of config.json, its type, the value where the key is absent).
-_ASKED = object()
+ASKED = object()
 FIELDS: dict[str, tuple[str, type, Any]] = {
-    "num_layers": ("num_hidden_layers", int, _ASKED),
-    "hidden": ("hidden_size", int, _ASKED),
-    "inter": ("intermediate_size", int, _ASKED),
-    "heads": ("num_attention_heads", int, _ASKED),
-    "kv_heads": ("num_key_value_heads", int, _ASKED),
-    "head_dim": ("head_dim", int, _ASKED),
-    "vocab_rows": ("vocab_size", int, _ASKED),
-    "max_positions": ("max_position_embeddings", int, _ASKED),
-    "rope_theta": ("rope_theta", float, _ASKED),
-    "rms_eps": ("rms_norm_eps", float, _ASKED),
+    "num_layers": ("num_hidden_layers", int, ASKED),
+    "hidden": ("hidden_size", int, ASKED),
+    "inter": ("intermediate_size", int, ASKED),
+    "heads": ("num_attention_heads", int, ASKED),
+    "kv_heads": ("num_key_value_heads", int, ASKED),
+    "head_dim": ("head_dim", int, ASKED),
+    "vocab_rows": ("vocab_size", int, ASKED),
+    "max_positions": ("max_position_embeddings", int, ASKED),
+    "rope_theta": ("rope_theta", float, ASKED),
+    "rms_eps": ("rms_norm_eps", float, ASKED),
     "qkv_bias": ("attention_bias", bool, False),
     "tie_embeddings": ("tie_word_embeddings", bool, False),
 }
@@ -63,45 +64,60 @@ class Slot:
         return self.path.endswith("/kernel")
 
 
-def slots(paths: list[str], num_layers: int) -> dict[str, Slot]:
+def slots(
+    paths: Iterable[str], num_layers: int, tensors: Mapping[str, str] = TENSORS
+) -> dict[str, Slot]:
     """Tensor name -> its slot, for all tensors of the given parameter paths."""
     found = {}
     for path in paths:
-        name = TENSORS[path]
+        name = tensors[path]
         layers = range(num_layers) if "{layer}" in name else [None]
         found.update({name.format(layer=n): Slot(path, n) for n in layers})
     return found
 
 
 def fields_of(raw: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `ModelConfig` that config.json holds under names of its own.
+    """The fields of `ModelConfig` that an SDAR folder's config.json holds.
 
     Raises ValueError, naming every key that is missing, has a wrong type or asks for
     something that our module does not do.
     """
     if (kind := raw.get("model_type")) != "sdar":
         raise ValueError(
-            f"config.json: model_type={kind!r} must be 'sdar'; "
-            "only SDAR-type folders load directly"
+            f"config.json: model_type={kind!r} must be 'sdar'; only SDAR-type folders "
+            "load directly, so convert others with jaxdave-convert"
         )
-    raw = {**(raw.get("rope_parameters") or {}), **raw}
-    found, problems = {}, []
-    for field, (key, kind, default) in FIELDS.items():
-        value = raw.get(key, default)
-        if value is _ASKED:
-            problems.append(f"{key} is missing")
-        elif not _is(value, kind):
-            problems.append(f"{key}={value!r} must be of type {kind.__name__}")
-        else:
-            found[field] = kind(value)
-    for key, value in {**FIXED, "rope_type": "default"}.items():
-        if raw.get(key, value) != value:
-            problems.append(f"{key}={raw[key]!r} must be {value!r}")
+    found, problems = read_fields(raw, FIELDS, FIXED)
     if problems:
         raise ValueError(
             f"config.json: {'; '.join(problems)}; take the file of an SDAR model"
         )
     return found
+
+
+def read_fields(
+    raw: Mapping[str, Any],
+    fields: Mapping[str, tuple[str, type, Any]],
+    fixed: Mapping[str, Any],
+) -> tuple[dict[str, Any], list[str]]:
+    """Our fields from keys of config.json, and what is wrong with those keys.
+
+    fields, fixed: tables in the manner of `FIELDS` and `FIXED`.
+    """
+    raw = {**(raw.get("rope_parameters") or {}), **raw}
+    found, problems = {}, []
+    for field, (key, kind, default) in fields.items():
+        value = raw.get(key, default)
+        if value is ASKED:
+            problems.append(f"{key} is missing")
+        elif not _is(value, kind):
+            problems.append(f"{key}={value!r} must be of type {kind.__name__}")
+        else:
+            found[field] = kind(value)
+    for key, value in {**fixed, "rope_type": "default"}.items():
+        if raw.get(key, value) != value:
+            problems.append(f"{key}={raw[key]!r} must be {value!r}")
+    return found, problems
 
 
 def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:

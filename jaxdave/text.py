@@ -4,7 +4,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from jaxdave.tokenizer import Messages, named_tokens, open_tokenizer, read_json
+from jaxdave.config import ModelConfig
+from jaxdave.tokenizer import (
+    Messages,
+    named_tokens,
+    open_tokenizer,
+    read_json,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,18 +57,23 @@ class Codec:
         return self._decode([int(i) for i in ids])
 
 
-def load_codec(folder: Path, mask_id: int | None = None) -> Codec:
+def load_codec(
+    folder: Path, mask_id: int | None = None, config: ModelConfig | None = None
+) -> Codec:
     """The codec of a checkpoint folder.
 
-    mask_id: overrides the tokenizer's mask token.
+    mask_id: overrides the tokenizer's mask token. config: that of a converted folder;
+        its ids hold, and a base model without a chat template refuses only messages.
     Raises ValueError when tokenizer files, mask token or chat template are missing.
     """
     named = named_tokens(folder)
     raw = open_tokenizer(folder)
+    render = raw.render if raw.template is not None else _no_template(folder)
+    if config is not None:
+        ids = config.mask_id, config.stop_ids, config.pad_id
+        return Codec(*ids, raw.size, render, raw.encode, raw.decode)
     if raw.template is None:
-        raise ValueError(
-            f"{folder}: the tokenizer has no chat template; add chat_template.jinja"
-        )
+        render([])
     if mask_id is None:
         mask_id = raw.id_of(named.get("mask_token"))
     if mask_id is None:
@@ -70,25 +81,31 @@ def load_codec(folder: Path, mask_id: int | None = None) -> Codec:
             f"{folder}: mask_token={named.get('mask_token')!r} must be a token of the "
             "tokenizer; add mask_token to tokenizer_config.json, or pass mask_id"
         )
+    stop_ids, pad_id = end_ids(folder, raw.id_of, raw.size)
+    return Codec(mask_id, stop_ids, pad_id, raw.size, render, raw.encode, raw.decode)
+
+
+def _no_template(folder: Path) -> Callable[[Messages], str]:
+    def refuse(_: Messages) -> str:
+        raise ValueError(
+            f"{folder}: the tokenizer has no chat template; add chat_template.jinja"
+        )
+
+    return refuse
+
+
+def end_ids(
+    folder: Path, id_of: Callable[[str | None], int | None], size: int
+) -> tuple[tuple[int, ...], int]:
+    """The ids that end an answer and the id that pads, as the folder's files say.
+
+    id_of, size: the tokenizer's, as in `RawTokenizer`.
+    Raises ValueError where no file tells an end.
+    """
+    named = named_tokens(folder)
     generation = read_json(folder / "generation_config.json", optional=True)
     config = read_json(folder / "config.json", optional=True)
-    stop_ids = _stop_ids(
-        folder, generation, config, raw.id_of(named.get("eos_token")), raw.size
-    )
-    pads = (
-        generation.get("pad_token_id"),
-        config.get("pad_token_id"),
-        raw.id_of(named.get("pad_token")),
-    )
-    pad_id = next((p for p in pads if type(p) is int), stop_ids[0])
-    return Codec(
-        mask_id, stop_ids, pad_id, raw.size, raw.render, raw.encode, raw.decode
-    )
-
-
-def _stop_ids(
-    folder: Path, generation: dict, config: dict, eos: int | None, size: int
-) -> tuple[int, ...]:
+    eos = id_of(named.get("eos_token"))
     raw = generation.get("eos_token_id", config.get("eos_token_id", eos))
     ids = raw if isinstance(raw, list) else [raw]
     if not ids or not all(type(i) is int and 0 <= i < size for i in ids):
@@ -96,7 +113,12 @@ def _stop_ids(
             f"{folder}: eos_token_id={raw!r} must be one or more token ids below "
             f"{size}; mend generation_config.json"
         )
-    return tuple(ids)
+    pads = (
+        generation.get("pad_token_id"),
+        config.get("pad_token_id"),
+        id_of(named.get("pad_token")),
+    )
+    return tuple(ids), next((p for p in pads if type(p) is int), ids[0])
 
 
 def _check_messages(messages: Messages) -> None:

@@ -11,6 +11,8 @@ Messages = Sequence[Mapping[str, Any]]
 
 # Classes that are nothing but tokenizer.json; every other one may change what is in it.
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Dream's class is code of its repository; it is Qwen2's class under another name.
+_ALIKE = {"DreamTokenizer": "Qwen2Tokenizer"}
 _SOURCES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
 
 
@@ -82,10 +84,14 @@ def _renderer(template: str | None, named: Mapping[str, str]):
 
 def _open_any(folder: Path) -> RawTokenizer:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
     from transformers import AutoTokenizer, PreTrainedConfig
 
+    settings = read_json(folder / "tokenizer_config.json")
+    alike = _ALIKE.get(str(settings.get("tokenizer_class")))
+    kind = AutoTokenizer if alike is None else getattr(transformers, alike)
     # An empty config keeps it from reading config.json, whose auto_map asks for code.
-    tokenizer: Any = AutoTokenizer.from_pretrained(
+    tokenizer: Any = kind.from_pretrained(
         str(folder),
         config=PreTrainedConfig(),
         trust_remote_code=False,

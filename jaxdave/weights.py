@@ -36,9 +36,9 @@ def read(folder: Path, config: ModelConfig, dtype: str) -> denoiser.Params:
     """
     check_dtype(dtype)
     like = denoiser.abstract(config, DTYPES[dtype])
-    shapes = {path: leaf.shape for path, leaf in _leaves(like).items()}
+    shapes = {path: leaf.shape for path, leaf in leaves_of(like).items()}
     slots = names.slots(list(shapes), config.num_layers)
-    wanted = {name: _stored_shape(slot, shapes) for name, slot in slots.items()}
+    wanted = {name: stored_shape(slot, shapes) for name, slot in slots.items()}
     with ExitStack() as stack:
         index, problems = _index(folder)
         files = _open(folder, index, stack, problems)
@@ -46,9 +46,9 @@ def read(folder: Path, config: ModelConfig, dtype: str) -> denoiser.Params:
         # A tensor that the index lists is reported with its file, or in `_homes`.
         known = wanted if index is None and not files else index or ()
         _compare(homes, files, wanted, known, problems)
-        _raise(folder, problems)
+        raise_problems(folder, problems)
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: _fill(leaf, _name(path), slots, homes, files), like
+            lambda path, leaf: _fill(leaf, path_of(path), slots, homes, files), like
         )
 
 
@@ -58,8 +58,8 @@ def write(path: Path, config: ModelConfig, params: Any, dtype: str) -> None:
     Raises ValueError when the parameters are not those of the config.
     """
     check_dtype(dtype)
-    wanted = {p: leaf.shape for p, leaf in _leaves(denoiser.abstract(config)).items()}
-    leaves = _leaves(params)
+    wanted = {p: leaf.shape for p, leaf in leaves_of(denoiser.abstract(config)).items()}
+    leaves = leaves_of(params)
     found = {p: np.shape(leaf) for p, leaf in leaves.items()}
     if found != wanted:
         odd = sorted(p for p in {*found, *wanted} if found.get(p) != wanted.get(p))
@@ -77,16 +77,19 @@ def write(path: Path, config: ModelConfig, params: Any, dtype: str) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _name(path) -> str:
+def path_of(path) -> str:
+    """A key path of jax's as a parameter path, "blocks/attn/q/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _leaves(params: Any) -> dict[str, Any]:
+def leaves_of(params: Any) -> dict[str, Any]:
+    """Parameter path, as in `names.TENSORS`, -> leaf."""
     pairs = jax.tree_util.tree_leaves_with_path(params)
-    return {_name(path): leaf for path, leaf in pairs}
+    return {path_of(path): leaf for path, leaf in pairs}
 
 
-def _stored_shape(slot: names.Slot, shapes: Mapping[str, tuple]) -> tuple[int, ...]:
+def stored_shape(slot: names.Slot, shapes: Mapping[str, tuple]) -> tuple[int, ...]:
+    """The shape of one tensor of torch's, from the shapes of our parameters."""
     shape = shapes[slot.path] if slot.layer is None else shapes[slot.path][1:]
     return shape[::-1] if slot.is_transposed else shape
 
@@ -111,7 +114,7 @@ def _open(folder: Path, index, stack: ExitStack, problems: list[str]) -> dict[st
             problems.append(f"{path.name}: extra file, no part of the checkpoint")
     files = {}
     for name in listed:
-        if not _is_inside(folder, name):
+        if not is_inside(folder, name):
             problems.append(f"{name}: points outside the folder")
         elif not (folder / name).is_file():
             problems.append(f"{name}: missing file")
@@ -125,7 +128,7 @@ def _open(folder: Path, index, stack: ExitStack, problems: list[str]) -> dict[st
     return files
 
 
-def _is_inside(folder: Path, name: str) -> bool:
+def is_inside(folder: Path, name: str) -> bool:
     """Whether a listed file lies in the folder, links followed.
 
     The Hub's cache links from `snapshots/REVISION` to `blobs` two levels up.
@@ -185,7 +188,8 @@ def _fill(leaf, path: str, slots, homes, files) -> jax.Array:
     return jnp.asarray(value)
 
 
-def _raise(folder: Path, problems: list[str]) -> None:
+def raise_problems(folder: Path, problems: list[str]) -> None:
+    """Raise one ValueError of all problems, if there are any."""
     if not problems:
         return
     shown = list(dict.fromkeys(problems))

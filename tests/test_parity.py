@@ -7,9 +7,8 @@ import pytest
 
 from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
-from jaxdave.model.attention import dense
-from jaxdave.model.layers import rope_table
 from jaxdave.model.network import network
+from jaxdave.model.whole import whole
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -102,19 +101,11 @@ def reference_logits(reference, tokens, block):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_dense_logits_match_pytorch(case):
+def test_whole_logits_match_pytorch(case):
     reference, config, params = twins(*case)
     tokens = np.random.default_rng(0).integers(0, 50, (2, 64)).astype(np.int32)
-    cos, sin = rope_table(config, 64)
-    rope = jnp.asarray(cos), jnp.asarray(sin)
-    see = jnp.asarray(block_causal(64, config.block_length))[None]
-    model = denoiser.binder(config)(params)
-    hidden, _ = model.hidden(
-        jnp.asarray(tokens), rope, lambda _, q, k, v: dense(q, k, v, see),
-        jnp.zeros((config.num_layers,)),
-    )  # fmt: skip
     expected = reference_logits(reference, tokens.astype(np.int64), config.block_length)
-    ours = np.asarray(model.logits(hidden))
+    ours = np.asarray(jax.jit(whole(config))(params, tokens))
     assert np.abs(ours - expected).max() <= 2e-5
     assert (ours.argmax(-1) == expected.argmax(-1)).all()
 

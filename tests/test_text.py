@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import folders
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from jaxdave import tokenizer
@@ -144,14 +147,45 @@ def test_bad_messages(folder, messages):
         load_codec(folder).encode_messages(messages)
 
 
-@pytest.mark.skipif(not SDAR.exists(), reason="needs the SDAR-4B-Chat folder")
-def test_real_sdar_folder(capfd):
-    codec, config = load_codec(SDAR), preset("sdar-4b")
-    assert (codec.mask_id, codec.size) == (config.mask_id, config.vocab_size)
-    assert (codec.stop_ids, codec.pad_id) == (config.stop_ids, config.pad_id)
-    assert codec._render(TURNS) == RENDERED
-    ids = codec.encode_messages(TURNS)
+@pytest.fixture(scope="module")
+def sdar():
+    """The codec of the real folder."""
+    if not SDAR.exists():
+        pytest.skip(f"needs the SDAR-4B-Chat folder in {SDAR.parent}")
+    return load_codec(SDAR)
+
+
+def test_real_sdar_ids(sdar):
+    config = preset("sdar-4b")
+    assert sdar.mask_id == config.mask_id == 151669
+    assert sdar.size == config.vocab_size == 151670
+    assert (sdar.stop_ids, sdar.pad_id) == (config.stop_ids, config.pad_id)
+
+
+def test_real_sdar_template(sdar):
+    """No system turn of its own; two turns and the opening of an answer."""
+    assert sdar._render(TURNS) == RENDERED
+    ids = sdar.encode_messages(TURNS)
     assert ids.count(151644) == 4 and ids.count(151645) == 3
-    assert codec.decode(ids).startswith("user\nTom has 3 cards.\n")
-    # Neither a question about remote code nor advice about PyTorch.
+    assert sdar.decode(ids).startswith("user\nTom has 3 cards.\n")
+    system = {"role": "system", "content": "Be brief."}
+    opened = "<|im_start|>system\nBe brief.<|im_end|>\n"
+    assert sdar._render([system, *TURNS]) == opened + RENDERED
+
+
+@hypothesis.given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+@hypothesis.settings(max_examples=200)
+@hypothesis.example("é ∑ 你好 🙂 👩‍👩‍👧 \u200b \ufeff \x00 \U0010ffff \ufffd")
+@hypothesis.example("e\u0301 \u1100\u1161 \r\n\t  don't ,  .  ")
+def test_real_sdar_text_survives(sdar, text):
+    """Any Unicode comes back, composed: the tokenizer normalises to NFC."""
+    ids = sdar._encode(text)
+    assert sdar.decode(ids) == unicodedata.normalize("NFC", text)
+    assert all(0 <= i < 151643 for i in ids)
+
+
+@pytest.mark.skipif(not SDAR.exists(), reason="needs the SDAR-4B-Chat folder")
+def test_real_sdar_folder_opens_in_silence(capfd):
+    """Neither a question about remote code nor advice about PyTorch."""
+    load_codec(SDAR)
     assert capfd.readouterr() == ("", "")

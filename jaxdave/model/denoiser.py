@@ -47,6 +47,28 @@ class Denoiser(nnx.Module):
         tokens: int32 [..., L]; attend(slice of `per_layer`, q, k, v) -> context.
         Returns hidden [..., L, E] and (keys, values) [N, ..., L, H, D].
         """
+        layer, layers = self._layers(rope, attend)
+        x = self.embedding[...][tokens]
+        x, kv = jax.lax.scan(layer, x, (layers, per_layer))
+        return self.norm(x), kv
+
+    def states(self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any):
+        """What `hidden` computes on the way, [N + 1, ..., L, E].
+
+        The embedding, then the output of every layer, the last one normed.
+        """
+        layer, layers = self._layers(rope, attend)
+
+        def kept(x, inputs):
+            return layer(x, inputs)[0], x
+
+        last, before = jax.lax.scan(
+            kept, self.embedding[...][tokens], (layers, per_layer)
+        )
+        return jnp.concatenate([before, self.norm(last)[None]])
+
+    def _layers(self, rope: Rope, attend: LayerAttend):
+        """One layer as the body of a scan, and the weights of all of them."""
         graph, layers = nnx.split(self.blocks)
 
         def layer(x, inputs):
@@ -54,9 +76,7 @@ class Denoiser(nnx.Module):
             block = nnx.merge(graph, weights)
             return block(x, rope, lambda q, k, v: attend(extra, q, k, v))
 
-        x = self.embedding[...][tokens]
-        x, kv = jax.lax.scan(layer, x, (layers, per_layer))
-        return self.norm(x), kv
+        return layer, layers
 
     def canvas(self, tokens_CS, rope: Rope, attend, over):
         """Final normed hidden states of a canvas cut into tiles, and its K and V.

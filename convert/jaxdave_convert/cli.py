@@ -1,0 +1,147 @@
+"""The command line: `jaxdave-convert SRC DST`, and `--export DST OUT` back."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from jaxdave.console import run_app
+
+if TYPE_CHECKING:
+    from jaxdave_convert.plan import Options, Plan
+
+NAME = "jaxdave-convert"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line (by default this process's) and exit with its code."""
+    sys.exit(run_app(app, NAME, argv))
+
+
+@app.command()
+def convert(
+    src: Annotated[str, typer.Argument(help="Folder or Hub id (owner/name).")],
+    dst: Annotated[Path, typer.Argument(help="Folder to make.")],
+    family: Annotated[
+        str, typer.Option(help="auto, dream, llada, sdar, fast-dllm-v2.")
+    ] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16 or float32; by default as stored.")
+    ] = None,
+    block_length: Annotated[
+        int | None, typer.Option(help="Of the training, if config.json has none.")
+    ] = None,
+    mask_id: Annotated[
+        int | None, typer.Option(help="Of the mask token, if no file has it.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, write nothing.")
+    ] = False,
+    verify: Annotated[
+        int, typer.Option(help="Tensors to read back and compare bit by bit.")
+    ] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a converted DST.")
+    ] = False,
+    export: Annotated[
+        bool, typer.Option("--export", help="Back: from a converted SRC to PyTorch's.")
+    ] = False,
+) -> None:
+    """Convert a PyTorch checkpoint of a diffusion language model for jaxdave."""
+    from jaxdave_convert.plan import Options
+
+    if verify < 0:
+        raise ValueError(f"verify={verify} must be at least 0; try 8")
+    named = None if family == "auto" else family
+    options = Options(named, dtype, block_length, mask_id)
+    if export:
+        if options != Options() or dry_run or verify or overwrite:
+            raise ValueError("--export takes no other option; leave the others out")
+        return _export(Path(src), dst)
+    _convert(src, dst, options, dry_run, verify, overwrite)
+
+
+def _convert(
+    src: str,
+    dst: Path,
+    options: "Options",
+    dry_run: bool,
+    verify: int,
+    overwrite: bool,
+) -> None:
+    from jaxdave_convert import run
+
+    made = run.make_plan(src, dst, options, overwrite)
+    if dry_run:
+        print(describe(made))
+        return
+    with _bar(made.bytes_read) as tick:
+        run.carry_out(made, dst, verify_count=verify, tick=tick, say=_say)
+    print(f"{dst}: {_summary(made)}")
+
+
+def _export(src: Path, out: Path) -> None:
+    from jaxdave_convert.back import export
+
+    weights = src / "weights"
+    total = sum(p.stat().st_size for p in weights.rglob("*") if p.is_file())
+    with _bar(total) as tick:
+        export(src, out, tick)
+    print(f"{out}: exported")
+
+
+def describe(plan: "Plan") -> str:
+    """What a conversion would do, as `--dry-run` prints it."""
+    c, source = plan.config, plan.source
+    lines = [
+        f"source    {source.name}, revision {source.revision or 'unknown'}",
+        f"weights   {len(source.shards)} files, {plan.bytes_read / 1e9:.2f} GB",
+        f"result    {_summary(plan)}, {plan.bytes_written / 1e9:.2f} GB",
+        f"shape     {c.num_layers} layers, hidden {c.hidden}, heads {c.heads}/"
+        f"{c.kv_heads} of {c.head_dim}, {c.vocab_size} tokens in {c.vocab_rows} rows",
+        f"decoding  {c.attention} attention, block length {c.block_length}, "
+        f"logits shift {c.logits_shift}, mask {c.mask_id}, pad {c.pad_id}, "
+        f"stop {', '.join(map(str, c.stop_ids))}",
+    ]
+    return "\n".join(lines)
+
+
+def _summary(plan: "Plan") -> str:
+    tensors = len(plan.source.tensor_names)
+    return (
+        f"{plan.family.name}, {tensors} tensors, {plan.parameters:,} parameters, "
+        f"{plan.dtype}"
+    )
+
+
+def _say(message: str) -> None:
+    print(f"{NAME}: {message}", file=sys.stderr)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar of bytes on stderr, where that is a terminal."""
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    shown = progress.Progress(
+        *columns, console=console, disable=not console.is_terminal
+    )
+    with shown:
+        task = shown.add_task("", total=total)
+        yield lambda count: shown.advance(task, count)
+
+
+if __name__ == "__main__":
+    main()

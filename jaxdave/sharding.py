@@ -1,0 +1,54 @@
+"""Tensor parallelism: how each parameter lies on the devices of a mesh."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxdave import weights
+from jaxdave.config import ModelConfig
+
+AXIS = "model"
+
+# Parameter path -> (the dimension that is split, the field that counts its units).
+# Heads are units, so that no device holds a part of one.
+_SPLITS = {
+    "embedding": (0, "vocab_rows"),
+    "head/kernel": (1, "vocab_rows"),
+    "blocks/attn/q/kernel": (2, "heads"),
+    "blocks/attn/k/kernel": (2, "kv_heads"),
+    "blocks/attn/v/kernel": (2, "kv_heads"),
+    "blocks/attn/q/bias": (1, "heads"),
+    "blocks/attn/k/bias": (1, "kv_heads"),
+    "blocks/attn/v/bias": (1, "kv_heads"),
+    "blocks/attn/o/kernel": (1, "heads"),
+    "blocks/mlp/gate/kernel": (2, "inter"),
+    "blocks/mlp/up/kernel": (2, "inter"),
+    "blocks/mlp/down/kernel": (1, "inter"),
+}
+
+
+def partition(path: str, config: ModelConfig, parts: int) -> PartitionSpec:
+    """The split of one parameter; whole on every device where it does not divide."""
+    dimension, field = _SPLITS.get(path, (0, None))
+    if field is None or getattr(config, field) % parts:
+        return PartitionSpec()
+    return PartitionSpec(*[None] * dimension, AXIS)
+
+
+def shardings(like: Any, config: ModelConfig, mesh: Mesh) -> Any:
+    """A tree as `like` (see `denoiser.abstract`) of shardings over the mesh.
+
+    Raises ValueError when the mesh has no axis named "model".
+    """
+    if AXIS not in mesh.shape:
+        raise ValueError(
+            f"mesh axes {tuple(mesh.shape)} must include {AXIS!r}, over which "
+            "parameters are split; name an axis so"
+        )
+    parts = mesh.shape[AXIS]
+
+    def of(path, _) -> NamedSharding:
+        return NamedSharding(mesh, partition(weights.path_of(path), config, parts))
+
+    return jax.tree_util.tree_map_with_path(of, like)

@@ -1,0 +1,96 @@
+"""Bad configs and options for jaxdave-convert: one line, exit code 2, and no DST."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import sources
+from sources import change_json
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    return sources.make(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def source(tmp_path, made) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "source"))
+
+
+@pytest.fixture
+def fails(tmp_path, capsys):
+    return functools.partial(sources.refused, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "gpt2", "architectures": ["GPT2"]}, "model_type='gpt2'"),
+        ({"model_type": "gpt2", "architectures": ["GPT2"]}, "look like sdar"),
+        ({"model_type": ..., "architectures": ...}, "unknown architecture"),
+        ({"model_type": "Dream", "architectures": ["DreamModel"]}, "not those of"),
+        ({"num_hidden_layers": ...}, "num_hidden_layers is missing"),
+        ({"rope_scaling": {"factor": 2}}, "rope_scaling={'factor': 2} must be None"),
+        ({"hidden_size": "16"}, "hidden_size='16' must be of type int"),
+        ({"block_size": ...}, "give it with --block-length"),
+        ({"block_size": 3}, "block_length=3 must divide 64"),
+        ({"mask_token_id": 3}, "give the right one with --mask-id"),
+        ({"num_key_value_heads": 3}, "heads=4 must be a multiple"),
+    ],
+)
+def test_config(fails, source, changes, words):
+    change_json(source / "config.json", **changes)
+    assert words in fails(source)
+
+
+def test_mask_that_nobody_knows(fails, source, tmp_path):
+    change_json(source / "config.json", mask_token_id=...)
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    for token in tokenizer["added_tokens"]:
+        token["content"] = token["content"].replace("MASK", "GAP")
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "give it with --mask-id" in fails(source)
+    assert sources.run(source, tmp_path / "ours", "--mask-id", 775) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--family", "bert"), "family 'bert' is unknown"),
+        (("--family", "llada"), "n_layers is missing"),
+        (("--dtype", "int8"), "dtype 'int8' is unknown"),
+        (("--block-length", 3), "block_length=3 must divide 64"),
+        (("--mask-id", 784), "mask_id=784 must be a row"),
+        (("--verify", -1), "verify=-1 must be"),
+        (("--colour", "red"), "No such option"),
+        (("--export", "--dry-run"), "takes no other option"),
+        (("--export",), "is no checkpoint of jaxdave-convert"),
+    ],
+)
+def test_options(fails, source, options, words):
+    assert words in fails(source, *options)
+
+
+def test_no_tokenizer(fails, source):
+    (source / "tokenizer.json").unlink()
+    assert "no tokenizer" in fails(source)
+
+
+def test_no_such_source(fails, tmp_path):
+    assert "is unknown" in fails(tmp_path / "nowhere")
+
+
+def test_no_destination(capsys):
+    assert sources.run("only") == 2
+    assert "Missing argument 'dst'" in capsys.readouterr().err
+
+
+def test_no_network(fails, tmp_path, monkeypatch):
+    """The Hub's own client, at an address where nobody listens."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "c"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
+    assert "cannot be fetched from the Hub" in fails("owner/name")

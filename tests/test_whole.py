@@ -1,0 +1,87 @@
+"""The model over a whole canvas: what sees what, which output predicts which token."""
+
+import dataclasses
+
+import folders
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdave.model.network import network
+from jaxdave.model.whole import layer_states, places, sources, visible, whole
+
+BLOCKS = dataclasses.replace(folders.CONFIG, block_length=2)
+FULL = dataclasses.replace(folders.CONFIG, attention="full", logits_shift="full")
+
+
+def grid(text: str) -> np.ndarray:
+    return np.array([[c == "1" for c in row] for row in text.split()])
+
+
+def test_visibility_by_hand():
+    place = places(jnp.zeros((1, 4), jnp.int32))
+    blocks = visible(BLOCKS, place)[0]
+    np.testing.assert_array_equal(blocks, grid("1100 1100 1111 1111"))
+    np.testing.assert_array_equal(visible(FULL, place)[0], grid("1111 " * 4))
+
+
+def test_pads_are_neither_seen_nor_counted():
+    """Blocks are those of the row alone: columns 1, 2 and columns 3, 4."""
+    valid = jnp.asarray(grid("01111"))
+    place = places(jnp.zeros((1, 5), jnp.int32), valid)
+    np.testing.assert_array_equal(place, [[1, 0, 1, 2, 3]])
+    blocks = visible(BLOCKS, place, valid)[0, 1:]
+    np.testing.assert_array_equal(blocks, grid("01100 01100 01111 01111"))
+    np.testing.assert_array_equal(
+        visible(FULL, place, valid)[0, 1:], grid("01111 " * 4)
+    )
+
+
+def test_sources_by_hand():
+    """[a0, a1, a2, a3] becomes [a0, a0, a1, a2]; pads shift nothing into a row."""
+    tokens, valid = jnp.zeros((1, 4), jnp.int32), jnp.asarray(grid("0111"))
+    np.testing.assert_array_equal(sources(places(tokens)), [[0, 0, 1, 2]])
+    np.testing.assert_array_equal(sources(places(tokens, valid))[0, 1:], [1, 1, 2])
+
+
+@pytest.mark.parametrize("config", [BLOCKS, FULL])
+def test_padded_row_is_the_row_alone(config):
+    params = folders.random(config)
+    tokens = np.random.default_rng(0).integers(0, 775, (2, 12)).astype(np.int32)
+    valid = np.ones((2, 12), bool)
+    valid[1, :3] = False
+    both = jax.jit(whole(config))(params, tokens, valid)
+    first = jax.jit(whole(config))(params, tokens[:1])
+    second = jax.jit(whole(config))(params, tokens[1:, 3:])
+    np.testing.assert_allclose(both[:1], first, atol=2e-5)
+    np.testing.assert_allclose(both[1:, 3:], second, atol=2e-5)
+    assert np.abs(both[1, 3:] - both[0, 3:]).max() > 0.1
+
+
+def test_shift_moves_rows_and_nothing_else():
+    tokens = np.random.default_rng(1).integers(0, 775, (1, 8)).astype(np.int32)
+    params = folders.random(FULL)
+    plain = dataclasses.replace(FULL, logits_shift="none")
+    raw = np.asarray(jax.jit(whole(plain))(params, tokens))
+    shifted = np.asarray(jax.jit(whole(FULL))(params, tokens))
+    np.testing.assert_allclose(shifted[:, 1:], raw[:, :-1], atol=1e-5)
+    np.testing.assert_allclose(shifted[:, :1], raw[:, :1], atol=1e-5)
+
+
+def test_decoding_window_agrees():
+    """The engine's prefill of an empty cache is the same model."""
+    params = folders.random(BLOCKS)
+    tokens = np.random.default_rng(2).integers(0, 775, (1, 64)).astype(np.int32)
+    net = network(BLOCKS, positions=64)
+    cache = jax.tree.map(lambda a: a[:, 0], net.empty_cache(1, 64))
+    hidden, _ = net.forward(params, jnp.asarray(tokens), jnp.int32(0), cache)
+    states = jax.jit(layer_states(BLOCKS))(params, tokens)
+    assert states.shape == (3, 1, 64, 16)
+    np.testing.assert_allclose(states[-1], hidden, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (4,)])
+def test_validity_has_the_shape_of_the_tokens(shape):
+    with pytest.raises(AssertionError):
+        whole(FULL)(folders.random(FULL), jnp.zeros((1, 4), jnp.int32), jnp.ones(shape))
