@@ -128,12 +128,11 @@ class Program:
             row = dataclasses.replace(row, stats=stats)
             return calls.prime(self, params, row, row.tokens_T.shape[0])
 
-        return jax.lax.cond(
-            jnp.any(stale_B),
-            lambda held: DecodeState(*put_rows(one, *held, stale_B, self.exact)),
-            lambda held: held,
-            state,
-        )
+        def some(held: DecodeState) -> DecodeState:
+            made = put_rows(one, held.rows, held.cache, stale_B, self.exact)
+            return DecodeState(*made)
+
+        return jax.lax.cond(jnp.any(stale_B), some, lambda held: held, state)
 
     def over_rows(self, function):
         """A function of (one row, its cache) as a function of all rows."""
