@@ -13,9 +13,9 @@ from jaxdave.policies.common import (
     commit,
     count,
     masked,
-    mean,
     named,
     rank,
+    total,
 )
 from jaxdave.types import Memory, Policy, View
 
@@ -48,9 +48,7 @@ def saber(n: int = 2) -> Policy:
 
     def step(view: View, clock: Clock, memory: Memory) -> tuple[jax.Array, Memory]:
         score_W = view.pred.score
-        # c_i > mean is 1 - c_i < mean of 1 - c, where sure tokens stay apart.
-        doubt = mean(jax.nn.sigmoid(-memory.final_W), memory.ever_W)
-        sure_W = view.open_W & (jax.nn.sigmoid(-score_W) < doubt)
+        sure_W = view.open_W & _surer(score_W, memory)
         few = count(sure_W) < n
         chosen_W = jnp.where(few, best(view, n, score_W), sure_W)
         undone_W = (view.decoded_W | chosen_W) & _weakest(
@@ -64,11 +62,28 @@ def saber(n: int = 2) -> Policy:
 
 
 def rise(now_W: jax.Array, then_W: jax.Array) -> jax.Array:
-    """The rise of a probability, given as log-odds, without rounding it to 1 first."""
-    sigmoid = jax.nn.sigmoid
+    """Orders positions by the rise of a probability, given as log-odds.
+
+    r / (1 - |r|) grows with the rise r, and tells rises near 0 and near 1 apart that as
+    differences of probabilities would round to the same.
+    """
+    now, then = jax.nn.sigmoid(now_W), jax.nn.sigmoid(then_W)
+    now_doubt, then_doubt = jax.nn.sigmoid(-now_W), jax.nn.sigmoid(-then_W)
     both_sure_W = (now_W > 0) & (then_W > 0)
-    fall_of_doubt_W = sigmoid(-then_W) - sigmoid(-now_W)
-    return jnp.where(both_sure_W, fall_of_doubt_W, sigmoid(now_W) - sigmoid(then_W))
+    rise_W = jnp.where(both_sure_W, then_doubt - now_doubt, now - then)
+    short_of_one_W = jnp.where(rise_W > 0, now_doubt + then, now + then_doubt)
+    return rise_W / short_of_one_W
+
+
+def _surer(score_W: jax.Array, memory: Confidences) -> jax.Array:
+    """Where a confidence is above the mean of those at commit.
+
+    c > mean c_j is sum of (1 - c_j) - (1 - c) > 0: exact in ties, and where all
+    confidences would round to 1.
+    """
+    doubt_W, at_commit_W = jax.nn.sigmoid(-score_W), jax.nn.sigmoid(-memory.final_W)
+    apart_WW = at_commit_W[:, None] - doubt_W[None, :]
+    return total(jnp.where(memory.ever_W[:, None], apart_WW, 0.0)) > 0
 
 
 def _weakest(view: View, chosen_W, rise_W, n: int) -> jax.Array:

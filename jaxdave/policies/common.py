@@ -63,12 +63,13 @@ def log_odds(probability: float) -> float:
 
 
 def total(value_W: jax.Array) -> jax.Array:
-    """The sum, over a fixed tree of additions."""
+    """The sum along the first axis, over a fixed tree of additions."""
     size = value_W.shape[0]
     if size == 1:
         return value_W[0]
-    half = -(-size // 2)
-    return total(value_W[:half] + jnp.pad(value_W[half:], (0, 2 * half - size)))
+    half = size // 2
+    paired_W = value_W[:half] + value_W[half : 2 * half]
+    return total(jnp.concatenate([paired_W, value_W[2 * half :]]))
 
 
 def mean(value_W: jax.Array, over_W: jax.Array) -> jax.Array:

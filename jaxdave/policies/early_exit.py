@@ -98,12 +98,12 @@ def sched(
 
     def step(view: View, clock: Clock, memory: Memory) -> tuple[jax.Array, Memory]:
         then_W, steady = memory
-        # Shares of small counts, divided as the published code does.
-        share = lambda flag_W, size: count(flag_W).astype(jnp.float32) / size  # noqa: E731
-        masks = count(view.open_W).astype(jnp.float32)
-        changed = share((view.pred.token != then_W) & view.open_W, masks)
-        is_far = 1 - share(view.open_W, jnp.float32(then_W.shape[0])) >= min_progress
-        steady = jnp.where(is_far & (changed <= max_change_ratio), steady + 1, 0)
+        number = lambda flag_W: count(flag_W).astype(jnp.float32)  # noqa: E731
+        changed_W = (view.pred.token != then_W) & view.open_W
+        few = number(changed_W) / number(view.open_W) <= max_change_ratio
+        # Not as a share: what is divided by a constant is not rounded correctly.
+        far = number(~view.open_W) >= jnp.float32(min_progress * then_W.shape[0])
+        steady = jnp.where(few & far, steady + 1, 0)
         needed = jnp.asarray(bounds)[jnp.minimum(clock.index, steps - 1)]
         clear = (mean(view.pred.gap, view.open_W) >= needed) & (steady > patience)
         some = time_count(view, shares, clock)
