@@ -38,7 +38,8 @@ class Film(NamedTuple):
 def film(kind: str, cases: int = 24, steps: int = 30, seed: int = 0) -> Film:
     """Random predictions: "grid" (full of ties), "sure" (saturated), "logits".
 
-    "apart": as "grid", but some positions are saturated in all steps.
+    "apart": as "grid", but some positions are saturated in all steps, so that no two
+    changes of a probability differ by less than float32 can tell.
     """
     rng = np.random.default_rng([seed, len(kind)])
     shape = (cases, steps, WIDE)
@@ -68,7 +69,7 @@ def film(kind: str, cases: int = 24, steps: int = 30, seed: int = 0) -> Film:
     score = draw(levels)
     if kind == "apart":
         always = rng.random((cases, 1, WIDE)) < 0.5
-        score = np.where(always, draw([17.0, 30.0, 45.0, 60.0]), score)
+        score = np.where(always, draw([17.0, 60.0]), score)
     features = (score, draw(gaps), draw(levels), draw(spread))
     logits = np.zeros((*shape, VOCAB), np.float32)
     return Film(token.astype(np.int32), *features, logits, prompt, room)
@@ -85,8 +86,9 @@ def of_logits(logits: np.ndarray, prompt, room) -> Film:
     lead = np.exp(second - weigh(z)) + (np.exp(weigh(others) - weigh(z)))
     log_p = z - weigh(z)[..., None]
     found = top - weigh(others), top - second, -np.log(lead), -np.sum(p * log_p, -1)
-    features = (a.astype(np.float32) for a in found)
-    return Film(token.astype(np.int32), *features, logits, prompt, room)
+    score, gap, margin, entropy = (a.astype(np.float32) for a in found)
+    token = token.astype(np.int32)
+    return Film(token, score, gap, margin, entropy, logits, prompt, room)
 
 
 def look_of(logits_WV: jax.Array) -> Look:

@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import policy_memories as memories
 import policy_rules as rules
 import pytest
 from policy_films import MASK, PROMPT, film, play, replay
@@ -71,36 +72,41 @@ CASES = [
     (policies.hierarchical(0.99, 0.8), rules.hierarchical(0.99, 0.8), GRIDS),
     (policies.local_leap(0.9, 0.75, 1), rules.local_leap(0.9, 0.75, 1), GRIDS),
     (policies.local_leap(), rules.local_leap(0.9, 0.75, 4), GRIDS),
-    (policies.deferred(4, 0.8, 6), rules.deferred(4, 0.8, 6), GRIDS),
-    (policies.deferred(3, 0.9, 128), rules.deferred(3, 0.9, 128), GRIDS),
-    (policies.credit(), rules.credit(0.9, 0.7, 0.2, 0.8), ("logits",)),
-    (policies.credit(0.6, 3.0, 1.0, 0.5), rules.credit(0.6, 3, 1, 0.5), ("logits",)),
-    (policies.klass(), rules.klass(0.9, 0.01, 2), ("logits",)),
-    (policies.klass(0.5, 0.3, 3), rules.klass(0.5, 0.3, 3), ("logits",)),
-    (policies.prophet(9), rules.prophet(9, (7.5, 5, 2.5), -1, 5), GRIDS),
+    (policies.deferred(4, 0.8, 6), memories.deferred(4, 0.8, 6), GRIDS),
+    (policies.deferred(3, 0.9, 128), memories.deferred(3, 0.9, 128), GRIDS),
+    (policies.credit(), memories.credit(0.9, 0.7, 0.2, 0.8), ("logits",)),
+    (policies.credit(0.6, 3.0, 1.0, 0.5), memories.credit(0.6, 3, 1, 0.5), ("logits",)),
+    (
+        policies.credit(0.8, 2.0, 0.2, 0.8, 2),
+        memories.credit(0.8, 2.0, 0.2, 0.8, 2),
+        ("logits",),
+    ),
+    (policies.klass(), memories.klass(0.9, 0.01, 2), ("logits",)),
+    (policies.klass(0.5, 0.3, 3), memories.klass(0.5, 0.3, 3), ("logits",)),
+    (policies.prophet(9), memories.prophet(9, (7.5, 5, 2.5), -1, 5), GRIDS),
     (
         policies.prophet(12, 6.0, 4.5, 3.0, 3, 4),
-        rules.prophet(12, (6, 4.5, 3), 3, 4),
+        memories.prophet(12, (6, 4.5, 3), 3, 4),
         GRIDS,
     ),
     (
         policies.sched(8, max_change_ratio=0.4),
-        rules.sched(8, 7.5, 2.5, "cosine", 4, 0, 0, 0.4, 1e-3),
+        memories.sched(8, 7.5, 2.5, "cosine", 4, 0, 0, 0.4, 1e-3),
         GRIDS,
     ),
     (
         policies.sched(9, 6.0, 4.0, "linear", 4.0, 0.25, 1, 0.5, 0.1),
-        rules.sched(9, 6, 4, "linear", 4, 0.25, 1, 0.5, 0.1),
+        memories.sched(9, 6, 4, "linear", 4, 0.25, 1, 0.5, 0.1),
         GRIDS,
     ),
     (
         policies.sched(9, 9.0, 1.0, "exp", 2.0, 0.0, 0, 1.0),
-        rules.sched(9, 9, 1, "exp", 2, 0, 0, 1, 1e-3),
+        memories.sched(9, 9, 1, "exp", 2, 0, 0, 1, 1e-3),
         GRIDS,
     ),
-    (policies.saber(2), rules.saber(2), ("grid", "apart")),
-    (policies.saber(5), rules.saber(5), ("grid", "apart")),
-    (policies.saber(1), rules.saber(1), ("grid", "apart")),
+    (policies.saber(2), memories.saber(2), ("grid", "apart")),
+    (policies.saber(5), memories.saber(5), ("grid", "apart")),
+    (policies.saber(1), memories.saber(1), ("grid", "apart")),
 ]
 
 
