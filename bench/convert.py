@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from jaxdave_convert import families, headers
+from jaxdave_convert import headers
 
 from bench import common
-from jaxdave import names, stored
+from jaxdave import families, names, stored
 from jaxdave.config import ModelConfig, preset
 from jaxdave.sources import find
 
