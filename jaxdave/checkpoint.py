@@ -20,6 +20,7 @@ from jaxdave.sources import find
 from jaxdave.text import Codec, load_codec
 from jaxdave.tokenizer import read_json
 
+MAX_NEW_TOKENS = 256
 _WRITTEN = ("config.json", "generation_config.json", weights.ONE_FILE, weights.INDEX)
 # What `save` carries over from the folder that it replaces.
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json") + (
@@ -33,13 +34,17 @@ _KEPT = (*TOKENIZER, "README.md", "LICENSE")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Everything that decoding text needs; params as in `denoiser.abstract`."""
+    """Everything that decoding text needs; params as in `denoiser.abstract`.
+
+    max_new_tokens: the room for an answer that the folder's generation defaults name.
+    """
 
     name: str
     folder: Path
     config: ModelConfig
     params: Params = dataclasses.field(repr=False)
     codec: Codec
+    max_new_tokens: int = MAX_NEW_TOKENS
 
 
 def load(
@@ -55,7 +60,8 @@ def load(
     A folder is one that jaxdave-convert made, or the Hugging Face layout of a family
     (Dream, LLaDA, SDAR, Fast-dLLM v2).
 
-    source: "sdar-1m" or None for the packaged demo; a folder; a Hub id "owner/name".
+    source: "sdar-1m" (or None), "llada-1m" or "dream-1m", which come with the package;
+        a folder; a Hub id "owner/name".
     dtype: "float32" or "bfloat16", whatever the files hold. block_length, mask_id: go
         before what the folder says; SDAR's files on the Hub say nothing of either.
     mesh: split the weights over its axis "model"; those of a converted folder are
@@ -69,7 +75,7 @@ def load(
         config = _stored_config(folder, raw, block_length, mask_id)
         codec = load_codec(folder, config=config)
         params = stored.restore(folder, config, dtype, mesh)
-        return Model(name, folder, config, params, codec)
+        return Model(name, folder, config, params, codec, _room(folder))
     family = families.detect(raw, None)
     config = described.config_of(
         family, raw, folder, name=name, block_length=block_length, mask_id=mask_id
@@ -78,7 +84,7 @@ def load(
     params = weights.read(folder, config, dtype, family.tensors)
     if mesh is not None:
         params = jax.device_put(params, shardings(params, config, mesh))
-    return Model(name, folder, config, params, codec)
+    return Model(name, folder, config, params, codec, _room(folder))
 
 
 def save(
@@ -88,11 +94,13 @@ def save(
     *,
     dtype: str,
     tokenizer: str | os.PathLike | None = None,
+    max_new_tokens: int | None = None,
 ) -> None:
     """Write a folder that `load` reads, under a temporary name, then rename it.
 
     tokenizer: a folder whose tokenizer files go along. Those that `folder` has already
         are carried over, as are README.md and LICENSE; its older weights are replaced.
+    max_new_tokens: the room for an answer that `load` will suggest.
     Raises ValueError when the folder holds anything else or the parameters do not fit.
     """
     folder = Path(folder).absolute()
@@ -111,6 +119,8 @@ def save(
             "eos_token_id": list(config.stop_ids),
             "pad_token_id": config.pad_id,
         }
+        if max_new_tokens is not None:
+            generation["max_new_tokens"] = max_new_tokens
         stored.write_json(made / "generation_config.json", generation)
         for path in kept:
             shutil.copyfile(path, made / path.name)
@@ -119,6 +129,12 @@ def save(
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
+
+
+def _room(folder: Path) -> int:
+    said = read_json(folder / "generation_config.json", optional=True)
+    room = said.get("max_new_tokens")
+    return room if type(room) is int and room > 0 else MAX_NEW_TOKENS
 
 
 def _stored_config(

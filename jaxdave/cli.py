@@ -73,7 +73,9 @@ def generate(
         bool, typer.Option("--no-stop", help="Never predict an end token.")
     ] = False,
     block_length: Annotated[int | None, typer.Option(help="The model's.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Room for the answer.")] = 256,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Room for the answer; the model's, or 256.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(help="1 is off.")] = 1.0,

@@ -32,7 +32,7 @@ class Settings:
     cache: str | None = None
     guidance: float = 0.0
     no_stop: bool = False
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -113,8 +113,11 @@ def run(settings: Settings, asked: Sequence[Asked], as_json: bool) -> None:
     model = checkpoint.load(
         settings.model, dtype=settings.dtype, block_length=settings.block_length
     )
+    room = settings.max_new_tokens
+    room = model.max_new_tokens if room is None else room
+    settings = dataclasses.replace(settings, max_new_tokens=room)
     decoder = make_decoder(model.config, settings)
-    prompts = [encode(a, model, settings.max_new_tokens) for a in asked]
+    prompts = [encode(a, model, room) for a in asked]
     if sys.stdout.isatty() and len(asked) == 1 and not as_json:
         return _print_live(settings, model, decoder, prompts[0])
     results = _decode(settings, model, decoder, asked, prompts)

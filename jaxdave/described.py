@@ -134,7 +134,8 @@ def _mask_id(
     if found is None:
         raise ValueError(
             f"{folder}: neither config.json (mask_token_id) nor the tokenizer "
-            f"(mask_token={token!r}) knows the mask id; give it with --mask-id or mask_id"
+            f"(mask_token={token!r}) knows the mask id; give it with --mask-id or "
+            "mask_id"
         )
     if said is not None and named is not None and said != named:
         raise ValueError(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdave.policies.block import Clock, per_block
 from jaxdave.policies.checks import check_amount, check_count, check_share
-from jaxdave.policies.common import best, log_odds, masked, named
+from jaxdave.policies.common import best, log_odds, named
 from jaxdave.types import Memory, Policy, Prediction, View
 
 NONE = -1
@@ -30,7 +30,7 @@ def credit(
 ) -> Policy:
     """The threshold rule on logits that favour what has been the best token before.
 
-    C <- beta C; C[i, best_i] += p_i(best_i)^gamma at the masked i; `threshold` on
+    C <- beta C; C[i, best_i] += p_i(best_i)^gamma; `threshold` on
     logits + alpha log(1 + C). Source: CreditDecoding (arXiv 2510.06133, defaults of
     dInfer's CreditThresholdParallelDecoder). Memory: per block, the `kept` ids with
     the most credit at each position; an id that finds no room takes the place of the
@@ -53,7 +53,7 @@ def credit(
         held = Credits(memory.id_WM, memory.credit_WM * jnp.float32(beta))
         # p^gamma from log p, which does not saturate.
         gain_W = jnp.exp(jnp.float32(gamma) * jax.nn.log_sigmoid(view.pred.score))
-        held = _credited(held, view.pred.token, gain_W, masked(view))
+        held = _credited(held, view.pred.token, gain_W)
         logit_WM = view.look.logits_at(jnp.maximum(held.id_WM, 0))
         bonus_WM = jnp.float32(alpha) * jnp.log1p(held.credit_WM)
         id_W, score_W = fused(view.pred, held.id_WM, logit_WM, bonus_WM)
@@ -90,7 +90,7 @@ def fused(pred: Prediction, id_WM, logit_WM, bonus_WM) -> tuple[jax.Array, jax.A
     return best_W, top_W - scale_W - jnp.log(unlisted_W + weigh(rest_WM))
 
 
-def _credited(held: Credits, token_W, gain_W, masked_W) -> Credits:
+def _credited(held: Credits, token_W, gain_W) -> Credits:
     """The credits after those of one step; a new id takes the place of the least."""
     size = held.id_WM.shape[1]
     known_WM = held.id_WM == token_W[:, None]
@@ -100,8 +100,6 @@ def _credited(held: Credits, token_W, gain_W, masked_W) -> Credits:
     )
     here_WM = jnp.arange(size)[None] == slot_W[:, None]
     old_WM = jnp.where(is_known_W[:, None], held.credit_WM, 0.0)
-    # Positions that are not masked hold their token too, so that `fused` can read it.
-    gain_W = jnp.where(masked_W, gain_W, 0.0)
     return Credits(
         jnp.where(here_WM, token_W[:, None], held.id_WM),
         jnp.where(here_WM, old_WM + gain_W[:, None], held.credit_WM),
