@@ -2,6 +2,7 @@
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 import policy_memories as memories
 import policy_rules as rules
@@ -9,7 +10,9 @@ import pytest
 from policy_films import MASK, PROMPT, film, play, replay
 
 from jaxdave import policies
+from jaxdave.policies.credits import NONE, fused
 from jaxdave.policies.registry import MAKERS
+from jaxdave.types import Prediction
 
 reel = functools.cache(film)
 SUMS = ("entropy_bounded", "eb_sampler", "prophet", "sched", "saber")
@@ -83,10 +86,16 @@ CASES = [
     ),
     (policies.klass(), memories.klass(0.9, 0.01, 2), ("logits",)),
     (policies.klass(0.5, 0.3, 3), memories.klass(0.5, 0.3, 3), ("logits",)),
+    (policies.klass(0.5, 3.0, 2), memories.klass(0.5, 3.0, 2), ("logits",)),
     (policies.prophet(9), memories.prophet(9, (7.5, 5, 2.5), -1, 5), GRIDS),
     (
         policies.prophet(12, 6.0, 4.5, 3.0, 3, 4),
         memories.prophet(12, (6, 4.5, 3), 3, 4),
+        GRIDS,
+    ),
+    (
+        policies.prophet(12, 6.0, 4.5, 3.0, 9, 3),
+        memories.prophet(12, (6, 4.5, 3), 9, 3),
         GRIDS,
     ),
     (
@@ -122,6 +131,19 @@ def test_a_policy_commits_what_its_rule_says(policy, rule, kinds, request):
         for case, (mine, theirs) in enumerate(zip(got, want, strict=True)):
             apart = np.flatnonzero((mine != theirs).any(axis=1))
             assert not apart.size, (kind, case, apart[0], mine[apart[0]].tolist())
+
+
+def test_tied_ids_go_to_the_lowest_and_odds_count_the_unlisted():
+    """Logits 2, 2, 1 of ids 4, 1, 3; id 0 and its like are unlisted and weigh e."""
+    ids, logits = jnp.array([[4, 1, 3, NONE]]), jnp.array([[2.0, 2.0, 1.0, 99.0]])
+    others = float(np.log(np.exp(2) + 2 * np.e))
+    odds = jnp.array([2 - others], jnp.float32)
+    pred = Prediction(jnp.array([4], jnp.int32), odds, odds, odds, odds)
+    same = fused(pred, ids, logits, jnp.zeros((1, 4)))
+    assert int(same[0][0]) == 1 and np.isclose(float(same[1][0]), 2 - others)
+    lifted = fused(pred, ids, logits, jnp.array([[0.0, 0.0, 3.0, 0.0]]))
+    others = float(np.log(2 * np.exp(2) + np.e))
+    assert int(lifted[0][0]) == 3 and np.isclose(float(lifted[1][0]), 4 - others)
 
 
 def test_every_policy_has_a_case():

@@ -88,6 +88,31 @@ def test_threshold_bounds():
     assert commits(policies.hierarchical(1.0, 1.0), opened, scores) == [3]
 
 
+def test_a_bound_that_is_met_exactly_counts_where_the_source_says_so():
+    opened, scores = np.ones(4, bool), np.array([0.0, 1.0, 0.0, -1.0])
+    for policy in (
+        policies.threshold(0.5),
+        policies.local_leap(0.5, 0.5),
+        policies.local_leap(0.7, 0.5),
+        policies.deferred(32, 0.5),
+    ):
+        assert commits(policy, opened, scores) == [0, 1, 2]
+    for policy in (
+        policies.low_confidence_dynamic(9, 0.5),
+        policies.hierarchical(0.5, 0.5),
+        policies.hierarchical(0.7, 0.5),
+    ):
+        assert commits(policy, opened, scores) == [1]
+    # Position 2 is decoded, so the last one is a run of its own.
+    opened, scores = np.array([True, True, False, True]), np.array([1.0, -1, 9, 0])
+    assert commits(policies.hierarchical(0.9, 0.5), opened, scores) == [0]
+    assert commits(policies.hierarchical(0.9, 0.4), opened, scores) == [0, 3]
+    clear = policies.sched(8, max_change_ratio=1.0)
+    for policy in (clear, policies.prophet(8)):
+        assert commits(policy, opened, scores, gap=np.full(4, 7.5)) == [0, 1, 3]
+        assert len(commits(policy, opened, scores, gap=np.full(4, 7.25))) == 1
+
+
 def split(masks: int, steps: int) -> list[int]:
     """The counts of every step of the even split."""
     at = [Clock(jnp.int32(k), jnp.int32(masks)) for k in range(steps)]
