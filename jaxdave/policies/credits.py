@@ -33,10 +33,10 @@ def credit(
     C <- beta C; C[i, best_i] += p_i(best_i)^gamma; `threshold` on
     logits + alpha log(1 + C). Source: CreditDecoding (arXiv 2510.06133, defaults of
     dInfer's CreditThresholdParallelDecoder). Memory: per block, the `kept` ids with
-    the most credit at each position; an id that finds no room takes the place of the
-    least (dInfer keeps all ids; the two agree while no position has had more best
-    tokens than `kept`). Deviation: above temperature 0 credit goes to sampled tokens
-    and the best of those is taken. Raises ValueError for a parameter out of range.
+    the most credit at each position, a new one in the place of the least. Deviations:
+    dInfer keeps all ids (the same, up to `kept` different best tokens); above
+    temperature 0 credit goes to sampled tokens and the best of those is taken. Raises
+    ValueError for a parameter out of range.
     """
     check_share(0.9, threshold=threshold)
     check_share(0.8, beta=beta)
@@ -50,20 +50,15 @@ def credit(
         return Credits(empty, jnp.zeros((size, kept), jnp.float32))
 
     def step(view: View, clock: Clock, memory: Memory) -> tuple[jax.Array, Memory]:
-        held = Credits(memory.id_WM, memory.credit_WM * jnp.float32(beta))
-        # p^gamma from log p, which does not saturate.
-        gain_W = jnp.exp(jnp.float32(gamma) * jax.nn.log_sigmoid(view.pred.score))
-        held = _credited(held, view.pred.token, gain_W)
+        held = _credited(memory, view.pred, gamma, beta)
         logit_WM = view.look.logits_at(jnp.maximum(held.id_WM, 0))
         bonus_WM = jnp.float32(alpha) * jnp.log1p(held.credit_WM)
         id_W, score_W = fused(view.pred, held.id_WM, logit_WM, bonus_WM)
         chosen_W = best(view, 1, score_W) | (view.open_W & (score_W >= bound))
         return jnp.where(chosen_W, id_W, view.tokens_W), held
 
-    name = named(
-        "credit", threshold=threshold, alpha=alpha, gamma=gamma, beta=beta, kept=kept
-    )
-    return per_block(name, step, init)
+    given = {"alpha": alpha, "gamma": gamma, "beta": beta, "kept": kept}
+    return per_block(named("credit", threshold=threshold, **given), step, init)
 
 
 def fused(pred: Prediction, id_WM, logit_WM, bonus_WM) -> tuple[jax.Array, jax.Array]:
@@ -90,17 +85,19 @@ def fused(pred: Prediction, id_WM, logit_WM, bonus_WM) -> tuple[jax.Array, jax.A
     return best_W, top_W - scale_W - jnp.log(unlisted_W + weigh(rest_WM))
 
 
-def _credited(held: Credits, token_W, gain_W) -> Credits:
+def _credited(held: Credits, pred: Prediction, gamma: float, beta: float) -> Credits:
     """The credits after those of one step; a new id takes the place of the least."""
-    size = held.id_WM.shape[1]
-    known_WM = held.id_WM == token_W[:, None]
+    # p^gamma from log p, which does not saturate.
+    gain_W = jnp.exp(jnp.float32(gamma) * jax.nn.log_sigmoid(pred.score))
+    faded_WM = held.credit_WM * jnp.float32(beta)
+    known_WM = held.id_WM == pred.token[:, None]
     is_known_W = jnp.any(known_WM, axis=1)
     slot_W = jnp.where(
-        is_known_W, jnp.argmax(known_WM, axis=1), jnp.argmin(held.credit_WM, axis=1)
+        is_known_W, jnp.argmax(known_WM, axis=1), jnp.argmin(faded_WM, axis=1)
     )
-    here_WM = jnp.arange(size)[None] == slot_W[:, None]
-    old_WM = jnp.where(is_known_W[:, None], held.credit_WM, 0.0)
+    here_WM = jnp.arange(faded_WM.shape[1])[None] == slot_W[:, None]
+    old_WM = jnp.where(is_known_W[:, None], faded_WM, 0.0)
     return Credits(
-        jnp.where(here_WM, token_W[:, None], held.id_WM),
-        jnp.where(here_WM, old_WM + gain_W[:, None], held.credit_WM),
+        jnp.where(here_WM, pred.token[:, None], held.id_WM),
+        jnp.where(here_WM, old_WM + gain_W[:, None], faded_WM),
     )

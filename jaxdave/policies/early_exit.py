@@ -1,4 +1,11 @@
-"""Prophet and SchED: a block is filled at once when its masks have become clear."""
+"""Prophet and SchED: a block is filled at once when its masks have become clear.
+
+SchED's bound, with t = i / (steps - 1): tau = tau_low + (tau_high - tau_low) w, w =
+(1 + cos(pi t)) / 2 ("cosine"), 1 - t ("linear") or exp(-k t) ("exp"). Source: SchED
+(amr-mohamedd/SchED, its defaults). Deviations: logits are the tempered ones, and above
+temperature 0 the tokens are the sampled ones; steps and masks are those of the block;
+the statistic is the mean.
+"""
 
 import math
 
@@ -40,15 +47,9 @@ def prophet(
         raise ValueError(f"answer_start={answer_start} must be -1 (all masks) or more")
 
     def choose(view: View, clock: Clock) -> jax.Array:
-        where_W = view.open_W
-        seen = jnp.bool_(True)
-        if answer_start >= 0:
-            where_W = view.place_W >= answer_start
-            where_W &= view.place_W < answer_start + answer_length
-            seen = count(where_W) == answer_length
-        third = 3 * clock.index // steps
-        needed = jnp.asarray([early, mid, late], jnp.float32)[jnp.minimum(third, 2)]
-        clear = seen & (mean(view.pred.gap, where_W) >= needed)
+        third = jnp.minimum(3 * clock.index // steps, 2)
+        needed = jnp.asarray([early, mid, late], jnp.float32)[third]
+        clear = _answer_gap(view, answer_start, answer_length) >= needed
         some = even_split(clock.masks, steps, clock)
         return jnp.where(clear, view.open_W, best(view, some, view.pred.score))
 
@@ -72,49 +73,59 @@ def sched(
 ) -> Policy:
     """Dream's `entropy` until the masks are clear for a falling bound; then all.
 
-    t = i / (steps - 1); tau = low + (high - low) w, w = (1 + cos(pi t)) / 2, 1 - t or
-    exp(-k t). Fill the block if the mean of (best logit - second logit) over the masks
-    >= tau, at least min_progress of the block is committed, and for more than
+    Fill the block if the mean of (best logit - second logit) over the masks >= tau (see
+    this module), at least min_progress of the block is committed, and for more than
     `patience` steps in a row no more than max_change_ratio of the masks changed their
-    token; otherwise step as `entropy`. Source: SchED (amr-mohamedd/SchED, defaults).
-    Memory: the last tokens, and for how long they have been steady. Deviations: logits
-    are the tempered ones, and the tokens above temperature 0 the sampled ones; steps
-    and masks are those of the block; the statistic is the mean. Raises ValueError for
-    a parameter out of range.
+    token; otherwise step as `entropy`. Memory: the last tokens, and for how many steps
+    they kept. Source and deviations: see this module. Raises ValueError for a parameter
+    out of range.
     """
-    name = named(
-        "sched", steps=steps, tau_high=tau_high, tau_low=tau_low, mode=mode, k=k,
-        min_progress=min_progress, patience=patience,
-        max_change_ratio=max_change_ratio, eps=eps,
-    )  # fmt: skip
+    name = named("sched", **locals())  # all parameters, in their order
     shares = checked_shares(steps, eps)
-    check_amount(7.5, tau_high=tau_high, tau_low=tau_low, k=k, patience=patience)
-    check_choice(MODES, mode=mode)
+    check_amount(0.0, k=k, patience=patience)
     check_share(0.0, min_progress=min_progress, max_change_ratio=max_change_ratio)
     bounds = _bounds(steps, tau_high, tau_low, mode, k)
 
-    def init(size: int, width: int) -> Memory:
-        return jnp.full(size, -1, jnp.int32), jnp.int32(0)
-
     def step(view: View, clock: Clock, memory: Memory) -> tuple[jax.Array, Memory]:
         then_W, steady = memory
-        number = lambda flag_W: count(flag_W).astype(jnp.float32)  # noqa: E731
-        changed_W = (view.pred.token != then_W) & view.open_W
-        few = number(changed_W) / number(view.open_W) <= max_change_ratio
-        # Not as a share: what is divided by a constant is not rounded correctly.
-        far = number(~view.open_W) >= jnp.float32(min_progress * then_W.shape[0])
-        steady = jnp.where(few & far, steady + 1, 0)
+        keeps = _keeps(view, then_W, min_progress, max_change_ratio)
+        steady = jnp.where(keeps, steady + 1, 0)
         needed = jnp.asarray(bounds)[jnp.minimum(clock.index, steps - 1)]
         clear = (mean(view.pred.gap, view.open_W) >= needed) & (steady > patience)
         some = time_count(view, shares, clock)
         chosen_W = best(view, some, -view.pred.entropy) | clear
         return commit(view, chosen_W), (view.pred.token, steady)
 
-    return per_block(name, step, init)
+    return per_block(name, step, _unseen)
+
+
+def _unseen(size: int, width: int) -> Memory:
+    """No tokens yet, kept for no steps."""
+    return jnp.full(size, -1, jnp.int32), jnp.int32(0)
+
+
+def _answer_gap(view: View, start: int, length: int) -> jax.Array:
+    """The mean logit gap over an answer; -inf where the block does not hold it."""
+    if start < 0:
+        return mean(view.pred.gap, view.open_W)
+    answer_W = (view.place_W >= start) & (view.place_W < start + length)
+    gap = mean(view.pred.gap, answer_W)
+    return jnp.where(count(answer_W) == length, gap, -jnp.inf)
+
+
+def _keeps(view: View, then_W: jax.Array, progress: float, ratio: float) -> jax.Array:
+    """Whether few masks changed their token, and enough of the block is committed."""
+    number = lambda flag_W: count(flag_W).astype(jnp.float32)  # noqa: E731
+    changed_W = (view.pred.token != then_W) & view.open_W
+    few = number(changed_W) / number(view.open_W) <= ratio
+    # Not as a share: what is divided by a constant is not rounded correctly.
+    return few & (number(~view.open_W) >= jnp.float32(progress * then_W.shape[0]))
 
 
 def _bounds(steps: int, high: float, low: float, mode: str, k: float) -> np.ndarray:
     """tau of every step; the low end where there is only one."""
+    check_amount(7.5, tau_high=high, tau_low=low)
+    check_choice(MODES, mode=mode)
     if steps == 1:
         return np.array([low], np.float32)
     fall = {
