@@ -162,8 +162,13 @@ def dense_logits(net: Weights, canvas, places, length: int) -> np.ndarray:
 
 @functools.cache
 def tiny_params(seed: int):
-    """Random weights of `TINY`, scaled so that its predictions vary."""
-    params = denoiser.init(TINY, seed)
+    """Random weights of `TINY`."""
+    return scaled(TINY, seed)
+
+
+def scaled(config: ModelConfig, seed: int):
+    """Random weights, scaled so that predictions vary."""
+    params = denoiser.init(config, seed)
     return jax.tree.map(lambda a: a * 6 if a.ndim > 1 else a, params)
 
 
