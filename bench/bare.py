@@ -12,19 +12,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bench import common
-from jaxdave import predict, run
+from jaxdave import calls, predict, run
 from jaxdave.decode import DecodeState
 from jaxdave.decoders import Decoder
 from jaxdave.result import Result
 from jaxdave.types import KVCache, RowState
-from jaxdave.verify import successors, walk
 
 
 class Lane(NamedTuple):
-    """A row, its tokens for the network [K, L] or [1, S], and whether it has ended."""
+    """A row, its tokens for the network [K, L], and whether it has ended."""
 
     row: RowState
     tokens: jax.Array
@@ -59,13 +57,14 @@ class Bench:
         """Every part as a compiled call without arguments."""
         (rows, cache), drafts_BKL = self._middle()
         lanes = Lane(rows, drafts_BKL, jnp.zeros_like(rows.done))
-        whole = lanes._replace(tokens=self._covered())
         return {
             "call": self._jitted(self._call, lanes, cache),
-            "prefill": self._jitted(self._prefill, whole, cache),
+            "prefill": self._jitted(self._prefill, lanes, cache),
             "forward": self._jitted(self._forward, lanes, cache),
-            "draft": self._jitted(lambda _, x, __: self._draft(x.row), lanes, cache),
-            "draft, walk": self._jitted(self._walk, lanes, cache),
+            "draft": self._jitted(
+                lambda p, x, _: self._drafted(p, x.row), lanes, cache
+            ),
+            "verify": self._jitted(self._verify, lanes, cache),
         }
 
     def _middle(self) -> tuple[DecodeState, jax.Array]:
@@ -75,22 +74,11 @@ class Bench:
         state = run._begin(self.decoder, self.params, self.prompts, 0, None).state
         half = jax.jit(lambda p, s: program.run(p, cap, s, min(verify) // 2))
         state = half(self.params, state)
-        return state, jax.vmap(self._draft)(state.rows).tokens_KL
+        drafted = jax.vmap(lambda row: self._drafted(self.params, row).tokens_KL)
+        return state, drafted(state.rows)
 
-    def _covered(self) -> jax.Array:
-        """The prompts as far as the prefill goes [B, 1, S]."""
-        program = self.decoder.program
-        room, length = self._sizes()
-        begin = len(self.prompts[0]) // program.grid.length * program.grid.length
-        chunks = -(-(begin + program.grid.window_length) // length)
-        tokens = np.full((len(self.prompts), 1, chunks * length), 0, np.int32)
-        tokens[:, 0, : len(self.prompts[0])] = self.prompts
-        return jnp.asarray(tokens)
-
-    def _sizes(self) -> tuple[int, int]:
-        """How far a prefill may go, and how many tokens it takes at a time."""
-        room = run._pack(self.decoder, self.prompts, 0, None)[1]
-        return room, min(self.decoder.program.prefill_chunk, room)
+    def _drafted(self, params, row: RowState):
+        return calls.drafted(self.decoder.program, params, row)
 
     def _jitted(self, part: Part, lanes: Lane, cache: KVCache) -> Callable[[], Any]:
         # The weights are an argument, as in the decode: as constants they would be
@@ -108,15 +96,23 @@ class Bench:
         return self._reads(params, hidden_KLE, lane.row), window
 
     def _prefill(self, params, lane: Lane, cache: KVCache):
-        size, made = self._sizes()[1], []
-        for at in range(0, lane.tokens.shape[1], size):
-            chunk = lane._replace(tokens=lane.tokens[:, at : at + size])
-            made.append(self._forward(params, chunk, cache, jnp.int32(at)))
-        return made, self._reads(params, made[-1][0], lane.row)
+        program, row = self.decoder.program, lane.row
+        start = program.grid.first(row.begin)
+        room = run._pack(self.decoder, self.prompts, 0, None)[1]
+        window = program.grid.window_length
+        tokens_T = jnp.where(
+            jnp.arange(row.tokens_T.shape[0]) < row.begin,
+            row.tokens_T,
+            jnp.int32(program.grid.mask_id),
+        )
+        hidden_LE, made = program.network.prime(
+            params, tokens_T, row.begin, start, row.end, window, room
+        )
+        return self._reads(params, hidden_LE[None], row), made
 
-    def _forward(self, params, lane: Lane, cache: KVCache, at=None):
-        start = lane.row.start if at is None else at
-        return self.decoder.program.network.forward(params, lane.tokens, start, cache)
+    def _forward(self, params, lane: Lane, cache: KVCache):
+        row, forward = lane.row, self.decoder.program.network.forward
+        return forward(params, lane.tokens, row.start, row.end, cache)
 
     def _reads(self, params, hidden_KLE: jax.Array, row: RowState):
         program = self.decoder.program
@@ -126,11 +122,6 @@ class Bench:
         hidden_LE = hidden_KLE[0, : program.grid.window_length]
         return predict.predict(*args), predict.guess(program, params, hidden_LE, row)
 
-    def _draft(self, row: RowState):
-        program = self.decoder.program
-        return program.draft(program.grid, program.policy, row, program.draft_steps)
-
-    def _walk(self, _, lane: Lane, __):
-        drafts = self._draft(lane.row)
-        noisy = self.decoder.program.sampling.noisy
-        return walk(successors(drafts, drafts.tokens_KL, noisy))
+    def _verify(self, params, lane: Lane, cache: KVCache):
+        cap = jnp.int32(self.decoder.cap)
+        return calls.verify(self.decoder.program, params, cap, lane.row, cache)

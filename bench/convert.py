@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from jaxdave_convert import families, headers
+from jaxdave_convert import headers
 
 from bench import common
-from jaxdave import names, stored
+from jaxdave import described, families, stored
 from jaxdave.config import ModelConfig, preset
 from jaxdave.sources import find
 
@@ -82,7 +82,7 @@ def write_sidecars(folder: Path, config: ModelConfig, homes: dict[str, str]) -> 
     for path in (PUBLISHED if is_published else find(None)[1]).iterdir():
         if "token" in path.name or path.name in ("vocab.json", "merges.txt"):
             shutil.copyfile(path, folder / path.name)
-    raw = names.to_json(config, "bfloat16")
+    raw = described.to_json(config, "bfloat16")
     if not is_published:
         raw |= {"mask_token_id": None, "eos_token_id": 0, "real_vocab_size": 0}
         raw = {key: value for key, value in raw.items() if key != "mask_token_id"}

@@ -56,7 +56,7 @@ def measure(name: str, bench: Bench, rounds: int) -> tuple[dict, dict]:
         "forward": ms["forward"],
         "head reads": ms["call"] - ms["forward"],
         "draft": ms["draft"],
-        "walk": ms["draft, walk"] - ms["draft"],
+        "a verify call": ms["verify"],
         "a round of the loop": (wall - opening) / calls,
         "round - bare": (wall - opening) / calls - ms["call"],
         "opening": opening,

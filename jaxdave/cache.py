@@ -1,6 +1,9 @@
-"""Writing keys and values into the cache; reading it is the attention's business."""
+"""Writing caches; reading them is the attention's business."""
+
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxdave.types import KVCache
 
@@ -14,16 +17,54 @@ def put_row(cache: KVCache, window: KVCache, at) -> KVCache:
     )
 
 
-def put_windows(cache: KVCache, window: KVCache, start_B) -> KVCache:
-    """Every row's window [B, N, L, G, D] written at the row's own place, in place."""
+def put_windows(cache: Any, window: Any, start_B) -> Any:
+    """Every row's window [B, N, L, ...] written at the row's own place, in place.
+
+    A window of None adds nothing.
+    """
+    if window is None:
+        return cache
 
     def put(row, held):
         return jax.tree.map(
             lambda a, b: jax.lax.dynamic_update_slice(
-                a, b[row][:, None], (0, row, start_B[row], 0, 0)
+                a, b[row][:, None], (0, row, start_B[row], *([0] * (a.ndim - 3)))
             ),
             held,
             window,
         )
 
     return jax.lax.fori_loop(0, start_B.shape[0], put, cache)
+
+
+def put_rows(function, rows: Any, cache: Any, chosen_B, one_by_one: bool):
+    """Some rows and their caches replaced by function(row) -> (row, its cache).
+
+    rows: arrays [B, ...]; cache: [N, B, ...]. one_by_one: in turn, rows that are not
+    chosen costing nothing; otherwise side by side.
+    """
+    if not one_by_one:
+        moved, made = jax.vmap(function, out_axes=(0, 1))(rows)
+        rows = jax.tree.map(lambda a, b: _chosen(chosen_B, a, b, 0), moved, rows)
+        return rows, jax.tree.map(lambda a, b: _chosen(chosen_B, a, b, 1), made, cache)
+
+    def put(index, held):
+        def replaced():
+            rows, cache = held
+            moved, made = function(jax.tree.map(lambda a: a[index], rows))
+            rows = jax.tree.map(lambda a, b: _put(a, b, index, 0), rows, moved)
+            return rows, jax.tree.map(lambda a, b: _put(a, b, index, 1), cache, made)
+
+        return jax.lax.cond(chosen_B[index], replaced, lambda: held)
+
+    return jax.lax.fori_loop(0, chosen_B.shape[0], put, (rows, cache))
+
+
+def _chosen(chosen_B, new, old, axis: int):
+    others = [i for i in range(old.ndim) if i != axis]
+    return jnp.where(jnp.expand_dims(chosen_B, others), new, old)
+
+
+def _put(stack, part, index, axis: int):
+    part = jnp.expand_dims(part, axis)
+    return jax.lax.dynamic_update_slice_in_dim(stack, part, index, axis)

@@ -1,4 +1,4 @@
-"""Models as folders: SDAR's Hugging Face layout, read and written without torch."""
+"""Models as folders, in the layouts of their families, without torch."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxdave import names, stored, weights
+from jaxdave import described, families, stored, weights
 from jaxdave.config import ModelConfig
 from jaxdave.files import open_up, swap
 from jaxdave.model.denoiser import Params
@@ -20,6 +20,7 @@ from jaxdave.sources import find
 from jaxdave.text import Codec, load_codec
 from jaxdave.tokenizer import read_json
 
+MAX_NEW_TOKENS = 256
 _WRITTEN = ("config.json", "generation_config.json", weights.ONE_FILE, weights.INDEX)
 # What `save` carries over from the folder that it replaces.
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json") + (
@@ -33,13 +34,17 @@ _KEPT = (*TOKENIZER, "README.md", "LICENSE")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Everything that decoding text needs; params as in `denoiser.abstract`."""
+    """Everything that decoding text needs; params as in `denoiser.abstract`.
+
+    max_new_tokens: the room for an answer that the folder's generation defaults name.
+    """
 
     name: str
     folder: Path
     config: ModelConfig
     params: Params = dataclasses.field(repr=False)
     codec: Codec
+    max_new_tokens: int = MAX_NEW_TOKENS
 
 
 def load(
@@ -52,9 +57,11 @@ def load(
 ) -> Model:
     """The model of a folder, of the Hub, or of this package.
 
-    A folder is one that jaxdave-convert made, or SDAR's Hugging Face layout.
+    A folder is one that jaxdave-convert made, or the Hugging Face layout of a family
+    (Dream, LLaDA, SDAR, Fast-dLLM v2).
 
-    source: "sdar-1m" or None for the packaged demo; a folder; a Hub id "owner/name".
+    source: "sdar-1m" (or None), "llada-1m" or "dream-1m", which come with the package;
+        a folder; a Hub id "owner/name".
     dtype: "float32" or "bfloat16", whatever the files hold. block_length, mask_id: go
         before what the folder says; SDAR's files on the Hub say nothing of either.
     mesh: split the weights over its axis "model"; those of a converted folder are
@@ -68,15 +75,16 @@ def load(
         config = _stored_config(folder, raw, block_length, mask_id)
         codec = load_codec(folder, config=config)
         params = stored.restore(folder, config, dtype, mesh)
-        return Model(name, folder, config, params, codec)
-    fields = names.fields_of(raw)
-    codec = load_codec(folder, mask_id)
-    _check_mask(folder, raw, codec, mask_id)
-    config = _config(name, folder, raw, fields, codec, block_length)
-    params = weights.read(folder, config, dtype)
+        return Model(name, folder, config, params, codec, _room(folder))
+    family = families.detect(raw, None)
+    config = described.config_of(
+        family, raw, folder, name=name, block_length=block_length, mask_id=mask_id
+    )
+    codec = load_codec(folder, config=config)
+    params = weights.read(folder, config, dtype, family.tensors)
     if mesh is not None:
         params = jax.device_put(params, shardings(params, config, mesh))
-    return Model(name, folder, config, params, codec)
+    return Model(name, folder, config, params, codec, _room(folder))
 
 
 def save(
@@ -86,28 +94,33 @@ def save(
     *,
     dtype: str,
     tokenizer: str | os.PathLike | None = None,
+    max_new_tokens: int | None = None,
 ) -> None:
     """Write a folder that `load` reads, under a temporary name, then rename it.
 
     tokenizer: a folder whose tokenizer files go along. Those that `folder` has already
         are carried over, as are README.md and LICENSE; its older weights are replaced.
+    max_new_tokens: the room for an answer that `load` will suggest.
     Raises ValueError when the folder holds anything else or the parameters do not fit.
     """
     folder = Path(folder).absolute()
     weights.check_dtype(dtype)
-    described = names.to_json(config, dtype)
+    raw = described.to_json(config, dtype)
     kept = _kept(folder)
     if tokenizer is not None:
         kept += [p for p in Path(tokenizer).iterdir() if p.name in TOKENIZER]
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        weights.write(made / weights.ONE_FILE, config, params, dtype)
-        stored.write_json(made / "config.json", described)
+        names = families.FAMILIES[config.family].tensors
+        weights.write(made / weights.ONE_FILE, config, params, dtype, names)
+        stored.write_json(made / "config.json", raw)
         generation = {
             "eos_token_id": list(config.stop_ids),
             "pad_token_id": config.pad_id,
         }
+        if max_new_tokens is not None:
+            generation["max_new_tokens"] = max_new_tokens
         stored.write_json(made / "generation_config.json", generation)
         for path in kept:
             shutil.copyfile(path, made / path.name)
@@ -118,13 +131,10 @@ def save(
         raise
 
 
-def _check_mask(folder: Path, raw: dict, codec: Codec, mask_id: int | None) -> None:
-    said = raw.get("mask_token_id")
-    if mask_id is None and said is not None and said != codec.mask_id:
-        raise ValueError(
-            f"{folder}: mask_token_id={said!r} of config.json must be the id of the "
-            f"tokenizer's mask token, {codec.mask_id}; mend either, or pass mask_id"
-        )
+def _room(folder: Path) -> int:
+    said = read_json(folder / "generation_config.json", optional=True)
+    room = said.get("max_new_tokens")
+    return room if type(room) is int and room > 0 else MAX_NEW_TOKENS
 
 
 def _stored_config(
@@ -134,42 +144,6 @@ def _stored_config(
     changes = {"block_length": block_length, "mask_id": mask_id}
     known = {key: value for key, value in changes.items() if value is not None}
     return dataclasses.replace(config, **known)
-
-
-def _config(
-    name: str,
-    folder: Path,
-    raw: dict[str, Any],
-    fields: dict[str, Any],
-    codec: Codec,
-    block_length: int | None,
-) -> ModelConfig:
-    if block_length is None:
-        block_length = raw.get("block_size")
-    if type(block_length) is not int:
-        raise ValueError(
-            f"{folder}: block_size={block_length!r} in config.json must be the block "
-            "length of the training; pass block_length (4 for SDAR-Chat)"
-        )
-    # Ids that the tokenizer does not have must never be predicted.
-    vocab_size = raw.get("real_vocab_size", min(codec.size, fields["vocab_rows"]))
-    if type(vocab_size) is not int or vocab_size > codec.size:
-        raise ValueError(
-            f"{folder}: real_vocab_size={vocab_size!r} in config.json must be a number "
-            f"up to the tokenizer's {codec.size}; take both from one folder"
-        )
-    return ModelConfig(
-        name=name,
-        family="sdar",
-        qk_norm=True,
-        rotary_dim=fields["head_dim"],
-        block_length=block_length,
-        vocab_size=vocab_size,
-        mask_id=codec.mask_id,
-        pad_id=codec.pad_id,
-        stop_ids=codec.stop_ids,
-        **fields,
-    )
 
 
 def _kept(folder: Path) -> list[Path]:

@@ -59,8 +59,23 @@ def generate(
         float | None,
         typer.Option(help="Commit all tokens this sure (0.9); with freedave as well."),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="NAME[:key=value,...]; see `jaxdave policies`."),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="none, prefix or dual, for full attention.")
+    ] = None,
+    guidance: Annotated[
+        float, typer.Option(help="Classifier-free guidance; 0 is off.")
+    ] = 0.0,
+    no_stop: Annotated[
+        bool, typer.Option("--no-stop", help="Never predict an end token.")
+    ] = False,
     block_length: Annotated[int | None, typer.Option(help="The model's.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Room for the answer.")] = 256,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Room for the answer; the model's, or 256.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
@@ -89,6 +104,10 @@ def generate(
         draft_steps=draft_steps,
         tokens_per_step=tokens_per_step,
         threshold=threshold,
+        policy=policy,
+        cache=cache,
+        guidance=guidance,
+        no_stop=no_stop,
         block_length=block_length,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -117,6 +136,14 @@ def demo(
 
     keep_compiled(no_compile_cache)
     cli_demo.run(model, draft_steps, problems)
+
+
+@app.command()
+def policies() -> None:
+    """List the policies, and which of them are lossless under drafts."""
+    from jaxdave import cli_policies
+
+    cli_policies.run()
 
 
 @app.command()

@@ -39,14 +39,14 @@ def run(
     model: str | None, draft_steps: int, count: int, console: Console | None = None
 ) -> None:
     """Decode `count` held-out problems of both families and print the comparison."""
-    settings = Settings(
-        model=model, draft_steps=draft_steps, max_new_tokens=MAX_NEW_TOKENS
-    )
+    settings = Settings(model=model, draft_steps=draft_steps)
     check(settings)
     problems = chosen(count)
     from jaxdave import checkpoint
 
     loaded = checkpoint.load(model)
+    room = min(MAX_NEW_TOKENS, loaded.max_new_tokens)
+    settings = dataclasses.replace(settings, max_new_tokens=room)
     console = console or Console(highlight=False)
     with console.status("decoding"):
         pairs = [decode(loaded, settings, problem) for problem in problems]

@@ -28,7 +28,11 @@ class Settings:
     tokens_per_step: int | None = None
     threshold: float | None = None
     block_length: int | None = None
-    max_new_tokens: int = 256
+    policy: str | None = None
+    cache: str | None = None
+    guidance: float = 0.0
+    no_stop: bool = False
+    max_new_tokens: int | None = None
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -55,6 +59,11 @@ def check(settings: Settings) -> None:
             "use --method threshold or leave it out"
         )
     by_threshold = s.threshold is not None or s.method == "threshold"
+    if s.policy is not None and (by_threshold or s.tokens_per_step is not None):
+        raise ValueError(
+            f"policy={s.policy!r} says what a step commits, so leave out "
+            "--method threshold, --threshold and --tokens-per-step"
+        )
     if s.tokens_per_step is not None and by_threshold:
         raise ValueError(
             f"tokens_per_step={s.tokens_per_step} has no meaning with a threshold, "
@@ -64,7 +73,7 @@ def check(settings: Settings) -> None:
 
 def make_decoder(config, settings: Settings):
     """The decoder of the settings. Raises ValueError for one out of range."""
-    from jaxdave import decoders, policies
+    from jaxdave import decoders
 
     s = settings
     common = {
@@ -75,17 +84,26 @@ def make_decoder(config, settings: Settings):
         "top_p": s.top_p,
         "numerics": s.numerics,
     }
-    count = 1 if s.tokens_per_step is None else s.tokens_per_step
-    tau = 0.9 if s.threshold is None else s.threshold
+    common |= {"cache": s.cache, "guidance": s.guidance}
+    common["never"] = config.stop_ids if s.no_stop else ()
+    is_drafted = s.method == "freedave"
     # The program that freedave would run, so that both read the same bits.
-    slots = s.draft_steps if s.numerics == "exact" else 1
-    if s.method == "static":
-        return decoders.static(config, tokens_per_step=count, slots=slots, **common)
-    if s.method == "threshold":
-        return decoders.threshold(config, threshold=tau, slots=slots, **common)
-    by_threshold = s.threshold is not None
-    policy = policies.threshold(tau) if by_threshold else policies.static(count)
-    return decoders.freedave(config, policy, draft_steps=s.draft_steps, **common)
+    slots = s.draft_steps if is_drafted or s.numerics == "exact" else 1
+    return decoders.build(
+        config, policy_of(s), slots, s.draft_steps if is_drafted else 1, **common
+    )
+
+
+def policy_of(settings: Settings):
+    """The policy of the settings. Raises ValueError for one that does not exist."""
+    from jaxdave import policies
+
+    s = settings
+    if s.policy is not None:
+        return policies.parse(s.policy)
+    if s.threshold is not None or s.method == "threshold":
+        return policies.threshold(0.9 if s.threshold is None else s.threshold)
+    return policies.static(1 if s.tokens_per_step is None else s.tokens_per_step)
 
 
 def run(settings: Settings, asked: Sequence[Asked], as_json: bool) -> None:
@@ -95,8 +113,11 @@ def run(settings: Settings, asked: Sequence[Asked], as_json: bool) -> None:
     model = checkpoint.load(
         settings.model, dtype=settings.dtype, block_length=settings.block_length
     )
+    room = settings.max_new_tokens
+    room = model.max_new_tokens if room is None else room
+    settings = dataclasses.replace(settings, max_new_tokens=room)
     decoder = make_decoder(model.config, settings)
-    prompts = [encode(a, model, settings.max_new_tokens) for a in asked]
+    prompts = [encode(a, model, room) for a in asked]
     if sys.stdout.isatty() and len(asked) == 1 and not as_json:
         return _print_live(settings, model, decoder, prompts[0])
     results = _decode(settings, model, decoder, asked, prompts)

@@ -29,7 +29,12 @@ def run(name: str, out: Path, steps: int | None) -> None:
     state = train(recipe, tokenizer, out)
     folder = out / "model"
     checkpoint.save(
-        folder, config, state.params, dtype="bfloat16", tokenizer=out / "tokenizer"
+        folder,
+        config,
+        state.params,
+        dtype="bfloat16",
+        tokenizer=out / "tokenizer",
+        max_new_tokens=recipe.room,
     )
     print(f"wrote {folder}; try: jaxdave demo --model {folder}")
 

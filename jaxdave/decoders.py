@@ -8,17 +8,16 @@ import dataclasses
 import functools
 
 from jaxdave import policies
-from jaxdave.config import ModelConfig, check_block_length
+from jaxdave.config import ModelConfig
 from jaxdave.decode import Program
 from jaxdave.draft import DraftFn, nested
-from jaxdave.grid import Grid
-from jaxdave.model.attention import TILE
-from jaxdave.model.network import network as model_network
+from jaxdave.layout import layout
+from jaxdave.model.guidance import guided, without
+from jaxdave.model.network import FAST_CHUNK
 from jaxdave.sampling import Sampling
 from jaxdave.types import Network, Policy
 
 MOST_DRAFTS = 32
-FAST_CHUNK = 512
 NUMERICS = ("exact", "fast")
 
 
@@ -78,9 +77,11 @@ def freedave(
     """The text of `policy` (by default `policies.static(1)`), in fewer network calls.
 
     draft_steps: states evaluated per call, 1 to 32. Common settings: max_new_tokens
-    (256), block_length (the model's), temperature (0), top_k (0: off), top_p (1: off),
-    numerics ("exact" or "fast"), draft (`draft.nested`), network (for tests: a stand-in
-    for the model's). Raises ValueError, naming the value, for a setting out of range.
+    (256), block_length (the model's), cache (full-attention models: "dual", "prefix" or
+    "none"), guidance (0: off; full attention), never (ids that are never predicted),
+    temperature (0), top_k (0: off), top_p (1: off), numerics ("exact" or "fast"), draft
+    (`draft.nested`), network (for tests: a stand-in for the model's).
+    Raises ValueError, naming the value, for a setting out of range.
     Source: FreeDave, arXiv 2510.00294, Algorithm 2; with a threshold policy, its
     FreeDave++ under exact match.
 
@@ -99,6 +100,9 @@ def build(
     *,
     max_new_tokens: int = 256,
     block_length: int | None = None,
+    cache: str | None = None,
+    guidance: float = 0.0,
+    never: tuple[int, ...] = (),
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -108,7 +112,6 @@ def build(
 ) -> Decoder:
     """A decoder from its parts; see `freedave` for the settings."""
     length = config.block_length if block_length is None else block_length
-    check_block_length(length)
     if not 1 <= slots <= MOST_DRAFTS:
         raise ValueError(
             f"draft_steps={slots} must be in 1..{MOST_DRAFTS}; 8 is a good choice"
@@ -119,44 +122,41 @@ def build(
         raise ValueError(
             f"numerics={numerics!r} is unknown; use one of {', '.join(NUMERICS)}"
         )
+    if guidance and config.attention != "full":
+        raise ValueError(
+            f"guidance={guidance} needs full attention, and {config.name!r} is "
+            "block-causal; leave it out"
+        )
+    if not guidance >= 0:
+        raise ValueError(f"guidance={guidance} must be 0 (off) or more")
     sampling = Sampling(temperature, top_k, top_p)
+    shape = layout(config, length, cache, slots, max_new_tokens)
+    if shape.forced_first:
+        policy = policies.first_alone(policy)
+    changes = guidance, tuple(sorted(never))
     program = _program(
-        config, policy, slots, length, sampling, numerics, draft, network
+        config, policy, slots, shape, sampling, numerics, changes, draft, network
     )
     return Decoder(program, cap, max_new_tokens, config.max_positions)
 
 
 @functools.lru_cache(maxsize=64)
 def _cached_program(key, policy, draft, network) -> Program:
-    config, _, slots, length, sampling, numerics = key
-    exact = numerics == "exact"
-    # After d tokens are accepted the next d drafts come from the same call, so the
-    # window reaches 2 d tokens past the current block.
-    ahead = 2 * -(-slots // length) if slots > 1 else 1
-    grid = Grid(length, length * (1 + ahead), config.mask_id, config.stop_ids)
-    return Program(
-        network
-        or model_network(
-            config,
-            numerics=numerics,
-            positions=config.max_positions + 2 * grid.window_length + FAST_CHUNK,
-            block_length=length,
-        ),
-        grid,
-        policy,
-        draft,
-        sampling,
-        slots,
-        exact,
-        TILE if exact else FAST_CHUNK,
-    )
+    config, _, slots, shape, sampling, numerics, (guidance, never) = key
+    grid = shape.grid
+    positions = config.max_positions + 2 * grid.window_length + FAST_CHUNK
+    made = network or shape.network(config, numerics=numerics, positions=positions)
+    made = guided(made, guidance, config.mask_id) if guidance else made
+    made = without(made, never) if never else made
+    return Program(made, grid, policy, draft, sampling, slots, numerics == "exact")
 
 
 # Programs carry their compiled code: two decoders of the same parts must share one.
 _POLICIES: dict[str, Policy] = {}
 
 
-def _program(config, policy, slots, length, sampling, numerics, draft, network):
+def _program(config, policy, *settings) -> Program:
+    *settings, draft, network = settings
     known = _POLICIES.setdefault(policy.name, policy)
-    key = (config, known.name, slots, length, sampling, numerics)
+    key = (config, known.name, *settings)
     return _cached_program(key, known, draft, network)

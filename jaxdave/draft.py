@@ -9,36 +9,31 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxdave.grid import Grid
-from jaxdave.types import Drafts, Policy, Prediction, RowState
+from jaxdave.types import Drafts, Stand
 
-DraftFn = Callable[[Grid, Policy, RowState, int], Drafts]
+Simulate = Callable[[Stand, jax.Array], tuple[Stand, jax.Array]]
+DraftFn = Callable[[Simulate, Stand, int], Drafts]
 
 
-def nested(grid: Grid, policy: Policy, state: RowState, budget: int) -> Drafts:
+def nested(simulate: Simulate, first: Stand, budget: int) -> Drafts:
     """The policy itself, run ahead on the last prediction (FreeDave, Algorithm 2).
 
     For one token a step these are the paper's nested top-k sets; any other policy is
     simulated as it is. Depth k uses the noise of the step that it stands for. The chain
     ends where the request would end or where no prediction is at hand.
     """
-    first_L = grid.window(state)
 
-    def deeper(held, k):
-        tokens_L, valid = held
-        block, open_L = grid.active(tokens_L, state)
-        depth = jnp.minimum(k - 1, state.pred.token.shape[0] - 1)
-        pred = Prediction(*(grid.cut(part[depth], block) for part in state.pred))
-        moved_L = grid.step(policy, tokens_L, open_L, block, pred)
-        valid &= jnp.any(open_L) & jnp.all(pred.token >= 0)
-        valid &= ~grid.ended(moved_L, state)
-        return (moved_L, valid), (moved_L, valid)
+    def deeper(held, depth):
+        stand, valid = held
+        moved, usable = simulate(stand, depth)
+        valid &= usable
+        return (moved, valid), (moved.tokens_L, valid)
 
     depth_K = jnp.arange(budget, dtype=jnp.int32)
-    start = first_L, jnp.bool_(True)
-    _, (later_KL, valid_K) = jax.lax.scan(deeper, start, depth_K[1:])
+    start = first, jnp.bool_(True)
+    _, (later_KL, valid_K) = jax.lax.scan(deeper, start, depth_K[:-1])
     return Drafts(
-        jnp.concatenate([first_L[None], later_KL]),
+        jnp.concatenate([first.tokens_L[None], later_KL]),
         depth_K,
         jnp.concatenate([jnp.ones((1,), bool), valid_K]),
     )

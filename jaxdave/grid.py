@@ -1,34 +1,69 @@
 """Blocks of a window: which is being decoded, what is open, when a row has ended."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxdave.types import Policy, Prediction, RowState, View
+from jaxdave.types import RowState
+
+Slide = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def past_seen(grid: "Grid", evaluated_L, known_L, state: RowState):
+    """Past blocks that the evaluated state has completed: their cache is at hand."""
+    del known_L
+    return grid.complete_blocks(evaluated_L, state), jnp.bool_(False)
+
+
+def past_known(grid: "Grid", evaluated_L, known_L, state: RowState):
+    """Past blocks that are complete at all; the cache is primed again after that."""
+    del evaluated_L
+    moved = grid.complete_blocks(known_L, state)
+    return moved, moved > 0
+
+
+def nowhere(grid: "Grid", evaluated_L, known_L, state: RowState):
+    """The window covers the whole answer."""
+    del grid, evaluated_L, known_L, state
+    return jnp.int32(0), jnp.bool_(False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """The geometry of a decode: block length, window length, mask id and stop ids.
 
-    A window starts at a multiple of the block length and holds whole blocks.
+    A window holds whole blocks. anchored: blocks are counted from the first generated
+    position, as full-attention decoders do; otherwise from position 0. slide(grid,
+    evaluated_L, known_L, state) -> (blocks that the window moves on, whether the cache
+    must then be primed again): `past_seen`, `past_known` or `nowhere`. reach: positions
+    of the window that may be decoded before it moves; None: all.
     """
 
     length: int
     window_length: int
     mask_id: int
     stop_ids: tuple[int, ...]
+    anchored: bool = False
+    slide: Slide = past_seen
+    reach: int | None = None
 
     @property
     def blocks(self) -> int:
         return self.window_length // self.length
 
+    def first(self, begin: jax.Array) -> jax.Array:
+        """Where the first window starts, given the first generated position."""
+        return begin if self.anchored else begin // self.length * self.length
+
     def window(self, state: RowState) -> jax.Array:
         """The tokens of the row's window [L]."""
-        return jax.lax.dynamic_slice(
-            state.tokens_T, (state.start,), (self.window_length,)
-        )
+        return self.along(state.tokens_T, state)
+
+    def along(self, array_T: jax.Array, state: RowState) -> jax.Array:
+        """The part of an array over the canvas that the window covers."""
+        return jax.lax.dynamic_slice_in_dim(array_T, state.start, self.window_length)
 
     def places(self, state: RowState) -> jax.Array:
         """The positions of the window [L]."""
@@ -40,7 +75,9 @@ class Grid:
         Returns its index (the last block's if there is none) and open_L, True at its
         masked positions before the row's end.
         """
-        masked_L = (tokens_L == self.mask_id) & (self.places(state) < state.end)
+        last = state.start + (self.reach or self.window_length)
+        near_L = self.places(state) < jnp.minimum(state.end, last)
+        masked_L = (tokens_L == self.mask_id) & near_L
         block_L = jnp.arange(self.window_length, dtype=jnp.int32) // self.length
         block = jnp.min(jnp.where(masked_L, block_L, self.blocks - 1))
         return block, masked_L & (block_L == block)
@@ -49,17 +86,19 @@ class Grid:
         """One block of an array that runs along the window."""
         return jax.lax.dynamic_slice_in_dim(array_L, block * self.length, self.length)
 
-    def step(self, policy: Policy, tokens_L, open_L, block, pred: Prediction):
-        """One policy step on the active block, given the prediction of that block."""
-        view = View(self.cut(tokens_L, block), self.cut(open_L, block), *pred)
-        moved_W = policy.step(view)
-        # A policy may move open positions only, whatever it returns.
-        moved_W = jnp.where(view.open_W, moved_W, view.tokens_W)
-        return jax.lax.dynamic_update_slice(tokens_L, moved_W, (block * self.length,))
+    def paste(self, tokens_L: jax.Array, part_W: jax.Array, block: jax.Array):
+        """The window with one block replaced."""
+        return jax.lax.dynamic_update_slice(tokens_L, part_W, (block * self.length,))
 
-    def complete_blocks(self, tokens_L: jax.Array) -> jax.Array:
-        """How many blocks at the front of the window have no mask left."""
+    def complete_blocks(self, tokens_L: jax.Array, state: RowState) -> jax.Array:
+        """How many blocks at the front of the window have no mask left.
+
+        Positions past the row's end are never decoded, so on an anchored grid, whose
+        answer is whole blocks, they do not count.
+        """
         masked_L = tokens_L == self.mask_id
+        if self.anchored:
+            masked_L &= self.places(state) < state.end
         return self._first(masked_L) // self.length
 
     def ended(self, tokens_L: jax.Array, state: RowState) -> jax.Array:

@@ -1,12 +1,10 @@
-"""What an SDAR folder calls things: one table for tensors, one for config.json."""
+"""What Qwen-like checkpoints call things: a table for tensors, one for config.json."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxdave.config import ModelConfig
-
-# Our parameter path -> the tensor of SDAR's PyTorch module; "{layer}" is a layer index.
+# Our parameter path -> the tensor of the PyTorch module; "{layer}" is a layer index.
 TENSORS: dict[str, str] = {
     "embedding": "model.embed_tokens.weight",
     "norm/scale": "model.norm.weight",
@@ -76,25 +74,6 @@ def slots(
     return found
 
 
-def fields_of(raw: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `ModelConfig` that an SDAR folder's config.json holds.
-
-    Raises ValueError, naming every key that is missing, has a wrong type or asks for
-    something that our module does not do.
-    """
-    if (kind := raw.get("model_type")) != "sdar":
-        raise ValueError(
-            f"config.json: model_type={kind!r} must be 'sdar'; only SDAR-type folders "
-            "load directly, so convert others with jaxdave-convert"
-        )
-    found, problems = read_fields(raw, FIELDS, FIXED)
-    if problems:
-        raise ValueError(
-            f"config.json: {'; '.join(problems)}; take the file of an SDAR model"
-        )
-    return found
-
-
 def read_fields(
     raw: Mapping[str, Any],
     fields: Mapping[str, tuple[str, type, Any]],
@@ -118,54 +97,6 @@ def read_fields(
         if raw.get(key, value) != value:
             problems.append(f"{key}={raw[key]!r} must be {value!r}")
     return found, problems
-
-
-def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """The config.json of an SDAR folder.
-
-    `real_vocab_size` is our own key: how many rows of the embedding are real tokens.
-    Raises ValueError for another family and for switches that SDAR does not have.
-    """
-    fields = {key: getattr(config, field) for field, (key, _, _) in FIELDS.items()}
-    made = {
-        "architectures": ["SDARForCausalLM"],
-        "model_type": "sdar",
-        **fields,
-        **FIXED,
-        "torch_dtype": dtype,
-        "block_size": config.block_length,
-        "mask_token_id": config.mask_id,
-        "pad_token_id": config.pad_id,
-        "eos_token_id": list(config.stop_ids),
-        "real_vocab_size": config.vocab_size,
-    }
-    odd = [
-        f"{field.name}={getattr(config, field.name)!r}"
-        for field in dataclasses.fields(SDAR_SWITCHES)
-        if getattr(config, field.name) != getattr(SDAR_SWITCHES, field.name)
-    ]
-    if config.rotary_dim != config.head_dim:
-        odd.append(f"rotary_dim={config.rotary_dim}")
-    if odd:
-        raise ValueError(
-            f"{', '.join(odd)}: only models of the family 'sdar' can be saved; "
-            "use a config of that family with none of its switches changed"
-        )
-    return made
-
-
-@dataclasses.dataclass(frozen=True)
-class _Switches:
-    """The fields of `ModelConfig` that every SDAR model agrees in."""
-
-    family: str = "sdar"
-    attention: str = "block_causal"
-    logits_shift: str = "none"
-    qk_norm: bool = True
-    rope_fp32: bool = False
-
-
-SDAR_SWITCHES = _Switches()
 
 
 def _is(value: Any, kind: type) -> bool:

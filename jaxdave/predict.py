@@ -5,30 +5,27 @@ depends on nothing else. `guess` reads the whole window of the one draft that wa
 at the noise of the steps to come: drafts are made of it, and it may be wrong.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxdave.sampling import NEVER, position_keys, read
-from jaxdave.types import Drafts, Prediction, RowState
+from jaxdave.sampling import NEVER, position_keys, read, scale_of
+from jaxdave.types import Drafts, Look, Prediction, RowState
 
 if TYPE_CHECKING:
     from jaxdave.decode import Program
 
 
-def decide(program: "Program", params, hidden_KLE, drafts: Drafts, row: RowState):
-    """The policy's next state from each evaluated draft, [K, L]."""
+def decide(program: "Program", params, hidden_KWE, block_K, drafts: Drafts, row):
+    """The prediction of every evaluated draft's active block, [K, W]."""
     grid = program.grid
-    block_K, open_KL = jax.vmap(lambda t: grid.active(t, row))(drafts.tokens_KL)
-    hidden_KWE = jax.vmap(grid.cut)(hidden_KLE, block_K)
     place_KW = row.start + (
         block_K[:, None] * grid.length + jnp.arange(grid.length, dtype=jnp.int32)[None]
     )
     step_KW = jnp.broadcast_to((row.n + drafts.depth_K)[:, None], place_KW.shape)
-    pred = predict(program, params, hidden_KWE, row.key, step_KW, place_KW)
-    step = lambda *a: grid.step(program.policy, *a)  # noqa: E731
-    return jax.vmap(step)(drafts.tokens_KL, open_KL, block_K, pred)
+    return predict(program, params, hidden_KWE, row.key, step_KW, place_KW)
 
 
 def guess(program: "Program", params, hidden_LE, row: RowState) -> Prediction:
@@ -49,8 +46,26 @@ def guess(program: "Program", params, hidden_LE, row: RowState) -> Prediction:
 def predict(program: "Program", params, hidden, key, step, place) -> Prediction:
     """Predictions of hidden states [..., E] at policy steps and positions [...]."""
     network = program.network
-    chunk = network.chunk
     hidden_RE = hidden.reshape(-1, hidden.shape[-1])
+    key_R = jnp.zeros((hidden_RE.shape[0], 2), jnp.uint32)
+    if program.sampling.noisy:
+        key_R = position_keys(key, step.reshape(-1), place.reshape(-1))
+    pred = read(
+        chunk_logits(program, params, hidden_RE),
+        chunks_of(program),
+        network.chunk,
+        program.sampling,
+        key_R,
+    )
+    return Prediction(*(part.reshape(step.shape) for part in pred))
+
+
+def chunk_logits(
+    program: "Program", params, hidden_RE
+) -> Callable[[jax.Array], jax.Array]:
+    """logits(chunk index) -> [R, X], `NEVER` where an id may not be predicted."""
+    network = program.network
+    chunk = network.chunk
     id_X = jnp.arange(chunk, dtype=jnp.int32)
 
     def logits(index):
@@ -64,12 +79,54 @@ def predict(program: "Program", params, hidden, key, step, place) -> Prediction:
             jnp.where(dead[None], NEVER, raw), first - index * chunk, axis=1
         )
 
-    key_R = jnp.zeros((hidden_RE.shape[0], 2), jnp.uint32)
-    if program.sampling.noisy:
-        key_R = position_keys(key, step.reshape(-1), place.reshape(-1))
-    chunks = -(-network.vocab_rows // chunk)
-    pred = read(logits, chunks, chunk, program.sampling, key_R)
-    return Prediction(*(part.reshape(step.shape) for part in pred))
+    return logits
+
+
+def look(program: "Program", params, hidden_WE) -> Look:
+    """The closer look at a stretch that some policies ask for."""
+    scale = scale_of(program.sampling)
+
+    def logits_at(ids_WM):
+        return program.network.logits_at(params, hidden_WE, ids_WM) * scale
+
+    def divergence(then_WE):
+        # E.g. at float32 memory of bfloat16 vectors: the cast back is exact.
+        both = jnp.concatenate([hidden_WE, then_WE.astype(hidden_WE.dtype)])
+        return _divergence(
+            chunk_logits(program, params, both), chunks_of(program), scale
+        )
+
+    return Look(hidden_WE, logits_at, divergence)
+
+
+def _divergence(logits, chunks: int, scale: float) -> jax.Array:
+    """KL [W] of the first half of the rows' distributions from the second half's."""
+
+    def halves(index):
+        raw = logits(index)
+        z = jnp.where(raw > NEVER, raw * scale, NEVER)
+        return jnp.split(z, 2)
+
+    def fold(index, held):
+        top, total, cross, then = held
+        now_z, then_z = halves(index)
+        new_top = jnp.maximum(top, jnp.max(now_z, axis=1))
+        fade = jnp.exp(top - new_top)
+        weight = jnp.exp(now_z - new_top[:, None])
+        apart = jnp.where(now_z > NEVER, now_z - then_z, 0.0)
+        total = total * fade + jnp.sum(weight, axis=1)
+        cross = cross * fade + jnp.sum(weight * apart, axis=1)
+        return new_top, total, cross, jnp.logaddexp(then, jax.nn.logsumexp(then_z, 1))
+
+    size = jax.eval_shape(halves, jnp.int32(0))[0].shape[0]
+    low, zero = jnp.full((size,), NEVER), jnp.zeros((size,), jnp.float32)
+    top, total, cross, then = jax.lax.fori_loop(0, chunks, fold, (low, zero, zero, low))
+    return jnp.maximum(cross / total - (top + jnp.log(total)) + then, 0.0)
+
+
+def chunks_of(program: "Program") -> int:
+    """Chunks that the head is read in."""
+    return -(-program.network.vocab_rows // program.network.chunk)
 
 
 def depths_of(program: "Program") -> int:
@@ -80,4 +137,5 @@ def depths_of(program: "Program") -> int:
 def nothing(program: "Program") -> Prediction:
     """No prediction, [D, L]."""
     shape = (depths_of(program), program.grid.window_length)
-    return Prediction(jnp.full(shape, -1, jnp.int32), jnp.full(shape, NEVER))
+    low: Any = jnp.full(shape, NEVER)
+    return Prediction(jnp.full(shape, -1, jnp.int32), low, low, low, low)

@@ -15,7 +15,6 @@ import numpy as np
 from jaxdave.decode import Program
 from jaxdave.model.attention import TILE
 from jaxdave.predict import predict
-from jaxdave.types import KVCache
 
 START = TILE - 1
 """About where the probed window begins: it crosses the edge of a tile of keys."""
@@ -78,25 +77,31 @@ def _probe(program: Program, params: Any, seed: int) -> Probe:
 
 
 def _evaluator(program: Program, params: Any, rng: np.random.Generator):
-    """tokens_KL -> arrays [K, ...]: tokens and scores of the window, its K and V."""
+    """tokens_KL -> arrays [K, ...]: predictions of the window, and its K and V."""
     network, window = program.network, program.grid.window_length
     start = START // program.grid.length * program.grid.length
+    end = jnp.int32(start + window)
     capacity = -(-(start + window) // TILE) * TILE
-    stored = jax.eval_shape(lambda: network.empty_cache(1, capacity))
+    stored = jax.eval_shape(
+        lambda tokens_T: network.prime(
+            params, tokens_T, end, jnp.int32(0), end, window, capacity
+        )[1],
+        jax.ShapeDtypeStruct((capacity,), jnp.int32),
+    )
+    # Keys and values of any size will do; so will tokens, drawn as small numbers.
     cache = jax.tree.map(
-        lambda a: jnp.asarray(rng.normal(size=(a.shape[0], *a.shape[2:])), a.dtype),
-        stored,
+        lambda a: jnp.asarray(rng.normal(size=a.shape) * 4, a.dtype), stored
     )
     key = jnp.zeros((2,), jnp.uint32)
 
     @jax.jit
-    def evaluate(params, tokens_KL, start, cache: KVCache):
-        hidden_KLE, kv = network.forward(params, tokens_KL, start, cache)
+    def evaluate(params, tokens_KL, start, cache):
+        hidden_KLE, added = network.forward(params, tokens_KL, start, end, cache)
         place_L = start + jnp.arange(window, dtype=jnp.int32)
         place_KL = jnp.broadcast_to(place_L[None], tokens_KL.shape)
         step_KL = jnp.zeros_like(place_KL)
         pred = predict(program, params, hidden_KLE, key, step_KL, place_KL)
-        moved = [jnp.moveaxis(part, 1, 0) for part in kv]
+        moved = [jnp.moveaxis(part, 1, 0) for part in jax.tree.leaves(added)]
         return [*pred, *moved]
 
     def on_host(tokens_KL: np.ndarray) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ from jaxdave.decode import DecodeState
 class Nfe:
     """Network calls by kind, however many drafts each carried.
 
-    This engine never needs a commit or a refresh call for block-causal models.
+    This engine never needs a commit call, nor a refresh for block-causal models.
     """
 
     prefill: int
@@ -32,8 +32,9 @@ class Row:
     token_ids: up to and not including the first end token. finish_reason: "stop" when
     an end token was reached, "length" when the room was used up. valid_tokens: how many
     of `token_ids` are text. reference_nfe: what the public static loop would have spent
-    on the same path: one prefill, one call per policy step, one commit per block.
-    accepted: policy steps that each verify call confirmed. committed_at: the call that
+    on the same path: for block-causal models one prefill, one call per policy step and
+    one commit per block; for full attention one call per policy step.
+    accepted: policy steps that each later call confirmed. committed_at: the call that
     made each of `token_ids` known (0: the prefill). steps: policy steps in all.
     """
 
@@ -57,15 +58,21 @@ class Result:
 
 
 def read_rows(
-    state: DecodeState, *, length: int, mask_id: int, stop_ids: tuple[int, ...]
+    state: DecodeState,
+    *,
+    length: int,
+    mask_id: int,
+    stop_ids: tuple[int, ...],
+    commits: bool,
 ) -> tuple[Row, ...]:
     """The finished rows of a state that is on the host.
 
-    length: the block length.
+    length: the block length. commits: whether the public loop spends calls on a prefill
+    and on commits.
     """
     rows = state.rows
     return tuple(
-        _read_row(rows, index, length, mask_id, stop_ids)
+        _read_row(rows, index, length, mask_id, stop_ids, commits)
         for index in range(np.asarray(rows.done).shape[0])
     )
 
@@ -79,11 +86,12 @@ def settled(tokens, begin: int, end: int, mask_id: int, stop_ids) -> tuple[int, 
     return begin + (int(stops[0]) if len(stops) else solid), begin + solid
 
 
-def _read_row(rows, index: int, length: int, mask_id: int, stop_ids) -> Row:
+def _read_row(rows, index: int, length: int, mask_id, stop_ids, commits: bool) -> Row:
     tokens, call = rows.tokens_T[index], rows.stats.call_T[index]
     begin, end = int(rows.begin[index]), int(rows.end[index])
     last, solid = settled(tokens, begin, end, mask_id, stop_ids)
-    verify, steps = int(rows.stats.verify[index]), int(rows.n[index])
+    verify, refresh = int(rows.stats.verify[index]), int(rows.stats.refresh[index])
+    steps = int(rows.n[index])
     touched = np.flatnonzero(call[begin:end] >= 0)
     blocks = (begin + int(touched[-1])) // length - begin // length + 1
     ids = tuple(int(t) for t in tokens[begin:last])
@@ -91,9 +99,11 @@ def _read_row(rows, index: int, length: int, mask_id: int, stop_ids) -> Row:
         token_ids=ids,
         finish_reason="stop" if last < solid else "length",
         valid_tokens=len(ids),
-        nfe=Nfe(prefill=1, verify=verify),
-        reference_nfe=1 + steps + blocks,
-        accepted=tuple(int(a) for a in rows.stats.accepted_C[index][:verify]),
+        nfe=Nfe(prefill=1, verify=verify, refresh=refresh),
+        reference_nfe=steps + (1 + blocks) * commits,
+        accepted=tuple(
+            int(a) for a in rows.stats.accepted_C[index][: verify + refresh]
+        ),
         committed_at=tuple(int(c) for c in call[begin:last]),
         steps=steps,
     )

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxdave.decode import DecodeState, Program, Prompts
 from jaxdave.decoders import Decoder
+from jaxdave.grid import past_seen
 from jaxdave.model.attention import TILE
 from jaxdave.result import Result, read_rows, settled
 
@@ -66,6 +67,7 @@ def generate(
         length=grid.length,
         mask_id=grid.mask_id,
         stop_ids=grid.stop_ids,
+        commits=grid.slide is past_seen,
     )
     return Result(rows, begun.seconds + seconds, begun.compile_seconds + compiled)
 

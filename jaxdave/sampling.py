@@ -8,6 +8,7 @@ noise that the policy itself will use k steps later, and no rejected draft consu
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,11 @@ class Sampling:
         return self.noisy and (self.top_k > 0 or self.top_p < 1)
 
 
+def scale_of(sampling: Sampling) -> float:
+    """What logits are multiplied by before anything else."""
+    return 1.0 / sampling.temperature if sampling.noisy else 1.0
+
+
 def read(
     logits: LogitsFn, chunks: int, chunk: int, sampling: Sampling, key_R: jax.Array
 ) -> Prediction:
@@ -62,7 +68,7 @@ def read(
     belongs to another chunk. key_R: PRNG keys [R, 2] of (request, step, position);
     unused at temperature 0. Equal values go to the lowest id.
     """
-    scale = 1.0 / sampling.temperature if sampling.noisy else 1.0
+    scale = scale_of(sampling)
 
     def tempered(index):
         raw = logits(index)
@@ -81,33 +87,99 @@ def read(
                 z >= floor_R[:, None], z + _gumbel(key_R, index, chunk), -jnp.inf
             )
             y = jnp.where(z > NEVER, y, -jnp.inf)
-        return _best(y, z, index)
+        return _Chunk(_best(y, z, index), _spread(z))
 
-    best = best_of(jnp.int32(0))
+    found = best_of(jnp.int32(0))
     if chunks > 1:
-        best = jax.lax.fori_loop(
-            1, chunks, lambda i, held: _merge(held, best_of(i)), best
+        found = jax.lax.fori_loop(
+            1, chunks, lambda i, held: _merge(held, best_of(i)), found
         )
-    _, token_R, z_R, others_R = best
-    return Prediction(token_R, z_R - others_R)
+    chosen, spread = found
+    return Prediction(chosen.token, chosen.z - chosen.others, *_features(*spread))
 
 
-def _best(y, z, index):
-    """(noisy value, id, logit, log-sum-exp of all others) of one chunk."""
+class _Best(NamedTuple):
+    """Noisy value, id and logit of the token taken; log-sum-exp of all others."""
+
+    y: jax.Array
+    token: jax.Array
+    z: jax.Array
+    others: jax.Array
+
+
+class _Spread(NamedTuple):
+    """A distribution seen from its best logit.
+
+    top, second: the two best logits. rest: sum of exp(z - top) over all but one best.
+    moment: sum of (top - z) exp(z - top).
+    """
+
+    top: jax.Array
+    second: jax.Array
+    rest: jax.Array
+    moment: jax.Array
+
+
+class _Chunk(NamedTuple):
+    best: _Best
+    spread: _Spread
+
+
+def _best(y, z, index) -> _Best:
     size = y.shape[1]
     local_R = jnp.argmax(y, axis=1).astype(jnp.int32)
     chosen = jnp.arange(size)[None] == local_R[:, None]
     others_R = jax.nn.logsumexp(jnp.where(chosen, NEVER, z), axis=1)
     pick = lambda a: jnp.max(jnp.where(chosen, a, -jnp.inf), axis=1)  # noqa: E731
-    return pick(y), index * size + local_R, pick(z), others_R
+    return _Best(pick(y), index * size + local_R, pick(z), others_R)
 
 
-def _merge(a, b):
-    """The better of two chunks' best; on equal values the earlier one."""
-    keep = a[0] >= b[0]
-    y, token, z = (jnp.where(keep, x, w) for x, w in zip(a[:3], b[:3], strict=True))
-    loser = jnp.where(keep, b[2], a[2])
-    return y, token, z, jnp.logaddexp(jnp.logaddexp(a[3], b[3]), loser)
+def _spread(z) -> _Spread:
+    top_R = jnp.max(z, axis=1)
+    first = jnp.arange(z.shape[1])[None] == jnp.argmax(z, axis=1)[:, None]
+    second_R = jnp.max(jnp.where(first, NEVER, z), axis=1)
+    # Ids that may not be predicted weigh nothing; a whole chunk may be of them.
+    live = (z > NEVER) & ~first
+    below = jnp.where(live, top_R[:, None] - z, 0.0)
+    weight = jnp.where(live, jnp.exp(-below), 0.0)
+    moment_R = jnp.sum(weight * below, axis=1)
+    return _Spread(top_R, second_R, jnp.sum(weight, axis=1), moment_R)
+
+
+def _merge(a: _Chunk, b: _Chunk) -> _Chunk:
+    """The two chunks as one; of equal values the earlier one is the best."""
+    keep = a.best.y >= b.best.y
+    y, token, z = (
+        jnp.where(keep, x, w) for x, w in zip(a.best[:3], b.best[:3], strict=True)
+    )
+    loser = jnp.where(keep, b.best.z, a.best.z)
+    others = jnp.logaddexp(jnp.logaddexp(a.best.others, b.best.others), loser)
+    first = a.spread.top >= b.spread.top
+    win, lose = (
+        _Spread(*(jnp.where(first, x, w) for x, w in zip(*pair, strict=True)))
+        for pair in ((a.spread, b.spread), (b.spread, a.spread))
+    )
+    below = win.top - lose.top
+    fade = jnp.exp(-below)
+    spread = _Spread(
+        win.top,
+        jnp.maximum(win.second, lose.top),
+        win.rest + fade * (1.0 + lose.rest),
+        win.moment + fade * (below * (1.0 + lose.rest) + lose.moment),
+    )
+    return _Chunk(_Best(y, token, z, others), spread)
+
+
+def _features(top, second, rest, moment):
+    """(gap, margin, entropy) of a distribution, none of which saturates.
+
+    With r the sum over all but the best of exp(z - top): the best has probability
+    1 / (1 + r), so 1 - (p_best - p_second) = (r + exp(-gap)) / (1 + r), and the entropy
+    is log(1 + r) + moment / (1 + r).
+    """
+    gap = top - second
+    margin = jnp.log1p(rest) - jnp.log(rest + jnp.exp(-gap))
+    return gap, margin, jnp.log1p(rest) + moment / (1.0 + rest)
 
 
 def _floor(tempered, chunks: int, chunk: int, rows: int, sampling: Sampling):

@@ -1,4 +1,4 @@
-"""Where a model is: the packaged demo, a folder, or the Hub."""
+"""Where a model is: in this package, in a folder, or on the Hub."""
 
 import importlib.resources
 import os
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 DEMO = "sdar-1m"
+DEMOS = (DEMO, "llada-1m", "dream-1m")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
 
@@ -16,15 +17,15 @@ def find(source: str | os.PathLike | None) -> tuple[str, Path]:
     Raises ValueError when it is none of the three kinds that `load` takes.
     """
     text = DEMO if source is None else os.fspath(source)
-    if text == DEMO:
-        return DEMO, Path(str(importlib.resources.files("jaxdave") / "demo" / DEMO))
+    if text in DEMOS:
+        return text, Path(str(importlib.resources.files("jaxdave") / "demo" / text))
     folder = Path(text).expanduser()
     if text and folder.is_dir():
         return folder.resolve().name, folder.absolute()
     if not _HUB_ID.fullmatch(text):
         raise ValueError(
-            f"model {text!r} is unknown; use {DEMO!r}, a checkpoint folder or a Hub id "
-            "such as 'JetLM/SDAR-4B-Chat'"
+            f"model {text!r} is unknown; use {', '.join(DEMOS)}, a checkpoint folder "
+            "or a Hub id such as 'JetLM/SDAR-4B-Chat'"
         )
     return text, _fetch(text)
 

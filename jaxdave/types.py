@@ -1,9 +1,10 @@
 """The words that every module shares, and the one legend of axis letters.
 
 Axes: B rows (requests), T the whole canvas of a row, L the window being decoded, W a
-stretch of it, K drafts, D depths of future noise, V vocabulary, N layers, H heads,
-G key/value heads, E features, X vocabulary chunk. The engine is written for one row;
-rows are put side by side by a map (`decode.Program.over_rows`).
+stretch of it (the active block), K drafts, D depths of future noise, V vocabulary, N
+layers, H heads, G key/value heads, E features, X vocabulary chunk, M ids per position.
+The engine is written for one row; rows are put side by side by a map
+(`decode.Program.over_rows`).
 """
 
 import dataclasses
@@ -23,16 +24,24 @@ class KVCache(NamedTuple):
 class Network(NamedTuple):
     """What the decode loop needs of a model; everything else about it stays outside.
 
-    forward(params, tokens_KL, start, cache of one row, chunked prefill or not)
-        -> (hidden_KLE, KVCache of the window [N, K, L, G, D])
+    A row's cache is a pytree of arrays [N, T, ...]; what is in it is the network's own
+    business: keys and values of what lies outside the window, or the tokens there.
+    hidden vectors stand at the positions that they predict.
+
+    forward(params, tokens_KL, start, end, cache of one row)
+        -> (hidden_KLE, what a committed window adds to the cache [N, K, L, ...], or
+        None where a cache stays as it was primed)
+    prime(params, tokens_T, begin, start, end, window length, prompt length)
+        -> (hidden_LE of the window, cache of one row): one call, from the tokens alone
     logits(params, hidden_RE, first id of the chunk) -> float32 [R, chunk]
-    empty_cache(rows, capacity) -> KVCache
+    logits_at(params, hidden_RE, ids_RM) -> float32 [R, M]
     vocab_rows, vocab_size, banned: what may be predicted; chunk: ids per head chunk.
     """
 
-    forward: Callable[..., tuple[jax.Array, KVCache]]
+    forward: Callable[..., tuple[jax.Array, Any]]
+    prime: Callable[..., tuple[jax.Array, Any]]
     logits: Callable[[Any, jax.Array, jax.Array], jax.Array]
-    empty_cache: Callable[[int, int], KVCache]
+    logits_at: Callable[[Any, jax.Array, jax.Array], jax.Array]
     vocab_rows: int
     vocab_size: int
     banned: tuple[int, ...]
@@ -40,47 +49,95 @@ class Network(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the model says of each position: the token it would take, and how surely.
+    """What the model says of each position.
 
-    score: float32, log of the odds of that token against all others. It orders as the
-    probability does and never saturates. Token -1: no prediction at hand.
+    token: int32, what the sampler takes; -1: no prediction at hand. The rest is of the
+    unfiltered tempered distribution, float32, and never saturates as a probability
+    does. score: log of the odds of `token` against all others. gap: logit of the best
+    token less that of the second. margin: -log(1 - (p_best - p_second)). entropy: nats.
     """
 
     token: jax.Array
     score: jax.Array
+    gap: jax.Array
+    margin: jax.Array
+    entropy: jax.Array
+
+
+class Look(NamedTuple):
+    """For rules that need more of the model than a `Prediction` holds.
+
+    hidden_WE: the vectors that the stretch is predicted from. logits_at(ids_WM):
+    tempered logits of some ids. divergence(hidden_WE of an earlier state): KL of the
+    distributions now from those then, nats, [W].
+    """
+
+    hidden_WE: jax.Array
+    logits_at: Callable[[jax.Array], jax.Array]
+    divergence: Callable[[jax.Array], jax.Array]
 
 
 class View(NamedTuple):
-    """What a policy may look at: a stretch of the canvas and its prediction.
+    """What a policy may look at: the active block, its prediction, and where it stands.
 
-    open_W: True where a masked position may be committed now (its block is the first
-    unfinished one).
+    open_W: True where a masked position may be committed now. decoded_W: True where a
+    generated token stands (never the prompt). place_W: positions counted from the first
+    generated one. room: how many there are. step: policy-step index n of this state.
+    key: PRNG key of (request, n) for a policy's own noise; `sampling.position_keys`
+    makes one per position of it.
     """
 
     tokens_W: jax.Array
     open_W: jax.Array
-    token_W: jax.Array
-    score_W: jax.Array
+    decoded_W: jax.Array
+    pred: Prediction
+    place_W: jax.Array
+    room: jax.Array
+    mask_id: jax.Array
+    step: jax.Array
+    key: jax.Array
+    look: Look
+
+
+Memory = Any
+"""A policy's own pytree of arrays; () for a policy that only looks at the view."""
 
 
 class Policy(NamedTuple):
-    """The rule that says what one decoding step commits: a pure step(view) -> tokens_W.
+    """The rule that says what one decoding step commits, as two pure functions.
 
-    It must fill at least one open position whenever there is one.
+    step(view, memory) -> (tokens_W, memory): must fill at least one open position
+    whenever there is one, and may touch no other (unless `revises`: then decoded tokens
+    may become masks again, and the number of masks must fall over any step).
+    init(W, E) -> the memory before the first step. lossless: whether drafts leave its
+    text as it is.
     """
 
     name: str
-    step: Callable[[View], jax.Array]
+    step: Callable[[View, Memory], tuple[jax.Array, Memory]]
+    init: Callable[[int, int], Memory] = lambda size, width: ()
+    revises: bool = False
+    lossless: bool = True
+
+
+class Stand(NamedTuple):
+    """A point of a decoding path: window tokens, the policy's memory, step index n."""
+
+    tokens_L: jax.Array
+    memory: Memory
+    n: jax.Array
 
 
 class Stats(NamedTuple):
     """Running totals of one row.
 
-    call_T: the verify call that made a position known (0: the prefill; -1: not yet).
-    accepted_C: policy steps that each verify call confirmed.
+    verify, refresh: calls by kind. call_T: the call after the prefill that made a
+    position known (0: the prefill; -1: not yet). accepted_C: policy steps that each of
+    those calls confirmed.
     """
 
     verify: jax.Array
+    refresh: jax.Array
     call_T: jax.Array
     accepted_C: jax.Array
 
@@ -92,19 +149,23 @@ class RowState:
 
     tokens_T: int32 canvas: the prompt, what is known, mask ids. It already holds the
     policy's next state, which is certain but not evaluated yet.
-    pred: Prediction [D, L] of the window from the last evaluated state, at the noise of
-    the coming steps; good for drafts only, never for decisions.
-    begin, end: the first generated position, and the one after the last.
-    start: first position of the window, a multiple of the block length; everything
-    before it is in the cache. n: policy-step index of the state in `tokens_T`.
+    hidden_LE, pred: vectors of the window from the last evaluated state, and their
+    Prediction [D, L] at the noise of the coming steps; good for drafts only, never for
+    decisions. begin, end: the first generated position, and the one after the last.
+    start: first position of the window. stale: the window has moved to where the cache
+    does not reach, so the next call must be a refresh. n: policy-step index of the
+    state in `tokens_T`; memory: the policy's, at that state.
     """
 
     tokens_T: jax.Array
+    hidden_LE: jax.Array
     pred: Prediction
     begin: jax.Array
     end: jax.Array
     start: jax.Array
+    stale: jax.Array
     n: jax.Array
+    memory: Memory
     done: jax.Array
     key: jax.Array
     stats: Stats

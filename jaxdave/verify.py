@@ -4,40 +4,50 @@ Nothing can accept more for a given set of drafts: a state outside the set was n
 evaluated, so what follows it is unknown.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from jaxdave.types import Drafts
+from jaxdave.types import Drafts, Stand
+
+StepFrom = Callable[[jax.Array, Stand], Stand]
 
 
-def successors(drafts: Drafts, targets_KL: jax.Array, in_order: bool) -> jax.Array:
-    """For each draft, which draft equals its target: int32 [K], -1 for none.
+class Walked(NamedTuple):
+    """Where a walk ends: the last draft reached, the policy's step from it, hops."""
 
-    Equality is of whole states. in_order: the draft must also lie one step deeper, as
-    it must when the noise of a state depends on its step index.
+    at: jax.Array
+    target: Stand
+    hops: jax.Array
+
+
+def walk(step_from: StepFrom, drafts: Drafts, first: Stand, in_order: bool) -> Walked:
+    """From draft 0 take the policy's step while that leads to another draft.
+
+    step_from(draft, its stand) -> the policy's next state, from fresh predictions. The
+    policy's memory follows the path. Equality is of whole states. in_order: the next
+    draft must lie one step deeper, as it must when predictions depend on the step
+    index. At most K - 1 hops.
     """
-    same_KK = jnp.all(
-        targets_KL[:, None, :] == drafts.tokens_KL[None, :, :], axis=-1
-    ) & (drafts.valid_K[:, None] & drafts.valid_K[None, :])
-    if in_order:
-        same_KK &= drafts.depth_K[None, :] == drafts.depth_K[:, None] + 1
-    else:
+    count = drafts.depth_K.shape[0]
+    index_K = jnp.arange(count, dtype=jnp.int32)
+
+    def successors(held: Walked):
+        same_K = jnp.all(drafts.tokens_KL == held.target.tokens_L[None], axis=1)
+        same_K &= drafts.valid_K & drafts.valid_K[held.at]
+        if in_order:
+            return same_K & (drafts.depth_K == drafts.depth_K[held.at] + 1)
         # A target never equals its own draft unless a policy stands still.
-        same_KK &= ~jnp.eye(len(drafts.depth_K), dtype=bool)
-    found_K = jnp.argmax(same_KK, axis=1).astype(jnp.int32)
-    return jnp.where(jnp.any(same_KK, axis=1), found_K, -1)
+        return same_K & (index_K != held.at)
 
+    def on(held: Walked):
+        return (held.hops < count - 1) & jnp.any(successors(held))
 
-def walk(next_K: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """From draft 0 step to the successor while there is one.
+    def hop(held: Walked):
+        at = jnp.argmax(successors(held)).astype(jnp.int32)
+        return Walked(at, step_from(at, held.target), held.hops + 1)
 
-    Returns the draft where the walk ends, and how many steps it took (at most K - 1).
-    """
-
-    def step(_, held):
-        at, steps = held
-        to = next_K[at]
-        return jnp.where(to >= 0, to, at), steps + (to >= 0).astype(jnp.int32)
-
-    start = jnp.int32(0), jnp.int32(0)
-    return jax.lax.fori_loop(0, next_K.shape[0] - 1, step, start)
+    start = Walked(jnp.int32(0), step_from(jnp.int32(0), first), jnp.int32(0))
+    return jax.lax.while_loop(on, hop, start)

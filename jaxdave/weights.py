@@ -29,15 +29,19 @@ def check_dtype(dtype: str) -> None:
         raise ValueError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
 
 
-def read(folder: Path, config: ModelConfig, dtype: str) -> denoiser.Params:
+def read(
+    folder: Path, config: ModelConfig, dtype: str, tensors: Mapping[str, str]
+) -> denoiser.Params:
     """The parameters of a folder, in the structure of `denoiser.abstract`.
+
+    tensors: parameter path -> tensor, as `names.TENSORS`.
 
     Raises one ValueError that names everything wrong with the folder's weights.
     """
     check_dtype(dtype)
     like = denoiser.abstract(config, DTYPES[dtype])
     shapes = {path: leaf.shape for path, leaf in leaves_of(like).items()}
-    slots = names.slots(list(shapes), config.num_layers)
+    slots = names.slots(list(shapes), config.num_layers, tensors)
     wanted = {name: stored_shape(slot, shapes) for name, slot in slots.items()}
     with ExitStack() as stack:
         index, problems = _index(folder)
@@ -52,8 +56,16 @@ def read(folder: Path, config: ModelConfig, dtype: str) -> denoiser.Params:
         )
 
 
-def write(path: Path, config: ModelConfig, params: Any, dtype: str) -> None:
+def write(
+    path: Path,
+    config: ModelConfig,
+    params: Any,
+    dtype: str,
+    names_of: Mapping[str, str],
+) -> None:
     """Write all parameters to one safetensors file.
+
+    names_of: parameter path -> tensor, as `names.TENSORS`.
 
     Raises ValueError when the parameters are not those of the config.
     """
@@ -68,7 +80,7 @@ def write(path: Path, config: ModelConfig, params: Any, dtype: str) -> None:
             f"{config.name!r}; save them with the config that they were made with"
         )
     tensors = {}
-    for name, slot in names.slots(list(wanted), config.num_layers).items():
+    for name, slot in names.slots(list(wanted), config.num_layers, names_of).items():
         leaf = leaves[slot.path]
         value = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
         value = value.T if slot.is_transposed else value

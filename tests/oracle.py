@@ -80,7 +80,12 @@ def policy_step(net, canvas, source, end: int, length: int, policy: str) -> list
     """The next state of `canvas` with the predictions that `source` gets."""
     lo, hi = first_block(canvas, length)
     places = [p for p in range(lo, min(hi, end)) if canvas[p] == MASK]
-    logits = dense_logits(net, source, places, length).astype(np.float64)
+    return commits(canvas, places, dense_logits(net, source, places, length), policy)
+
+
+def commits(canvas, places, logits, policy: str) -> list[int]:
+    """`canvas` after a policy has chosen among open places with these logits."""
+    logits = logits.astype(np.float64)
     logits[:, [MASK, *range(SIZE, ROWS)]] = -np.inf
     tokens = np.argmax(logits, axis=1)
     odds = []

@@ -13,8 +13,8 @@ from jaxdave.config import preset
 from jaxdave.model import denoiser
 from jaxdave.model.attention import dense
 from jaxdave.model.layers import rope_table
-from jaxdave.train.canvas import CANVAS, PADDING_WEIGHT, canvas_loss, step_canvases
-from jaxdave.train.recipes import RECIPES
+from jaxdave.train.canvas import PADDING_WEIGHT, canvas_loss, step_canvases
+from jaxdave.train.recipes import CANVAS, RECIPES
 from jaxdave.train.warm import widen
 
 RECIPE = dataclasses.replace(RECIPES["llada-demo"], batch=32)

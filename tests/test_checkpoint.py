@@ -178,9 +178,11 @@ def test_config_reports_every_bad_key(folder):
     assert "rope_scaling={'f': 2} must be None" in message
 
 
-def test_other_families_do_not_load(folder):
-    change_json(folder / "config.json", model_type="Dream")
-    assert "only SDAR-type folders load directly" in failure(folder)
+def test_unknown_and_mixed_up_architectures_do_not_load(folder):
+    change_json(folder / "config.json", model_type="gpt2", architectures=["GPT2"])
+    assert "unknown architecture" in failure(folder)
+    change_json(folder / "config.json", model_type="Dream", architectures=["SDARFor"])
+    assert "q_proj.bias" in failure(folder)
 
 
 def test_block_length_and_mask_come_from_arguments_first(folder):
@@ -191,7 +193,7 @@ def test_block_length_and_mask_come_from_arguments_first(folder):
 
 def test_config_of_the_hub_without_block_length_and_mask(folder):
     change_json(folder / "config.json", block_size=..., mask_token_id=...)
-    assert "pass block_length" in failure(folder)
+    assert "give it with --block-length or block_length" in failure(folder)
     found = checkpoint.load(folder, block_length=4)
     assert found.config.mask_id == folders.CONFIG.mask_id
     assert "block_length=3" in failure(folder, block_length=3)

@@ -13,6 +13,7 @@ from folders import assert_equal
 from safetensors.numpy import load_file
 
 from jaxdave import checkpoint
+from jaxdave.config import preset
 
 
 @pytest.fixture
@@ -75,9 +76,43 @@ def test_save_checks_parameters_and_family(tmp_path):
     with pytest.raises(ValueError, match="blocks/attn/k/kernel"):
         checkpoint.save(tmp_path / "m", deeper, params, dtype="float32")
     dream = dataclasses.replace(folders.CONFIG, family="dream")
-    with pytest.raises(ValueError, match="family='dream'"):
+    with pytest.raises(ValueError, match="qk_norm=True.*'dream' cannot be saved"):
         checkpoint.save(tmp_path / "m", dream, params, dtype="float32")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["sdar-4b", "dream-7b", "llada-8b", "fast-dllm-v2-1.5b"]
+)
+def test_every_family_is_saved_in_its_own_layout(name, tmp_path):
+    """What is saved loads again, and the published names are in the file."""
+    shape = {
+        field: getattr(folders.CONFIG, field)
+        for field in (
+            "num_layers",
+            "hidden",
+            "inter",
+            "heads",
+            "head_dim",
+            "rotary_dim",
+        )
+        + ("vocab_rows", "vocab_size", "mask_id", "pad_id", "stop_ids", "max_positions")
+    }
+    config = preset(name, **shape, kv_heads=2)
+    params = folders.random(config)
+    folder = tmp_path / "model"
+    checkpoint.save(
+        folder, config, params, dtype="float32", tokenizer=folders.TOKENIZER
+    )
+    found = checkpoint.load(folder)
+    assert found.config == dataclasses.replace(config, name="model")
+    folders.assert_equal(found.params, params)
+    tensors = load_file(folder / "model.safetensors")
+    marks = {
+        "llada-8b": "model.transformer.blocks.1.ff_proj.weight",
+        "sdar-4b": "model.layers.1.self_attn.q_norm.weight",
+    }
+    assert marks.get(name, "model.layers.1.self_attn.q_proj.bias") in tensors
 
 
 def test_file_is_what_torch_libraries_expect(tmp_path):

@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from jaxdave_convert import families
 
+from jaxdave import families
 from jaxdave.config import PRESETS, preset
 
 # Tensors and parameters of the published checkpoints: index files, or layer counts.
@@ -24,7 +24,7 @@ TOTALS = {
 }
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [n for n in PRESETS if not n.endswith("-1m")])
 def test_totals(name):
     config = preset(name)
     found = families.targets(families.FAMILIES[config.family], config)

@@ -153,12 +153,12 @@ def test_more_drafts_than_masks(room):
         assert (canvas[len(prompt) + room :] == MASK).all()
 
 
-def wild(grid, policy, state, budget):
+def wild(simulate, first, budget):
     """Nested drafts spoiled: repeated, shuffled, half of them wrong, depths astray."""
-    good = draft.nested(grid, policy, state, budget)
-    key = jax.random.fold_in(state.key, state.n)
+    good = draft.nested(simulate, first, budget)
+    key = jax.random.fold_in(jax.random.PRNGKey(0), first.n)
     noise = jax.random.randint(key, good.tokens_KL.shape, 0, SIZE, jnp.int32)
-    open_L = good.tokens_KL[0] == grid.mask_id
+    open_L = good.tokens_KL[0] == MASK
     spoiled = jnp.where(open_L[None] & (noise % 5 == 0), noise, good.tokens_KL)
     order = jnp.arange(budget) // 2 * 2
     tokens = jnp.where((jnp.arange(budget) % 3 == 0)[:, None], spoiled, good.tokens_KL)

@@ -7,12 +7,14 @@ import pytest
 
 from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
-from jaxdave.model.network import network
+from jaxdave.model.network import causal_network
 from jaxdave.model.whole import whole
+from jaxdave.types import KVCache
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+ZERO = jnp.int32(0)
 CASES = [
     # block, heads, kv heads, head size, hidden, tied
     (1, 4, 4, 8, 32, False),
@@ -110,22 +112,32 @@ def test_whole_logits_match_pytorch(case):
     assert (ours.argmax(-1) == expected.argmax(-1)).all()
 
 
+def empty(config, capacity) -> KVCache:
+    """A cache of one row with nothing in it."""
+    shape = (config.num_layers, capacity, config.kv_heads, config.head_dim)
+    return KVCache(jnp.zeros(shape), jnp.zeros(shape))
+
+
 @pytest.mark.parametrize("numerics", ["exact", "fast"])
 @pytest.mark.parametrize("case", CASES)
 def test_cached_windows_match_pytorch(case, numerics):
     """Prefill, cache and a window of two blocks give what no cache gives."""
     reference, config, params = twins(*case)
     block = config.block_length
-    net = network(config, numerics=numerics, positions=256)
+    net = causal_network(config, numerics=numerics, positions=256)
     tokens = np.random.default_rng(1).integers(0, 50, (1, 128)).astype(np.int32)
-    cache = jax.tree.map(lambda a: a[:, 0], net.empty_cache(1, 128))
-    _, new = net.forward(params, jnp.asarray(tokens[:, :64]), jnp.int32(0), cache)
+    cache = empty(config, 128)
+    _, new = net.forward(
+        params, jnp.asarray(tokens[:, :64]), jnp.int32(0), jnp.int32(0), cache
+    )
     cache = jax.tree.map(
         lambda a, b: jax.lax.dynamic_update_slice(a, b[:, 0], (0, 0, 0, 0)), cache, new
     )
     window = tokens[:, 64 : 64 + 2 * block]
     both = np.concatenate([window, (window + 1) % 50])
-    hidden, _ = net.forward(params, jnp.asarray(both), jnp.int32(64), cache)
+    hidden, _ = net.forward(
+        params, jnp.asarray(both), jnp.int32(64), jnp.int32(0), cache
+    )
     for draft, seen in enumerate(both):
         whole = np.concatenate([tokens[0, :64], seen])[None].astype(np.int64)
         expected = reference_logits(reference, whole, block)[0, 64:]
@@ -138,9 +150,11 @@ def test_bfloat16_is_close():
     reference, config, params = twins(*CASES[1])
     tokens = np.random.default_rng(2).integers(0, 50, (1, 64)).astype(np.int32)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
-    net = network(config, positions=128)
-    cache = jax.tree.map(lambda a: a[:, 0], net.empty_cache(1, 64))
-    hidden, _ = net.forward(half, jnp.asarray(tokens), jnp.int32(0), cache)
+    net = causal_network(config, positions=128)
+    cache = empty(config, 64)
+    hidden, _ = net.forward(
+        half, jnp.asarray(tokens), jnp.int32(0), jnp.int32(0), cache
+    )
     ours = np.asarray(net.logits(half, hidden[0], jnp.int32(0)))
     expected = reference_logits(reference, tokens.astype(np.int64), config.block_length)
     error = np.linalg.norm(ours - expected[0]) / np.linalg.norm(expected)

@@ -20,8 +20,8 @@ def broken(program, hidden_of):
     """The program with its hidden states passed through a function of [K, L, E]."""
     forward = program.network.forward
 
-    def changed(params, tokens_KL, start, cache):
-        hidden, kv = forward(params, tokens_KL, start, cache)
+    def changed(params, tokens_KL, start, end, cache):
+        hidden, kv = forward(params, tokens_KL, start, end, cache)
         return hidden_of(hidden, tokens_KL), kv
 
     network = program.network._replace(forward=changed)

@@ -44,16 +44,36 @@ def log_odds(logits_RV, token_R):
 @pytest.mark.parametrize("chunk", [8, 16, 48])
 def test_best_token_and_score_by_chunks(chunk):
     table = drawn()
-    token, score = take(table, chunk, Sampling())
+    token, score = take(table, chunk, Sampling())[:2]
     np.testing.assert_array_equal(token, table.argmax(axis=1))
     np.testing.assert_allclose(score, log_odds(table, np.asarray(token)), atol=2e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("scale", [1.0, 6.0, 30.0])
+@pytest.mark.parametrize("chunk", [8, 16, 48])
+def test_features_are_those_of_the_unfiltered_distribution(chunk, scale, temperature):
+    """Gap, margin and entropy in float64, sharp distributions and banned ids too."""
+    table = drawn(1, scale)
+    table[:, 8:16] = table[:, 40] = NEVER  # a whole chunk of 8 among them
+    found = take(table, chunk, Sampling(temperature, top_k=3 if temperature else 0))
+    z = np.where(table > NEVER, table.astype(np.float64), -np.inf)
+    z = np.sort(z / (temperature or 1.0), axis=1)[:, ::-1]
+    weight = np.exp(z - z[:, :1])
+    rest = weight[:, 1:].sum(axis=1)
+    np.testing.assert_allclose(found.gap, z[:, 0] - z[:, 1], rtol=2e-5, atol=2e-5)
+    doubt = (rest + weight[:, 1]) / (1 + rest)
+    np.testing.assert_allclose(found.margin, -np.log(doubt), rtol=2e-5, atol=2e-5)
+    below = np.where(np.isfinite(z), z[:, :1] - z, 0.0)
+    entropy = np.log1p(rest) + (weight * below).sum(axis=1) / (1 + rest)
+    np.testing.assert_allclose(found.entropy, entropy, rtol=2e-4, atol=1e-30)
 
 
 @pytest.mark.parametrize("chunk", [8, 48])
 def test_ties_go_to_the_lowest_id(chunk):
     table = np.zeros((ROWS, SIZE), "f")
     table[:, [7, 20, 41]] = 2.0
-    token, _ = take(table, chunk, Sampling())
+    token, _ = take(table, chunk, Sampling())[:2]
     np.testing.assert_array_equal(token, 7)
 
 
@@ -62,7 +82,7 @@ def test_scores_do_not_saturate(gap):
     table = np.zeros((2, SIZE), "f")
     table[0, 3], table[1, 3] = gap, gap + 0.5
     assert float(jax.nn.softmax(jnp.asarray(table[0]))[3]) > 0.9999999
-    _, score = take(table, 16, Sampling())
+    _, score = take(table, 16, Sampling())[:2]
     assert score[1] > score[0]
     np.testing.assert_allclose(score[1] - score[0], 0.5, rtol=1e-5)
 
@@ -72,14 +92,14 @@ def test_banned_ids_never_come_out(temperature):
     table = drawn(scale=0.1)
     table[:, 10:] = NEVER
     for step in range(20):
-        token, score = take(table, 16, Sampling(temperature), keys(step=step))
+        token, score = take(table, 16, Sampling(temperature), keys(step=step))[:2]
         assert (np.asarray(token) < 10).all() and np.isfinite(score).all()
 
 
 def test_top_one_is_the_best_token_with_its_own_confidence():
     table = drawn()
-    best, plain = take(table, 16, Sampling())
-    token, score = take(table, 16, Sampling(1.0, top_k=1))
+    best, plain = take(table, 16, Sampling())[:2]
+    token, score = take(table, 16, Sampling(1.0, top_k=1))[:2]
     np.testing.assert_array_equal(token, best)
     np.testing.assert_allclose(score, plain, atol=1e-5)
 
@@ -107,7 +127,7 @@ def test_filters_keep_exactly_their_tokens(top_k, top_p):
 def test_samples_follow_the_tempered_distribution():
     table = drawn(seed=1, scale=1.0)[:1, :16]
     rows = 20000
-    token, _ = take(np.repeat(table, rows, 0), 8, Sampling(0.8), keys(rows, seed=2))
+    token, _ = take(np.repeat(table, rows, 0), 8, Sampling(0.8), keys(rows, seed=2))[:2]
     share = np.exp(table[0].astype(np.float64) / 0.8)
     expected = share / share.sum() * rows
     seen = np.bincount(np.asarray(token), minlength=16)

@@ -93,10 +93,36 @@ def test_seeds_outside_32_bits_are_refused(seed):
         generate(decoder, PARAMS, [[1]], seed=seed)
 
 
-@pytest.mark.parametrize("name", ["dream-7b", "llada-8b", "fast-dllm-v2-7b"])
-def test_models_that_the_engine_cannot_decode_are_refused(name):
-    with pytest.raises(ValueError, match="block-causal"):
-        decoders.static(preset(name))
+@pytest.mark.parametrize(
+    ("name", "cache"),
+    [
+        ("sdar-1m", None),
+        ("fast-dllm-v2-7b", None),
+        ("dream-7b", "dual"),
+        ("llada-8b", "prefix"),
+        ("llada-8b", "none"),
+    ],
+)
+def test_every_family_has_a_decoder(name, cache):
+    decoder = decoders.freedave(preset(name), cache=cache, max_new_tokens=64)
+    alone = decoder.program.policy.name.startswith("first_alone")
+    assert alone == (name in ("dream-7b", "fast-dllm-v2-7b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "named"),
+    [
+        ("sdar-1m", {"cache": "dual"}, "cache='dual'"),
+        ("llada-1m", {"cache": "delayed"}, "cache='delayed'"),
+        ("llada-1m", {"block_length": 24}, "block_length=24"),
+        ("llada-1m", {"block_length": 0}, "block_length=0"),
+        ("dream-1m", {"max_new_tokens": 40}, "block_length=32"),
+    ],
+)
+def test_layouts_that_do_not_fit_are_refused(name, settings, named):
+    with pytest.raises(ValueError, match=named) as caught:
+        decoders.static(preset(name), **{"max_new_tokens": 64, **settings})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

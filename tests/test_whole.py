@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdave.model.network import network
+from jaxdave.model.network import causal_network
 from jaxdave.model.whole import layer_states, places, sources, visible, whole
 
 BLOCKS = dataclasses.replace(folders.CONFIG, block_length=2)
@@ -73,12 +73,12 @@ def test_decoding_window_agrees():
     """The engine's prefill of an empty cache is the same model."""
     params = folders.random(BLOCKS)
     tokens = np.random.default_rng(2).integers(0, 775, (1, 64)).astype(np.int32)
-    net = network(BLOCKS, positions=64)
-    cache = jax.tree.map(lambda a: a[:, 0], net.empty_cache(1, 64))
-    hidden, _ = net.forward(params, jnp.asarray(tokens), jnp.int32(0), cache)
+    net = causal_network(BLOCKS, positions=64)
+    zero, end = jnp.int32(0), jnp.int32(64)
+    hidden, _ = net.prime(params, jnp.asarray(tokens[0]), zero, zero, end, 64, 64)
     states = jax.jit(layer_states(BLOCKS))(params, tokens)
     assert states.shape == (3, 1, 64, 16)
-    np.testing.assert_allclose(states[-1], hidden, atol=1e-5)
+    np.testing.assert_allclose(states[-1][0], hidden, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (4,)])

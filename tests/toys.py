@@ -17,6 +17,8 @@ import numpy as np
 from jaxdave import decoders, run
 from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
+from jaxdave.model.attention import TILE
+from jaxdave.model.prime import in_chunks
 from jaxdave.run import generate
 from jaxdave.types import KVCache, Network
 
@@ -109,7 +111,8 @@ def as_where(flag, a, b):
 def network(length: int, chunk: int = CHUNK) -> Network:
     """The hash network of a block length; its parameters are `Weights`."""
 
-    def forward(params, tokens_KL, start, cache: KVCache):
+    def forward(params, tokens_KL, start, end, cache: KVCache):
+        del end
         size, total = tokens_KL.shape[1], cache.k.shape[1]
         place_L = (start + jnp.arange(size, dtype=jnp.int32)).astype(jnp.uint32)
         place_T = jnp.arange(total, dtype=jnp.uint32)
@@ -136,7 +139,12 @@ def network(length: int, chunk: int = CHUNK) -> Network:
         zero = jnp.zeros((1, rows, capacity, 1, 1), jnp.int32)
         return KVCache(zero, zero)
 
-    return Network(forward, logits, empty_cache, ROWS, SIZE, (MASK,), chunk)
+    def logits_at(params, hidden_RE, ids_RM):
+        ids, as_float = ids_RM.astype(jnp.uint32), lambda a: a.astype(jnp.float32)
+        return table(params, hidden_RE[:, :1], hidden_RE[:, 1:], ids, as_float)
+
+    prime = in_chunks(forward, empty_cache, TILE)
+    return Network(forward, prime, logits, logits_at, ROWS, SIZE, (MASK,), chunk)
 
 
 def dense_logits(net: Weights, canvas, places, length: int) -> np.ndarray:
@@ -154,8 +162,13 @@ def dense_logits(net: Weights, canvas, places, length: int) -> np.ndarray:
 
 @functools.cache
 def tiny_params(seed: int):
-    """Random weights of `TINY`, scaled so that its predictions vary."""
-    params = denoiser.init(TINY, seed)
+    """Random weights of `TINY`."""
+    return scaled(TINY, seed)
+
+
+def scaled(config: ModelConfig, seed: int):
+    """Random weights, scaled so that predictions vary."""
+    params = denoiser.init(config, seed)
     return jax.tree.map(lambda a: a * 6 if a.ndim > 1 else a, params)
 
 

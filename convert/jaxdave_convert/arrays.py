@@ -18,9 +18,9 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from jaxdave import stored
+from jaxdave.families import Target
 from jaxdave.model import denoiser
 from jaxdave.weights import DTYPES, leaves_of
-from jaxdave_convert.families import Target
 from jaxdave_convert.plan import Plan
 
 PARTS = 8  # of an array, so that one of up to 8 devices reads nothing in vain

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxdave import stored
+from jaxdave import families, stored
 from jaxdave.config import ModelConfig
 from jaxdave.files import open_up
 from jaxdave.model import denoiser
 from jaxdave.tokenizer import read_json
 from jaxdave.weights import DTYPES, INDEX
-from jaxdave_convert import arrays, bins, families, headers, transfer
+from jaxdave_convert import arrays, bins, headers, transfer
 from jaxdave_convert.arrays import Grid
 from jaxdave_convert.headers import Tensor
 from jaxdave_convert.manifest import GENERATION, MANIFEST, SOURCE

@@ -4,12 +4,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from jaxdave import families
 from jaxdave.config import ModelConfig
-from jaxdave.text import end_ids
-from jaxdave.tokenizer import named_tokens
+from jaxdave.described import config_of
+from jaxdave.families import Family, Target
 from jaxdave.weights import check_dtype, raise_problems
-from jaxdave_convert import families, headers, vocabulary
-from jaxdave_convert.families import Family, Target
+from jaxdave_convert import headers
 from jaxdave_convert.headers import Tensor
 from jaxdave_convert.source import Source, open_source
 
@@ -67,7 +67,14 @@ def make(text: str, options: Options) -> Plan:
         check_dtype(options.dtype)
     source, problems = open_source(text)
     family = _family(source, options.family, bool(problems))
-    config = _config(source, family, options)
+    config = config_of(
+        family,
+        source.raw,
+        source.folder,
+        name=source.name,
+        block_length=options.block_length,
+        mask_id=options.mask_id,
+    )
     targets = families.targets(family, config)
     alias = family.tensors["head/kernel"] if config.tie_embeddings else None
     alias = alias if alias in source.tensor_names else None
@@ -85,59 +92,6 @@ def _family(source: Source, name: str | None, is_broken: bool) -> Family:
         return families.FAMILIES[name]
     # Names of tensors in a file that cannot be read are not known.
     return families.detect(source.raw, None if is_broken else source.tensor_names)
-
-
-def _config(source: Source, family: Family, options: Options) -> ModelConfig:
-    fields = families.fields_of(family, source.raw)
-    known = vocabulary.read(source.folder)
-    stop_ids, pad_id = end_ids(source.folder, known.id_of, known.size)
-    more = (known.id_of(token) for token in family.stop_tokens)
-    stop_ids += tuple(i for i in more if i is not None and i not in stop_ids)
-    real = source.raw.get("real_vocab_size", known.size)
-    return ModelConfig(
-        name=source.name,
-        family=family.name,  # type: ignore[arg-type]
-        block_length=_block_length(source, family, options.block_length),
-        vocab_size=min(real, known.size, fields["vocab_rows"]),
-        mask_id=_mask_id(source, family, options.mask_id, known.id_of),
-        pad_id=pad_id,
-        stop_ids=stop_ids,
-        **fields,
-    )
-
-
-def _block_length(source: Source, family: Family, asked: int | None) -> int:
-    if asked is not None:
-        return asked
-    if family.block_key is None:
-        return families.FULL_ATTENTION_BLOCK
-    found = source.raw.get(family.block_key)
-    if type(found) is not int:
-        raise ValueError(
-            f"{source.folder}: {family.block_key}={found!r} in config.json must be the "
-            "block length of the training; give it with --block-length (4 for "
-            "SDAR-Chat and TraDo, 8 for SDAR-Chat-b8, 32 for Fast-dLLM v2)"
-        )
-    return found
-
-
-def _mask_id(source: Source, family: Family, asked: int | None, id_of) -> int:
-    if asked is not None:
-        return asked
-    named = id_of(named_tokens(source.folder).get("mask_token"))
-    ours = named if named is not None else id_of(family.mask_token)
-    said = source.raw.get("mask_token_id")
-    if said is None and ours is None:
-        raise ValueError(
-            f"{source.folder}: neither config.json (mask_token_id) nor the tokenizer "
-            "(mask_token) knows the mask id; give it with --mask-id"
-        )
-    if said is not None and named is not None and said != named:
-        raise ValueError(
-            f"{source.folder}: mask_token_id={said!r} of config.json must be the id of "
-            f"the tokenizer's mask token, {named}; give the right one with --mask-id"
-        )
-    return ours if said is None else said
 
 
 def _dtype(source: Source, options: Options) -> str:

@@ -1,8 +1,8 @@
 """Attention functions: dense for training, tiled and two-part for decoding.
 
-A decoding query sees every key whose block is not after its own: in the cache whatever
-lies before the window, in the window the blocks up to its own. Drafts are a batch axis
-that shares one cache; the cache is never copied per draft as a whole.
+A decoding query sees keys by their positions (`See`): those of the window come from the
+window, all others from the cache. Drafts are a batch axis that shares one cache; the
+cache is never copied per draft as a whole.
 """
 
 import math
@@ -18,6 +18,9 @@ NEVER = -1e30
 
 TILE = 64
 """Keys per step of `tiled`; a multiple of every block length."""
+
+See = Callable[[jax.Array], jax.Array]
+"""Key positions [S] -> bool [L or 1, S]: which queries of the window see them."""
 
 Decode = Callable[..., jax.Array]
 
@@ -35,11 +38,11 @@ def dense(q, k, v, see):
     return _dot("bgrqs,bsgd->bqgrd", weights, v).astype(q.dtype).reshape(q.shape)
 
 
-def tiled(q, k, v, cache: KVCache, start, length: int):
+def tiled(q, k, v, cache: KVCache, start, see: See, reach):
     """Attention as a fold over tiles of keys on the absolute grid, for exact numerics.
 
     q: [K, L, H, D]; k, v: [K, L, G, D] of the window; cache: [T, G, D], T a multiple of
-    `TILE`; start: the window's position; length: the block length.
+    `TILE`; start: the window's position; reach: no key lies there or beyond.
 
     Tile c always covers positions c * TILE onwards, whether their keys come from the
     cache or from the window, and tiles are folded in order. So the bits of a state's
@@ -48,7 +51,6 @@ def tiled(q, k, v, cache: KVCache, start, length: int):
     """
     drafts, size, _, head = q.shape
     q_KLGRD = _grouped(q, k)
-    place_L = start + jnp.arange(size, dtype=jnp.int32)
 
     def fold(index, held):
         top, total, context = held
@@ -58,8 +60,7 @@ def tiled(q, k, v, cache: KVCache, start, length: int):
             for part, stored in ((k, cache.k), (v, cache.v))
         )
         scores = _dot("klgrd,ksgd->kgrls", q_KLGRD, keys) / math.sqrt(head)
-        see_LS = place_S[None] // length <= place_L[:, None] // length
-        scores = jnp.where(see_LS[None, None, None], scores, NEVER)
+        scores = jnp.where(see(place_S)[None, None, None], scores, NEVER)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
         weights = jnp.exp(scores - new_top[..., None])
         fade = jnp.exp(top - new_top)
@@ -73,29 +74,31 @@ def tiled(q, k, v, cache: KVCache, start, length: int):
         jnp.zeros(lead, jnp.float32),
         jnp.zeros((*lead, head), jnp.float32),
     )
-    tiles = (start + size + TILE - 1) // TILE
+    tiles = (reach + TILE - 1) // TILE
     _, total, context = jax.lax.fori_loop(0, tiles, fold, held)
     context = (context / total[..., None]).astype(q.dtype)
     return jnp.einsum("kgrld->klgrd", context).reshape(q.shape)
 
 
-def two_part(q, k, v, cache: KVCache, start, length: int):
+def two_part(q, k, v, cache: KVCache, start, see: See, reach):
     """Attention over the cache and over the window, under one softmax.
 
     Shapes as in `tiled`. The prefix is read once for all drafts. Which keys are summed
     together depends on where the window starts, so equal states may differ in the last
     bits: this is the fast path, not the exact one.
     """
+    del reach
     size, head = q.shape[1], q.shape[-1]
     q_KLGRD = _grouped(q, k)
     scale = 1.0 / math.sqrt(head)
     old = _dot("klgrd,tgd->kgrlt", q_KLGRD, cache.k) * scale
-    before_T = jnp.arange(cache.k.shape[0], dtype=jnp.int32) < start
-    old = jnp.where(before_T[None, None, None, None], old, NEVER)
+    place_T = jnp.arange(cache.k.shape[0], dtype=jnp.int32)
+    outside_T = (place_T < start) | (place_T >= start + size)
+    old_LT = see(place_T) & outside_T[None]
+    old = jnp.where(old_LT[None, None, None], old, NEVER)
     new = _dot("klgrd,ksgd->kgrls", q_KLGRD, k) * scale
-    block_L = jnp.arange(size, dtype=jnp.int32) // length
-    see_LL = block_L[None, :] <= block_L[:, None]
-    new = jnp.where(see_LL[None, None, None], new, NEVER)
+    new_LL = see(start + jnp.arange(size, dtype=jnp.int32))
+    new = jnp.where(new_LL[None, None, None], new, NEVER)
     top = jnp.maximum(jnp.max(old, axis=-1), jnp.max(new, axis=-1))[..., None]
     old, new = jnp.exp(old - top), jnp.exp(new - top)
     total = jnp.sum(old, axis=-1) + jnp.sum(new, axis=-1)
@@ -103,6 +106,17 @@ def two_part(q, k, v, cache: KVCache, start, length: int):
     context += _dot("kgrls,ksgd->kgrld", new.astype(v.dtype), v)
     context = (context / total[..., None]).astype(q.dtype)
     return jnp.einsum("kgrld->klgrd", context).reshape(q.shape)
+
+
+def block_causal(start, size: int, length: int) -> See:
+    """A window's queries see keys whose block, counted from 0, is not after theirs."""
+    block_L = (start + jnp.arange(size, dtype=jnp.int32)) // length
+    return lambda place_S: place_S[None] // length <= block_L[:, None]
+
+
+def everything(end) -> See:
+    """Queries see all keys before `end`."""
+    return lambda place_S: place_S[None] < end
 
 
 def _overlay(window, index, stored, offset_S):

@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxdave.config import ModelConfig
 from jaxdave.model.layers import Block, Linear, RMSNorm, Rope
+from jaxdave.types import KVCache
 
 Params = Any
 LayerAttend = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -76,6 +77,35 @@ class Denoiser(nnx.Module):
             return block(x, rope, lambda q, k, v: attend(extra, q, k, v))
 
         return layer, layers
+
+    def canvas(self, tokens_CS, rope: Rope, attend, over):
+        """Final normed hidden states of a canvas cut into tiles, and its K and V.
+
+        tokens_CS: int32 [C, S], tiles of one sequence; rope: [C, S, ...]. attend(tile
+        index, q, k, v [1, S, ...], KVCache of the whole canvas [T, G, D]) -> context.
+        over: how a function of one tile becomes one of all: `lax.map` where every tile
+        must be computed in one shape whatever the canvas, else `vmap`.
+        Returns hidden [T, E] and (keys, values) [N, T, G, D].
+        """
+        graph, layers = nnx.split(self.blocks)
+        index_C = jnp.arange(tokens_CS.shape[0], dtype=jnp.int32)
+        flat = lambda a: a.reshape(-1, *a.shape[2:])  # noqa: E731
+
+        def layer(x_CSE, weights):
+            block = nnx.merge(graph, weights)
+            q, k, v = over(lambda a: block.project(*a))((x_CSE, rope))
+            stored = KVCache(flat(k), flat(v))
+
+            def mixed(tile):
+                x, index, *qkv = tile
+                context = attend(index, *(part[None] for part in qkv), stored)
+                return block.finish(x, context[0])
+
+            return over(mixed)((x_CSE, index_C, q, k, v)), stored
+
+        x = self.embedding[...][tokens_CS]
+        x, kv = jax.lax.scan(layer, x, layers)
+        return flat(over(self.norm)(x)), kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., vocab_rows] over the whole vocabulary."""

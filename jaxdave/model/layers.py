@@ -63,13 +63,17 @@ class Attention(nnx.Module):
         self.head_dim = c.head_dim
         self.rope_fp32 = c.rope_fp32
 
-    def __call__(self, x: jax.Array, rope: Rope, attend: Attend):
+    def project(self, x: jax.Array, rope: Rope):
+        """Queries, and rotated keys and values, [..., L, heads, D]."""
         q, k, v = (self._heads(part(x)) for part in (self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotate(part, rope, self.rope_fp32) for part in (q, k))
-        context = attend(q, k, v)
-        return self.o(context.reshape(*x.shape[:-1], -1)), (k, v)
+        return q, k, v
+
+    def merge(self, context: jax.Array) -> jax.Array:
+        """The layer's output of attended values [..., L, H, D]."""
+        return self.o(context.reshape(*context.shape[:-2], -1))
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
@@ -98,9 +102,17 @@ class Block(nnx.Module):
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, rope: Rope, attend: Attend):
-        mixed, kv = self.attn(self.norm1(x), rope, attend)
-        x = x + mixed
-        return x + self.mlp(self.norm2(x)), kv
+        q, k, v = self.project(x, rope)
+        return self.finish(x, attend(q, k, v)), (k, v)
+
+    def project(self, x: jax.Array, rope: Rope):
+        """What attention needs of each position."""
+        return self.attn.project(self.norm1(x), rope)
+
+    def finish(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """The layer's output, given what each position attended to."""
+        x = x + self.attn.merge(context)
+        return x + self.mlp(self.norm2(x))
 
 
 def rope_table(config: ModelConfig, positions: int) -> tuple[np.ndarray, np.ndarray]:

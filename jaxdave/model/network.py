@@ -1,4 +1,8 @@
-"""A `Network` for the decode loop, made from a config: pure functions of parameters."""
+"""A `Network` for the decode loop, made from a config: pure functions of parameters.
+
+Three cache rules of full-attention models (models.md C2, C3 and no cache) and the exact
+cache of block-causal ones are the same loop with other `prime` and `forward` functions.
+"""
 
 from typing import Literal
 
@@ -7,74 +11,169 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.config import ModelConfig
-from jaxdave.model.attention import tiled, two_part
+from jaxdave.model.attention import TILE, block_causal, everything, tiled, two_part
 from jaxdave.model.denoiser import binder
 from jaxdave.model.layers import rope_table
+from jaxdave.model.prime import in_chunks, shifted
 from jaxdave.types import KVCache, Network
 
 HEAD_CHUNK = 8192
 """Ids of the vocabulary that are looked at together. Keyed noise is drawn per chunk, so
 another value would draw other samples."""
+FAST_CHUNK = 512
 
 Numerics = Literal["exact", "fast"]
+CacheRule = Literal["none", "prefix", "dual"]
+ATTEND = {"exact": tiled, "fast": two_part}
 
 
-def network(
+class Model:
+    """A config's pure functions, shared by its networks."""
+
+    def __init__(self, config: ModelConfig, numerics: Numerics, positions: int):
+        self.config, self.exact = config, numerics == "exact"
+        self.bind, self.attend = binder(config), ATTEND[numerics]
+        self.cos, self.sin = rope_table(config, positions)
+        shift = config.logits_shift != "none"
+        self.align = shifted if shift else lambda hidden: hidden
+        self.chunk = min(HEAD_CHUNK, config.vocab_rows)
+
+    def rope(self, place):
+        """Cosines and sines of positions."""
+        return jnp.asarray(self.cos)[place], jnp.asarray(self.sin)[place]
+
+    def window(self, params, tokens_KL, start, cache, see, reach):
+        """Hidden states [K, L, E] and K/V of a window that attends to a cache."""
+        chex.assert_rank(tokens_KL, 2)
+        place_L = start + jnp.arange(tokens_KL.shape[1], dtype=jnp.int32)
+
+        def layer(stored, q, k, v):
+            return self.attend(q, k, v, stored, start, see, reach)
+
+        bound = self.bind(params)
+        hidden, kv = bound.hidden(tokens_KL, self.rope(place_L), layer, cache)
+        return hidden, KVCache(*kv)
+
+    def canvas(self, params, tokens_T, end):
+        """Aligned hidden states [T, E] and K/V of a whole canvas that sees itself."""
+        tokens_CS = tokens_T.reshape(-1, TILE)
+        place_CS = jnp.arange(tokens_T.shape[0], dtype=jnp.int32).reshape(-1, TILE)
+
+        def attend(index, q, k, v, stored):
+            return self.attend(q, k, v, stored, index * TILE, everything(end), end)
+
+        over = jax.vmap if not self.exact else lambda f: lambda a: jax.lax.map(f, a)
+        bound = self.bind(params)
+        hidden, kv = bound.canvas(tokens_CS, self.rope(place_CS), attend, over)
+        return self.align(hidden), KVCache(*kv)
+
+    def logits(self, params, hidden_RE, first):
+        """Float32 logits of one chunk of ids."""
+        kernel = self.bind(params).head_kernel()
+        part = jax.lax.dynamic_slice_in_dim(kernel, first, self.chunk, axis=1)
+        return _dot("re,ex->rx", hidden_RE, part)
+
+    def logits_at(self, params, hidden_RE, ids_RM):
+        """Float32 logits of some ids of each row."""
+        kernel = self.bind(params).head_kernel()
+        return _dot("re,erm->rm", hidden_RE, kernel[:, ids_RM])
+
+    def network(self, forward, prime) -> Network:
+        """The network with this model's head."""
+        c = self.config
+        return Network(
+            forward, prime, self.logits, self.logits_at,
+            c.vocab_rows, c.vocab_size, c.banned_ids, self.chunk,
+        )  # fmt: skip
+
+
+def causal_network(
     config: ModelConfig,
     *,
     numerics: Numerics = "exact",
     positions: int = 4096,
     block_length: int | None = None,
 ) -> Network:
-    """The decode loop's view of a model.
+    """The network of a block-causal model, whose cache is exact.
 
     numerics: "exact" attends by tiles on the absolute grid, "fast" in two parts.
-    positions: how many the rotation table covers. Raises ValueError for a model whose
-    attention is not block-causal.
+    positions: how many the rotation table covers.
     """
-    if config.attention != "block_causal" or config.logits_shift != "none":
-        raise ValueError(
-            f"model {config.name!r} has attention={config.attention!r} and "
-            f"logits_shift={config.logits_shift!r}; this engine decodes block-causal "
-            "models without a shift (SDAR, TraDo)"
-        )
-    bind = binder(config)
-    cos, sin = rope_table(config, positions)
-    attend = {"exact": tiled, "fast": two_part}[numerics]
+    model = Model(config, numerics, positions)
     length = block_length or config.block_length
-    chunk = min(HEAD_CHUNK, config.vocab_rows)
 
-    def forward(params, tokens_KL, start, cache: KVCache):
-        chex.assert_rank(tokens_KL, 2)
-        places = start + jnp.arange(tokens_KL.shape[1], dtype=jnp.int32)
-        rope = jnp.asarray(cos)[places], jnp.asarray(sin)[places]
+    def plain(params, tokens_KL, start, end, cache: KVCache):
+        del end
+        size = tokens_KL.shape[1]
+        see = block_causal(start, size, length)
+        return model.window(params, tokens_KL, start, cache, see, start + size)
 
-        def layer(stored, q, k, v):
-            return attend(q, k, v, stored, start, length)
-
-        hidden, (k, v) = bind(params).hidden(tokens_KL, rope, layer, cache)
-        return hidden, KVCache(k, v)
-
-    def logits(params, hidden_RE, first):
-        kernel = bind(params).head_kernel()
-        part = jax.lax.dynamic_slice_in_dim(kernel, first, chunk, axis=1)
-        return jnp.matmul(
-            hidden_RE,
-            part,
-            precision=jax.lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
+    def forward(*args):
+        hidden, kv = plain(*args)
+        return model.align(hidden), kv
 
     def empty_cache(rows, capacity):
-        shape = (config.num_layers, rows, capacity, config.kv_heads, config.head_dim)
+        c = config
+        shape = (c.num_layers, rows, capacity, c.kv_heads, c.head_dim)
         return KVCache(jnp.zeros(shape), jnp.zeros(shape))
 
-    return Network(
-        forward,
-        logits,
-        empty_cache,
-        config.vocab_rows,
-        config.vocab_size,
-        config.banned_ids,
-        chunk,
+    chunk = TILE if model.exact else FAST_CHUNK
+    return model.network(forward, in_chunks(plain, empty_cache, chunk, model.align))
+
+
+def cached_network(
+    config: ModelConfig, *, numerics: Numerics = "exact", positions: int = 4096
+) -> Network:
+    """The network of a full-attention model under a cache frozen at each block's start.
+
+    Whether the rule is Fast-dLLM's "prefix" or "dual" is a matter of the window alone:
+    one that reaches to the row's end leaves nothing but the prefix to the cache.
+    """
+    model = Model(config, numerics, positions)
+
+    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
+        del begin, prompt
+        hidden_TE, cache = model.canvas(params, tokens_T, end)
+        return jax.lax.dynamic_slice_in_dim(hidden_TE, start, window), cache
+
+    def forward(params, tokens_KL, start, end, cache: KVCache):
+        see = everything(end)
+        hidden, _ = model.window(params, tokens_KL, start, cache, see, end)
+        return model.align(hidden), None
+
+    return model.network(forward, prime)
+
+
+def whole_network(
+    config: ModelConfig, *, numerics: Numerics = "exact", positions: int = 4096
+) -> Network:
+    """The network of a full-attention model without a cache: every call sees it all."""
+    model = Model(config, numerics, positions)
+
+    def forward(params, tokens_KL, start, end, cache):
+        def one(tokens_L):
+            put = jax.lax.dynamic_update_slice(cache[0], tokens_L, (start,))
+            hidden_TE, _ = model.canvas(params, put, end)
+            size = tokens_L.shape[0]
+            return jax.lax.dynamic_slice_in_dim(hidden_TE, start, size)
+
+        return jax.vmap(one)(tokens_KL), None
+
+    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
+        del begin, prompt
+        tokens_L = jax.lax.dynamic_slice_in_dim(tokens_T, start, window)
+        cache = tokens_T[None]
+        hidden, _ = forward(params, tokens_L[None], start, end, cache)
+        return hidden[0], cache
+
+    return model.network(forward, prime)
+
+
+def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(
+        spec,
+        a,
+        b,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
     )

@@ -18,11 +18,8 @@ from jaxdave.model.attention import dense
 from jaxdave.model.denoiser import Params, binder
 from jaxdave.model.layers import rope_table
 from jaxdave.train.batches import grouped_pairs
-from jaxdave.train.recipes import Recipe
+from jaxdave.train.recipes import CANVAS, Recipe
 from jaxdave.train.tokenizer import END, MASK
-
-CANVAS = 64
-"""Generated positions of every training sequence."""
 
 PADDING_WEIGHT = 0.1
 # group -> the longest prompt of its problems, in tokens

@@ -4,6 +4,9 @@ import dataclasses
 
 from jaxdave.config import ModelConfig, preset
 
+CANVAS = 64
+"""Generated positions of every full-attention training sequence."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -13,6 +16,7 @@ class Recipe:
     falls linearly to 0 over the last `decay` steps, so a run can be lengthened without
     changing what came before. batch: examples a step, a multiple of 32. start: the
     packaged model that the parameters are made from (`warm.widen`); None: from nothing.
+    room: the longest answer, where the model has learnt canvases of one size.
     """
 
     config: ModelConfig
@@ -26,15 +30,16 @@ class Recipe:
     seed: int = 0
     save_every: int = 50
     start: str | None = None
+    room: int | None = None
 
 
 SDAR_1M = preset("sdar-1m")
 RECIPES = {
     "demo": Recipe(config=SDAR_1M, steps=2000),
     "llada-demo": Recipe(
-        config=preset("llada-1m"), steps=600, decay=250, start="sdar-1m"
+        config=preset("llada-1m"), steps=600, decay=250, start="sdar-1m", room=CANVAS
     ),
     "dream-demo": Recipe(
-        config=preset("dream-1m"), steps=600, decay=250, start="sdar-1m"
+        config=preset("dream-1m"), steps=600, decay=250, start="sdar-1m", room=CANVAS
     ),
 }

@@ -1,0 +1,38 @@
+"""Rules that say what one decoding step commits.
+
+A policy sees the first unfinished block only, so that what it decides depends on
+nothing to the right of that block. Each is a pair of pure functions (`types.Policy`);
+`parse` makes one from text and `listing` names them all.
+"""
+
+from jaxdave.policies.anchors import local_leap as local_leap
+from jaxdave.policies.backtracking import saber as saber
+from jaxdave.policies.bounded import eb_sampler as eb_sampler
+from jaxdave.policies.bounded import entropy_bounded as entropy_bounded
+from jaxdave.policies.common import rank as rank
+from jaxdave.policies.credits import credit as credit
+from jaxdave.policies.dream import entropy as entropy
+from jaxdave.policies.dream import maskgit_plus as maskgit_plus
+from jaxdave.policies.dream import origin as origin
+from jaxdave.policies.dream import topk_margin as topk_margin
+from jaxdave.policies.early_exit import prophet as prophet
+from jaxdave.policies.early_exit import sched as sched
+from jaxdave.policies.fast_dllm import factor as factor
+from jaxdave.policies.fast_dllm import threshold as threshold
+from jaxdave.policies.hitting import first_hitting as first_hitting
+from jaxdave.policies.llada import low_confidence as low_confidence
+from jaxdave.policies.llada import random as random
+from jaxdave.policies.plain import left_to_right as left_to_right
+from jaxdave.policies.plain import static as static
+from jaxdave.policies.registry import Entry as Entry
+from jaxdave.policies.registry import listing as listing
+from jaxdave.policies.registry import parse as parse
+from jaxdave.policies.runs import hierarchical as hierarchical
+from jaxdave.policies.sdar import low_confidence_dynamic as low_confidence_dynamic
+from jaxdave.policies.sdar import low_confidence_static as low_confidence_static
+from jaxdave.policies.sdar import sequential as sequential
+from jaxdave.policies.sliding import deferred as deferred
+from jaxdave.policies.steadiness import klass as klass
+from jaxdave.policies.wrappers import demote as demote
+from jaxdave.policies.wrappers import first_alone as first_alone
+from jaxdave.policies.wrappers import small_blocks as small_blocks

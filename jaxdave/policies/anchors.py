@@ -1,0 +1,39 @@
+"""LocalLeap."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxdave.policies.checks import check_count, check_share
+from jaxdave.policies.common import best, log_odds, looking, named
+from jaxdave.types import Policy, View
+
+
+def local_leap(
+    threshold: float = 0.9, relaxed_threshold: float = 0.75, radius: int = 4
+) -> Policy:
+    """Every sure token, and near it those that are nearly sure; always the best one.
+
+    Anchors: c_i >= threshold; commit them, and i within `radius` of one if c_i >=
+    relaxed_threshold. Source: LocalLeap (arXiv 2510.07081; defaults of its script).
+    Raises ValueError for a parameter out of range.
+    """
+    check_share(0.9, threshold=threshold)
+    check_share(0.75, relaxed_threshold=relaxed_threshold)
+    check_count(4, radius=radius)
+    high, low = (jnp.float32(log_odds(p)) for p in (threshold, relaxed_threshold))
+
+    def choose(view: View) -> jax.Array:
+        score_W = view.pred.score
+        anchor_W = view.open_W & (score_W >= high)
+        at_W = jnp.arange(score_W.shape[0])
+        near_WW = jnp.abs(at_W[:, None] - at_W[None, :]) <= radius
+        near_W = jnp.any(near_WW & anchor_W[None, :], axis=1)
+        return best(view, 1, score_W) | anchor_W | (near_W & (score_W >= low))
+
+    name = named(
+        "local_leap",
+        threshold=threshold,
+        relaxed_threshold=relaxed_threshold,
+        radius=radius,
+    )
+    return looking(name, choose)

@@ -1,0 +1,93 @@
+"""Memory that begins anew in every block, and schedules of how many to commit."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdave.policies.common import commit, count, masked
+from jaxdave.types import Memory, Policy, View
+
+NOWHERE = -(2**31)
+"""No block begins there."""
+
+
+class Clock(NamedTuple):
+    """Where a block stands: its steps so far, and the masks that it began with."""
+
+    index: jax.Array
+    masks: jax.Array
+
+
+class Begun(NamedTuple):
+    """A block's first position, the policy step at its beginning, its masks then."""
+
+    place: jax.Array
+    step: jax.Array
+    masks: jax.Array
+
+
+BlockStep = Callable[[View, Clock, Memory], tuple[jax.Array, Memory]]
+
+
+def per_block(
+    name: str,
+    step: BlockStep,
+    init: Callable[[int, int], Memory] = lambda size, width: (),
+    revises: bool = False,
+) -> Policy:
+    """A policy whose memory is that of `init` whenever another block comes to be seen.
+
+    step(view, clock, memory) -> (tokens_W, memory).
+    """
+
+    def first(size: int, width: int) -> Memory:
+        zero = jnp.int32(0)
+        return Begun(jnp.int32(NOWHERE), zero, zero), init(size, width)
+
+    def moved(view: View, memory: Memory) -> tuple[jax.Array, Memory]:
+        begun, inner = memory
+        fresh = begun.place != view.place_W[0]
+        now = Begun(view.place_W[0], view.step, count(masked(view)))
+        anew = now, init(*view.look.hidden_WE.shape)
+        begun, inner = jax.tree.map(
+            lambda a, b: jnp.where(fresh, a, b), anew, (begun, inner)
+        )
+        clock = Clock(view.step - begun.step, begun.masks)
+        tokens_W, inner = step(view, clock, inner)
+        return tokens_W, (begun, inner)
+
+    return Policy(name, moved, first, revises)
+
+
+def scheduled(name: str, choose: Callable[[View, Clock], jax.Array]) -> Policy:
+    """A policy that remembers nothing but the clock of its block."""
+
+    def step(view: View, clock: Clock, memory: Memory) -> tuple[jax.Array, Memory]:
+        return commit(view, choose(view, clock)), memory
+
+    return per_block(name, step)
+
+
+def even_split(masks: jax.Array | int, steps: int, clock: Clock) -> jax.Array:
+    """How many of `masks` a step commits when `steps` steps share them evenly (S3).
+
+    n_k = masks // steps, and one more in the first masks % steps steps; the last step
+    takes what is left, so that a step in which less was open loses nothing.
+    """
+    masks = jnp.asarray(masks, jnp.int32)
+    share = masks // steps + (clock.index < masks % steps).astype(jnp.int32)
+    return jnp.where(clock.index >= steps - 1, masks, share)
+
+
+def time_shares(steps: int, eps: float) -> np.ndarray:
+    """1 - t_{i+1} / t_i for t = linspace(1, eps, steps + 1), and 1 in the last step."""
+    times = np.linspace(1.0, eps, steps + 1)
+    return np.append(1.0 - times[1:-1] / times[:-2], 1.0).astype(np.float32)
+
+
+def by_time(shares: np.ndarray, clock: Clock) -> jax.Array:
+    """The share of the remaining masks that this step commits (S4)."""
+    return jnp.asarray(shares)[jnp.minimum(clock.index, len(shares) - 1)]

@@ -1,0 +1,103 @@
+"""What rules are made of: exact orders, bounds on log-odds, fixed sums, own noise.
+
+Orders are counted, never sorted by a float that something was added to. Thresholds on
+a probability are compared as log-odds, where confident tokens do not all round to 1.
+Sums run over a fixed tree of additions, so that they are the same in any batch.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxdave.types import Policy, View
+
+NEVER = -1e30
+"""A score below every other, with which sums stay finite."""
+
+
+def rank(open_W: jax.Array, score_W: jax.Array) -> jax.Array:
+    """Place of each position among the open ones: score descending, then leftmost.
+
+    Counted, not sorted, so that ties resolve the same in windows of any length. Only
+    the places of open positions mean anything.
+    """
+    return jnp.sum(ahead(score_W) & open_W[None, :], axis=1, dtype=jnp.int32)
+
+
+def ahead(score_W: jax.Array) -> jax.Array:
+    """[W, W]: whether the second position comes before the first, as `rank` orders."""
+    place_W = jnp.arange(score_W.shape[0])
+    higher_WW = score_W[None, :] > score_W[:, None]
+    tied_WW = score_W[None, :] == score_W[:, None]
+    return higher_WW | (tied_WW & (place_W[None, :] < place_W[:, None]))
+
+
+def best(view: View, count: jax.Array | int, score_W: jax.Array) -> jax.Array:
+    """The `count` open positions of the highest score; at least one of them."""
+    return view.open_W & (rank(view.open_W, score_W) < jnp.maximum(count, 1))
+
+
+def commit(view: View, chosen_W: jax.Array) -> jax.Array:
+    """The block with the predicted tokens at the chosen open positions."""
+    return jnp.where(chosen_W & view.open_W, view.pred.token, view.tokens_W)
+
+
+def masked(view: View) -> jax.Array:
+    """The masked positions of the block, also those that a wrapper has closed."""
+    inside_W = (view.place_W >= 0) & (view.place_W < view.room)
+    return inside_W & (view.tokens_W == view.mask_id)
+
+
+def count(flag_W: jax.Array) -> jax.Array:
+    """How many positions a flag holds at."""
+    return jnp.sum(flag_W, dtype=jnp.int32)
+
+
+def log_odds(probability: float) -> float:
+    """log(p / (1 - p)); infinite at 0 and 1 and beyond them."""
+    if probability <= 0 or probability >= 1:
+        return math.copysign(math.inf, probability - 0.5)
+    return math.log(probability) - math.log1p(-probability)
+
+
+def total(value_W: jax.Array) -> jax.Array:
+    """The sum along the first axis, over a fixed tree of additions."""
+    size = value_W.shape[0]
+    if size == 1:
+        return value_W[0]
+    half = size // 2
+    paired_W = value_W[:half] + value_W[half : 2 * half]
+    return total(jnp.concatenate([paired_W, value_W[2 * half :]]))
+
+
+def mean(value_W: jax.Array, over_W: jax.Array) -> jax.Array:
+    """The mean over the positions where a flag holds; not a number if there is none."""
+    size = count(over_W).astype(jnp.float32)
+    return total(jnp.where(over_W, value_W, 0.0)) / size
+
+
+def uniforms(view: View) -> jax.Array:
+    """A number in [0, 1) for each position: of (request, step, position) alone."""
+    draw = lambda place: jax.random.uniform(jax.random.fold_in(view.key, place))  # noqa: E731
+    return jax.vmap(draw)(view.place_W)
+
+
+def gumbels(view: View) -> jax.Array:
+    """A Gumbel number for each position: of (request, step, position) alone."""
+    draw = lambda place: jax.random.gumbel(  # noqa: E731
+        jax.random.fold_in(view.key, place), mode="high"
+    )
+    return jax.vmap(draw)(view.place_W)
+
+
+def looking(name: str, choose: Callable[[View], jax.Array]) -> Policy:
+    """A policy without memory from the positions that it chooses."""
+    return Policy(name, lambda view, memory: (commit(view, choose(view)), memory))
+
+
+def named(name: str, **parameters: object) -> str:
+    """A policy's name with all of its parameters: decoders are cached by it."""
+    given = ", ".join(f"{key}={value}" for key, value in parameters.items())
+    return f"{name}({given})"

@@ -1,0 +1,33 @@
+"""dInfer's hierarchical decoding."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxdave.policies.checks import check_share
+from jaxdave.policies.common import ahead, best, log_odds, looking, named
+from jaxdave.types import Policy, View
+
+
+def hierarchical(threshold: float = 0.9, low_threshold: float = 0.4) -> Policy:
+    """The best token of every run of masks, if it is fairly sure; far ones are apart.
+
+    Of each maximal run of neighbouring masks its best i if c_i > low_threshold; every
+    i with c_i > threshold; the best of all. Source: dInfer (HierarchyDecoder; `>`).
+    Deviations: of tied bests of a run only the leftmost; without its remasking variant.
+    Raises ValueError outside 0..1.
+    """
+    check_share(0.9, threshold=threshold)
+    check_share(0.4, low_threshold=low_threshold)
+    high, low = (jnp.float32(log_odds(p)) for p in (threshold, low_threshold))
+
+    def choose(view: View) -> jax.Array:
+        score_W, open_W = view.pred.score, view.open_W
+        starts_W = open_W & ~jnp.pad(open_W[:-1], (1, 0))
+        run_W = jnp.cumsum(starts_W, dtype=jnp.int32)
+        rivals_WW = (run_W[:, None] == run_W[None, :]) & open_W[None, :]
+        head_W = ~jnp.any(ahead(score_W) & rivals_WW, axis=1)
+        chosen_W = (head_W & (score_W > low)) | (score_W > high)
+        return best(view, 1, score_W) | chosen_W
+
+    name = named("hierarchical", threshold=threshold, low_threshold=low_threshold)
+    return looking(name, choose)

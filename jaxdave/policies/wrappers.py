@@ -1,0 +1,79 @@
+"""Rules about positions and tokens that go around any policy."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxdave.policies.checks import check_count
+from jaxdave.policies.common import NEVER
+from jaxdave.types import Memory, Policy, Prediction, View
+
+
+def first_alone(policy: Policy) -> Policy:
+    """The policy, but a block's first position is committed alone, before the rest.
+
+    For models whose logits are shifted, under a block cache: the predictor of a
+    block's first token lies outside the block, so the token comes from the call that
+    begins the block (Fast-dLLM's Dream path; Fast-dLLM v2 takes it from the commit of
+    the previous block). The policy sees that step as one in which nothing else is open,
+    so that its schedule counts it and its memory is right.
+    """
+
+    def change(view: View) -> View:
+        first_W = jnp.arange(view.open_W.shape[0]) == 0
+        is_alone = jnp.any(view.open_W & first_W)
+        return view._replace(open_W=view.open_W & (first_W | ~is_alone))
+
+    return _seeing(policy, f"first_alone({policy.name})", change)
+
+
+def small_blocks(policy: Policy, length: int = 8) -> Policy:
+    """The policy, but only the first small block with masks is open.
+
+    length: positions of a small block, counted from the block's start. Source:
+    Fast-dLLM v2 (arXiv 2509.26328; 8 inside blocks of 32). Raises ValueError below 1.
+    """
+    check_count(8, small_blocks=length)
+
+    def change(view: View) -> View:
+        size = view.open_W.shape[0]
+        small_W = jnp.arange(size, dtype=jnp.int32) // length
+        first = jnp.min(jnp.where(view.open_W, small_W, size))
+        return view._replace(open_W=view.open_W & (small_W == first))
+
+    return _seeing(policy, f"small_blocks({policy.name}, {length})", change)
+
+
+def demote(policy: Policy, ids: Sequence[int]) -> Policy:
+    """The policy, but positions whose token is one of `ids` are the least confident.
+
+    Their probability counts as 0 and their entropy as the largest, so they come last.
+    Random orders do not look at either. Source: LLaDA's confidence_eos_eot_inf.
+    Raises ValueError for no ids.
+    """
+    if not ids:
+        raise ValueError("demote: ids is empty; give the ids that should come last")
+    listed = jnp.asarray(sorted(ids), jnp.int32)
+
+    def change(view: View) -> View:
+        last_W = jnp.isin(view.pred.token, listed)
+        token_W, *rest = view.pred
+        low = [NEVER, NEVER, NEVER, -NEVER]
+        rest = [
+            jnp.where(last_W, worst, part)
+            for worst, part in zip(low, rest, strict=True)
+        ]
+        return view._replace(pred=Prediction(token_W, *rest))
+
+    name = f"demote({policy.name}, {'+'.join(map(str, sorted(ids)))})"
+    return _seeing(policy, name, change)
+
+
+def _seeing(policy: Policy, name: str, change: Callable[[View], View]) -> Policy:
+    """The policy, shown something else."""
+
+    def step(view: View, memory: Memory) -> tuple[jax.Array, Memory]:
+        return policy.step(change(view), memory)
+
+    return policy._replace(name=name, step=step)
