@@ -6,7 +6,8 @@ Writes a synthetic checkpoint of SDAR-4B's shape in bfloat16, shard by shard, wi
 names of the published index where that is at hand. A run is a fresh `jaxdave-convert`
 process, start-up included; a copy is every file copied and brought to the disk, which
 is what the converter does too. With fewer layers there is less to copy but as much to
-start, so the claim about speed then leaves out the time of a `--dry-run`.
+start, so speed is then printed, also without the time of a `--dry-run`, and only memory
+is asserted.
 """
 
 import json
@@ -155,19 +156,13 @@ def tell(report, title: str, size: int, times: np.ndarray, peak: float, is_whole
             for what, seconds in kinds.items()
         ],
     )
-    # What else runs on the machine only ever slows a run down.
-    ratio = copied.min() / (whole if is_whole else whole - start).min()
-    speed = f"its best is {LEAST_RATIO} or more of the best speed of a plain copy"
     claim = common.Claim
-    report.claims.extend(
-        [
-            claim(f"peak memory is at most {MOST_GB} GB", peak <= MOST_GB),
-            claim(
-                speed if is_whole else f"{speed}, start-up left out",
-                ratio >= LEAST_RATIO,
-            ),
-        ]
-    )
+    report.claims.append(claim(f"peak memory is at most {MOST_GB} GB", peak <= MOST_GB))
+    if is_whole:
+        # What else runs on the machine only ever slows a run down.
+        ratio = copied.min() / whole.min()
+        speed = f"its best is {LEAST_RATIO} or more of the best speed of a plain copy"
+        report.claims.append(claim(speed, bool(ratio >= LEAST_RATIO)))
 
 
 def main() -> None:
