@@ -65,7 +65,10 @@ class ModelConfig:
                 f"rotary_dim={self.rotary_dim} must be even and at most "
                 f"head_dim={self.head_dim}"
             )
-        check_block_length(self.block_length)
+        if self.attention == "block_causal":
+            check_block_length(self.block_length)
+        elif self.block_length < 1:
+            raise ValueError(f"block_length={self.block_length} must be at least 1")
         if not 0 < self.vocab_size <= self.vocab_rows:
             raise ValueError(
                 f"vocab_size={self.vocab_size} must be in 1..vocab_rows="

@@ -71,6 +71,15 @@ def test_bad_settings_are_refused_when_built(settings, named):
     assert "\n" not in str(caught.value)
 
 
+def test_full_attention_takes_blocks_of_any_length():
+    config = preset("llada-1m", block_length=24)
+    assert decoders.static(config, max_new_tokens=48).program.grid.length == 24
+    with pytest.raises(ValueError, match="block_length=0"):
+        preset("llada-1m", block_length=0)
+    with pytest.raises(ValueError, match="block_length=24"):
+        preset("sdar-1m", block_length=24)
+
+
 @pytest.mark.parametrize("tau", [-0.1, 1.1])
 def test_thresholds_outside_zero_to_one_are_refused(tau):
     with pytest.raises(ValueError, match=str(tau)):
