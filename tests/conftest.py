@@ -1,5 +1,7 @@
 """Settings of every test: strict arrays, and hypothesis without clocks or chance."""
 
+import pathlib
+
 import chex
 import hypothesis
 import jax
@@ -23,6 +25,20 @@ hypothesis.settings.load_profile("jaxdave")
 def fresh_trace_counters():
     """Traces are counted per test."""
     chex.clear_trace_counter()
+
+
+# A process may hold 65,530 memory maps on Linux by default, and every compiled program
+# takes a few: a worker that keeps all programs of the suite dies of the next one.
+MAPS = pathlib.Path("/proc/self/maps")
+MANY_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+    """Compiled programs are dropped before there are too many for one process."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture
