@@ -74,7 +74,7 @@ class Bench:
         state = run._begin(self.decoder, self.params, self.prompts, 0, None).state
         half = jax.jit(lambda p, s: program.run(p, cap, s, min(verify) // 2))
         state = half(self.params, state)
-        drafted = jax.vmap(lambda row: self._drafted(self.params, row).tokens_KL)
+        drafted = jax.vmap(lambda row: self._drafted(self.params, row).tokens_KNL[:, 0])
         return state, drafted(state.rows)
 
     def _drafted(self, params, row: RowState):

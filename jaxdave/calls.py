@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.predict import decide, guess, nothing
-from jaxdave.steps import simulate, step
-from jaxdave.types import Drafts, RowState, Stand, Stats
+from jaxdave.steps import ahead, arrive, simulate
+from jaxdave.types import Drafts, Guess, RowState, Stand, Stats
 from jaxdave.verify import Walked, walk
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def prime(program: "Program", params, row: RowState, prompt_length: int):
     )  # fmt: skip
     chex.assert_shape(hidden_LE, (grid.window_length, None))
     window_L = grid.window(row)
-    only = Drafts(window_L[None], jnp.zeros((1,), jnp.int32), jnp.ones((1,), bool))
+    tokens_KNL = window_L[None, None]
+    only = Drafts(tokens_KNL, jnp.zeros((1,), jnp.int32), jnp.ones((1,), bool))
     # The row has not taken the step of this state yet, so it stands at n itself.
     walked = _walked(program, params, hidden_LE[None], only, row)
     return _settle(program, params, row, window_L, hidden_LE, walked), cache
@@ -67,18 +68,21 @@ def verify(program: "Program", params, cap, row: RowState, cache):
     drafts = drafted(program, params, row)
     # From a draft that leaves nothing open the policy can only stand still, which is
     # no step: its walk must end before it.
-    open_K = jax.vmap(lambda t: jnp.any(grid.active(t, row)[1]))(drafts.tokens_KL)
-    allowed_K = drafts.valid_K & open_K & (jnp.arange(budget) < cap)
+    is_open = lambda tokens_L: jnp.any(grid.active(tokens_L, row)[1])  # noqa: E731
+    open_KN = jax.vmap(jax.vmap(is_open))(drafts.tokens_KNL)
+    allowed_K = drafts.valid_K & jnp.any(open_KN, axis=1)
+    allowed_K &= jnp.arange(budget) < cap
     drafts = drafts._replace(valid_K=allowed_K)
-    hidden_KLE, added = program.network.forward(
-        params, drafts.tokens_KL, row.start, row.end, cache
+    tokens_SL = drafts.tokens_KNL.reshape(-1, grid.window_length)
+    hidden_SLE, added = program.network.forward(
+        params, tokens_SL, row.start, row.end, cache
     )
-    chex.assert_shape(hidden_KLE, (budget, grid.window_length, None))
-    walked = _walked(program, params, hidden_KLE, drafts, row)
+    chex.assert_shape(hidden_SLE, (*tokens_SL.shape, None))
+    walked = _walked(program, params, hidden_SLE, drafts, row)
     stats = row.stats._replace(verify=row.stats.verify + 1)
     row = dataclasses.replace(row, stats=stats)
-    at = walked.at
-    moved = _settle(program, params, row, drafts.tokens_KL[at], hidden_KLE[at], walked)
+    at = walked.at * drafts.tokens_KNL.shape[1] + walked.branch
+    moved = _settle(program, params, row, tokens_SL[at], hidden_SLE[at], walked)
     added = jax.tree.map(lambda a: a[:, at], added)
     info = jnp.sum(allowed_K, dtype=jnp.int32), walked.hops + 1
     return moved, added, info
@@ -88,25 +92,37 @@ def drafted(program: "Program", params, row: RowState) -> Drafts:
     """The drafts of a row, made of what its last call has left."""
     grid, budget = program.grid, program.draft_steps
     first = Stand(grid.window(row), row.memory, row.n)
-    ahead = lambda stand, depth: simulate(program, params, row, stand, depth)  # noqa: E731
-    drafts = program.draft(ahead, first, budget)
-    chex.assert_shape(drafts.tokens_KL, (budget, grid.window_length))
+    known = Guess(first, ahead(program, row, first), jnp.bool_(True))
+    further = lambda stand, depth: simulate(program, params, row, stand, depth)  # noqa: E731
+    drafts = program.draft(further, known, budget)
+    chex.assert_shape(drafts.tokens_KNL, (budget, *known.tokens_NL.shape))
     return drafts
 
 
-def _walked(program: "Program", params, hidden_KLE, drafts: Drafts, row) -> Walked:
+def _walked(program: "Program", params, hidden_SLE, drafts: Drafts, row) -> Walked:
     """How far the drafts hold, decided by predictions read from the hidden states."""
     grid = program.grid
-    block_K, _ = jax.vmap(lambda t: grid.active(t, row))(drafts.tokens_KL)
-    hidden_KWE = jax.vmap(grid.cut)(hidden_KLE, block_K)
-    pred_KW = decide(program, params, hidden_KWE, block_K, drafts, row)
+    branches = drafts.tokens_KNL.shape[1]
+    tokens_SL = drafts.tokens_KNL.reshape(-1, grid.window_length)
+    block_S, _ = jax.vmap(lambda t: grid.active(t, row))(tokens_SL)
+    hidden_SWE = jax.vmap(grid.cut)(hidden_SLE, block_S)
+    depth_S = jnp.repeat(drafts.depth_K, branches)
+    pred_SW = decide(program, params, hidden_SWE, block_S, depth_S, row)
 
-    def step_from(at, stand: Stand) -> Stand:
-        pred_W = jax.tree.map(lambda a: a[at], pred_KW)
-        return step(program, params, row, stand, pred_W, hidden_KWE[at])
+    def step_from(at, stand: Stand):
+        def read(branch):
+            slot = at * branches + branch
+            return jax.tree.map(lambda a: a[slot], pred_SW), hidden_SWE[slot]
 
-    first = Stand(drafts.tokens_KL[0], row.memory, row.n)
-    return walk(step_from, drafts, first, program.sampling.noisy)
+        return arrive(program, params, row, stand, drafts.tokens_KNL[at], read)
+
+    def onward(stand: Stand):
+        # Candidates of an ended state may be states that some draft does not end at.
+        is_over = grid.ended(stand.tokens_L, row)
+        return jnp.where(is_over, -1, ahead(program, row, stand))
+
+    first = Stand(grid.window(row), row.memory, row.n)
+    return walk(step_from, onward, drafts, first, program.sampling.noisy)
 
 
 def _settle(program, params, row: RowState, evaluated_L, hidden_LE, walked: Walked):

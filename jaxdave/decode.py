@@ -73,6 +73,12 @@ class Program:
     draft_steps: int
     exact: bool
 
+    @property
+    def slots(self) -> int:
+        """States that a call evaluates."""
+        branching = self.policy.branching
+        return self.draft_steps * (1 if branching is None else branching.count)
+
     def init(self, params: Any, prompts: Prompts, prefill_length: int) -> DecodeState:
         """Prefill the prompts and take the first policy step: one network call.
 

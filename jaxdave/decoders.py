@@ -80,7 +80,8 @@ def freedave(
     (256), block_length (the model's), cache (full-attention models: "dual", "prefix" or
     "none"), guidance (0: off; full attention), never (ids that are never predicted),
     temperature (0), top_k (0: off), top_p (1: off), numerics ("exact" or "fast"), draft
-    (`draft.nested`), network (for tests: a stand-in for the model's).
+    (`draft.nested`), lossy (take a policy that speculates with the text itself, such as
+    `policies.lopa`), network (for tests: a stand-in for the model's).
     Raises ValueError, naming the value, for a setting out of range.
     Source: FreeDave, arXiv 2510.00294, Algorithm 2; with a threshold policy, its
     FreeDave++ under exact match.
@@ -108,6 +109,7 @@ def build(
     top_p: float = 1.0,
     numerics: str = "exact",
     draft: DraftFn = nested,
+    lossy: bool = False,
     network: Network | None = None,
 ) -> Decoder:
     """A decoder from its parts; see `freedave` for the settings."""
@@ -121,6 +123,11 @@ def build(
     if numerics not in NUMERICS:
         raise ValueError(
             f"numerics={numerics!r} is unknown; use one of {', '.join(NUMERICS)}"
+        )
+    if not (policy.lossless or lossy):
+        raise ValueError(
+            f"policy {policy.name} speculates with the text and does not verify; "
+            "choose another, or say lossy=True (--lossy)"
         )
     if guidance and config.attention != "full":
         raise ValueError(

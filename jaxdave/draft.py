@@ -9,13 +9,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxdave.types import Drafts, Stand
+from jaxdave.types import Drafts, Guess, Stand
 
-Simulate = Callable[[Stand, jax.Array], tuple[Stand, jax.Array]]
-DraftFn = Callable[[Simulate, Stand, int], Drafts]
+Simulate = Callable[[Stand, jax.Array], Guess]
+DraftFn = Callable[[Simulate, Guess, int], Drafts]
 
 
-def nested(simulate: Simulate, first: Stand, budget: int) -> Drafts:
+def nested(simulate: Simulate, first: Guess, budget: int) -> Drafts:
     """The policy itself, run ahead on the last prediction (FreeDave, Algorithm 2).
 
     For one token a step these are the paper's nested top-k sets; any other policy is
@@ -23,17 +23,15 @@ def nested(simulate: Simulate, first: Stand, budget: int) -> Drafts:
     ends where the request would end or where no prediction is at hand.
     """
 
-    def deeper(held, depth):
-        stand, valid = held
-        moved, usable = simulate(stand, depth)
-        valid &= usable
-        return (moved, valid), (moved.tokens_L, valid)
+    def deeper(held: Guess, depth):
+        moved = simulate(held.stand, depth)
+        moved = moved._replace(valid=held.valid & moved.valid)
+        return moved, (moved.tokens_NL, moved.valid)
 
     depth_K = jnp.arange(budget, dtype=jnp.int32)
-    start = first, jnp.bool_(True)
-    _, (later_KL, valid_K) = jax.lax.scan(deeper, start, depth_K[:-1])
+    _, (later_KNL, valid_K) = jax.lax.scan(deeper, first, depth_K[:-1])
     return Drafts(
-        jnp.concatenate([first.tokens_L[None], later_KL]),
+        jnp.concatenate([first.tokens_NL[None], later_KNL]),
         depth_K,
-        jnp.concatenate([jnp.ones((1,), bool), valid_K]),
+        jnp.concatenate([first.valid[None], valid_K]),
     )

@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.sampling import NEVER, position_keys, read, scale_of
-from jaxdave.types import Drafts, Look, Prediction, RowState
+from jaxdave.types import Look, Prediction, RowState
 
 if TYPE_CHECKING:
     from jaxdave.decode import Program
 
 
-def decide(program: "Program", params, hidden_KWE, block_K, drafts: Drafts, row):
-    """The prediction of every evaluated draft's active block, [K, W]."""
+def decide(program: "Program", params, hidden_SWE, block_S, depth_S, row: RowState):
+    """The prediction of every evaluated state's active block, [S, W]."""
     grid = program.grid
-    place_KW = row.start + (
-        block_K[:, None] * grid.length + jnp.arange(grid.length, dtype=jnp.int32)[None]
+    place_SW = row.start + (
+        block_S[:, None] * grid.length + jnp.arange(grid.length, dtype=jnp.int32)[None]
     )
-    step_KW = jnp.broadcast_to((row.n + drafts.depth_K)[:, None], place_KW.shape)
-    return predict(program, params, hidden_KWE, row.key, step_KW, place_KW)
+    step_SW = jnp.broadcast_to((row.n + depth_S)[:, None], place_SW.shape)
+    return predict(program, params, hidden_SWE, row.key, step_SW, place_SW)
 
 
 def guess(program: "Program", params, hidden_LE, row: RowState) -> Prediction:

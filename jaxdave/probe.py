@@ -56,7 +56,7 @@ def slot_probe(program: Program, params: Any, seed: int = 0) -> Probe:
 
 
 def _probe(program: Program, params: Any, seed: int) -> Probe:
-    count, length = program.draft_steps, program.grid.window_length
+    count, length = program.slots, program.grid.window_length
     rng = np.random.default_rng(seed)
     draw = lambda: rng.integers(  # noqa: E731
         0, program.network.vocab_size, (count, length), np.int32

@@ -5,6 +5,7 @@ Python and yields what it commits. Shapes are padded to buckets of powers of two
 program is compiled once per bucket.
 """
 
+import collections
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -186,7 +187,16 @@ def _final(decoder: Decoder, tokens_T, begin: int) -> int:
     return settled(tokens_T, begin, end, grid.mask_id, grid.stop_ids)[0]
 
 
-_EXECUTABLES: dict = {}
+MOST_EXECUTABLES = 128
+"""Executables that a process keeps, the latest ones. Each holds hundreds of memory maps
+on Linux, where a process may hold 65,530 by default."""
+
+_EXECUTABLES: collections.OrderedDict[Any, Any] = collections.OrderedDict()
+
+
+def forget_executables() -> None:
+    """Let go of every compiled program; the next decode compiles anew."""
+    _EXECUTABLES.clear()
 
 
 def _compiled(program: Program, name: str, function, args, donate: int | None = None):
@@ -195,8 +205,11 @@ def _compiled(program: Program, name: str, function, args, donate: int | None = 
     shapes = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
     key = (program, name, tree, shapes)
     if key in _EXECUTABLES:
+        _EXECUTABLES.move_to_end(key)
         return _EXECUTABLES[key], 0.0
     start = time.perf_counter()
     jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
     _EXECUTABLES[key] = jitted.lower(*args).compile()
+    if len(_EXECUTABLES) > MOST_EXECUTABLES:
+        _EXECUTABLES.popitem(last=False)
     return _EXECUTABLES[key], time.perf_counter() - start

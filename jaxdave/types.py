@@ -1,8 +1,10 @@
 """The words that every module shares, and the one legend of axis letters.
 
 Axes: B rows (requests), T the whole canvas of a row, L the window being decoded, W a
-stretch of it (the active block), K drafts, D depths of future noise, V vocabulary, N
-layers, H heads, G key/value heads, E features, X vocabulary chunk, M ids per position.
+stretch of it (the active block), K drafts, N branches of a draft (of weights and
+caches: layers), S slots of a call (K N states), D depths of future noise, V vocabulary,
+H heads, G key/value heads, E features, X vocabulary chunk, M ids per position.
+
 The engine is written for one row; rows are put side by side by a map
 (`decode.Program.over_rows`).
 """
@@ -103,14 +105,37 @@ Memory = Any
 """A policy's own pytree of arrays; () for a policy that only looks at the view."""
 
 
+class Branches(NamedTuple):
+    """The memory of a policy that weighs candidates: what it may commit next.
+
+    tokens_NW: the active block as each candidate would leave it. merit_N: float32, what
+    speaks for each before the network has seen it.
+    """
+
+    tokens_NW: jax.Array
+    merit_N: jax.Array
+
+
+class Branching(NamedTuple):
+    """How a policy weighs candidates: one call evaluates all `count` of them.
+
+    worth(view of a candidate) -> float32: what speaks for it once it is evaluated. The
+    policy goes to the candidate of the highest merit + worth, the first among equals.
+    """
+
+    count: int
+    worth: Callable[[View], jax.Array]
+
+
 class Policy(NamedTuple):
     """The rule that says what one decoding step commits, as two pure functions.
 
     step(view, memory) -> (tokens_W, memory): must fill at least one open position
     whenever there is one, and may touch no other (unless `revises`: then decoded tokens
     may become masks again, and the number of masks must fall over any step).
-    init(W, E) -> the memory before the first step. lossless: whether drafts leave its
-    text as it is.
+    init(W, E) -> the memory before the first step. branching: for a policy whose step
+    commits nothing yet, but leaves `Branches` as its memory for the network to weigh.
+    lossless: False for a rule that speculates with the text itself.
     """
 
     name: str
@@ -118,10 +143,15 @@ class Policy(NamedTuple):
     init: Callable[[int, int], Memory] = lambda size, width: ()
     revises: bool = False
     lossless: bool = True
+    branching: Branching | None = None
 
 
 class Stand(NamedTuple):
-    """A point of a decoding path: window tokens, the policy's memory, step index n."""
+    """A point of a decoding path: window tokens, the policy's memory, step index n.
+
+    tokens_L: the policy's next state, to be evaluated; of a branching policy the state
+    that it has last gone to, its candidates being in the memory.
+    """
 
     tokens_L: jax.Array
     memory: Memory
@@ -148,7 +178,7 @@ class RowState:
     """Where one request stands.
 
     tokens_T: int32 canvas: the prompt, what is known, mask ids. It already holds the
-    policy's next state, which is certain but not evaluated yet.
+    policy's next state, which is certain but not evaluated yet (see `Stand`).
     hidden_LE, pred: vectors of the window from the last evaluated state, and their
     Prediction [D, L] at the noise of the coming steps; good for drafts only, never for
     decisions. begin, end: the first generated position, and the one after the last.
@@ -171,12 +201,22 @@ class RowState:
     stats: Stats
 
 
+class Guess(NamedTuple):
+    """A stand that the policy may reach, the states [N, L] to be evaluated to go on
+    from there, and whether that is worth a slot."""
+
+    stand: Stand
+    tokens_NL: jax.Array
+    valid: jax.Array
+
+
 class Drafts(NamedTuple):
     """Guesses of future states; the first is the policy's own next state.
 
-    tokens_KL; depth_K: policy steps after the first draft; valid_K: worth evaluating.
+    tokens_KNL: the N states that one step weighs, 1 for most policies; depth_K: policy
+    steps after the first draft; valid_K: worth evaluating.
     """
 
-    tokens_KL: jax.Array
+    tokens_KNL: jax.Array
     depth_K: jax.Array
     valid_K: jax.Array

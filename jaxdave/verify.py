@@ -12,30 +12,37 @@ import jax.numpy as jnp
 
 from jaxdave.types import Drafts, Stand
 
-StepFrom = Callable[[jax.Array, Stand], Stand]
+StepFrom = Callable[[jax.Array, Stand], tuple[jax.Array, Stand]]
+Ahead = Callable[[Stand], jax.Array]
 
 
 class Walked(NamedTuple):
-    """Where a walk ends: the last draft reached, the policy's step from it, hops."""
+    """Where a walk ends: the last draft reached, which of its branches the policy goes
+    to, its step from there, hops."""
 
     at: jax.Array
+    branch: jax.Array
     target: Stand
     hops: jax.Array
 
 
-def walk(step_from: StepFrom, drafts: Drafts, first: Stand, in_order: bool) -> Walked:
+def walk(
+    step_from: StepFrom, ahead: Ahead, drafts: Drafts, first: Stand, in_order: bool
+) -> Walked:
     """From draft 0 take the policy's step while that leads to another draft.
 
-    step_from(draft, its stand) -> the policy's next state, from fresh predictions. The
-    policy's memory follows the path. Equality is of whole states. in_order: the next
-    draft must lie one step deeper, as it must when predictions depend on the step
-    index. At most K - 1 hops.
+    step_from(draft, its stand) -> the branch taken and where the policy stands next,
+    from fresh predictions; ahead(stand) -> the states [N, L] that must be evaluated to
+    go on. The policy's memory follows the path. Equality is of whole states. in_order:
+    the next draft must lie one step deeper, as it must when predictions depend on the
+    step index. At most K - 1 hops.
     """
     count = drafts.depth_K.shape[0]
     index_K = jnp.arange(count, dtype=jnp.int32)
 
     def successors(held: Walked):
-        same_K = jnp.all(drafts.tokens_KL == held.target.tokens_L[None], axis=1)
+        same_KNL = drafts.tokens_KNL == ahead(held.target)[None]
+        same_K = jnp.all(same_KNL, axis=(1, 2))
         same_K &= drafts.valid_K & drafts.valid_K[held.at]
         if in_order:
             return same_K & (drafts.depth_K == drafts.depth_K[held.at] + 1)
@@ -47,7 +54,7 @@ def walk(step_from: StepFrom, drafts: Drafts, first: Stand, in_order: bool) -> W
 
     def hop(held: Walked):
         at = jnp.argmax(successors(held)).astype(jnp.int32)
-        return Walked(at, step_from(at, held.target), held.hops + 1)
+        return Walked(at, *step_from(at, held.target), held.hops + 1)
 
-    start = Walked(jnp.int32(0), step_from(jnp.int32(0), first), jnp.int32(0))
+    start = Walked(jnp.int32(0), *step_from(jnp.int32(0), first), jnp.int32(0))
     return jax.lax.while_loop(on, hop, start)

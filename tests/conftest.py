@@ -7,6 +7,8 @@ import hypothesis
 import jax
 import pytest
 
+from jaxdave.run import forget_executables
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -38,6 +40,7 @@ def few_programs():
     """Compiled programs are dropped before there are too many for one process."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        forget_executables()
         jax.clear_caches()
 
 

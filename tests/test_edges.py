@@ -156,15 +156,16 @@ def test_more_drafts_than_masks(room):
 def wild(simulate, first, budget):
     """Nested drafts spoiled: repeated, shuffled, half of them wrong, depths astray."""
     good = draft.nested(simulate, first, budget)
-    key = jax.random.fold_in(jax.random.PRNGKey(0), first.n)
-    noise = jax.random.randint(key, good.tokens_KL.shape, 0, SIZE, jnp.int32)
-    open_L = good.tokens_KL[0] == MASK
-    spoiled = jnp.where(open_L[None] & (noise % 5 == 0), noise, good.tokens_KL)
+    key = jax.random.fold_in(jax.random.PRNGKey(0), first.stand.n)
+    noise = jax.random.randint(key, good.tokens_KNL.shape, 0, SIZE, jnp.int32)
+    open_L = good.tokens_KNL[0] == MASK
+    spoiled = jnp.where(open_L[None] & (noise % 5 == 0), noise, good.tokens_KNL)
     order = jnp.arange(budget) // 2 * 2
-    tokens = jnp.where((jnp.arange(budget) % 3 == 0)[:, None], spoiled, good.tokens_KL)
+    third = (jnp.arange(budget) % 3 == 0)[:, None, None]
+    tokens = jnp.where(third, spoiled, good.tokens_KNL)
     depth = jnp.where(jnp.arange(budget) % 4 == 3, 1, good.depth_K[order])
     return Drafts(
-        tokens[order].at[0].set(good.tokens_KL[0]),
+        tokens[order].at[0].set(good.tokens_KNL[0]),
         depth.at[0].set(0),
         good.valid_K[order].at[0].set(True),
     )

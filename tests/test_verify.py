@@ -16,14 +16,17 @@ MANY = settings(max_examples=200)
 @jax.jit
 def chain(tokens, depth, valid, targets):
     """(draft where it ends, hops, last target, steps) in order, and in any order."""
-    drafts = Drafts(tokens, depth, valid)
+    drafts = Drafts(tokens[:, None], depth, valid)
 
     def step_from(at, stand):
         # The memory records the path, so that it is seen to follow it.
-        return Stand(targets[at], stand.memory * 10 + at, stand.n + 1)
+        return at % 2, Stand(targets[at], stand.memory * 10 + at, stand.n + 1)
+
+    def ahead(stand):
+        return stand.tokens_L[None]
 
     first = Stand(tokens[0], jnp.int32(0), jnp.int32(5))
-    found = [walk(step_from, drafts, first, order) for order in (True, False)]
+    found = [walk(step_from, ahead, drafts, first, order) for order in (True, False)]
     return [(to.at, to.hops, to.target) for to in found]
 
 

@@ -9,6 +9,8 @@ from jaxdave.policies.anchors import local_leap as local_leap
 from jaxdave.policies.backtracking import saber as saber
 from jaxdave.policies.bounded import eb_sampler as eb_sampler
 from jaxdave.policies.bounded import entropy_bounded as entropy_bounded
+from jaxdave.policies.branching import info_gain as info_gain
+from jaxdave.policies.branching import lopa as lopa
 from jaxdave.policies.common import rank as rank
 from jaxdave.policies.credits import credit as credit
 from jaxdave.policies.dream import entropy as entropy

@@ -17,10 +17,13 @@ def threshold(threshold: float = 0.9) -> Policy:
     """
     check_share(0.9, threshold=threshold)
     bound = jnp.float32(log_odds(threshold))
-    return looking(
-        f"threshold({threshold})",
-        lambda view: best(view, 1, view.pred.score) | (view.pred.score >= bound),
-    )
+    return looking(f"threshold({threshold})", lambda view: surest(view, bound))
+
+
+def surest(view: View, bound: jax.Array) -> jax.Array:
+    """Open positions whose log-odds reach the bound, and the best one in any case."""
+    sure_W = view.open_W & (view.pred.score >= bound)
+    return best(view, 1, view.pred.score) | sure_W
 
 
 def factor(factor: float = 1.0) -> Policy:

@@ -8,6 +8,7 @@ from jaxdave.policies import (
     anchors,
     backtracking,
     bounded,
+    branching,
     credits,
     dream,
     early_exit,
@@ -50,6 +51,8 @@ MAKERS: dict[str, Callable[..., Policy]] = {
         early_exit.sched,
         early_exit.prophet,
         backtracking.saber,
+        branching.info_gain,
+        branching.lopa,
     )
 }
 SMALL = "small_blocks"
