@@ -19,6 +19,7 @@ from jaxdave.policies import (
     sdar,
     sliding,
     steadiness,
+    wide,
     wrappers,
 )
 from jaxdave.types import Policy
@@ -50,6 +51,7 @@ MAKERS: dict[str, Callable[..., Policy]] = {
         early_exit.sched,
         early_exit.prophet,
         backtracking.saber,
+        wide.wino,
     )
 }
 SMALL = "small_blocks"
