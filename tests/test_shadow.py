@@ -141,11 +141,14 @@ def test_a_shadow_does_not_look_at_its_own_token(kind, numerics):
     place = np.arange(32)
     drafts = np.stack([tokens_L] + [np.where(place == i, 11, tokens_L) for i in place])
     hidden = forwarded(net, params, drafts.astype(np.int32), BEGIN, cache)
-    shadow = np.asarray(hidden)[..., config.hidden :].view(np.uint32)
+    shadow = np.asarray(hidden)[..., config.hidden :]
+    moved = 0
     for i in place:
-        np.testing.assert_array_equal(shadow[1 + i, i], shadow[0, i])
-        moved = (shadow[1 + i] != shadow[0]).any(axis=1)
-        assert moved.any() or tokens_L[i] == 11
+        if numerics == "exact":
+            assert shadow[1 + i, i].tobytes() == shadow[0, i].tobytes()
+        np.testing.assert_allclose(shadow[1 + i, i], shadow[0, i], atol=1e-5)
+        moved += (np.abs(shadow[1 + i] - shadow[0]) > 1e-3).any()
+    assert moved > 0
 
 
 def test_odds_are_those_against_all_others():
