@@ -14,6 +14,7 @@ from jaxdave.draft import DraftFn, nested
 from jaxdave.layout import layout
 from jaxdave.model.guidance import guided, without
 from jaxdave.model.network import FAST_CHUNK
+from jaxdave.model.shadow import shadowed
 from jaxdave.sampling import Sampling
 from jaxdave.types import Network, Policy
 
@@ -152,7 +153,8 @@ def _cached_program(key, policy, draft, network) -> Program:
     config, _, slots, shape, sampling, numerics, (guidance, never) = key
     grid = shape.grid
     positions = config.max_positions + 2 * grid.window_length + FAST_CHUNK
-    made = network or shape.network(config, numerics=numerics, positions=positions)
+    make = shadowed(shape.network, grid.length) if policy.shadow else shape.network
+    made = network or make(config, numerics=numerics, positions=positions)
     made = guided(made, guidance, config.mask_id) if guidance else made
     made = without(made, never) if never else made
     return Program(made, grid, policy, draft, sampling, slots, numerics == "exact")

@@ -96,7 +96,30 @@ def look(program: "Program", params, hidden_WE) -> Look:
             chunk_logits(program, params, both), chunks_of(program), scale
         )
 
-    return Look(hidden_WE, logits_at, divergence)
+    def shadow_at(ids_W):
+        shadow = program.network.shadow
+        assert shadow is not None, "the policy did not ask for a shadow"
+        logits = chunk_logits(program, params, shadow(hidden_WE))
+        return _odds(logits, chunks_of(program), scale, ids_W)
+
+    return Look(hidden_WE, logits_at, divergence, shadow_at)
+
+
+def _odds(logits, chunks: int, scale: float, ids_W) -> jax.Array:
+    """Log of the odds of one id a row against all others, [W]; never saturated."""
+
+    def fold(index, held):
+        raw = logits(index)
+        z = jnp.where(raw > NEVER, raw * scale, NEVER)
+        id_X = index * z.shape[1] + jnp.arange(z.shape[1], dtype=jnp.int32)
+        is_it = id_X[None] == ids_W[:, None]
+        mine = jnp.max(jnp.where(is_it, z, NEVER), axis=1)
+        others = jax.nn.logsumexp(jnp.where(is_it, NEVER, z), axis=1)
+        return jnp.maximum(held[0], mine), jnp.logaddexp(held[1], others)
+
+    low = jnp.full(ids_W.shape, NEVER)
+    mine, others = jax.lax.fori_loop(0, chunks, fold, (low, low))
+    return mine - others
 
 
 def _divergence(logits, chunks: int, scale: float) -> jax.Array:

@@ -100,12 +100,13 @@ def stream(
     for call in range(decoder.max_new_tokens + 1):
         tokens_BT, done_B = jax.device_get((state.rows.tokens_T, state.rows.done))
         for row in sorted(open_rows):
-            last = _final(decoder, tokens_BT[row], len(prompts[row]))
+            begin, done = len(prompts[row]), bool(done_B[row])
+            last = _final(decoder, tokens_BT[row], begin, done)
             if last > sent[row]:
                 ids = tuple(int(t) for t in tokens_BT[row, sent[row] : last])
                 yield Update(row, tuple(range(sent[row], last)), ids, call)
                 sent[row] = last
-            if done_B[row]:
+            if done:
                 open_rows.remove(row)
                 yield Update(row, (), (), call)
         if not open_rows:
@@ -181,10 +182,16 @@ def _check(decoder: Decoder, prompts: Ids, seed: int, requests) -> None:
             )
 
 
-def _final(decoder: Decoder, tokens_T, begin: int) -> int:
-    grid = decoder.program.grid
+def _final(decoder: Decoder, tokens_T, begin: int, done: bool) -> int:
+    """After the last token of a row that no later step can change."""
+    grid, policy = decoder.program.grid, decoder.program.policy
     end = begin + decoder.max_new_tokens
-    return settled(tokens_T, begin, end, grid.mask_id, grid.stop_ids)[0]
+    last, solid = settled(tokens_T, begin, end, grid.mask_id, grid.stop_ids)
+    if done or not policy.revises:
+        return last
+    # Tokens of the block that is being decoded may still be taken back.
+    first = begin if grid.anchored else 0
+    return min(last, max(begin, solid - (solid - first) % grid.length))
 
 
 MOST_EXECUTABLES = 128

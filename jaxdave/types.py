@@ -38,6 +38,8 @@ class Network(NamedTuple):
     logits(params, hidden_RE, first id of the chunk) -> float32 [R, chunk]
     logits_at(params, hidden_RE, ids_RM) -> float32 [R, M]
     vocab_rows, vocab_size, banned: what may be predicted; chunk: ids per head chunk.
+    shadow(hidden_RE) -> vectors that `logits` reads the shadow's say from, what the
+    model would say were that position masked; None: the network has no shadow.
     """
 
     forward: Callable[..., tuple[jax.Array, Any]]
@@ -48,6 +50,7 @@ class Network(NamedTuple):
     vocab_size: int
     banned: tuple[int, ...]
     chunk: int
+    shadow: Callable[[jax.Array], jax.Array] | None = None
 
 
 class Prediction(NamedTuple):
@@ -71,12 +74,14 @@ class Look(NamedTuple):
 
     hidden_WE: the vectors that the stretch is predicted from. logits_at(ids_WM):
     tempered logits of some ids. divergence(hidden_WE of an earlier state): KL of the
-    distributions now from those then, nats, [W].
+    distributions now from those then, nats, [W]. shadow_at(ids_W): log of the odds of
+    each id against all others, as the shadow of its position says (`Policy.shadow`).
     """
 
     hidden_WE: jax.Array
     logits_at: Callable[[jax.Array], jax.Array]
     divergence: Callable[[jax.Array], jax.Array]
+    shadow_at: Callable[[jax.Array], jax.Array]
 
 
 class View(NamedTuple):
@@ -132,10 +137,12 @@ class Policy(NamedTuple):
 
     step(view, memory) -> (tokens_W, memory): must fill at least one open position
     whenever there is one, and may touch no other (unless `revises`: then decoded tokens
-    may become masks again, and the number of masks must fall over any step).
-    init(W, E) -> the memory before the first step. branching: for a policy whose step
-    commits nothing yet, but leaves `Branches` as its memory for the network to weigh.
-    lossless: False for a rule that speculates with the text itself.
+    may become masks again, even more than the step fills, but no block may take more
+    steps than it began with masks). init(W, E) -> the memory before the first step.
+    branching: for a policy whose step commits nothing yet, but leaves `Branches` as its
+    memory for the network to weigh. shadow: whether it asks for `Look.shadow_at`; the
+    network is evaluated with shadows then. lossless: False for a rule that speculates
+    with the text itself.
     """
 
     name: str
@@ -144,6 +151,7 @@ class Policy(NamedTuple):
     revises: bool = False
     lossless: bool = True
     branching: Branching | None = None
+    shadow: bool = False
 
 
 class Stand(NamedTuple):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import toys
 from oracle import commits, finished
-from toys import CHUNK, MASK, ROWS, SIZE, Weights, table, token_hash
+from toys import MASK, ROWS, Weights, as_masked, table, token_hash, vectors
 
 from jaxdave import decoders
 from jaxdave.types import Network
@@ -28,12 +28,12 @@ SHIFTED = CONFIG.__class__(**{**vars(CONFIG), "logits_shift": "full"})
 def network(is_shifted: bool) -> Network:
     """The hash network; its cache is the hash of every position when it was primed."""
 
-    def hidden_of(context_K, place_L):
-        shape = (context_K.shape[0], place_L.shape[0])
+    def hidden_of(context_K, place_L, hash_KL):
         # What predicts a position may stand to its left; the first keeps its own.
         said_L = jnp.where(place_L > 0, place_L - np.uint32(is_shifted), place_L)
-        parts = (context_K[:, None], said_L[None])
-        return jnp.stack([jnp.broadcast_to(part, shape) for part in parts], axis=-1)
+        gain_KL = as_masked(hash_KL, place_L[None])
+        parts = (context_K[:, None], said_L[None], gain_KL)
+        return vectors(*(jnp.broadcast_to(part, hash_KL.shape) for part in parts))
 
     def before(end, place):
         return place < end.astype(jnp.uint32)
@@ -44,7 +44,7 @@ def network(is_shifted: bool) -> Network:
         hash_T = token_hash(tokens_T.astype(jnp.uint32), place_T)
         hash_T = jnp.where(before(end, place_T), hash_T, np.uint32(0))
         context = jnp.sum(hash_T, dtype=jnp.uint32)
-        hidden_TE = hidden_of(context[None], place_T)[0]
+        hidden_TE = hidden_of(context[None], place_T, hash_T[None])[0]
         return jax.lax.dynamic_slice_in_dim(hidden_TE, start, window), hash_T[None]
 
     def forward(params, tokens_KL, start, end, cache):
@@ -56,12 +56,9 @@ def network(is_shifted: bool) -> Network:
         new_KL = token_hash(tokens_KL.astype(jnp.uint32), place_L[None])
         new_KL = jnp.where(before(end, place_L)[None], new_KL, np.uint32(0))
         context_K = old + jnp.sum(new_KL, axis=1, dtype=jnp.uint32)
-        return hidden_of(context_K, place_L), None
+        return hidden_of(context_K, place_L, new_KL), None
 
-    plain = toys.network(4)
-    return Network(
-        forward, prime, plain.logits, plain.logits_at, ROWS, SIZE, (MASK,), CHUNK
-    )
+    return toys.network(4)._replace(forward=forward, prime=prime)
 
 
 def build(policy, draft_steps, length, room, cache, is_shifted=False, **rest):

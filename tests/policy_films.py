@@ -39,7 +39,8 @@ def film(kind: str, cases: int = 24, steps: int = 30, seed: int = 0) -> Film:
     """Random predictions: "grid" (full of ties), "sure" (saturated), "logits".
 
     "apart": as "grid", but some positions are saturated in all steps, so that no two
-    changes of a probability differ by less than float32 can tell.
+    changes of a probability differ by less than float32 can tell. "shadows": surer than
+    "grid", with the odds of a shadow for logits.
     """
     rng = np.random.default_rng([seed, len(kind)])
     shape = (cases, steps, WIDE)
@@ -60,6 +61,7 @@ def film(kind: str, cases: int = 24, steps: int = 30, seed: int = 0) -> Film:
         "grid": [-2.0, -1.0, 0.5, 1.5, 3.0],
         "sure": [1.5, 3.0, 17.0, 30.0, 45.0, 60.0],
         "apart": [-2.0, -1.0, 0.5, 1.5, 3.0],
+        "shadows": [-2.0, 0.5, 0.5, 1.5, 3.0, 17.0, 60.0],
     }[kind]
     draw = lambda values: rng.choice(np.array(values, np.float32), shape)  # noqa: E731
     token = rng.integers(0, VOCAB, (cases, 1, WIDE))
@@ -72,6 +74,10 @@ def film(kind: str, cases: int = 24, steps: int = 30, seed: int = 0) -> Film:
         score = np.where(always, draw([17.0, 60.0]), score)
     features = (score, draw(gaps), draw(levels), draw(spread))
     logits = np.zeros((*shape, VOCAB), np.float32)
+    if kind == "shadows":
+        logits = rng.choice(
+            np.array([-40, -2, 0, 2, 3, 17, 60], np.float32), logits.shape
+        )
     return Film(token.astype(np.int32), *features, logits, prompt, room)
 
 
@@ -92,14 +98,19 @@ def of_logits(logits: np.ndarray, prompt, room) -> Film:
 
 
 def look_of(logits_WV: jax.Array) -> Look:
-    """A closer look at logits that are their own hidden vectors."""
+    """A closer look at logits that are their own hidden vectors.
+
+    They are also what the shadows say, as odds of each id.
+    """
 
     def divergence(then_WV):
         log_p, log_q = jax.nn.log_softmax(logits_WV), jax.nn.log_softmax(then_WV)
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
     at = lambda ids_WM: jnp.take_along_axis(logits_WV, ids_WM, axis=-1)  # noqa: E731
-    return Look(logits_WV, at, divergence)
+    last = logits_WV.shape[1] - 1
+    shadow_at = lambda ids_W: at(jnp.minimum(ids_W, last)[:, None])[:, 0]  # noqa: E731
+    return Look(logits_WV, at, divergence, shadow_at)
 
 
 def key_of(case, n):
@@ -173,7 +184,7 @@ def replay(rule, reel: Film) -> np.ndarray:
                     margin=reel.margin[case, at].tolist(),
                     entropy=reel.entropy[case, at].tolist(), open=opened, masks=masks,
                     decoded=[i for i in inside if block[i] != MASK], index=at - began,
-                    start=start, case=case, n=FIRST_STEP + at,
+                    start=start, case=case, n=FIRST_STEP + at, block=list(block),
                 )  # fmt: skip
                 for i, token in rule(seen, memory).items():
                     block[i] = token

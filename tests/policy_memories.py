@@ -112,11 +112,16 @@ def sched(steps, high, low, mode, k, progress, patience, ratio, eps):
     return rule
 
 
+def exact(odds) -> Decimal:
+    """The probability of log-odds, never rounded to 1."""
+    return 1 / (1 + (-Decimal(float(odds))).exp())
+
+
 def saber(n: int):
     """In decimals, where no confidence rounds to 1."""
 
     def rule(seen, memory):
-        c = [1 / (1 + (-Decimal(odds)).exp()) for odds in seen.odds]
+        c = [exact(odds) for odds in seen.odds]
         last = memory.get("last", [Decimal(0)] * WIDE)
         final, memory["last"] = memory.setdefault("final", {}), c
         taken = []
@@ -131,6 +136,27 @@ def saber(n: int):
             rise = {i: c[i] - last[i] for i in [*seen.decoded, *taken]}
             order = sorted(rise, key=lambda i: (rise[i], i))
             moved.update({i: MASK for i in order[:back]})
+        return moved
+
+    return rule
+
+
+def wino(tau: float, back: float):
+    def rule(seen, memory):
+        last = memory.get("last", 30)
+        most = min(max(int(len(seen.open) * 0.7), 5), 20)
+        sure = [i for i in seen.open if p(seen.odds[i]) > tau]
+        if len(sure) > most:
+            sure = best(sure, seen.odds, most)
+        sure = sure or best(seen.open, seen.odds)
+        memory["last"] = len(sure)
+        moved = said(seen, sure)
+        if len(sure) > 1:
+            shadow = {i: seen.logits[i][seen.block[i]] for i in seen.decoded}
+            doubted = [i for i in shadow if exact(shadow[i]) < Decimal(back)]
+            if len(doubted) >= last:
+                doubted = sorted(shadow, key=lambda i: (shadow[i], i))[: last - 1]
+            moved.update({i: MASK for i in doubted})
         return moved
 
     return rule

@@ -10,12 +10,13 @@ from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
 from jaxdave.model.attention import TILE
 from jaxdave.model.network import causal_network
+from jaxdave.model.shadow import shadowed
 from jaxdave.types import KVCache
 
 BLOCK, WINDOW, DRAFTS = 4, 20, 8
 
 
-def make(seed: int, hidden: int, layers: int, rope_fp32: bool):
+def make(seed: int, hidden: int, layers: int, rope_fp32: bool, maker=causal_network):
     """A random model whose predictions vary, and its jitted forward."""
     config = ModelConfig(
         name="t", family="sdar", num_layers=layers, hidden=hidden, inter=2 * hidden,
@@ -25,7 +26,7 @@ def make(seed: int, hidden: int, layers: int, rope_fp32: bool):
     )  # fmt: skip
     params = denoiser.init(config, seed)
     params = jax.tree.map(lambda a: a * 6 if a.ndim > 1 else a, params)
-    net = causal_network(config, numerics="exact", positions=1024)
+    net = maker(config, numerics="exact", positions=1024)
 
     @jax.jit
     def forward(tokens_KL, start, cache):
@@ -57,12 +58,22 @@ def bits(array) -> np.ndarray:
     return np.asarray(array).view(np.uint32)
 
 
+WITH_SHADOWS = shadowed(causal_network, BLOCK)
+
+
 @pytest.mark.parametrize(
-    ("seed", "hidden", "layers", "rope_fp32"),
-    [(0, 32, 2, False), (1, 64, 3, True), (2, 128, 2, False), (3, 256, 2, False)],
+    ("seed", "hidden", "layers", "rope_fp32", "maker"),
+    [
+        (0, 32, 2, False, causal_network),
+        (1, 64, 3, True, causal_network),
+        (2, 128, 2, False, causal_network),
+        (3, 256, 2, False, causal_network),
+        (4, 64, 2, False, WITH_SHADOWS),
+        (5, 128, 2, True, WITH_SHADOWS),
+    ],
 )
-def test_a_state_has_one_set_of_bits(seed, hidden, layers, rope_fp32):
-    empty, forward = make(seed, hidden, layers, rope_fp32)
+def test_a_state_has_one_set_of_bits(seed, hidden, layers, rope_fp32, maker):
+    empty, forward = make(seed, hidden, layers, rope_fp32, maker)
     rng = np.random.default_rng(seed)
     tokens_T = rng.integers(0, 34, 256).astype(np.int32)
     cache = fill(empty, forward, tokens_T, 128, 256, TILE)

@@ -118,6 +118,23 @@ def test_streams_say_what_generate_says_and_a_batch_what_a_row_says(cache, shift
         assert generate(decoder, net, [prompt]).rows[0] == row
 
 
+@pytest.mark.parametrize("policy", [policies.saber(), policies.wino()])
+def test_what_has_been_streamed_is_never_taken_back(policy):
+    for decoder in (
+        build(policy, 4, 8, 16, "dual"),
+        toys.build(policy, 4, 8, 16),
+    ):
+        net, prompts = weights(2, **VARIANTS["saturated"]), prompts_of([5, 12, 3], 2)
+        said: list[list[int]] = [[], [], []]
+        places: list[list[int]] = [[], [], []]
+        for update in stream(decoder, net, prompts):
+            said[update.row].extend(update.token_ids)
+            places[update.row].extend(update.positions)
+        rows = generate(decoder, net, prompts).rows
+        assert said == [list(row.token_ids) for row in rows]
+        assert all(found == sorted(set(found)) for found in places)
+
+
 @pytest.mark.parametrize(("drafts", "length"), [(4, 8), (8, 16)])
 @pytest.mark.parametrize("cache", CACHES)
 def test_calls_have_a_formula(drafts, length, cache):

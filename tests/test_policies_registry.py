@@ -85,6 +85,9 @@ def test_small_blocks_can_be_asked_of_any_policy():
         ("prophet:answer_length=0", "answer_length=0"),
         ("prophet:late=-1", "late=-1.0"),
         ("saber:n=0", "n=0"),
+        ("wino:threshold=1.5", "threshold=1.5 must be in 0..1; 0.6 is the usual"),
+        ("wino:threshold_back=-1", "threshold_back=-1.0 must be in 0..1"),
+        ("wino:threshold_back=nan", "threshold_back=nan"),
     ],
 )
 def test_bad_policies_are_refused_in_one_line(text, named):

@@ -71,6 +71,26 @@ def test_a_tie_goes_to_the_lowest_position(size, value):
     assert commits(policies.static(2), opened, np.full(size, value)) == [1, 2]
 
 
+@pytest.mark.parametrize(("masks", "most"), [(40, 20), (25, 17), (10, 7), (6, 5)])
+def test_wino_commits_no_more_than_a_share_of_the_masks(masks, most):
+    opened, scores = np.arange(48) < masks, np.arange(48) / 8 + 1
+    last = list(range(masks - most, masks))
+    assert commits(policies.wino(), opened, scores) == last
+    assert commits(policies.wino(1.0), opened, scores) == [masks - 1]
+
+
+def test_a_first_token_decided_alone_is_not_taken_back():
+    """Nothing but the call that began the block could predict it again."""
+    policy = policies.first_alone(policies.wino(0.0, 1.0))
+    reel = film("shadows")
+    blocks = play(policy, reel._replace(prompt=np.zeros_like(reel.prompt)))
+    assert (blocks[:, 0, 0] != MASK).all()
+    for at in range(1, blocks.shape[1]):
+        before, after = blocks[:, at - 1] == MASK, blocks[:, at] == MASK
+        # What follows a complete block is another one.
+        assert not (after[:, 0] & before.any(axis=1)).any()
+
+
 def test_thresholds_tell_saturated_scores_apart():
     opened, scores = np.ones(4, bool), np.array([12.0, 30.0, 10.0, 60.0])
     # As float32 probabilities all but two of these are 1.

@@ -19,6 +19,7 @@ from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
 from jaxdave.model.attention import TILE
 from jaxdave.model.prime import in_chunks
+from jaxdave.model.shadow import halved
 from jaxdave.run import generate
 from jaxdave.types import KVCache, Network
 
@@ -124,9 +125,8 @@ def network(length: int, chunk: int = CHUNK) -> Network:
         block_KC = jnp.sum(new_KL.reshape(count, -1, length), -1, dtype=jnp.uint32)
         seen_KC = prefix + jnp.cumsum(block_KC, axis=1, dtype=jnp.uint32)
         context_KL = jnp.repeat(seen_KC, length, axis=1)
-        hidden = jnp.stack(
-            [context_KL, jnp.broadcast_to(place_L[None], context_KL.shape)], axis=-1
-        )
+        at_KL = jnp.broadcast_to(place_L[None], context_KL.shape)
+        hidden = vectors(context_KL, at_KL, as_masked(new_KL, place_L[None]))
         stored = tokens_KL[None, :, :, None, None]
         return hidden, KVCache(stored, stored)
 
@@ -144,7 +144,18 @@ def network(length: int, chunk: int = CHUNK) -> Network:
         return table(params, hidden_RE[:, :1], hidden_RE[:, 1:], ids, as_float)
 
     prime = in_chunks(forward, empty_cache, TILE)
-    return Network(forward, prime, logits, logits_at, ROWS, SIZE, (MASK,), chunk)
+    plain = Network(forward, prime, logits, logits_at, ROWS, SIZE, (MASK,), chunk)
+    return halved(plain)
+
+
+def as_masked(hash_KL, place_L):
+    """What the hash of all tokens gains when one of them turns into a mask."""
+    return token_hash(np.uint32(MASK), place_L) - hash_KL
+
+
+def vectors(context, place, gain):
+    """Vectors [..., 4] of two halves: the network's say, and its shadow's."""
+    return jnp.stack([context, place, context + gain, place], axis=-1)
 
 
 def dense_logits(net: Weights, canvas, places, length: int) -> np.ndarray:

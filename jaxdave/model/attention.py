@@ -7,6 +7,7 @@ cache is never copied per draft as a whole.
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,18 @@ See = Callable[[jax.Array], jax.Array]
 Decode = Callable[..., jax.Array]
 
 
+class Attended(NamedTuple):
+    """A softmax over some of the keys that a query sees, kept so that others can join.
+
+    Float32: the highest score and the sum of weights [K, G, R, L], the weighted values
+    [K, G, R, L, D], with R queries to a key head.
+    """
+
+    top: jax.Array
+    total: jax.Array
+    context: jax.Array
+
+
 def dense(q, k, v, see):
     """Attention with an explicit mask.
 
@@ -38,11 +51,12 @@ def dense(q, k, v, see):
     return _dot("bgrqs,bsgd->bqgrd", weights, v).astype(q.dtype).reshape(q.shape)
 
 
-def tiled(q, k, v, cache: KVCache, start, see: See, reach):
+def tiled(q, k, v, cache: KVCache, start, see: See, reach, begun=None):
     """Attention as a fold over tiles of keys on the absolute grid, for exact numerics.
 
     q: [K, L, H, D]; k, v: [K, L, G, D] of the window; cache: [T, G, D], T a multiple of
-    `TILE`; start: the window's position; reach: no key lies there or beyond.
+    `TILE`; start: the window's position; reach: no key lies there or beyond. begun:
+    `Attended` of keys that stand beside the canvas, or None.
 
     Tile c always covers positions c * TILE onwards, whether their keys come from the
     cache or from the window, and tiles are folded in order. So the bits of a state's
@@ -66,21 +80,20 @@ def tiled(q, k, v, cache: KVCache, start, see: See, reach):
         fade = jnp.exp(top - new_top)
         part = _dot("kgrls,ksgd->kgrld", weights.astype(v.dtype), values)
         total = total * fade + jnp.sum(weights, axis=-1)
-        return new_top, total, context * fade[..., None] + part
+        return Attended(new_top, total, context * fade[..., None] + part)
 
     lead = (drafts, k.shape[2], q.shape[2] // k.shape[2], size)
-    held = (
+    nothing = Attended(
         jnp.full(lead, NEVER, jnp.float32),
         jnp.zeros(lead, jnp.float32),
         jnp.zeros((*lead, head), jnp.float32),
     )
     tiles = (reach + TILE - 1) // TILE
-    _, total, context = jax.lax.fori_loop(0, tiles, fold, held)
-    context = (context / total[..., None]).astype(q.dtype)
-    return jnp.einsum("kgrld->klgrd", context).reshape(q.shape)
+    held = jax.lax.fori_loop(0, tiles, fold, nothing if begun is None else begun)
+    return _normed(held, q)
 
 
-def two_part(q, k, v, cache: KVCache, start, see: See, reach):
+def two_part(q, k, v, cache: KVCache, start, see: See, reach, begun=None):
     """Attention over the cache and over the window, under one softmax.
 
     Shapes as in `tiled`. The prefix is read once for all drafts. Which keys are summed
@@ -104,13 +117,39 @@ def two_part(q, k, v, cache: KVCache, start, see: See, reach):
     total = jnp.sum(old, axis=-1) + jnp.sum(new, axis=-1)
     context = _dot("kgrlt,tgd->kgrld", old.astype(v.dtype), cache.v)
     context += _dot("kgrls,ksgd->kgrld", new.astype(v.dtype), v)
-    context = (context / total[..., None]).astype(q.dtype)
-    return jnp.einsum("kgrld->klgrd", context).reshape(q.shape)
+    held = Attended(top[..., 0], total, context)
+    return _normed(held if begun is None else _joined(held, begun), q)
 
 
-def block_causal(start, size: int, length: int) -> See:
-    """A window's queries see keys whose block, counted from 0, is not after theirs."""
-    block_L = (start + jnp.arange(size, dtype=jnp.int32)) // length
+def in_groups(q, k, v, see_LL, length: int) -> Attended:
+    """Attention of a window to keys of its own, each query to those of its group.
+
+    q: [K, L, H, D]; k, v: [K, L, G, D]; see_LL: which queries see which keys. Groups of
+    `length` are a batch axis, so a group's bits do not depend on where it stands.
+    """
+    drafts, size = q.shape[:2]
+    groups = size // length
+    cut = lambda a: a.reshape(drafts * groups, length, *a.shape[2:])  # noqa: E731
+    q_CLGRD, keys, values = _grouped(cut(q), k), cut(k), cut(v)
+    see_GLGL = see_LL.reshape(groups, length, groups, length)
+    see_CLL = jnp.tile(jnp.einsum("glgs->gls", see_GLGL), (drafts, 1, 1))
+    scores = _dot("clgrd,csgd->cgrls", q_CLGRD, keys) / math.sqrt(q.shape[-1])
+    scores = jnp.where(see_CLL[:, None, None], scores, NEVER)
+    top = jnp.max(scores, axis=-1)
+    weights = jnp.exp(scores - top[..., None])
+    context = _dot("cgrls,csgd->cgrld", weights.astype(v.dtype), values)
+
+    def whole(a):
+        apart = a.reshape(drafts, groups, *a.shape[1:])
+        apart = jnp.moveaxis(apart, 1, 3)
+        return apart.reshape(*apart.shape[:3], size, *apart.shape[5:])
+
+    return Attended(whole(top), whole(jnp.sum(weights, axis=-1)), whole(context))
+
+
+def block_causal(place_L, length: int) -> See:
+    """Queries at some places see keys whose block, counted from 0, is not later."""
+    block_L = place_L // length
     return lambda place_S: place_S[None] // length <= block_L[:, None]
 
 
@@ -126,6 +165,20 @@ def _overlay(window, index, stored, offset_S):
     inside_S = (offset_S >= 0) & (offset_S < window.shape[1])
     picked = jnp.take(window, jnp.clip(offset_S, 0, window.shape[1] - 1), axis=1)
     return jnp.where(inside_S[None, :, None, None], picked, tile)
+
+
+def _joined(a: Attended, b: Attended) -> Attended:
+    """The softmax over both sets of keys."""
+    top = jnp.maximum(a.top, b.top)
+    fade_a, fade_b = jnp.exp(a.top - top), jnp.exp(b.top - top)
+    context = a.context * fade_a[..., None] + b.context * fade_b[..., None]
+    return Attended(top, a.total * fade_a + b.total * fade_b, context)
+
+
+def _normed(held: Attended, q):
+    """What queries shaped as `q` have attended to."""
+    context = (held.context / held.total[..., None]).astype(q.dtype)
+    return jnp.einsum("kgrld->klgrd", context).reshape(q.shape)
 
 
 def _grouped(q, k):

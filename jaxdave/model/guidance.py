@@ -33,11 +33,17 @@ def guided(network: Network, scale: float, mask_id: int) -> Network:
 
         return logits
 
+    def shadow(hidden_RE):
+        assert network.shadow is not None
+        told, blind = (network.shadow(a) for a in jnp.split(hidden_RE, 2, axis=-1))
+        return jnp.concatenate([told, blind], axis=-1)
+
     return network._replace(
         prime=prime,
         forward=forward,
         logits=mixed(network.logits),
         logits_at=mixed(network.logits_at),
+        shadow=shadow if network.shadow else None,
     )
 
 

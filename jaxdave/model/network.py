@@ -4,14 +4,22 @@ Three cache rules of full-attention models (models.md C2, C3 and no cache) and t
 cache of block-causal ones are the same loop with other `prime` and `forward` functions.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from jaxdave.config import ModelConfig
-from jaxdave.model.attention import TILE, block_causal, everything, tiled, two_part
+from jaxdave.model.attention import (
+    TILE,
+    See,
+    block_causal,
+    everything,
+    tiled,
+    two_part,
+)
 from jaxdave.model.denoiser import binder
 from jaxdave.model.layers import rope_table
 from jaxdave.model.prime import in_chunks, shifted
@@ -27,6 +35,31 @@ CacheRule = Literal["none", "prefix", "dual"]
 ATTEND = {"exact": tiled, "fast": two_part}
 
 
+class Seen(NamedTuple):
+    """What a window has been evaluated with: all that something beside it can look at.
+
+    start: the window's position; cache [N, T, ...], window [N, K, L, ...]: keys and
+    values of what lies outside it and in it; see_from(query places [L]) -> See; reach:
+    no key lies there or beyond.
+    """
+
+    start: jax.Array
+    cache: KVCache
+    window: KVCache
+    see_from: Callable[[jax.Array], See]
+    reach: jax.Array
+
+
+Beside = Callable[["Model", Any, jax.Array, Seen], jax.Array]
+"""(model, params, aligned hidden_KLE, what it has seen) -> vectors, maybe wider."""
+
+
+def alone(model: "Model", params, hidden_KLE, seen: Seen):
+    """Nothing stands beside a window."""
+    del model, params, seen
+    return hidden_KLE
+
+
 class Model:
     """A config's pure functions, shared by its networks."""
 
@@ -34,8 +67,8 @@ class Model:
         self.config, self.exact = config, numerics == "exact"
         self.bind, self.attend = binder(config), ATTEND[numerics]
         self.cos, self.sin = rope_table(config, positions)
-        shift = config.logits_shift != "none"
-        self.align = shifted if shift else lambda hidden: hidden
+        self.shift = int(config.logits_shift != "none")
+        self.align = shifted if self.shift else lambda hidden: hidden
         self.chunk = min(HEAD_CHUNK, config.vocab_rows)
 
     def rope(self, place):
@@ -93,24 +126,27 @@ def causal_network(
     numerics: Numerics = "exact",
     positions: int = 4096,
     block_length: int | None = None,
+    beside: Beside = alone,
 ) -> Network:
     """The network of a block-causal model, whose cache is exact.
 
     numerics: "exact" attends by tiles on the absolute grid, "fast" in two parts.
-    positions: how many the rotation table covers.
+    positions: how many the rotation table covers. beside: what else a call evaluates.
     """
     model = Model(config, numerics, positions)
     length = block_length or config.block_length
+    see_from = lambda place_L: block_causal(place_L, length)  # noqa: E731
 
     def plain(params, tokens_KL, start, end, cache: KVCache):
         del end
         size = tokens_KL.shape[1]
-        see = block_causal(start, size, length)
+        see = see_from(start + jnp.arange(size, dtype=jnp.int32))
         return model.window(params, tokens_KL, start, cache, see, start + size)
 
-    def forward(*args):
-        hidden, kv = plain(*args)
-        return model.align(hidden), kv
+    def forward(params, tokens_KL, start, end, cache: KVCache):
+        hidden, kv = plain(params, tokens_KL, start, end, cache)
+        seen = Seen(start, cache, kv, see_from, start + tokens_KL.shape[1])
+        return beside(model, params, model.align(hidden), seen), kv
 
     def empty_cache(rows, capacity):
         c = config
@@ -118,11 +154,23 @@ def causal_network(
         return KVCache(jnp.zeros(shape), jnp.zeros(shape))
 
     chunk = TILE if model.exact else FAST_CHUNK
-    return model.network(forward, in_chunks(plain, empty_cache, chunk, model.align))
+    chunked = in_chunks(plain, empty_cache, chunk, model.align)
+
+    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
+        hidden, cache = chunked(params, tokens_T, begin, start, end, window, prompt)
+        held = _window_of(cache, start, window)
+        seen = Seen(start, cache, held, see_from, start + window)
+        return beside(model, params, hidden[None], seen)[0], cache
+
+    return model.network(forward, prime)
 
 
 def cached_network(
-    config: ModelConfig, *, numerics: Numerics = "exact", positions: int = 4096
+    config: ModelConfig,
+    *,
+    numerics: Numerics = "exact",
+    positions: int = 4096,
+    beside: Beside = alone,
 ) -> Network:
     """The network of a full-attention model under a cache frozen at each block's start.
 
@@ -133,19 +181,23 @@ def cached_network(
 
     def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
         del begin, prompt
-        hidden_TE, cache = model.canvas(params, tokens_T, end)
-        return jax.lax.dynamic_slice_in_dim(hidden_TE, start, window), cache
+        return _evaluated(model, beside, params, tokens_T, start, end, window)
 
     def forward(params, tokens_KL, start, end, cache: KVCache):
         see = everything(end)
-        hidden, _ = model.window(params, tokens_KL, start, cache, see, end)
-        return model.align(hidden), None
+        hidden, kv = model.window(params, tokens_KL, start, cache, see, end)
+        seen = Seen(start, cache, kv, lambda place_L: see, end)
+        return beside(model, params, model.align(hidden), seen), None
 
     return model.network(forward, prime)
 
 
 def whole_network(
-    config: ModelConfig, *, numerics: Numerics = "exact", positions: int = 4096
+    config: ModelConfig,
+    *,
+    numerics: Numerics = "exact",
+    positions: int = 4096,
+    beside: Beside = alone,
 ) -> Network:
     """The network of a full-attention model without a cache: every call sees it all."""
     model = Model(config, numerics, positions)
@@ -153,9 +205,8 @@ def whole_network(
     def forward(params, tokens_KL, start, end, cache):
         def one(tokens_L):
             put = jax.lax.dynamic_update_slice(cache[0], tokens_L, (start,))
-            hidden_TE, _ = model.canvas(params, put, end)
             size = tokens_L.shape[0]
-            return jax.lax.dynamic_slice_in_dim(hidden_TE, start, size)
+            return _evaluated(model, beside, params, put, start, end, size)[0]
 
         return jax.vmap(one)(tokens_KL), None
 
@@ -167,6 +218,21 @@ def whole_network(
         return hidden[0], cache
 
     return model.network(forward, prime)
+
+
+def _evaluated(model: Model, beside: Beside, params, tokens_T, start, end, size: int):
+    """A window of a canvas that sees itself, hidden [L, E], and the canvas's K/V."""
+    hidden_TE, stored = model.canvas(params, tokens_T, end)
+    hidden_LE = jax.lax.dynamic_slice_in_dim(hidden_TE, start, size)
+    window, see = _window_of(stored, start, size), everything(end)
+    seen = Seen(start, stored, window, lambda place_L: see, end)
+    return beside(model, params, hidden_LE[None], seen)[0], stored
+
+
+def _window_of(cache: KVCache, start, size: int) -> KVCache:
+    """The keys and values [N, 1, L, ...] that a cache [N, T, ...] holds of a window."""
+    cut = lambda a: jax.lax.dynamic_slice_in_dim(a, start, size, axis=1)  # noqa: E731
+    return jax.tree.map(lambda a: cut(a)[:, None], cache)
 
 
 def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:

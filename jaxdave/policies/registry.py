@@ -20,6 +20,7 @@ from jaxdave.policies import (
     sdar,
     sliding,
     steadiness,
+    wide,
     wrappers,
 )
 from jaxdave.types import Policy
@@ -53,6 +54,7 @@ MAKERS: dict[str, Callable[..., Policy]] = {
         backtracking.saber,
         branching.info_gain,
         branching.lopa,
+        wide.wino,
     )
 }
 SMALL = "small_blocks"

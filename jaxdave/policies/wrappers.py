@@ -17,13 +17,15 @@ def first_alone(policy: Policy) -> Policy:
     block's first token lies outside the block, so the token comes from the call that
     begins the block (Fast-dLLM's Dream path; Fast-dLLM v2 takes it from the commit of
     the previous block). The policy sees that step as one in which nothing else is open,
-    so that its schedule counts it and its memory is right.
+    so that its schedule counts it and its memory is right. It cannot take the token
+    back: no later call could predict it.
     """
 
     def change(view: View) -> View:
         first_W = jnp.arange(view.open_W.shape[0]) == 0
         is_alone = jnp.any(view.open_W & first_W)
-        return view._replace(open_W=view.open_W & (first_W | ~is_alone))
+        open_W = view.open_W & (first_W | ~is_alone)
+        return view._replace(open_W=open_W, decoded_W=view.decoded_W & ~first_W)
 
     return _seeing(policy, f"first_alone({policy.name})", change)
 
