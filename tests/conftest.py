@@ -18,6 +18,13 @@ hypothesis.settings.register_profile(
     max_examples=12,
     suppress_health_check=list(hypothesis.HealthCheck),
 )
+# Where every example compiles programs of many seconds: one, and it is not shrunk.
+hypothesis.settings.register_profile(
+    "programs",
+    hypothesis.settings.get_profile("jaxdave"),
+    max_examples=1,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
 hypothesis.settings.load_profile("jaxdave")
 
 
