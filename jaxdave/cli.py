@@ -72,6 +72,12 @@ def generate(
     no_stop: Annotated[
         bool, typer.Option("--no-stop", help="Never predict an end token.")
     ] = False,
+    stop_last: Annotated[
+        bool,
+        typer.Option(
+            "--stop-last", help="End tokens are the least confident of a block."
+        ),
+    ] = False,
     block_length: Annotated[int | None, typer.Option(help="The model's.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Room for the answer; the model's, or 256.")
@@ -108,6 +114,7 @@ def generate(
         cache=cache,
         guidance=guidance,
         no_stop=no_stop,
+        stop_last=stop_last,
         block_length=block_length,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -32,6 +32,7 @@ class Settings:
     cache: str | None = None
     guidance: float = 0.0
     no_stop: bool = False
+    stop_last: bool = False
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_k: int = 0
@@ -58,6 +59,11 @@ def check(settings: Settings) -> None:
             f"threshold={s.threshold} has no meaning with method 'static'; "
             "use --method threshold or leave it out"
         )
+    if s.stop_last and s.no_stop:
+        raise ValueError(
+            "stop_last=True orders end tokens and no_stop=True forbids them; "
+            "leave one of --stop-last and --no-stop out"
+        )
     by_threshold = s.threshold is not None or s.method == "threshold"
     if s.policy is not None and (by_threshold or s.tokens_per_step is not None):
         raise ValueError(
@@ -73,9 +79,10 @@ def check(settings: Settings) -> None:
 
 def make_decoder(config, settings: Settings):
     """The decoder of the settings. Raises ValueError for one out of range."""
-    from jaxdave import decoders
+    from jaxdave import decoders, policies
 
-    s = settings
+    s, policy = settings, policy_of(settings)
+    policy = policies.demote(policy, config.stop_ids) if s.stop_last else policy
     common = {
         "max_new_tokens": s.max_new_tokens,
         "block_length": s.block_length,
@@ -89,9 +96,8 @@ def make_decoder(config, settings: Settings):
     is_drafted = s.method == "freedave"
     # The program that freedave would run, so that both read the same bits.
     slots = s.draft_steps if is_drafted or s.numerics == "exact" else 1
-    return decoders.build(
-        config, policy_of(s), slots, s.draft_steps if is_drafted else 1, **common
-    )
+    cap = s.draft_steps if is_drafted else 1
+    return decoders.build(config, policy, slots, cap, **common)
 
 
 def policy_of(settings: Settings):

@@ -1,6 +1,8 @@
 """Settings of every test: strict arrays, and hypothesis without clocks or chance."""
 
+import functools
 import pathlib
+import shutil
 
 import chex
 import hypothesis
@@ -19,6 +21,13 @@ hypothesis.settings.register_profile(
     derandomize=True,
     max_examples=12,
     suppress_health_check=list(hypothesis.HealthCheck),
+)
+# Where every example compiles programs of many seconds: one, and it is not shrunk.
+hypothesis.settings.register_profile(
+    "programs",
+    hypothesis.settings.get_profile("jaxdave"),
+    max_examples=1,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )
 hypothesis.settings.load_profile("jaxdave")
 
@@ -50,3 +59,33 @@ def quick_compiles():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> pathlib.Path:
+    """A tiny folder for the converter; made once, as saving it takes a while."""
+    import sources
+
+    return sources.make(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def source(tmp_path, made_once) -> pathlib.Path:
+    """A folder of the test's own, with one weight file."""
+    return pathlib.Path(shutil.copytree(made_once, tmp_path / "source"))
+
+
+@pytest.fixture
+def shards(source) -> pathlib.Path:
+    """The folder with two weight files and an index."""
+    import sources
+
+    return sources.split(source)
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """The one line of a conversion that must fail as bad input does."""
+    import sources
+
+    return functools.partial(sources.refused, tmp_path, capsys)

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import folders
 import jax
@@ -29,11 +28,6 @@ ODD = dataclasses.replace(
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-@pytest.fixture
-def source(tmp_path) -> Path:
-    return sources.split(sources.make(tmp_path))
-
-
 @pytest.mark.parametrize("config", [folders.CONFIG, TIED, ODD])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_parameters_are_the_source_s(tmp_path, config, dtype):
@@ -46,9 +40,9 @@ def test_parameters_are_the_source_s(tmp_path, config, dtype):
     assert found.codec.stop_ids == expected.codec.stop_ids
 
 
-def test_the_weights_are_plain_orbax(tmp_path, source):
-    convert(source, tmp_path / "ours")
-    expected = jaxdave.load(source, dtype="bfloat16").params
+def test_the_weights_are_plain_orbax(tmp_path, shards):
+    convert(shards, tmp_path / "ours")
+    expected = jaxdave.load(shards, dtype="bfloat16").params
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=place), expected
@@ -98,8 +92,8 @@ def test_export_is_byte_identical(tmp_path, config):
     assert (tmp_path / "ours" / "LICENSE").read_text() == "mine"
 
 
-def test_export_of_changed_weights_is_refused(tmp_path, source):
-    convert(source, tmp_path / "ours")
+def test_export_of_changed_weights_is_refused(tmp_path, shards):
+    convert(shards, tmp_path / "ours")
     chunk = tmp_path / "ours" / "weights" / "blocks.mlp.down.kernel" / "1.3.0"
     chunk.write_bytes(bytes(len(chunk.read_bytes())))
     with pytest.raises(ValueError, match="not those that"):
@@ -122,62 +116,62 @@ def test_a_tied_head_that_is_stored_must_be_the_embedding(tmp_path):
     assert "no" not in sources.names_in(tmp_path)
 
 
-def test_manifest_says_where_it_came_from(tmp_path, source):
-    convert(source, tmp_path / "ours")
+def test_manifest_says_where_it_came_from(tmp_path, shards):
+    convert(shards, tmp_path / "ours")
     record = json.loads((tmp_path / "ours" / "manifest.json").read_text())
     assert record["sha256"] == {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in source.iterdir()
+        for path in shards.iterdir()
     }
     assert (record["family"], record["dtype"]) == ("sdar", "bfloat16")
-    params = jax.tree.leaves(jaxdave.load(source).params)
+    params = jax.tree.leaves(jaxdave.load(shards).params)
     assert record["parameters"] == sum(leaf.size for leaf in params)
     assert record["tensors"] == 25
     assert record["tool"].startswith("jaxdave-convert ")
     assert record["source"] == "source" and record["revision"] is None
 
 
-def test_generate_reads_it(tmp_path, source, capsys, monkeypatch):
+@pytest.mark.usefixtures("quick_compiles")
+def test_generate_reads_it(tmp_path, shards, capsys, monkeypatch):
     monkeypatch.setenv("JAXDAVE_NO_CACHE", "1")
-    assert sources.run(source, tmp_path / "ours") == 0
+    assert sources.run(shards, tmp_path / "ours") == 0
     out, err = capsys.readouterr()
     assert "sdar, 25 tensors, 30,576 parameters, bfloat16" in out and not err
+    small = ["--max-new-tokens", "8", "--draft-steps", "1", "--numerics", "fast"]
     texts = []
-    for folder in (source, tmp_path / "ours"):
+    for folder in (shards, tmp_path / "ours"):
         with pytest.raises(SystemExit) as end:
-            cli.main(
-                ["generate", "hi", "--model", str(folder), "--max-new-tokens", "8"]
-            )
+            cli.main(["generate", "hi", "--model", str(folder), *small])
         assert end.value.code == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
 
 
-def test_dry_run_writes_nothing(tmp_path, source, capsys):
-    assert sources.run(source, tmp_path / "ours", "--dry-run") == 0
+def test_dry_run_writes_nothing(tmp_path, shards, capsys):
+    assert sources.run(shards, tmp_path / "ours", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "block_causal attention, block length 4" in out and "mask 775" in out
     assert sources.names_in(tmp_path) == ["source"]
 
 
-def test_options_go_before_the_files(tmp_path, source):
-    convert(source, tmp_path / "ours", block_length=16, mask_id=3, dtype="float32")
+def test_options_go_before_the_files(tmp_path, shards):
+    convert(shards, tmp_path / "ours", block_length=16, mask_id=3, dtype="float32")
     found = jaxdave.load(tmp_path / "ours").config
     assert (found.block_length, found.mask_id) == (16, 3)
     found = jaxdave.load(tmp_path / "ours", block_length=8, mask_id=4)
     assert (found.config.block_length, found.codec.mask_id) == (8, 4)
 
 
-def test_overwrite(tmp_path, source, capsys):
+def test_overwrite(tmp_path, shards, capsys):
     ours = tmp_path / "ours"
-    convert(source, ours)
-    assert sources.run(source, ours) == 2
+    convert(shards, ours)
+    assert sources.run(shards, ours) == 2
     assert "replace it with --overwrite" in capsys.readouterr().err
-    assert sources.run(source, ours, "--overwrite", "--block-length", 8) == 0
+    assert sources.run(shards, ours, "--overwrite", "--block-length", 8) == 0
     assert jaxdave.load(ours).config.block_length == 8
     assert sources.names_in(tmp_path) == ["ours", "source"]
     shutil.rmtree(ours)
     ours.mkdir()
     (ours / "thesis.txt").write_text("mine")
-    assert sources.run(source, ours, "--overwrite") == 2
+    assert sources.run(shards, ours, "--overwrite") == 2
     assert sources.names_in(ours) == ["thesis.txt"]

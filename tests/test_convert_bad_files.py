@@ -1,6 +1,5 @@
 """Bad weight files for jaxdave-convert: one line, exit code 2, and no DST."""
 
-import functools
 import json
 import shutil
 import subprocess
@@ -14,59 +13,37 @@ from sources import INDEX, ONE_FILE, change_tensors, write_index
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return sources.make(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def source(tmp_path, made) -> Path:
-    """A folder with one weight file."""
-    return Path(shutil.copytree(made, tmp_path / "source"))
-
-
-@pytest.fixture
-def shards(source) -> Path:
-    """A folder with two weight files and an index."""
-    return sources.split(source)
-
-
-@pytest.fixture
-def fails(tmp_path, capsys):
-    return functools.partial(sources.refused, tmp_path, capsys)
-
-
 def index_of(folder: Path) -> dict:
     return json.loads((folder / INDEX).read_text())
 
 
-def test_missing_shard(fails, shards):
+def test_missing_shard(refused, shards):
     (shards / "b.safetensors").unlink()
-    message = fails(shards)
+    message = refused(shards)
     assert "b.safetensors: missing file" in message
     assert "missing tensor" not in message
 
 
-def test_missing_weights(fails, source):
+def test_missing_weights(refused, source):
     (source / ONE_FILE).unlink()
-    assert "model.safetensors: missing file" in fails(source)
+    assert "model.safetensors: missing file" in refused(source)
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, -1])
-def test_truncated_shard(fails, shards, length):
+def test_truncated_shard(refused, shards, length):
     path = shards / "a.safetensors"
     path.write_bytes(path.read_bytes()[:length])
-    message = fails(shards)
+    message = refused(shards)
     assert "a.safetensors: truncated" in message and "missing tensor" not in message
 
 
-def test_bytes_after_the_end(fails, source):
+def test_bytes_after_the_end(refused, source):
     with (source / ONE_FILE).open("ab") as file:
         file.write(b"\0")
-    assert "its header asks" in fails(source)
+    assert "its header asks" in refused(source)
 
 
-def test_flipped_bit_in_a_file_of_the_hub_s_cache(fails, source, tmp_path, capsys):
+def test_flipped_bit_in_a_file_of_the_hub_s_cache(refused, source, tmp_path, capsys):
     sha = subprocess.run(
         ["sha256sum", source / ONE_FILE], capture_output=True, text=True, check=True
     ).stdout.split()[0]
@@ -82,18 +59,18 @@ def test_flipped_bit_in_a_file_of_the_hub_s_cache(fails, source, tmp_path, capsy
     assert record["revision"] == "0123456789" * 4
     assert record["sha256"][ONE_FILE] == sha
     sources.flip(cache / "blobs" / sha)
-    message = fails(snapshot)
+    message = refused(snapshot)
     assert f"not {sha} as recorded" in message and "damaged" in message
 
 
-def test_flipped_bit_in_a_download(fails, source):
+def test_flipped_bit_in_a_download(refused, source):
     record = source / ".cache" / "huggingface" / "download"
     record.mkdir(parents=True)
     (record / f"{ONE_FILE}.metadata").write_text(f"{'a' * 40}\n{'b' * 64}\n1.5\n")
-    assert f"not {'b' * 64} as recorded" in fails(source)
+    assert f"not {'b' * 64} as recorded" in refused(source)
 
 
-def test_flipped_bit_against_the_index(fails, shards, tmp_path):
+def test_flipped_bit_against_the_index(refused, shards, tmp_path):
     hashes = {"metadata": {"sha256": {"b.safetensors": "c" * 64}}}
     write_index(shards, {**index_of(shards), **hashes})
     assert sources.run(shards, tmp_path / "ours") == 2
@@ -104,29 +81,29 @@ def test_flipped_bit_against_the_index(fails, shards, tmp_path):
     assert sources.names_in(tmp_path) == ["ours", "source"]
 
 
-def test_index_that_names_a_tensor_twice(fails, shards):
+def test_index_that_names_a_tensor_twice(refused, shards):
     text = (shards / INDEX).read_text()
     entry = f'"{DOWN}": "a.safetensors", '
     write_index(shards, text.replace('"weight_map": {', '"weight_map": {' + entry))
-    assert f"{DOWN} is named twice" in fails(shards)
+    assert f"{DOWN} is named twice" in refused(shards)
 
 
-def test_tensor_in_two_files(fails, shards):
+def test_tensor_in_two_files(refused, shards):
     shutil.copyfile(shards / "a.safetensors", shards / "c.safetensors")
     index = index_of(shards)
     index["weight_map"]["model.norm.weight"] = "c.safetensors"
     write_index(shards, index)
-    assert "is twice, in a.safetensors and c.safetensors" in fails(shards)
+    assert "is twice, in a.safetensors and c.safetensors" in refused(shards)
 
 
-def test_header_that_names_a_tensor_twice(fails, source):
+def test_header_that_names_a_tensor_twice(refused, source):
     header = b'{"x":{},"x":{}}  '[:16]
     (source / ONE_FILE).write_bytes(len(header).to_bytes(8, "little") + header)
-    assert "x is named twice" in fails(source)
+    assert "x is named twice" in refused(source)
 
 
 @pytest.mark.parametrize("kind", ["parent", "absolute", "link"])
-def test_index_that_names_a_file_outside(fails, shards, tmp_path, kind):
+def test_index_that_names_a_file_outside(refused, shards, tmp_path, kind):
     outside = tmp_path / "outside.safetensors"
     (shards / "b.safetensors").rename(outside)
     name = {"parent": f"../{outside.name}", "absolute": str(outside)}.get(kind, "l")
@@ -136,16 +113,16 @@ def test_index_that_names_a_file_outside(fails, shards, tmp_path, kind):
     homes = index["weight_map"].items()
     index["weight_map"] = {n: name if f[0] == "b" else f for n, f in homes}
     write_index(shards, index)
-    assert f"{name}: points outside the folder" in fails(shards)
+    assert f"{name}: points outside the folder" in refused(shards)
 
 
 @pytest.mark.parametrize("value", ["{", "[]", '{"weight_map": {"a": 1}}'])
-def test_broken_index(fails, shards, value):
+def test_broken_index(refused, shards, value):
     write_index(shards, value)
-    assert INDEX in fails(shards)
+    assert INDEX in refused(shards)
 
 
-def test_everything_wrong_is_in_one_line(fails, source):
+def test_everything_wrong_is_in_one_line(refused, source):
     change_tensors(
         source,
         {
@@ -155,13 +132,13 @@ def test_everything_wrong_is_in_one_line(fails, source):
             "lm_head.weight": np.zeros((784, 16), np.int32),
         },
     )
-    message = fails(source, "--family", "sdar")
+    message = refused(source, "--family", "sdar")
     assert f"tensor {DOWN} has shape (24, 16), not (16, 24)" in message
     assert "missing tensor model.norm.weight" in message
     assert "unknown tensor model.layers.0.mlp.experts.bias" in message
     assert "tensor lm_head.weight has dtype I32, not F32/F16/BF16" in message
 
 
-def test_file_beside_the_index(fails, shards):
+def test_file_beside_the_index(refused, shards):
     shutil.copyfile(shards / "a.safetensors", shards / "extra.safetensors")
-    assert "extra.safetensors: extra file" in fails(shards)
+    assert "extra.safetensors: extra file" in refused(shards)

@@ -1,28 +1,10 @@
 """Bad configs and options for jaxdave-convert: one line, exit code 2, and no DST."""
 
-import functools
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import sources
 from sources import change_json
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return sources.make(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def source(tmp_path, made) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "source"))
-
-
-@pytest.fixture
-def fails(tmp_path, capsys):
-    return functools.partial(sources.refused, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
@@ -41,18 +23,18 @@ def fails(tmp_path, capsys):
         ({"num_key_value_heads": 3}, "heads=4 must be a multiple"),
     ],
 )
-def test_config(fails, source, changes, words):
+def test_config(refused, source, changes, words):
     change_json(source / "config.json", **changes)
-    assert words in fails(source)
+    assert words in refused(source)
 
 
-def test_mask_that_nobody_knows(fails, source, tmp_path):
+def test_mask_that_nobody_knows(refused, source, tmp_path):
     change_json(source / "config.json", mask_token_id=...)
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     for token in tokenizer["added_tokens"]:
         token["content"] = token["content"].replace("MASK", "GAP")
     (source / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert "give it with --mask-id" in fails(source)
+    assert "give it with --mask-id" in refused(source)
     assert sources.run(source, tmp_path / "ours", "--mask-id", 775) == 0
 
 
@@ -70,17 +52,17 @@ def test_mask_that_nobody_knows(fails, source, tmp_path):
         (("--export",), "is no checkpoint of jaxdave-convert"),
     ],
 )
-def test_options(fails, source, options, words):
-    assert words in fails(source, *options)
+def test_options(refused, source, options, words):
+    assert words in refused(source, *options)
 
 
-def test_no_tokenizer(fails, source):
+def test_no_tokenizer(refused, source):
     (source / "tokenizer.json").unlink()
-    assert "no tokenizer" in fails(source)
+    assert "no tokenizer" in refused(source)
 
 
-def test_no_such_source(fails, tmp_path):
-    assert "is unknown" in fails(tmp_path / "nowhere")
+def test_no_such_source(refused, tmp_path):
+    assert "is unknown" in refused(tmp_path / "nowhere")
 
 
 def test_no_destination(capsys):
@@ -88,9 +70,9 @@ def test_no_destination(capsys):
     assert "Missing argument 'dst'" in capsys.readouterr().err
 
 
-def test_no_network(fails, tmp_path, monkeypatch):
+def test_no_network(refused, tmp_path, monkeypatch):
     """The Hub's own client, at an address where nobody listens."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "c"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
-    assert "cannot be fetched from the Hub" in fails("owner/name")
+    assert "cannot be fetched from the Hub" in refused("owner/name")

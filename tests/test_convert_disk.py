@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import errno
 import resource
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,21 +15,6 @@ from safetensors.numpy import load_file
 from sources import ONE_FILE
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return sources.make(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def source(tmp_path, made) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "source"))
-
-
-@pytest.fixture
-def shards(source) -> Path:
-    return sources.split(source)
 
 
 @contextlib.contextmanager

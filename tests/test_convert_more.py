@@ -20,11 +20,6 @@ from jaxdave.tokenizer import open_tokenizer
 
 
 @pytest.fixture
-def source(tmp_path) -> Path:
-    return sources.make(tmp_path)
-
-
-@pytest.fixture
 def binary(source) -> tuple[Path, dict]:
     """The source as two .bin files, and its tensors as torch's."""
     torch = pytest.importorskip("torch")

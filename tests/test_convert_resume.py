@@ -1,5 +1,6 @@
 """A conversion that was killed: what is finished stays, and is not done again."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,6 @@ from folders import assert_equal
 from jaxdave_convert import convert, export, run, transfer
 
 import jaxdave
-
-
-@pytest.fixture
-def source(tmp_path) -> Path:
-    return sources.split(sources.make(tmp_path))
-
 
 KILLED = """
 import os, signal, sys
@@ -30,15 +25,36 @@ run.convert(*sys.argv[1:])
 """
 
 
-@pytest.fixture
-def killed(tmp_path, source) -> Path:
-    """The destination of a run that was killed between its two weight files."""
-    command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "ours")]
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory, made_once) -> Path:
+    """A home with a source, and a run killed between its two weight files; kept."""
+    home = tmp_path_factory.mktemp("killed") / "home"
+    home.mkdir()
+    source = sources.split(Path(shutil.copytree(made_once, home / "source")))
+    command = [sys.executable, "-c", KILLED, str(source), str(home / "ours")]
     env = {"PYTHONPATH": ":".join(sys.path)}
     ended = subprocess.run(command, env=env, capture_output=True)
     assert ended.returncode == -signal.SIGKILL
-    assert sources.names_in(tmp_path) == [".ours.converting", "source"]
-    return tmp_path / "ours"
+    assert sources.names_in(home) == [".ours.converting", "source"]
+    shutil.copytree(home, home.with_name("kept"))
+    return home
+
+
+@pytest.fixture
+def killed(killed_once) -> Path:
+    """The destination of the killed run, its home as it was left.
+
+    A run goes on only where it began, so the home is put back, not copied elsewhere.
+    """
+    shutil.rmtree(killed_once)
+    shutil.copytree(killed_once.with_name("kept"), killed_once)
+    return killed_once / "ours"
+
+
+@pytest.fixture
+def shards(killed) -> Path:
+    """The source of the killed run."""
+    return killed.parent / "source"
 
 
 @pytest.fixture
@@ -54,30 +70,30 @@ def copied(monkeypatch) -> list[str]:
     return found
 
 
-def test_a_killed_run_goes_on(killed, source, copied):
+def test_a_killed_run_goes_on(killed, shards, copied):
     with pytest.raises(ValueError):
         jaxdave.load(killed.parent / ".ours.converting")
-    convert(source, killed, verify_count=99)
+    convert(shards, killed, verify_count=99)
     assert copied == ["b.safetensors"]
-    expected = jaxdave.load(source).params
+    expected = jaxdave.load(shards).params
     assert_equal(jaxdave.load(killed).params, expected)
     assert sources.names_in(killed.parent) == ["ours", "source"]
     export(killed, killed.parent / "back")
-    sources.same_files(source, killed.parent / "back")
+    sources.same_files(shards, killed.parent / "back")
 
 
-def test_a_killed_run_sees_what_has_changed(killed, source, copied, capsys):
-    path = source / "a.safetensors"
+def test_a_killed_run_sees_what_has_changed(killed, shards, copied, capsys):
+    path = shards / "a.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert sources.run(source, killed) == 0
+    assert sources.run(shards, killed) == 0
     assert "a.safetensors has changed since" in capsys.readouterr().err
     assert copied == ["a.safetensors", "b.safetensors"]
-    assert_equal(jaxdave.load(killed).params, jaxdave.load(source).params)
+    assert_equal(jaxdave.load(killed).params, jaxdave.load(shards).params)
 
 
-def test_a_killed_run_with_other_options_starts_over(killed, source, copied, capsys):
-    assert sources.run(source, killed, "--dtype", "float32") == 0
+def test_a_killed_run_with_other_options_starts_over(killed, shards, copied, capsys):
+    assert sources.run(shards, killed, "--dtype", "float32") == 0
     assert "starting over" in capsys.readouterr().err
     assert copied == ["a.safetensors", "b.safetensors"]

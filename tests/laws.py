@@ -1,0 +1,45 @@
+"""Law 1 as a function, and the policies and layouts that it is asked of."""
+
+import numpy as np
+import toys
+from hypothesis import settings
+from toys import capped, texts
+
+from jaxdave import policies
+from jaxdave.run import generate
+
+NAMES = [entry.name for entry in policies.listing() if entry.lossless]
+LAYOUTS = ("causal", "none", "prefix", "dual")
+PROGRAMS = settings.get_profile("programs")
+MORE = {
+    "bold": lambda: policies.threshold(0.4),
+    "small blocks": lambda: policies.small_blocks(policies.threshold(0.6), 4),
+    "stops last": lambda: policies.demote(policies.static(1), (toys.STOP,)),
+}
+
+
+def made(name: str, steps: int):
+    """The policy, its schedule short enough to commit several tokens a step."""
+    if name in MORE:
+        return MORE[name]()
+    entry = next(e for e in policies.listing() if e.name == name)
+    return policies.parse(name + f":steps={steps}" * ("steps" in entry.parameters))
+
+
+def saved_calls(decoder, cap: int, params, prompts, seed: int = 0) -> int:
+    """How many calls `cap` drafts have saved, all else found to be the same.
+
+    Texts, ends and canvases are those of the plain policy; no row takes more calls than
+    it, and it takes one a step; the order of the rows does not matter.
+    """
+    plain, canvases = toys.decode(capped(decoder, 1), params, prompts, seed=seed)
+    quick, others = toys.decode(capped(decoder, cap), params, prompts, seed=seed)
+    assert texts(quick) == texts(plain)
+    np.testing.assert_array_equal(others, canvases)
+    for a, b in zip(quick.rows, plain.rows, strict=True):
+        assert a.nfe.total <= b.nfe.total == b.steps
+    turned = generate(capped(decoder, cap), params, prompts[::-1], seed=seed)
+    assert list(turned.rows) == list(quick.rows)[::-1]
+    return sum(row.nfe.total for row in plain.rows) - sum(
+        row.nfe.total for row in quick.rows
+    )
