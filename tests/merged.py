@@ -6,7 +6,7 @@ of its own, so what is stepped is what would be stepped without the others.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +57,7 @@ def _narrow(look: Look, column_W1) -> Look:
         column = column_W1.astype(then_WE.dtype)
         return look.divergence(jnp.concatenate([then_WE, column], axis=-1))
 
-    return Look(look.hidden_WE[:, :-1], look.logits_at, divergence)
+    return look._replace(hidden_WE=look.hidden_WE[:, :-1], divergence=divergence)
 
 
 @functools.cache
@@ -82,20 +82,29 @@ def choosing(network: Network) -> Network:
     def logits_at(chosen: Chosen, hidden_RE, ids_RM):
         return network.logits_at(chosen.params, hidden_RE[:, :-1], ids_RM)
 
+    def shadow(hidden_RE):
+        said_RE = network.shadow(hidden_RE[:, :-1])  # pyright: ignore
+        return jnp.concatenate([said_RE, hidden_RE[:, -1:]], axis=-1)
+
     return network._replace(
-        forward=forward, prime=prime, logits=logits, logits_at=logits_at
+        forward=forward,
+        prime=prime,
+        logits=logits,
+        logits_at=logits_at,
+        shadow=network.shadow and shadow,
     )
 
 
 def programs(
     config,
-    network: Network,
+    network_of: Callable[[Policy], Network],
     policies: Mapping[str, Policy],
     draft_steps: int,
     **settings,
 ) -> Iterator[tuple[decoders.Decoder, list[tuple[str, jax.Array]]]]:
     """FreeDave over all policies, in one program, and in more for those that need it.
 
+    network_of: what a policy is decoded with; one object for all that ask for the same.
     Yields the decoder, and the name and the index of every policy in it.
     """
     together = [name for name, policy in policies.items() if can_merge(policy)]
@@ -104,7 +113,7 @@ def programs(
         group = tuple(policies[name] for name in names)
         policy = merged(group) if can_merge(group[0]) else group[0]
         decoder = decoders.build(
-            config, policy, draft_steps, draft_steps, network=choosing(network),
-            **settings,
+            config, policy, draft_steps, draft_steps,
+            network=choosing(network_of(policy)), **settings,
         )  # fmt: skip
         yield decoder, [(name, jnp.int32(at)) for at, name in enumerate(names)]

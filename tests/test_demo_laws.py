@@ -5,10 +5,9 @@ import functools
 
 import merged
 import pytest
-from laws import MORE, NAMES, made, saved_calls
+from laws import MORE, NAMES, made, network, saved_calls
 
 from jaxdave import checkpoint
-from jaxdave.layout import layout
 from jaxdave.tasks import frozen
 
 FEW = ("static", "random", "credit", "saber")
@@ -29,9 +28,7 @@ def holds(name: str, cache: str | None, names, room: int, count: int) -> int:
         getattr(model(name), f) for f in ("config", "params", "codec")
     )
     length = min(config.block_length, room // 2)
-    net = layout(config, length, cache, 8, room).network(
-        config, numerics="exact", positions=1024
-    )
+    net = functools.partial(network, config, length, cache, 8, room)
     problems = frozen.load("words_test")[:count] + frozen.load("lists_test")[:count]
     prompts = [codec.encode_prompt(problem.prompt) for problem in problems]
     policies = {name: made(name, 6) for name in names}

@@ -91,7 +91,7 @@ def programs(kind: str, shape: Shape, names):
         config = full_toys.SHIFTED if shape.is_shifted else full_toys.CONFIG
         network = full_toys.network(shape.is_shifted)
         common["cache"] = kind
-    return merged.programs(config, network, chosen, shape.drafts, **common)
+    return merged.programs(config, lambda _: network, chosen, shape.drafts, **common)
 
 
 def holds(kind: str, shape: Shape, names, cases) -> dict[str, int]:

@@ -13,11 +13,10 @@ import merged
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import LAYOUTS, MORE, NAMES, PROGRAMS, made, saved_calls
+from laws import LAYOUTS, MORE, NAMES, PROGRAMS, made, network, saved_calls
 from toys import capped, prompts_of
 
 from jaxdave.config import preset
-from jaxdave.layout import layout
 from jaxdave.run import generate
 
 SMALL = dict(
@@ -77,14 +76,6 @@ def several(count: int):
     return cases.filter(lambda some: len({case.seed for case in some}) > 1)
 
 
-@functools.cache
-def network(config, length: int, cache: str | None, drafts: int, room: int):
-    """The network of a decoder, which its index of a policy travels through."""
-    return layout(config, length, cache, drafts, room).network(
-        config, numerics="exact", positions=1024
-    )
-
-
 def programs(kind: str, shape: Shape, names):
     """FreeDave over policies on a transformer, and its config."""
     config = preset(shape.model, **SMALL, block_length=shape.length)
@@ -96,7 +87,9 @@ def programs(kind: str, shape: Shape, names):
         "temperature": shape.temperature,
         "cache": cache,
     }
-    net = network(config, shape.length, cache, shape.drafts, shape.room)
+    net = functools.partial(
+        network, config, shape.length, cache, shape.drafts, shape.room
+    )
     return config, merged.programs(config, net, policies, shape.drafts, **common)
 
 
