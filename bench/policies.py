@@ -38,7 +38,7 @@ def decode(loaded: common.Loaded, text: str, ids, cap: int, args) -> list[Row]:
     """All rows under a policy with at most `cap` drafts, in the one program for all."""
     decoder = decoders.build(
         loaded.config, policies.parse(text), max(args.draft_steps), cap,
-        max_new_tokens=args.max_new_tokens, cache=args.cache,
+        max_new_tokens=args.max_new_tokens, cache=args.cache, lossy=True,
     )  # fmt: skip
     parts = [ids[at : at + BATCH] for at in range(0, len(ids), BATCH)]
     return [r for part in parts for r in generate(decoder, loaded.params, part).rows]

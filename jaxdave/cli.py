@@ -78,6 +78,9 @@ def generate(
             "--stop-last", help="End tokens are the least confident of a block."
         ),
     ] = False,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Allow policies that speculate unverified.")
+    ] = False,
     block_length: Annotated[int | None, typer.Option(help="The model's.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Room for the answer; the model's, or 256.")
@@ -115,6 +118,7 @@ def generate(
         guidance=guidance,
         no_stop=no_stop,
         stop_last=stop_last,
+        lossy=lossy,
         block_length=block_length,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

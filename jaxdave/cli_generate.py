@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 METHODS = ("freedave", "static", "threshold")
 _MOST_SEED = 2**31 - 1
+_COMMON = (
+    "max_new_tokens", "block_length", "temperature", "top_k", "top_p", "numerics",
+    "cache", "guidance", "lossy",
+)  # fmt: skip
+"""Settings that go to `decoders.build` as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Settings:
     cache: str | None = None
     guidance: float = 0.0
     no_stop: bool = False
+    lossy: bool = False
     stop_last: bool = False
     max_new_tokens: int | None = None
     temperature: float = 0.0
@@ -83,15 +89,7 @@ def make_decoder(config, settings: Settings):
 
     s, policy = settings, policy_of(settings)
     policy = policies.demote(policy, config.stop_ids) if s.stop_last else policy
-    common = {
-        "max_new_tokens": s.max_new_tokens,
-        "block_length": s.block_length,
-        "temperature": s.temperature,
-        "top_k": s.top_k,
-        "top_p": s.top_p,
-        "numerics": s.numerics,
-    }
-    common |= {"cache": s.cache, "guidance": s.guidance}
+    common = {name: getattr(s, name) for name in _COMMON}
     common["never"] = config.stop_ids if s.no_stop else ()
     is_drafted = s.method == "freedave"
     # The program that freedave would run, so that both read the same bits.

@@ -114,13 +114,29 @@ def build(
     network: Network | None = None,
 ) -> Decoder:
     """A decoder from its parts; see `freedave` for the settings."""
+    _check(config, policy, slots, max_new_tokens, numerics, guidance, lossy)
     length = config.block_length if block_length is None else block_length
+    sampling = Sampling(temperature, top_k, top_p)
+    shape = layout(config, length, cache, slots, max_new_tokens)
+    if shape.forced_first:
+        policy = policies.first_alone(policy)
+    changes = guidance, tuple(sorted(never))
+    program = _program(
+        config, policy, slots, shape, sampling, numerics, changes, draft, network
+    )
+    return Decoder(program, cap, max_new_tokens, config.max_positions)
+
+
+def _check(
+    config, policy: Policy, slots: int, room: int, numerics, guidance: float, lossy
+) -> None:
+    """Raise ValueError for settings out of range that nothing else looks at."""
     if not 1 <= slots <= MOST_DRAFTS:
         raise ValueError(
             f"draft_steps={slots} must be in 1..{MOST_DRAFTS}; 8 is a good choice"
         )
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if room < 1:
+        raise ValueError(f"max_new_tokens={room} must be at least 1")
     if numerics not in NUMERICS:
         raise ValueError(
             f"numerics={numerics!r} is unknown; use one of {', '.join(NUMERICS)}"
@@ -137,15 +153,6 @@ def build(
         )
     if not guidance >= 0:
         raise ValueError(f"guidance={guidance} must be 0 (off) or more")
-    sampling = Sampling(temperature, top_k, top_p)
-    shape = layout(config, length, cache, slots, max_new_tokens)
-    if shape.forced_first:
-        policy = policies.first_alone(policy)
-    changes = guidance, tuple(sorted(never))
-    program = _program(
-        config, policy, slots, shape, sampling, numerics, changes, draft, network
-    )
-    return Decoder(program, cap, max_new_tokens, config.max_positions)
 
 
 @functools.lru_cache(maxsize=64)

@@ -81,3 +81,12 @@ def test_they_exclude_each_other(run):
     code, out, err = run("generate", "x", "--stop-last", "--no-stop")
     assert (code, out) == (2, "") and err.count("\n") == 1 and "Traceback" not in err
     assert "leave one of --stop-last and --no-stop out" in err
+
+
+def test_a_lossy_policy_is_taken_when_asked_for(run):
+    asked = ("generate", PROMPT, "--policy", "lopa:branches=2", "--max-new-tokens", 16)
+    code, out, err = run(*asked)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "Traceback" not in err
+    assert "lopa(branches=2" in err and "--lossy" in err
+    code, out, _ = run(*asked, "--lossy", "--draft-steps", 2)
+    assert code == 0 and out.strip()

@@ -18,14 +18,22 @@ def first_alone(policy: Policy) -> Policy:
     begins the block (Fast-dLLM's Dream path; Fast-dLLM v2 takes it from the commit of
     the previous block). The policy sees that step as one in which nothing else is open,
     so that its schedule counts it and its memory is right. It cannot take the token
-    back: no later call could predict it.
+    back, and is told nothing more about it: what a later call says there depends on
+    where the window starts, so it must not decide anything.
     """
 
     def change(view: View) -> View:
         first_W = jnp.arange(view.open_W.shape[0]) == 0
         is_alone = jnp.any(view.open_W & first_W)
         open_W = view.open_W & (first_W | ~is_alone)
-        return view._replace(open_W=open_W, decoded_W=view.decoded_W & ~first_W)
+        token_W, *rest = view.pred
+        token_W = jnp.where(first_W & ~is_alone, view.tokens_W, token_W)
+        rest = (jnp.where(first_W & ~is_alone, 0.0, part) for part in rest)
+        return view._replace(
+            open_W=open_W,
+            decoded_W=view.decoded_W & ~first_W,
+            pred=Prediction(token_W, *rest),
+        )
 
     return _seeing(policy, f"first_alone({policy.name})", change)
 
