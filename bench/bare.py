@@ -50,7 +50,7 @@ class Bench:
 
     def opening(self) -> float:
         """The wall seconds of packing and prefill alone."""
-        begin = lambda: run._begin(self.decoder, self.params, self.prompts, 0, None)  # noqa: E731
+        begin = lambda: run.begin(self.decoder, self.params, self.prompts, 0, None)  # noqa: E731
         return common.seconds(lambda: begin().state)
 
     def parts(self) -> dict[str, Callable[[], Any]]:
@@ -71,7 +71,7 @@ class Bench:
         """The state half-way through, and its rows' drafts [B, K, L]."""
         program, cap = self.decoder.program, jnp.int32(self.decoder.cap)
         verify = [row.nfe.verify for row in self.result().rows]
-        state = run._begin(self.decoder, self.params, self.prompts, 0, None).state
+        state = run.begin(self.decoder, self.params, self.prompts, 0, None).state
         half = jax.jit(lambda p, s: program.run(p, cap, s, min(verify) // 2))
         state = half(self.params, state)
         drafted = jax.vmap(lambda row: self._drafted(self.params, row).tokens_KNL[:, 0])

@@ -10,7 +10,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,6 +122,7 @@ class Loaded:
     config: Any
     params: Any
     codec: Codec
+    tables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def ids(self, problems: Sequence[Problem]) -> list[list[int]]:
         """The prompts of some problems."""
@@ -138,7 +139,7 @@ def load(weights: str) -> Loaded:
     except (ValueError, OSError) as error:
         print(f"cannot load {weights!r}: {error}", file=sys.stderr)
         sys.exit(2)
-    return Loaded(model.config, model.params, model.codec)
+    return Loaded(model.config, model.params, model.codec, model.tables)
 
 
 def problems(limit: int | None = None) -> dict[str, list[Problem]]:

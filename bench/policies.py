@@ -1,7 +1,7 @@
 """Every policy on a demo model: right answers, calls without and with drafts.
 
     python -m bench.policies [--weights llada-1m] [--limit 60] [--draft-steps 4 8]
-        [--cache none|prefix|dual] [--only static threshold]
+        [--cache none|prefix|dual] [--draft nested|tree] [--only static threshold]
 
 Text must be identical with and without drafts, whatever the policy; it is asserted, and
 so is that drafts never cost a call. Steps of scheduled policies are set so that they
@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench import ceilings, common
-from jaxdave import decoders, policies
+from jaxdave import decoders, policies, trees
+from jaxdave.draft import nested
 from jaxdave.layout import CACHES
 from jaxdave.result import Row
 from jaxdave.run import generate
@@ -36,8 +37,11 @@ def chosen(name: str, length: int) -> str:
 
 def decode(loaded: common.Loaded, text: str, ids, cap: int, args) -> list[Row]:
     """All rows under a policy with at most `cap` drafts, in the one program for all."""
+    policy, draft = policies.parse(text), nested
+    if args.draft == "tree":
+        draft = trees.best_of(loaded.tables, loaded.config, policy, cache=args.cache)
     decoder = decoders.build(
-        loaded.config, policies.parse(text), max(args.draft_steps), cap,
+        loaded.config, policy, max(args.draft_steps), cap, draft=draft,
         max_new_tokens=args.max_new_tokens, cache=args.cache, lossy=True,
     )  # fmt: skip
     parts = [ids[at : at + BATCH] for at in range(0, len(ids), BATCH)]
@@ -88,6 +92,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=30, help="problems of each set")
     parser.add_argument("--draft-steps", type=int, nargs="+", default=[8])
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--draft", choices=("nested", "tree"), default="nested")
     parser.add_argument("--cache", choices=CACHES, help="for full attention: dual")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     return parser.parse_args()

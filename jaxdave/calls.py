@@ -17,6 +17,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxdave.draft import Outlook
 from jaxdave.predict import decide, guess, nothing
 from jaxdave.steps import ahead, arrive, simulate
 from jaxdave.types import Drafts, Guess, RowState, Stand, Stats
@@ -93,10 +94,18 @@ def drafted(program: "Program", params, row: RowState) -> Drafts:
     grid, budget = program.grid, program.draft_steps
     first = Stand(grid.window(row), row.memory, row.n)
     known = Guess(first, ahead(program, row, first), jnp.bool_(True))
-    further = lambda stand, depth: simulate(program, params, row, stand, depth)  # noqa: E731
-    drafts = program.draft(further, known, budget)
+    drafts = program.draft(outlook(program, params, row), known, budget)
     chex.assert_shape(drafts.tokens_KNL, (budget, *known.tokens_NL.shape))
     return drafts
+
+
+def outlook(program: "Program", params, row: RowState) -> Outlook:
+    """What drafts of a row may be made of."""
+    grid = program.grid
+    further = lambda stand, depth: simulate(program, params, row, stand, depth)  # noqa: E731
+    is_end = lambda tokens_L: grid.ended(tokens_L, row)  # noqa: E731
+    open_L = grid.open(grid.window(row), row)
+    return Outlook(further, row.pred, open_L, grid.block_of(), is_end)
 
 
 def _walked(program: "Program", params, hidden_SLE, drafts: Drafts, row) -> Walked:

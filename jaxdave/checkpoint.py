@@ -4,13 +4,14 @@ import dataclasses
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from jaxdave import described, families, stored, weights
+from jaxdave import described, families, stored, trees, weights
 from jaxdave.config import ModelConfig
 from jaxdave.files import open_up, swap
 from jaxdave.model.denoiser import Params
@@ -22,6 +23,8 @@ from jaxdave.tokenizer import read_json
 
 MAX_NEW_TOKENS = 256
 _WRITTEN = ("config.json", "generation_config.json", weights.ONE_FILE, weights.INDEX)
+# Draft tables are of the weights that they were calibrated on, and go with those.
+_REPLACED = (*_WRITTEN, trees.FILE)
 # What `save` carries over from the folder that it replaces.
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json") + (
     "added_tokens.json",
@@ -37,6 +40,7 @@ class Model:
     """Everything that decoding text needs; params as in `denoiser.abstract`.
 
     max_new_tokens: the room for an answer that the folder's generation defaults name.
+    tables: draft trees that `jaxdave calibrate` has left (`trees.best_of`).
     """
 
     name: str
@@ -45,6 +49,9 @@ class Model:
     params: Params = dataclasses.field(repr=False)
     codec: Codec
     max_new_tokens: int = MAX_NEW_TOKENS
+    tables: Mapping[str, trees.Table] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
 
 
 def load(
@@ -75,7 +82,7 @@ def load(
         config = _stored_config(folder, raw, block_length, mask_id)
         codec = load_codec(folder, config=config)
         params = stored.restore(folder, config, dtype, mesh)
-        return Model(name, folder, config, params, codec, _room(folder))
+        return _model(name, folder, config, params, codec)
     family = families.detect(raw, None)
     config = described.config_of(
         family, raw, folder, name=name, block_length=block_length, mask_id=mask_id
@@ -84,7 +91,7 @@ def load(
     params = weights.read(folder, config, dtype, family.tensors)
     if mesh is not None:
         params = jax.device_put(params, shardings(params, config, mesh))
-    return Model(name, folder, config, params, codec, _room(folder))
+    return _model(name, folder, config, params, codec)
 
 
 def save(
@@ -131,6 +138,11 @@ def save(
         raise
 
 
+def _model(name: str, folder: Path, config, params: Params, codec: Codec) -> Model:
+    tables = trees.read(folder)
+    return Model(name, folder, config, params, codec, _room(folder), tables)
+
+
 def _room(folder: Path) -> int:
     said = read_json(folder / "generation_config.json", optional=True)
     room = said.get("max_new_tokens")
@@ -153,7 +165,7 @@ def _kept(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file and must be a folder; choose a new one")
     found = sorted(folder.iterdir())
-    odd = [p.name for p in found if p.name not in _WRITTEN + _KEPT or not p.is_file()]
+    odd = [p.name for p in found if p.name not in _REPLACED + _KEPT or not p.is_file()]
     if odd:
         raise ValueError(
             f"{folder} holds {odd[0]!r}, which is no part of a checkpoint and would be "

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from jaxdave import __version__
-from jaxdave.cli_generate import METHODS, Settings
+from jaxdave.cli_settings import METHODS, Settings
 from jaxdave.console import run_app
 
 app = typer.Typer(
@@ -78,6 +78,9 @@ def generate(
             "--stop-last", help="End tokens are the least confident of a block."
         ),
     ] = False,
+    draft: Annotated[
+        str, typer.Option(help="nested, or tree where the model is calibrated.")
+    ] = "nested",
     lossy: Annotated[
         bool, typer.Option("--lossy", help="Allow policies that speculate unverified.")
     ] = False,
@@ -105,7 +108,7 @@ def generate(
     no_compile_cache: _NoCache = False,
 ) -> None:
     """Answer a prompt, or every prompt of a file."""
-    from jaxdave import cli_generate, cli_prompts
+    from jaxdave import cli_generate, cli_prompts, cli_settings
 
     settings = Settings(
         model=model,
@@ -119,6 +122,7 @@ def generate(
         no_stop=no_stop,
         stop_last=stop_last,
         lossy=lossy,
+        draft=draft,
         block_length=block_length,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -129,7 +133,7 @@ def generate(
         numerics=numerics,
         batch_size=batch_size,
     )
-    cli_generate.check(settings)
+    cli_settings.check(settings)
     asked = cli_prompts.read_asked(prompt, prompts)
     keep_compiled(no_compile_cache)
     cli_generate.run(settings, asked, as_json)
@@ -147,6 +151,40 @@ def demo(
 
     keep_compiled(no_compile_cache)
     cli_demo.run(model, draft_steps, problems)
+
+
+@app.command()
+def calibrate(
+    model: _Model = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines as for generate; else the demo's training set."),
+    ] = None,
+    problems: Annotated[int, typer.Option(help="How many of the demo's.")] = 96,
+    cache: Annotated[
+        str | None, typer.Option(help="none, prefix or dual, for full attention.")
+    ] = None,
+    block_length: Annotated[int | None, typer.Option(help="The model's.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Room for the answer; the model's, or 256.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 8,
+    no_compile_cache: _NoCache = False,
+) -> None:
+    """Learn which drafts a model's answers need, and keep it beside the model."""
+    from jaxdave import cli_calibrate
+
+    settings = Settings(
+        model=model,
+        cache=cache,
+        block_length=block_length,
+        max_new_tokens=max_new_tokens,
+        dtype=dtype,
+        batch_size=batch_size,
+    )
+    keep_compiled(no_compile_cache)
+    cli_calibrate.run(settings, prompts, problems)
 
 
 @app.command()

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxdave.cli_generate import Settings, check, make_decoder, pieces
+from jaxdave.cli_generate import pieces
+from jaxdave.cli_settings import Settings, check, make_decoder
 
 if TYPE_CHECKING:
     from jaxdave.checkpoint import Model

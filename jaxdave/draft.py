@@ -5,17 +5,36 @@ confirmed, that is all.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdave.types import Drafts, Guess, Stand
+from jaxdave.types import Drafts, Guess, Prediction, Stand
 
 Simulate = Callable[[Stand, jax.Array], Guess]
-DraftFn = Callable[[Simulate, Guess, int], Drafts]
 
 
-def nested(simulate: Simulate, first: Guess, budget: int) -> Drafts:
+class Outlook(NamedTuple):
+    """What a draft function may look at; all of it is stale, none of it decides.
+
+    simulate(stand, depth) -> the policy's next stand, by the last prediction. pred:
+    that prediction [D, L]. open_L: what may be decoded after the policy's own next
+    state, before the window moves. block_L: the block of each position. ended(tokens_L)
+    -> whether a row would end there.
+    """
+
+    simulate: Simulate
+    pred: Prediction
+    open_L: jax.Array
+    block_L: jax.Array
+    ended: Callable[[jax.Array], jax.Array]
+
+
+DraftFn = Callable[[Outlook, Guess, int], Drafts]
+
+
+def nested(outlook: Outlook, first: Guess, budget: int) -> Drafts:
     """The policy itself, run ahead on the last prediction (FreeDave, Algorithm 2).
 
     For one token a step these are the paper's nested top-k sets; any other policy is
@@ -24,7 +43,7 @@ def nested(simulate: Simulate, first: Guess, budget: int) -> Drafts:
     """
 
     def deeper(held: Guess, depth):
-        moved = simulate(held.stand, depth)
+        moved = outlook.simulate(held.stand, depth)
         moved = moved._replace(valid=held.valid & moved.valid)
         return moved, (moved.tokens_NL, moved.valid)
 

@@ -75,12 +75,19 @@ class Grid:
         Returns its index (the last block's if there is none) and open_L, True at its
         masked positions before the row's end.
         """
-        last = state.start + (self.reach or self.window_length)
-        near_L = self.places(state) < jnp.minimum(state.end, last)
-        masked_L = (tokens_L == self.mask_id) & near_L
-        block_L = jnp.arange(self.window_length, dtype=jnp.int32) // self.length
+        masked_L, block_L = self.open(tokens_L, state), self.block_of()
         block = jnp.min(jnp.where(masked_L, block_L, self.blocks - 1))
         return block, masked_L & (block_L == block)
+
+    def open(self, tokens_L: jax.Array, state: RowState) -> jax.Array:
+        """What may be decoded before the window moves [L]."""
+        last = state.start + (self.reach or self.window_length)
+        near_L = self.places(state) < jnp.minimum(state.end, last)
+        return (tokens_L == self.mask_id) & near_L
+
+    def block_of(self) -> jax.Array:
+        """The block of each position of the window [L]."""
+        return jnp.arange(self.window_length, dtype=jnp.int32) // self.length
 
     def cut(self, array_L: jax.Array, block: jax.Array) -> jax.Array:
         """One block of an array that runs along the window."""

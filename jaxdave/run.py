@@ -48,7 +48,7 @@ def generate(
     on the place in it. Raises ValueError for an empty prompt, or one with too little
     room after it.
     """
-    begun = _begin(decoder, params, prompts, seed, requests)
+    opened = begin(decoder, params, prompts, seed, requests)
     cap = jnp.int32(decoder.cap)
     run, compiled = _compiled(
         decoder.program,
@@ -56,21 +56,21 @@ def generate(
         lambda params, cap, state: decoder.program.run(
             params, cap, state, decoder.max_new_tokens
         ),
-        (params, cap, begun.state),
+        (params, cap, opened.state),
         donate=2,
     )
     start = time.perf_counter()
-    state = jax.device_get(run(params, cap, begun.state).rows)
+    state = jax.device_get(run(params, cap, opened.state).rows)
     seconds = time.perf_counter() - start
     grid = decoder.program.grid
     rows = read_rows(
-        DecodeState(state, begun.state.cache),
+        DecodeState(state, opened.state.cache),
         length=grid.length,
         mask_id=grid.mask_id,
         stop_ids=grid.stop_ids,
         commits=grid.slide is past_seen,
     )
-    return Result(rows, begun.seconds + seconds, begun.compile_seconds + compiled)
+    return Result(rows, opened.seconds + seconds, opened.compile_seconds + compiled)
 
 
 def stream(
@@ -86,8 +86,8 @@ def stream(
     A last update without tokens tells the call that ended the row. Arguments and errors
     as `generate`; the tokens are the same.
     """
-    begun = _begin(decoder, params, prompts, seed, requests)
-    cap, state = jnp.int32(decoder.cap), begun.state
+    opened = begin(decoder, params, prompts, seed, requests)
+    cap, state = jnp.int32(decoder.cap), opened.state
     step, _ = _compiled(
         decoder.program,
         "step",
@@ -100,8 +100,8 @@ def stream(
     for call in range(decoder.max_new_tokens + 1):
         tokens_BT, done_B = jax.device_get((state.rows.tokens_T, state.rows.done))
         for row in sorted(open_rows):
-            begin, done = len(prompts[row]), bool(done_B[row])
-            last = _final(decoder, tokens_BT[row], begin, done)
+            begun, done = len(prompts[row]), bool(done_B[row])
+            last = _final(decoder, tokens_BT[row], begun, done)
             if last > sent[row]:
                 ids = tuple(int(t) for t in tokens_BT[row, sent[row] : last])
                 yield Update(row, tuple(range(sent[row], last)), ids, call)
@@ -114,13 +114,18 @@ def stream(
         state = step(params, cap, state)
 
 
-class _Begun(NamedTuple):
+class Begun(NamedTuple):
+    """A prefilled state, and the seconds spent on it and on compiling that."""
+
     state: DecodeState
     seconds: float
     compile_seconds: float
 
 
-def _begin(decoder: Decoder, params, prompts: Ids, seed, requests) -> _Begun:
+def begin(
+    decoder: Decoder, params, prompts: Ids, seed: int = 0, requests=None
+) -> Begun:
+    """Pack and prefill; arguments and errors as `generate`."""
     program = decoder.program
     arrays, length = _pack(decoder, prompts, seed, requests)
     init, compiled = _compiled(
@@ -131,7 +136,7 @@ def _begin(decoder: Decoder, params, prompts: Ids, seed, requests) -> _Begun:
     )
     start = time.perf_counter()
     state = jax.block_until_ready(init(params, arrays))
-    return _Begun(state, time.perf_counter() - start, compiled)
+    return Begun(state, time.perf_counter() - start, compiled)
 
 
 def _pack(decoder: Decoder, prompts: Ids, seed, requests) -> tuple[Prompts, int]:

@@ -9,6 +9,7 @@ import hypothesis
 import jax
 import pytest
 
+from jaxdave import cli
 from jaxdave.run import forget_executables
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -89,3 +90,16 @@ def refused(tmp_path, capsys):
     import sources
 
     return functools.partial(sources.refused, tmp_path, capsys)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a command line; gives (exit code, stdout, stderr)."""
+    monkeypatch.setenv("JAXDAVE_NO_CACHE", "1")
+
+    def call(*args: object):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(arg) for arg in args])
+        return caught.value.code, *capsys.readouterr()
+
+    return call

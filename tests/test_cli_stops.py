@@ -5,26 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from jaxdave import cli, cli_generate
+from jaxdave import cli_settings
 from jaxdave.config import preset
 
 PROMPT = "Mia has 3 pens. She buys 4 more pens. How many pens does Mia have now?"
 CONFIG = preset("llada-1m")
-PLAIN = cli_generate.Settings(max_new_tokens=32)
+PLAIN = cli_settings.Settings(max_new_tokens=32)
 LAST = replace(PLAIN, stop_last=True)
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command line; gives (exit code, stdout, stderr)."""
-    monkeypatch.setenv("JAXDAVE_NO_CACHE", "1")
-
-    def call(*args: object):
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(arg) for arg in args])
-        return caught.value.code, *capsys.readouterr()
-
-    return call
 
 
 def test_the_help_names_both(run):
@@ -47,11 +34,11 @@ def test_the_help_names_both(run):
 def test_any_method_and_policy_can_put_end_tokens_last(changes, inner):
     plain, last = replace(PLAIN, **changes), replace(LAST, **changes)
     for settings in (plain, last):
-        cli_generate.check(settings)
-    name = cli_generate.make_decoder(CONFIG, plain).program.policy.name
+        cli_settings.check(settings)
+    name = cli_settings.make_decoder(CONFIG, plain).program.policy.name
     if inner is not None:
         assert name == inner
-    decoder = cli_generate.make_decoder(CONFIG, last)
+    decoder = cli_settings.make_decoder(CONFIG, last)
     assert decoder.program.policy.name == f"demote({name}, 772+774)"
     assert decoder.cap == (1 if changes.get("method", "freedave") != "freedave" else 8)
 

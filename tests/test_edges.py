@@ -153,9 +153,9 @@ def test_more_drafts_than_masks(room):
         assert (canvas[len(prompt) + room :] == MASK).all()
 
 
-def wild(simulate, first, budget):
+def wild(outlook, first, budget):
     """Nested drafts spoiled: repeated, shuffled, half of them wrong, depths astray."""
-    good = draft.nested(simulate, first, budget)
+    good = draft.nested(outlook, first, budget)
     key = jax.random.fold_in(jax.random.PRNGKey(0), first.stand.n)
     noise = jax.random.randint(key, good.tokens_KNL.shape, 0, SIZE, jnp.int32)
     open_L = good.tokens_KNL[0] == MASK

@@ -1,0 +1,110 @@
+"""The options of the commands that decode, checked, and the decoder they ask for."""
+
+import dataclasses
+
+DRAFTS = ("nested", "tree")
+METHODS = ("freedave", "static", "threshold")
+_MOST_SEED = 2**31 - 1
+_COMMON = (
+    "max_new_tokens", "block_length", "temperature", "top_k", "top_p", "numerics",
+    "cache", "guidance", "lossy",
+)  # fmt: skip
+"""Settings that go to `decoders.build` as they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The options of `generate`; None: the method's or the model's own."""
+
+    model: str | None = None
+    method: str = "freedave"
+    draft_steps: int = 8
+    tokens_per_step: int | None = None
+    threshold: float | None = None
+    block_length: int | None = None
+    policy: str | None = None
+    cache: str | None = None
+    guidance: float = 0.0
+    no_stop: bool = False
+    lossy: bool = False
+    stop_last: bool = False
+    draft: str = "nested"
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    dtype: str = "float32"
+    numerics: str = "exact"
+    batch_size: int = 1
+
+
+def check(settings: Settings) -> None:
+    """Raise ValueError for settings that the decoders and the loader do not see."""
+    s = settings
+    if s.method not in METHODS:
+        raise ValueError(f"method {s.method!r} is unknown; use {', '.join(METHODS)}")
+    if s.draft not in DRAFTS:
+        raise ValueError(f"draft={s.draft!r} is unknown; use {', '.join(DRAFTS)}")
+    if s.draft_steps < 1:
+        raise ValueError(f"draft_steps={s.draft_steps} must be at least 1; try 8")
+    if s.batch_size < 1:
+        raise ValueError(f"batch_size={s.batch_size} must be at least 1; try 8")
+    if not 0 <= s.seed <= _MOST_SEED:
+        raise ValueError(f"seed={s.seed} must be in 0..{_MOST_SEED}; choose another")
+    if s.threshold is not None and s.method == "static":
+        raise ValueError(
+            f"threshold={s.threshold} has no meaning with method 'static'; "
+            "use --method threshold or leave it out"
+        )
+    if s.stop_last and s.no_stop:
+        raise ValueError(
+            "stop_last=True orders end tokens and no_stop=True forbids them; "
+            "leave one of --stop-last and --no-stop out"
+        )
+    by_threshold = s.threshold is not None or s.method == "threshold"
+    if s.policy is not None and (by_threshold or s.tokens_per_step is not None):
+        raise ValueError(
+            f"policy={s.policy!r} says what a step commits, so leave out "
+            "--method threshold, --threshold and --tokens-per-step"
+        )
+    if s.tokens_per_step is not None and by_threshold:
+        raise ValueError(
+            f"tokens_per_step={s.tokens_per_step} has no meaning with a threshold, "
+            "which decides how many; leave one of them out"
+        )
+
+
+def make_decoder(config, settings: Settings, tables=None):
+    """The decoder of the settings. Raises ValueError for one out of range.
+
+    tables: the draft trees of the model.
+    """
+    from jaxdave import decoders, policies, trees
+
+    s, policy = settings, policy_of(settings)
+    policy = policies.demote(policy, config.stop_ids) if s.stop_last else policy
+    common = {name: getattr(s, name) for name in _COMMON}
+    if s.draft == "tree":
+        fit = {
+            name: getattr(s, name) for name in ("block_length", "cache", "temperature")
+        }
+        common["draft"] = trees.best_of(tables or {}, config, policy, **fit)
+    common["never"] = config.stop_ids if s.no_stop else ()
+    is_drafted = s.method == "freedave"
+    # The program that freedave would run, so that both read the same bits.
+    slots = s.draft_steps if is_drafted or s.numerics == "exact" else 1
+    cap = s.draft_steps if is_drafted else 1
+    return decoders.build(config, policy, slots, cap, **common)
+
+
+def policy_of(settings: Settings):
+    """The policy of the settings. Raises ValueError for one that does not exist."""
+    from jaxdave import policies
+
+    s = settings
+    if s.policy is not None:
+        return policies.parse(s.policy)
+    if s.threshold is not None or s.method == "threshold":
+        return policies.threshold(0.9 if s.threshold is None else s.threshold)
+    return policies.static(1 if s.tokens_per_step is None else s.tokens_per_step)

@@ -1,0 +1,37 @@
+# pyright: reportArgumentType=false
+"""Films of one row for the calibrator, made by hand."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxdave.calibrate import Sight
+
+MASK = -5
+
+
+def film_of(
+    steps: Sequence[tuple[int, int]], places: Sequence[int], tokens: Sequence[int]
+) -> list[Sight]:
+    """A row that starts at position 3 and fills one (position, token) a step.
+
+    places, tokens: what the prediction says of each position, in every sight.
+    """
+    size = len(places)
+    canvas, film = np.full(3 + size + 2, MASK), []
+    for at, token in [(-1, 0), *steps]:
+        canvas = canvas.copy()
+        if at >= 0:
+            canvas[3 + at] = token
+        film.append(
+            Sight(
+                canvas,
+                np.int32(3),
+                np.array(places),
+                np.array(tokens),
+                np.ones(size, bool),
+                np.int32(size),
+                np.bool_(False),
+            )  # fmt: skip
+        )
+    return film
