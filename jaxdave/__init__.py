@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxdave import policies as policies
+    from jaxdave import trees as trees
     from jaxdave.checkpoint import Model as Model
     from jaxdave.checkpoint import load as load
     from jaxdave.checkpoint import save as save
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from jaxdave.run import generate as generate
     from jaxdave.run import stream as stream
 
+_MODULES = ("policies", "trees")
 _HOMES = {
     "checkpoint": ("Model", "load", "save"),
     "config": ("ModelConfig", "preset"),
@@ -44,12 +46,12 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 
 def __getattr__(name: str) -> Any:
-    if name == "policies":
-        return importlib.import_module("jaxdave.policies")
+    if name in _MODULES:
+        return importlib.import_module(f"jaxdave.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'jaxdave' has no attribute {name!r}")
     return getattr(importlib.import_module(f"jaxdave.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF, "policies"})
+    return sorted({*globals(), *_HOME_OF, *_MODULES})
