@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from toys import MASK, ROWS, SIZE, VARIANTS, capped, prompts_of, texts, weights
 
 from jaxdave import decoders, policies
+from jaxdave.policies.registry import MAKERS
 from jaxdave.run import generate, stream
 from jaxdave.sampling import request_key
 from jaxdave.steps import OWN_NOISE
@@ -264,6 +265,11 @@ def test_a_real_network_keeps_the_text_too():
         quick = generate(decoder, params, prompts)
         assert texts(quick) == texts(plain)
         assert texts(generate(decoder, params, prompts[:1])) == texts(plain)[:1]
+
+
+def test_every_policy_that_weighs_has_a_rule_here():
+    weighs = {n for n, make in MAKERS.items() if make().branching is not None}
+    assert weighs == set(RULES) == set(POLICIES)
 
 
 def test_a_lossy_policy_is_refused_unless_asked_for():
