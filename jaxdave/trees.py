@@ -35,7 +35,7 @@ Slot = tuple[int, ...]
 
 
 class Table(NamedTuple):
-    """Slots in order of how often they were visited, by positions left in the block."""
+    """Slots, what adds most first (`grown`), by positions left in the active block."""
 
     slots: tuple[tuple[Slot, ...], ...]
 
