@@ -1,15 +1,19 @@
 """Is the text the same? FreeDave against its policy, decode by decode.
 
-    python -m bench.lossless [--decodes 10900] [--numerics exact|fast]
+    python -m bench.lossless [--decodes 10900] [--numerics exact|fast] [--kept FILE]
 
 One decode is one request under one policy, temperature, draft length and batch, decoded
 with drafts and without. Under `exact` plain decoding is the same compiled program with
 a cap of one draft, and every text must be identical; under `fast` it is the one-draft
-program, and the share of identical texts is measured.
+program, and the share of identical texts is measured. With `--kept` a case that has
+been swept is written down, and a run that was cut off goes on after it.
 """
 
+import functools
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +24,7 @@ from rich.progress import Progress
 from bench import common
 from jaxdave import decoders, policies
 from jaxdave.config import ModelConfig
+from jaxdave.files import replace_file
 from jaxdave.model import denoiser
 from jaxdave.probe import slot_probe
 from jaxdave.run import generate
@@ -162,10 +167,23 @@ def sweep(case: Case, numerics: str, loaded, prompts, step: int, tick) -> dict:
     }
 
 
+def once(kept: Path | None, key: str, make: Callable[[], dict]) -> dict:
+    """The row of a case: read from the lines of `kept`, or made and added to them."""
+    lines = kept.read_text().splitlines() if kept and kept.exists() else []
+    found = dict(json.loads(line) for line in lines)
+    if key not in found:
+        found[key] = make()
+        if kept:
+            lines.append(json.dumps([key, found[key]]))
+            replace_file(kept, "\n".join(lines).encode())
+    return found[key]
+
+
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--decodes", type=int, default=ALL, help="about how many")
     parser.add_argument("--numerics", choices=decoders.NUMERICS, default="exact")
+    parser.add_argument("--kept", type=Path, help="file of the cases done so far")
     args = parser.parse_args()
     report = common.begin(args.weights)
     loaded = common.load(args.weights)
@@ -176,7 +194,10 @@ def main() -> None:
         task = progress.add_task("decodes", total=ALL / step)
         for case in [*demo_cases(), *random_cases()]:
             tick = lambda n: progress.advance(task, n)  # noqa: E731
-            rows.append(sweep(case, args.numerics, loaded, prompts, step, tick))
+            swept = sweep, case, args.numerics, loaded, prompts, step, tick
+            make = functools.partial(*swept)
+            names = case.source, case.policy.name, *case[2:], args.numerics, step
+            rows.append(once(args.kept, repr(names), make))
     total, same = (sum(row[k] for row in rows) for k in ("decodes", "identical"))
     if args.numerics == "exact":
         probe = slot_probe(
