@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.draft import Outlook
+from jaxdave.evaluate import Evaluated, Kept, evaluate, window_only
 from jaxdave.predict import decide, guess, nothing
 from jaxdave.steps import ahead, arrive, simulate
 from jaxdave.types import Drafts, Guess, RowState, Stand, Stats
@@ -55,9 +56,11 @@ def prime(program: "Program", params, row: RowState, prompt_length: int):
     window_L = grid.window(row)
     tokens_KNL = window_L[None, None]
     only = Drafts(tokens_KNL, jnp.zeros((1,), jnp.int32), jnp.ones((1,), bool))
+    seen = window_only(program, row, hidden_LE)
     # The row has not taken the step of this state yet, so it stands at n itself.
-    walked = _walked(program, params, hidden_LE[None], only, row)
-    return _settle(program, params, row, window_L, hidden_LE, walked), cache
+    walked = _walked(program, params, seen, only, row)
+    kept = seen.keep(jnp.int32(0))
+    return _settle(program, params, row, window_L, kept, walked), cache
 
 
 def verify(program: "Program", params, cap, row: RowState, cache):
@@ -74,19 +77,18 @@ def verify(program: "Program", params, cap, row: RowState, cache):
     allowed_K = drafts.valid_K & jnp.any(open_KN, axis=1)
     allowed_K &= jnp.arange(budget) < cap
     drafts = drafts._replace(valid_K=allowed_K)
-    tokens_SL = drafts.tokens_KNL.reshape(-1, grid.window_length)
-    hidden_SLE, added = program.network.forward(
-        params, tokens_SL, row.start, row.end, cache
-    )
-    chex.assert_shape(hidden_SLE, (*tokens_SL.shape, None))
-    walked = _walked(program, params, hidden_SLE, drafts, row)
+    seen = evaluate(program, params, row, drafts, cache)
+    branches = drafts.tokens_KNL.shape[1]
+    fits_K = jnp.all(seen.fits_S.reshape(-1, branches), axis=1)
+    drafts = drafts._replace(valid_K=drafts.valid_K & fits_K)
+    walked = _walked(program, params, seen, drafts, row)
     stats = row.stats._replace(verify=row.stats.verify + 1)
     row = dataclasses.replace(row, stats=stats)
-    at = walked.at * drafts.tokens_KNL.shape[1] + walked.branch
-    moved = _settle(program, params, row, tokens_SL[at], hidden_SLE[at], walked)
-    added = jax.tree.map(lambda a: a[:, at], added)
-    info = jnp.sum(allowed_K, dtype=jnp.int32), walked.hops + 1
-    return moved, added, info
+    kept = seen.keep(walked.at * branches + walked.branch)
+    evaluated_L = drafts.tokens_KNL[walked.at, walked.branch]
+    moved = _settle(program, params, row, evaluated_L, kept, walked)
+    info = jnp.sum(drafts.valid_K, dtype=jnp.int32), walked.hops + 1
+    return moved, kept.added, info
 
 
 def drafted(program: "Program", params, row: RowState) -> Drafts:
@@ -108,15 +110,12 @@ def outlook(program: "Program", params, row: RowState) -> Outlook:
     return Outlook(further, row.pred, open_L, grid.block_of(), is_end)
 
 
-def _walked(program: "Program", params, hidden_SLE, drafts: Drafts, row) -> Walked:
+def _walked(program: "Program", params, seen: Evaluated, drafts: Drafts, row) -> Walked:
     """How far the drafts hold, decided by predictions read from the hidden states."""
-    grid = program.grid
+    grid, hidden_SWE = program.grid, seen.hidden_SWE
     branches = drafts.tokens_KNL.shape[1]
-    tokens_SL = drafts.tokens_KNL.reshape(-1, grid.window_length)
-    block_S, _ = jax.vmap(lambda t: grid.active(t, row))(tokens_SL)
-    hidden_SWE = jax.vmap(grid.cut)(hidden_SLE, block_S)
     depth_S = jnp.repeat(drafts.depth_K, branches)
-    pred_SW = decide(program, params, hidden_SWE, block_S, depth_S, row)
+    pred_SW = decide(program, params, hidden_SWE, seen.block_S, depth_S, row)
 
     def step_from(at, stand: Stand):
         def read(branch):
@@ -134,7 +133,7 @@ def _walked(program: "Program", params, hidden_SLE, drafts: Drafts, row) -> Walk
     return walk(step_from, onward, drafts, first, program.sampling.noisy)
 
 
-def _settle(program, params, row: RowState, evaluated_L, hidden_LE, walked: Walked):
+def _settle(program, params, row: RowState, evaluated_L, kept: Kept, walked: Walked):
     """The row after `evaluated_L` was confirmed and the walk's target became known."""
     grid, target_L = program.grid, walked.target.tokens_L
     stats = row.stats
@@ -153,7 +152,9 @@ def _settle(program, params, row: RowState, evaluated_L, hidden_LE, walked: Walk
         done=grid.ended(target_L, row),
         stats=stats._replace(call_T=put(stats.call_T, call_L), accepted_C=accepted_C),
     )
+    hidden_LE = kept.hidden_LE
     pred = guess(program, params, hidden_LE, moved)
+    pred = pred._replace(token=jnp.where(kept.seen_L[None], pred.token, -1))
     blocks, stale = grid.slide(grid, evaluated_L, target_L, row)
     shift = blocks * grid.length
     slide = lambda a, b, axis: jax.lax.dynamic_slice_in_dim(  # noqa: E731

@@ -12,8 +12,8 @@ from jaxdave.config import ModelConfig
 from jaxdave.decode import Program
 from jaxdave.draft import DraftFn, nested
 from jaxdave.layout import layout
+from jaxdave.model.causal import FAST_CHUNK
 from jaxdave.model.guidance import guided, without
-from jaxdave.model.network import FAST_CHUNK
 from jaxdave.model.shadow import shadowed
 from jaxdave.sampling import Sampling
 from jaxdave.types import Network, Policy

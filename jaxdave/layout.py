@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from jaxdave.config import ModelConfig, check_block_length
 from jaxdave.grid import Grid, nowhere, past_known
-from jaxdave.model.network import cached_network, causal_network, whole_network
+from jaxdave.model.causal import causal_network
+from jaxdave.model.network import cached_network, whole_network
 from jaxdave.types import Network
 
 CACHES = ("none", "prefix", "dual")

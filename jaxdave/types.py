@@ -2,8 +2,10 @@
 
 Axes: B rows (requests), T the whole canvas of a row, L the window being decoded, W a
 stretch of it (the active block), K drafts, N branches of a draft (of weights and
-caches: layers), S slots of a call (K N states), D depths of future noise, V vocabulary,
-H heads, G key/value heads, E features, X vocabulary chunk, M ids per position.
+caches: layers), S slots of a call (K N states), M pieces of a call (distinct states of
+blocks; of ids: so many per position), J blocks of the window, P positions of one, D
+depths of future noise, V vocabulary, H heads, G key/value heads, E features, X
+vocabulary chunk.
 
 The engine is written for one row; rows are put side by side by a map
 (`decode.Program.over_rows`).
@@ -23,6 +25,19 @@ class KVCache(NamedTuple):
     v: jax.Array
 
 
+class Pieces(NamedTuple):
+    """The distinct states of a window's blocks that a call evaluates.
+
+    tokens_MP: a block's tokens; block_M: which block of the window; chain_MJ: the
+    pieces that stand in the blocks of the window as each piece sees it: those to its
+    left, and itself.
+    """
+
+    tokens_MP: jax.Array
+    block_M: jax.Array
+    chain_MJ: jax.Array
+
+
 class Network(NamedTuple):
     """What the decode loop needs of a model; everything else about it stays outside.
 
@@ -40,6 +55,9 @@ class Network(NamedTuple):
     vocab_rows, vocab_size, banned: what may be predicted; chunk: ids per head chunk.
     shadow(hidden_RE) -> vectors that `logits` reads the shadow's say from, what the
     model would say were that position masked; None: the network has no shadow.
+    pieces(params, Pieces, start, end, cache of one row) -> (hidden_MPE, what they add
+        to the cache [N, M, P, ...]): `forward` where blocks see nothing to their right;
+        None: the network only evaluates whole windows.
     """
 
     forward: Callable[..., tuple[jax.Array, Any]]
@@ -51,6 +69,7 @@ class Network(NamedTuple):
     banned: tuple[int, ...]
     chunk: int
     shadow: Callable[[jax.Array], jax.Array] | None = None
+    pieces: Callable[..., tuple[jax.Array, Any]] | None = None
 
 
 class Prediction(NamedTuple):

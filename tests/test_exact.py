@@ -9,7 +9,7 @@ import pytest
 from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
 from jaxdave.model.attention import TILE
-from jaxdave.model.network import causal_network
+from jaxdave.model.causal import causal_network
 from jaxdave.model.shadow import shadowed
 from jaxdave.types import KVCache
 

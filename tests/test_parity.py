@@ -7,7 +7,7 @@ import pytest
 
 from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
-from jaxdave.model.network import causal_network
+from jaxdave.model.causal import causal_network
 from jaxdave.model.whole import whole
 from jaxdave.types import KVCache
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdave.model.network import causal_network
+from jaxdave.model.causal import causal_network
 from jaxdave.model.whole import layer_states, places, sources, visible, whole
 
 BLOCKS = dataclasses.replace(folders.CONFIG, block_length=2)

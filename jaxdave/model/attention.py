@@ -21,7 +21,7 @@ TILE = 64
 """Keys per step of `tiled`; a multiple of every block length."""
 
 See = Callable[[jax.Array], jax.Array]
-"""Key positions [S] -> bool [L or 1, S]: which queries of the window see them."""
+"""Key positions [S] -> bool [K or 1, L or 1, S]: which queries see them."""
 
 Decode = Callable[..., jax.Array]
 
@@ -54,9 +54,10 @@ def dense(q, k, v, see):
 def tiled(q, k, v, cache: KVCache, start, see: See, reach, begun=None):
     """Attention as a fold over tiles of keys on the absolute grid, for exact numerics.
 
-    q: [K, L, H, D]; k, v: [K, L, G, D] of the window; cache: [T, G, D], T a multiple of
-    `TILE`; start: the window's position; reach: no key lies there or beyond. begun:
-    `Attended` of keys that stand beside the canvas, or None.
+    q: [K, Q, H, D], queries of the window or of a piece of it; k, v: [K, L, G, D] of
+    the window; cache: [T, G, D], T a multiple of `TILE`; start: the window's position;
+    reach: no key lies there or beyond. begun: `Attended` of keys that stand beside the
+    canvas, or None.
 
     Tile c always covers positions c * TILE onwards, whether their keys come from the
     cache or from the window, and tiles are folded in order. So the bits of a state's
@@ -74,7 +75,7 @@ def tiled(q, k, v, cache: KVCache, start, see: See, reach, begun=None):
             for part, stored in ((k, cache.k), (v, cache.v))
         )
         scores = _dot("klgrd,ksgd->kgrls", q_KLGRD, keys) / math.sqrt(head)
-        scores = jnp.where(see(place_S)[None, None, None], scores, NEVER)
+        scores = jnp.where(see(place_S)[:, None, None], scores, NEVER)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
         weights = jnp.exp(scores - new_top[..., None])
         fade = jnp.exp(top - new_top)
@@ -101,17 +102,17 @@ def two_part(q, k, v, cache: KVCache, start, see: See, reach, begun=None):
     bits: this is the fast path, not the exact one.
     """
     del reach
-    size, head = q.shape[1], q.shape[-1]
+    size, head = k.shape[1], q.shape[-1]
     q_KLGRD = _grouped(q, k)
     scale = 1.0 / math.sqrt(head)
     old = _dot("klgrd,tgd->kgrlt", q_KLGRD, cache.k) * scale
     place_T = jnp.arange(cache.k.shape[0], dtype=jnp.int32)
     outside_T = (place_T < start) | (place_T >= start + size)
-    old_LT = see(place_T) & outside_T[None]
-    old = jnp.where(old_LT[None, None, None], old, NEVER)
+    old_KLT = see(place_T) & outside_T[None, None]
+    old = jnp.where(old_KLT[:, None, None], old, NEVER)
     new = _dot("klgrd,ksgd->kgrls", q_KLGRD, k) * scale
-    new_LL = see(start + jnp.arange(size, dtype=jnp.int32))
-    new = jnp.where(new_LL[None, None, None], new, NEVER)
+    new_KLL = see(start + jnp.arange(size, dtype=jnp.int32))
+    new = jnp.where(new_KLL[:, None, None], new, NEVER)
     top = jnp.maximum(jnp.max(old, axis=-1), jnp.max(new, axis=-1))[..., None]
     old, new = jnp.exp(old - top), jnp.exp(new - top)
     total = jnp.sum(old, axis=-1) + jnp.sum(new, axis=-1)
@@ -147,15 +148,18 @@ def in_groups(q, k, v, see_LL, length: int) -> Attended:
     return Attended(whole(top), whole(jnp.sum(weights, axis=-1)), whole(context))
 
 
-def block_causal(place_L, length: int) -> See:
-    """Queries at some places see keys whose block, counted from 0, is not later."""
-    block_L = place_L // length
-    return lambda place_S: place_S[None] // length <= block_L[:, None]
+def block_causal(place_KL, length: int) -> See:
+    """Queries at some places see keys whose block, counted from 0, is not later.
+
+    place_KL: [K or 1, L or 1].
+    """
+    block_KL = place_KL // length
+    return lambda place_S: place_S[None, None] // length <= block_KL[..., None]
 
 
 def everything(end) -> See:
     """Queries see all keys before `end`."""
-    return lambda place_S: place_S[None] < end
+    return lambda place_S: place_S[None, None] < end
 
 
 def _overlay(window, index, stored, offset_S):

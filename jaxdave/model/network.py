@@ -1,7 +1,7 @@
 """A `Network` for the decode loop, made from a config: pure functions of parameters.
 
 Three cache rules of full-attention models (models.md C2, C3 and no cache) and the exact
-cache of block-causal ones are the same loop with other `prime` and `forward` functions.
+cache of block-causal ones (`causal.py`) are the same loop with other functions.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,18 @@ from jaxdave.config import ModelConfig
 from jaxdave.model.attention import (
     TILE,
     See,
-    block_causal,
     everything,
     tiled,
     two_part,
 )
 from jaxdave.model.denoiser import binder
 from jaxdave.model.layers import rope_table
-from jaxdave.model.prime import in_chunks, shifted
+from jaxdave.model.prime import shifted
 from jaxdave.types import KVCache, Network
 
 HEAD_CHUNK = 8192
 """Ids of the vocabulary that are looked at together. Keyed noise is drawn per chunk, so
 another value would draw other samples."""
-FAST_CHUNK = 512
 
 Numerics = Literal["exact", "fast"]
 CacheRule = Literal["none", "prefix", "dual"]
@@ -77,14 +75,24 @@ class Model:
 
     def window(self, params, tokens_KL, start, cache, see, reach):
         """Hidden states [K, L, E] and K/V of a window that attends to a cache."""
-        chex.assert_rank(tokens_KL, 2)
         place_L = start + jnp.arange(tokens_KL.shape[1], dtype=jnp.int32)
+        whole = lambda a: a  # noqa: E731
+        return self.parts(params, tokens_KL, place_L, start, cache, see, reach, whole)
+
+    def parts(self, params, tokens, place, start, cache, see, reach, window_of):
+        """Hidden states [K, Q, E] and K/V of parts of a window, or of all of it.
+
+        tokens: [K, Q], at places [K or none, Q]; window_of: keys of the parts to those
+        of the window that each part sees [K, L, G, D].
+        """
+        chex.assert_rank(tokens, 2)
 
         def layer(stored, q, k, v):
+            k, v = window_of(k), window_of(v)
             return self.attend(q, k, v, stored, start, see, reach)
 
         bound = self.bind(params)
-        hidden, kv = bound.hidden(tokens_KL, self.rope(place_L), layer, cache)
+        hidden, kv = bound.hidden(tokens, self.rope(place), layer, cache)
         return hidden, KVCache(*kv)
 
     def canvas(self, params, tokens_T, end):
@@ -111,58 +119,13 @@ class Model:
         kernel = self.bind(params).head_kernel()
         return _dot("re,erm->rm", hidden_RE, kernel[:, ids_RM])
 
-    def network(self, forward, prime) -> Network:
+    def network(self, forward, prime, pieces=None) -> Network:
         """The network with this model's head."""
         c = self.config
         return Network(
             forward, prime, self.logits, self.logits_at,
-            c.vocab_rows, c.vocab_size, c.banned_ids, self.chunk,
+            c.vocab_rows, c.vocab_size, c.banned_ids, self.chunk, pieces=pieces,
         )  # fmt: skip
-
-
-def causal_network(
-    config: ModelConfig,
-    *,
-    numerics: Numerics = "exact",
-    positions: int = 4096,
-    block_length: int | None = None,
-    beside: Beside = alone,
-) -> Network:
-    """The network of a block-causal model, whose cache is exact.
-
-    numerics: "exact" attends by tiles on the absolute grid, "fast" in two parts.
-    positions: how many the rotation table covers. beside: what else a call evaluates.
-    """
-    model = Model(config, numerics, positions)
-    length = block_length or config.block_length
-    see_from = lambda place_L: block_causal(place_L, length)  # noqa: E731
-
-    def plain(params, tokens_KL, start, end, cache: KVCache):
-        del end
-        size = tokens_KL.shape[1]
-        see = see_from(start + jnp.arange(size, dtype=jnp.int32))
-        return model.window(params, tokens_KL, start, cache, see, start + size)
-
-    def forward(params, tokens_KL, start, end, cache: KVCache):
-        hidden, kv = plain(params, tokens_KL, start, end, cache)
-        seen = Seen(start, cache, kv, see_from, start + tokens_KL.shape[1])
-        return beside(model, params, model.align(hidden), seen), kv
-
-    def empty_cache(rows, capacity):
-        c = config
-        shape = (c.num_layers, rows, capacity, c.kv_heads, c.head_dim)
-        return KVCache(jnp.zeros(shape), jnp.zeros(shape))
-
-    chunk = TILE if model.exact else FAST_CHUNK
-    chunked = in_chunks(plain, empty_cache, chunk, model.align)
-
-    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
-        hidden, cache = chunked(params, tokens_T, begin, start, end, window, prompt)
-        held = _window_of(cache, start, window)
-        seen = Seen(start, cache, held, see_from, start + window)
-        return beside(model, params, hidden[None], seen)[0], cache
-
-    return model.network(forward, prime)
 
 
 def cached_network(
@@ -224,12 +187,12 @@ def _evaluated(model: Model, beside: Beside, params, tokens_T, start, end, size:
     """A window of a canvas that sees itself, hidden [L, E], and the canvas's K/V."""
     hidden_TE, stored = model.canvas(params, tokens_T, end)
     hidden_LE = jax.lax.dynamic_slice_in_dim(hidden_TE, start, size)
-    window, see = _window_of(stored, start, size), everything(end)
+    window, see = window_of(stored, start, size), everything(end)
     seen = Seen(start, stored, window, lambda place_L: see, end)
     return beside(model, params, hidden_LE[None], seen)[0], stored
 
 
-def _window_of(cache: KVCache, start, size: int) -> KVCache:
+def window_of(cache: KVCache, start, size: int) -> KVCache:
     """The keys and values [N, 1, L, ...] that a cache [N, T, ...] holds of a window."""
     cut = lambda a: jax.lax.dynamic_slice_in_dim(a, start, size, axis=1)  # noqa: E731
     return jax.tree.map(lambda a: cut(a)[:, None], cache)

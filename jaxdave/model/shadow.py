@@ -48,9 +48,9 @@ def shadows(length: int, model: Model, params, hidden_KLE, seen: Seen):
     visible = seen.see_from(said_L)
 
     def see_others(place_S):
-        return visible(place_S) & (place_S[None] != place_L[:, None])
+        return visible(place_S) & (place_S[None] != place_L[:, None])[None]
 
-    see_LL = jnp.broadcast_to(visible(said_L), (size, size))
+    see_LL = jnp.broadcast_to(visible(said_L)[0], (size, size))
 
     def layer(stored, q, k, v):
         cache, window = stored

@@ -1,0 +1,103 @@
+"""The network of a block-causal model, whose cache is exact.
+
+What a block says depends on nothing to its right. So a call evaluates every distinct
+state of a block once (`pieces`), whatever the number of drafts that go through it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxdave.config import ModelConfig
+from jaxdave.model.attention import TILE, block_causal
+from jaxdave.model.network import Beside, Model, Numerics, Seen, alone, window_of
+from jaxdave.model.prime import in_chunks
+from jaxdave.types import KVCache, Network, Pieces
+
+FAST_CHUNK = 512
+"""Tokens per pass of a prefill under fast numerics."""
+
+
+def causal_network(
+    config: ModelConfig,
+    *,
+    numerics: Numerics = "exact",
+    positions: int = 4096,
+    block_length: int | None = None,
+    beside: Beside = alone,
+) -> Network:
+    """The network of a block-causal model.
+
+    numerics: "exact" attends by tiles on the absolute grid, "fast" in two parts.
+    positions: how many the rotation table covers. beside: what else a call evaluates;
+    it looks at whole windows, so there are no pieces then.
+    """
+    model = Model(config, numerics, positions)
+    length = block_length or config.block_length
+    see_from = lambda place_L: block_causal(place_L[None], length)  # noqa: E731
+
+    def plain(params, tokens_KL, start, end, cache: KVCache):
+        del end
+        size = tokens_KL.shape[1]
+        see = see_from(start + jnp.arange(size, dtype=jnp.int32))
+        return model.window(params, tokens_KL, start, cache, see, start + size)
+
+    def forward(params, tokens_KL, start, end, cache: KVCache):
+        hidden, kv = plain(params, tokens_KL, start, end, cache)
+        seen = Seen(start, cache, kv, see_from, start + tokens_KL.shape[1])
+        return beside(model, params, model.align(hidden), seen), kv
+
+    chunk = TILE if model.exact else FAST_CHUNK
+    chunked = in_chunks(plain, _empty_cache(config), chunk, model.align)
+
+    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
+        hidden, cache = chunked(params, tokens_T, begin, start, end, window, prompt)
+        held = window_of(cache, start, window)
+        seen = Seen(start, cache, held, see_from, start + window)
+        return beside(model, params, hidden[None], seen)[0], cache
+
+    pieces = _pieces_of(model, length) if beside is alone else None
+    return model.network(forward, prime, pieces)
+
+
+def _pieces_of(model: Model, length: int):
+    """`Network.pieces` of a model: pieces are a batch axis that shares the cache."""
+
+    def pieces(params, cut: Pieces, start, end, cache: KVCache):
+        del end
+        in_block_P = jnp.arange(length, dtype=jnp.int32)
+        place_MP = start + cut.block_M[:, None] * length + in_block_P[None]
+        see = block_causal(place_MP[:, :1], length)
+
+        def window_of(part_MPGD):
+            seen = part_MPGD[cut.chain_MJ]
+            return seen.reshape(seen.shape[0], -1, *seen.shape[3:])
+
+        reach = start + cut.chain_MJ.shape[1] * length
+        hidden, kv = model.parts(
+            params, cut.tokens_MP, place_MP, start, cache, see, reach, window_of
+        )
+        return _aligned(hidden, cut) if model.shift else hidden, kv
+
+    return pieces
+
+
+def _aligned(hidden_MPE: jax.Array, cut: Pieces) -> jax.Array:
+    """Vectors at the positions that they predict, one to the right.
+
+    A piece's first position is told by the end of the piece before it; the window's
+    keeps its own (`prime.shifted`).
+    """
+    at_M = jnp.maximum(cut.block_M - 1, 0)
+    before_M = jnp.take_along_axis(cut.chain_MJ, at_M[:, None], axis=1)[:, 0]
+    told_ME = hidden_MPE[before_M, -1]
+    first_ME = jnp.where((cut.block_M > 0)[:, None], told_ME, hidden_MPE[:, 0])
+    return jnp.concatenate([first_ME[:, None], hidden_MPE[:, :-1]], axis=1)
+
+
+def _empty_cache(config: ModelConfig):
+    def empty_cache(rows: int, capacity: int):
+        c = config
+        shape = (c.num_layers, rows, capacity, c.kv_heads, c.head_dim)
+        return KVCache(jnp.zeros(shape), jnp.zeros(shape))
+
+    return empty_cache
