@@ -1,9 +1,9 @@
 """The parts of a decode, each jitted alone, so that they can be timed beside it.
 
-A bare call is the network on the drafts of a state from the middle of a decode, with
-the head reads that a step cannot do without: the active block of every draft and, where
-drafts are made, the window of one. Rows are mapped as the program maps them, and none
-has ended.
+A bare call is the network on what it is asked in a state from the middle of a decode,
+with the head reads that a step cannot do without: the active block of every draft and,
+where drafts are made, the window of one. Rows are mapped as the program maps them, and
+none has ended.
 """
 
 import dataclasses
@@ -17,15 +17,16 @@ from bench import common
 from jaxdave import calls, predict, run
 from jaxdave.decode import DecodeState
 from jaxdave.decoders import Decoder
+from jaxdave.evaluate import ask, question
 from jaxdave.result import Result
 from jaxdave.types import KVCache, RowState
 
 
 class Lane(NamedTuple):
-    """A row, its tokens for the network [K, L], and whether it has ended."""
+    """A row, what the network is asked of it, and whether it has ended."""
 
     row: RowState
-    tokens: jax.Array
+    asked: Any
     done: jax.Array
 
 
@@ -55,8 +56,8 @@ class Bench:
 
     def parts(self) -> dict[str, Callable[[], Any]]:
         """Every part as a compiled call without arguments."""
-        (rows, cache), drafts_BKL = self._middle()
-        lanes = Lane(rows, drafts_BKL, jnp.zeros_like(rows.done))
+        (rows, cache), asked = self._middle()
+        lanes = Lane(rows, asked, jnp.zeros_like(rows.done))
         return {
             "call": self._jitted(self._call, lanes, cache),
             "prefill": self._jitted(self._prefill, lanes, cache),
@@ -67,15 +68,18 @@ class Bench:
             "verify": self._jitted(self._verify, lanes, cache),
         }
 
-    def _middle(self) -> tuple[DecodeState, jax.Array]:
-        """The state half-way through, and its rows' drafts [B, K, L]."""
+    def _middle(self) -> tuple[DecodeState, Any]:
+        """The state half-way through, and what the network is asked of its rows."""
         program, cap = self.decoder.program, jnp.int32(self.decoder.cap)
         verify = [row.nfe.verify for row in self.result().rows]
         state = run.begin(self.decoder, self.params, self.prompts, 0, None).state
         half = jax.jit(lambda p, s: program.run(p, cap, s, min(verify) // 2))
         state = half(self.params, state)
-        drafted = jax.vmap(lambda row: self._drafted(self.params, row).tokens_KNL[:, 0])
-        return state, drafted(state.rows)
+
+        def asked(row: RowState):
+            return question(program, row, self._drafted(self.params, row))
+
+        return state, jax.vmap(asked)(state.rows)
 
     def _drafted(self, params, row: RowState):
         return calls.drafted(self.decoder.program, params, row)
@@ -92,8 +96,9 @@ class Bench:
         return lambda: made(self.params, lanes, cache)
 
     def _call(self, params, lane: Lane, cache: KVCache):
-        hidden_KLE, window = self._forward(params, lane, cache)
-        return self._reads(params, hidden_KLE, lane.row), window
+        hidden, window = self._forward(params, lane, cache)
+        slots = self.decoder.program.slots
+        return self._reads(params, hidden, lane.row, slots), window
 
     def _prefill(self, params, lane: Lane, cache: KVCache):
         program, row = self.decoder.program, lane.row
@@ -108,19 +113,21 @@ class Bench:
         hidden_LE, made = program.network.prime(
             params, tokens_T, row.begin, start, row.end, window, room
         )
-        return self._reads(params, hidden_LE[None], row), made
+        return self._reads(params, hidden_LE, row, 1), made
 
     def _forward(self, params, lane: Lane, cache: KVCache):
-        row, forward = lane.row, self.decoder.program.network.forward
-        return forward(params, lane.tokens, row.start, row.end, cache)
+        return ask(self.decoder.program, params, lane.row, lane.asked, cache)
 
-    def _reads(self, params, hidden_KLE: jax.Array, row: RowState):
+    def _reads(self, params, hidden: jax.Array, row: RowState, states: int):
+        """The head on the active blocks of some states and on one window."""
+        grid, width = self.decoder.program.grid, hidden.shape[-1]
+        hidden_RE = hidden.reshape(-1, width)
+        block_SWE = hidden_RE[: states * grid.length].reshape(states, -1, width)
+        zero_SW = jnp.zeros(block_SWE.shape[:2], jnp.int32)
         program = self.decoder.program
-        block_KWE = hidden_KLE[:, : program.grid.length]
-        zero_KW = jnp.zeros(block_KWE.shape[:2], jnp.int32)
-        args = (program, params, block_KWE, row.key, zero_KW, zero_KW)
-        hidden_LE = hidden_KLE[0, : program.grid.window_length]
-        return predict.predict(*args), predict.guess(program, params, hidden_LE, row)
+        read = predict.predict(program, params, block_SWE, row.key, zero_SW, zero_SW)
+        hidden_LE = hidden_RE[: grid.window_length]
+        return read, predict.guess(program, params, hidden_LE, row)
 
     def _verify(self, params, lane: Lane, cache: KVCache):
         cap = jnp.int32(self.decoder.cap)

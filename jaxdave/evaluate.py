@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxdave import pieces
+from jaxdave.pieces import Cut, along, cut, most_pieces
 from jaxdave.types import Drafts, RowState
 
 if TYPE_CHECKING:
@@ -41,11 +41,49 @@ class Evaluated(NamedTuple):
 
 def evaluate(program: "Program", params, row: RowState, drafts: Drafts, cache):
     """The states of the drafts evaluated, in the least the network can do."""
-    tokens_SL = drafts.tokens_KNL.reshape(-1, program.grid.window_length)
-    block_S, _ = jax.vmap(lambda t: program.grid.active(t, row))(tokens_SL)
+    asked = question(program, row, drafts)
+    answer = ask(program, params, row, asked, cache)
+    block_S = _blocks(program, row, drafts)
+    if isinstance(asked, Cut):
+        return _of_pieces(program, asked, block_S, *answer)
+    return _of_windows(program, block_S, *answer)
+
+
+def question(program: "Program", row: RowState, drafts: Drafts) -> jax.Array | Cut:
+    """What the network is asked: windows [S, L], or pieces where it can tell those."""
+    grid = program.grid
+    tokens_SL = drafts.tokens_KNL.reshape(-1, grid.window_length)
     if program.network.pieces is None:
-        return _by_windows(program, params, row, tokens_SL, block_S, cache)
-    return _by_pieces(program, params, row, drafts, block_S, cache)
+        return tokens_SL
+    branches = drafts.tokens_KNL.shape[1]
+    depth_K = jnp.where(drafts.valid_K, drafts.depth_K, -1)
+    # The policy's own next state is evaluated in any case.
+    wanted_S = jnp.repeat(drafts.valid_K.at[0].set(True), branches)
+    far = jnp.argmax(depth_K).astype(jnp.int32) * branches
+    tokens_SJP = tokens_SL.reshape(-1, grid.blocks, grid.length)
+    most = most_pieces(program.slots, grid.blocks)
+    block_S = _blocks(program, row, drafts)
+    return cut(tokens_SJP, block_S, wanted_S, far, grid.mask_id, most)
+
+
+def ask(program: "Program", params, row: RowState, asked: jax.Array | Cut, cache):
+    """The network call: vectors of what was asked, and what it adds to the cache."""
+    network = program.network
+    if isinstance(asked, Cut):
+        assert network.pieces is not None
+        tokens = asked.pieces.tokens_MP
+        found = network.pieces(params, asked.pieces, row.start, row.end, cache)
+    else:
+        tokens = asked
+        found = network.forward(params, tokens, row.start, row.end, cache)
+    chex.assert_shape(found[0], (*tokens.shape, None))
+    return found
+
+
+def _blocks(program: "Program", row: RowState, drafts: Drafts) -> jax.Array:
+    """The active block of every state, [S]."""
+    tokens_SL = drafts.tokens_KNL.reshape(-1, program.grid.window_length)
+    return jax.vmap(lambda t: program.grid.active(t, row)[0])(tokens_SL)
 
 
 def window_only(program: "Program", row: RowState, hidden_LE) -> Evaluated:
@@ -59,12 +97,8 @@ def window_only(program: "Program", row: RowState, hidden_LE) -> Evaluated:
     )  # fmt: skip
 
 
-def _by_windows(program: "Program", params, row, tokens_SL, block_S, cache):
-    hidden_SLE, added = program.network.forward(
-        params, tokens_SL, row.start, row.end, cache
-    )
-    chex.assert_shape(hidden_SLE, (*tokens_SL.shape, None))
-    seen_L = jnp.ones(tokens_SL.shape[1:], bool)
+def _of_windows(program: "Program", block_S, hidden_SLE, added) -> Evaluated:
+    seen_L = jnp.ones(hidden_SLE.shape[1:2], bool)
 
     def keep(state) -> Kept:
         own = jax.tree.map(lambda a: a[:, state], added)
@@ -74,31 +108,14 @@ def _by_windows(program: "Program", params, row, tokens_SL, block_S, cache):
     return Evaluated(hidden_SWE, block_S, jnp.ones(block_S.shape, bool), keep)
 
 
-def _by_pieces(program: "Program", params, row, drafts: Drafts, block_S, cache):
-    grid = program.grid
-    branches, size = drafts.tokens_KNL.shape[1:]
-    depth_K = jnp.where(drafts.valid_K, drafts.depth_K, -1)
-    # The policy's own next state is evaluated in any case.
-    wanted_K = drafts.valid_K.at[0].set(True)
-    wanted_S = jnp.repeat(wanted_K, branches)
-    far = jnp.argmax(depth_K).astype(jnp.int32) * branches
-    tokens_SJP = drafts.tokens_KNL.reshape(-1, grid.blocks, grid.length)
-    most = pieces.most_pieces(program.slots, grid.blocks)
-    made = pieces.cut(tokens_SJP, block_S, wanted_S, far, grid.mask_id, most)
-    assert program.network.pieces is not None
-    hidden_MPE, added = program.network.pieces(
-        params, made.pieces, row.start, row.end, cache
-    )
-    chex.assert_shape(hidden_MPE, (most, grid.length, None))
+def _of_pieces(program: "Program", made: Cut, block_S, hidden_MPE, added) -> Evaluated:
+    grid, most = program.grid, hidden_MPE.shape[0]
 
     def keep(state) -> Kept:
-        piece_J = pieces.along(made, state, block_S[state])
+        piece_J = along(made, state, block_S[state])
         at_J = jnp.minimum(piece_J, most - 1)
-        flat = lambda a: a.reshape(size, *a.shape[2:])  # noqa: E731
-        own = jax.tree.map(
-            lambda a: a[:, at_J].reshape(a.shape[0], size, *a.shape[3:]), added
-        )
-        seen_L = jnp.repeat(piece_J < most, grid.length)
-        return Kept(flat(hidden_MPE[at_J]), seen_L, own)
+        flat = lambda a: a[at_J].reshape(grid.window_length, *a.shape[2:])  # noqa: E731
+        own = jax.tree.map(jax.vmap(flat), added)
+        return Kept(flat(hidden_MPE), jnp.repeat(piece_J < most, grid.length), own)
 
     return Evaluated(hidden_MPE[made.seat_S], block_S, made.fits_S, keep)

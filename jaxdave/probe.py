@@ -6,6 +6,7 @@ what travels beside it. It holds on XLA's CPU backend (`tests/test_exact.py`); o
 another backend it is a question, and this asks it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,9 @@ import numpy as np
 
 from jaxdave.decode import Program
 from jaxdave.model.attention import TILE
+from jaxdave.pieces import most_pieces
 from jaxdave.predict import predict
+from jaxdave.types import Pieces
 
 START = TILE - 1
 """About where the probed window begins: it crosses the edge of a tile of keys."""
@@ -55,13 +58,51 @@ def slot_probe(program: Program, params: Any, seed: int = 0) -> Probe:
     return _ANSWERS[key]
 
 
+class _Lines(NamedTuple):
+    """How a program evaluates several lines of tokens at once.
+
+    forward(params, tokens_KL, start, end, cache) -> (hidden_KLE, what the lines add to
+    the cache [N, K, L, ...] or None).
+    """
+
+    count: int
+    length: int
+    forward: Callable[..., tuple[jax.Array, Any]]
+
+
+def _lines(program: Program) -> _Lines:
+    """Whole windows, or lines of two pieces each where blocks are evaluated apart."""
+    grid, pieces = program.grid, program.network.pieces
+    if pieces is None:
+        return _Lines(program.slots, grid.window_length, program.network.forward)
+    most = most_pieces(program.slots, grid.blocks)
+    count = most // 2
+    piece_M = jnp.arange(most, dtype=jnp.int32)
+    block_M = jnp.where(piece_M < 2 * count, piece_M % 2, 0)
+    is_left_MJ = jnp.arange(grid.blocks)[None] < block_M[:, None]
+    chain_MJ = jnp.where(is_left_MJ, piece_M[:, None] - 1, piece_M[:, None])
+
+    def forward(params, tokens_KL, start, end, cache):
+        tokens_MP = tokens_KL.reshape(-1, grid.length)
+        spare_MP = jnp.tile(tokens_MP[:1], (most - 2 * count, 1))
+        tokens_MP = jnp.concatenate([tokens_MP, spare_MP])
+        hidden_MPE, added = pieces(
+            params, Pieces(tokens_MP, block_M, chain_MJ), start, end, cache
+        )
+        flat = lambda a: a[: 2 * count].reshape(*tokens_KL.shape, *a.shape[2:])  # noqa: E731
+        return flat(hidden_MPE), jax.tree.map(jax.vmap(flat), added)
+
+    return _Lines(count, 2 * grid.length, forward)
+
+
 def _probe(program: Program, params: Any, seed: int) -> Probe:
-    count, length = program.slots, program.grid.window_length
+    lines = _lines(program)
+    count, length = lines.count, lines.length
     rng = np.random.default_rng(seed)
     draw = lambda: rng.integers(  # noqa: E731
         0, program.network.vocab_size, (count, length), np.int32
     )
-    evaluate = _evaluator(program, params, rng)
+    evaluate = _evaluator(program, lines, params, rng)
     drafts_KL, kept = draw(), count - 1
     order, others_KL = rng.permutation(count), draw()
     others_KL[kept] = drafts_KL[kept]
@@ -76,7 +117,7 @@ def _probe(program: Program, params: Any, seed: int) -> Probe:
     )
 
 
-def _evaluator(program: Program, params: Any, rng: np.random.Generator):
+def _evaluator(program: Program, lines: _Lines, params, rng: np.random.Generator):
     """tokens_KL -> arrays [K, ...]: predictions of the window, and its K and V."""
     network, window = program.network, program.grid.window_length
     start = START // program.grid.length * program.grid.length
@@ -96,8 +137,8 @@ def _evaluator(program: Program, params: Any, rng: np.random.Generator):
 
     @jax.jit
     def evaluate(params, tokens_KL, start, cache):
-        hidden_KLE, added = network.forward(params, tokens_KL, start, end, cache)
-        place_L = start + jnp.arange(window, dtype=jnp.int32)
+        hidden_KLE, added = lines.forward(params, tokens_KL, start, end, cache)
+        place_L = start + jnp.arange(lines.length, dtype=jnp.int32)
         place_KL = jnp.broadcast_to(place_L[None], tokens_KL.shape)
         step_KL = jnp.zeros_like(place_KL)
         pred = predict(program, params, hidden_KLE, key, step_KL, place_KL)

@@ -72,6 +72,10 @@ def choosing(network: Network) -> Network:
         hidden, added = network.forward(chosen.params, *args)
         return marked(hidden, chosen.index.astype(hidden.dtype)), added
 
+    def pieces(chosen: Chosen, *args):
+        hidden, added = network.pieces(chosen.params, *args)  # pyright: ignore
+        return marked(hidden, chosen.index.astype(hidden.dtype)), added
+
     def prime(chosen: Chosen, *args):
         hidden, cache = network.prime(chosen.params, *args)
         return marked(hidden, chosen.index.astype(hidden.dtype)), cache
@@ -92,6 +96,7 @@ def choosing(network: Network) -> Network:
         logits=logits,
         logits_at=logits_at,
         shadow=network.shadow and shadow,
+        pieces=network.pieces and pieces,
     )
 
 

@@ -3,6 +3,7 @@
 No cache, no window, no chunks, no arrays of drafts: a state is a list of tokens.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -33,19 +34,24 @@ def oracle(net: Weights, prompt, room: int, length: int, policy: str) -> Answer:
 
 
 def freedave_calls(net, prompt, room, length, policy, drafts: int, slots: int) -> int:
-    """Calls of FreeDave (Algorithm 2, exact match) with a window of whole blocks."""
+    """Calls of FreeDave (Algorithm 2, exact match) with a window of whole blocks.
+
+    Drafts are made of what the last call said: of a block that a draft was decoding,
+    as the first such draft saw it; of one further ahead, as the deepest draft did.
+    """
     window = length * (1 + (2 * -(-slots // length) if slots > 1 else 1))
     begin, end = len(prompt), len(prompt) + room
-    seen = blank(prompt, room + 2 * window, length)
+    first = blank(prompt, room + 2 * window, length)
     step = lambda at, by: policy_step(net, at, by, end, length, policy)  # noqa: E731
-    start, calls, known = begin // length * length, 1, step(seen, seen)
+    start, calls, known = begin // length * length, 1, step(first, first)
+    seen, chain = first, [first]
     while not finished(known, begin, end):
         reach = start + window
         while MASK not in seen[start : start + length]:
             start += length
-        chain = [known]
+        told, chain = functools.partial(source, seen, chain, length), [known]
         while len(chain) < drafts and first_block(chain[-1], length)[1] <= reach:
-            ahead = step(chain[-1], seen)
+            ahead = step(chain[-1], told(chain[-1]))
             full = MASK not in ahead[start : start + window]
             if full or finished(ahead, begin, end):
                 break
@@ -54,6 +60,15 @@ def freedave_calls(net, prompt, room, length, policy, drafts: int, slots: int) -
         while known in chain:
             seen, known = known, step(known, known)
     return calls
+
+
+def source(seen, chain, length: int, state) -> list[int]:
+    """The state whose evaluation tells the next step of `state`."""
+    block = first_block(state, length)
+    if block <= first_block(seen, length):
+        return seen
+    deciding = [draft for draft in chain if first_block(draft, length) == block]
+    return (deciding or chain[-1:])[0]
 
 
 def blank(prompt, room: int, length: int) -> list[int]:

@@ -17,14 +17,14 @@ def program():
 
 
 def broken(program, hidden_of):
-    """The program with its hidden states passed through a function of [K, L, E]."""
-    forward = program.network.forward
+    """The program with its hidden states passed through a function of [M, P, E]."""
+    pieces = program.network.pieces
 
-    def changed(params, tokens_KL, start, end, cache):
-        hidden, kv = forward(params, tokens_KL, start, end, cache)
-        return hidden_of(hidden, tokens_KL), kv
+    def changed(params, cut, start, end, cache):
+        hidden, kv = pieces(params, cut, start, end, cache)
+        return hidden_of(hidden), kv
 
-    network = program.network._replace(forward=changed)
+    network = program.network._replace(pieces=changed)
     return dataclasses.replace(program, network=network)
 
 
@@ -35,14 +35,14 @@ def test_the_real_network_passes(program):
 
 
 def test_a_place_that_shows_is_found(program):
-    place = lambda h, _: h * (1 + jnp.arange(4, dtype=h.dtype)[:, None, None] / 64)  # noqa: E731
+    place = lambda h: h * (1 + jnp.arange(len(h), dtype=h.dtype)[:, None, None] / 64)  # noqa: E731
     probe = slot_probe(broken(program, place), toys.tiny_params(0))
     assert probe.repeats and probe.neighbours
     assert not probe.order and not probe.equals and not probe.holds
 
 
 def test_a_neighbour_that_shows_is_found(program):
-    mixed = lambda h, _: h + jnp.mean(h, axis=0, keepdims=True) / 64  # noqa: E731
+    mixed = lambda h: h + jnp.mean(h, axis=0, keepdims=True) / 64  # noqa: E731
     probe = slot_probe(broken(program, mixed), toys.tiny_params(0))
     assert probe.repeats and not probe.neighbours and not probe.holds
 

@@ -21,7 +21,7 @@ from jaxdave.model.attention import TILE
 from jaxdave.model.prime import in_chunks
 from jaxdave.model.shadow import halved
 from jaxdave.run import generate
-from jaxdave.types import KVCache, Network
+from jaxdave.types import KVCache, Network, Pieces
 
 ROWS, SIZE, MASK, PAD, STOP = 16, 13, 12, 11, 10
 CHUNK = 6
@@ -130,6 +130,25 @@ def network(length: int, chunk: int = CHUNK) -> Network:
         stored = tokens_KL[None, :, :, None, None]
         return hidden, KVCache(stored, stored)
 
+    def pieces(params, cut: Pieces, start, end, cache: KVCache):
+        del end
+        size, total = cut.chain_MJ.shape[1] * length, cache.k.shape[1]
+        place_T = jnp.arange(total, dtype=jnp.uint32)
+        old_T = token_hash(cache.k[0, :, 0, 0].astype(jnp.uint32), place_T)
+        before_T = place_T < start.astype(jnp.uint32)
+        prefix = jnp.sum(jnp.where(before_T, old_T, np.uint32(0)), dtype=jnp.uint32)
+        place_JP = (start + jnp.arange(size, dtype=jnp.int32)).reshape(-1, length)
+        place_MP = place_JP.astype(jnp.uint32)[cut.block_M]
+        new_MP = token_hash(cut.tokens_MP.astype(jnp.uint32), place_MP)
+        block_M = jnp.sum(new_MP, axis=1, dtype=jnp.uint32)
+        seen_MJ = jnp.arange(cut.chain_MJ.shape[1])[None] <= cut.block_M[:, None]
+        chain_MJ = jnp.where(seen_MJ, block_M[cut.chain_MJ], np.uint32(0))
+        context_M = prefix + jnp.sum(chain_MJ, axis=1, dtype=jnp.uint32)
+        context_MP = jnp.broadcast_to(context_M[:, None], place_MP.shape)
+        hidden = vectors(context_MP, place_MP, as_masked(new_MP, place_MP))
+        stored = cut.tokens_MP[None, :, :, None, None]
+        return hidden, KVCache(stored, stored)
+
     def logits(params, hidden_RE, first):
         ids = (first + jnp.arange(chunk, dtype=jnp.int32)).astype(jnp.uint32)
         as_float = lambda a: a.astype(jnp.float32)  # noqa: E731
@@ -144,7 +163,9 @@ def network(length: int, chunk: int = CHUNK) -> Network:
         return table(params, hidden_RE[:, :1], hidden_RE[:, 1:], ids, as_float)
 
     prime = in_chunks(forward, empty_cache, TILE)
-    plain = Network(forward, prime, logits, logits_at, ROWS, SIZE, (MASK,), chunk)
+    plain = Network(
+        forward, prime, logits, logits_at, ROWS, SIZE, (MASK,), chunk, pieces=pieces
+    )
     return halved(plain)
 
 
