@@ -196,7 +196,8 @@ def main() -> None:
             tick = lambda n: progress.advance(task, n)  # noqa: E731
             swept = sweep, case, args.numerics, loaded, prompts, step, tick
             make = functools.partial(*swept)
-            names = case.source, case.policy.name, *case[2:], args.numerics, step
+            settings = args.weights, args.numerics, step
+            names = case.source, case.policy.name, *case[2:], *settings
             rows.append(once(args.kept, repr(names), make))
     total, same = (sum(row[k] for row in rows) for k in ("decodes", "identical"))
     if args.numerics == "exact":
