@@ -119,7 +119,12 @@ class Program:
         def call(held, cache):
             row, rests = held
             act = lambda: calls.verify(self, params, cap, row, cache)  # noqa: E731
-            return jax.lax.cond(rests, lambda: _rest(row, act), act)
+            if self.exact:
+                return jax.lax.cond(rests, lambda: _rest(row, act), act)
+            # Side by side a cond would copy all that it reads, weights too, per row.
+            return jax.tree.map(
+                lambda a, b: jnp.where(rests, a, b), _rest(row, act), act()
+            )
 
         moved, added, info = self.over_rows(call)((state.rows, resting_B), state.cache)
         cache = put_windows(state.cache, added, state.rows.start)
