@@ -60,6 +60,25 @@ def put_rows(function, rows: Any, cache: Any, chosen_B, one_by_one: bool):
     return jax.lax.fori_loop(0, chosen_B.shape[0], put, (rows, cache))
 
 
+def put_some(function, rows: Any, cache: Any, chosen_B):
+    """Chosen rows and their caches replaced by function(row, its cache), in turn.
+
+    A loop of no turns copies nothing, as a cond might.
+    """
+
+    def put(held):
+        rows, cache, chosen_B = held
+        index = jnp.argmax(chosen_B).astype(jnp.int32)
+        row = jax.tree.map(lambda a: a[index], rows)
+        moved, made = function(row, jax.tree.map(lambda a: a[:, index], cache))
+        rows = jax.tree.map(lambda a, b: _put(a, b, index, 0), rows, moved)
+        cache = jax.tree.map(lambda a, b: _put(a, b, index, 1), cache, made)
+        return rows, cache, chosen_B.at[index].set(False)
+
+    held = rows, cache, chosen_B
+    return jax.lax.while_loop(lambda held: jnp.any(held[2]), put, held)[:2]
+
+
 def _chosen(chosen_B, new, old, axis: int):
     others = [i for i in range(old.ndim) if i != axis]
     return jnp.where(jnp.expand_dims(chosen_B, others), new, old)

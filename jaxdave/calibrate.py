@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdave import calls, trees
@@ -66,7 +65,8 @@ def visited(film: Sequence[Sight]) -> Iterator[Slot]:
 
 def _sights(decoder: Decoder, params, prompts: Sequence) -> Iterator[Sight]:
     """What every row sees after each call of the plain policy, on the host."""
-    program, cap = decoder.program, jnp.int32(1)
+    program = decoder.program
+    terms = program.terms(1)
     state = begin(decoder, params, prompts).state
 
     def look(row):
@@ -76,7 +76,7 @@ def _sights(decoder: Decoder, params, prompts: Sequence) -> Iterator[Sight]:
             outlook.open_L, trees.left_of(outlook), row.done,
         )  # fmt: skip
 
-    step = jax.jit(lambda params, state: program.step(params, cap, state)[0])
+    step = jax.jit(lambda params, state: program.step(params, terms, state)[0])
     look_at = jax.jit(jax.vmap(look))
     for _ in range(decoder.max_new_tokens + 1):
         sight = Sight(*jax.device_get(look_at(state.rows)))

@@ -11,6 +11,7 @@ import typer
 from jaxdave import __version__
 from jaxdave.cli_settings import METHODS, Settings
 from jaxdave.console import run_app
+from jaxdave.files import NO_CACHE, cache_folder
 
 app = typer.Typer(
     help="Lossless draft-and-verify decoding of diffusion language models.",
@@ -211,11 +212,13 @@ def train(
 
 def keep_compiled(off: bool) -> None:
     """Let jax keep compiled programs in the user's cache folder, unless it is off."""
-    if off or os.environ.get("JAXDAVE_NO_CACHE"):
+    if off:
+        os.environ[NO_CACHE] = "1"
+    folder = cache_folder("xla")
+    if folder is None:
         return
     import jax
 
-    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -224,17 +227,6 @@ def keep_compiled(off: bool) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def cache_folder() -> Path:
-    """Where this platform keeps what can be made again."""
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
-    elif sys.platform == "darwin":
-        root = "~/Library/Caches"
-    else:
-        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "jaxdave" / "xla"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ the keys and values of that very call; its neighbour's first prediction comes fr
 too. So a request costs one prefill and its verify calls, nothing else, and the last
 token needs no call at all: it is known before it is evaluated. A full-attention model
 under a cache rule spends one more kind of call: the refresh at the start of a block,
-which is also the evaluation of the state that it starts from.
+which is also the evaluation of the state that it starts from. Guarded numerics spend a
+call more where a decision was too close to call.
 """
 
 import dataclasses
@@ -25,11 +26,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave import calls
-from jaxdave.cache import put_rows, put_windows
+from jaxdave.cache import put_rows, put_some, put_windows
 from jaxdave.draft import DraftFn
 from jaxdave.grid import Grid
+from jaxdave.pace import fastest
 from jaxdave.sampling import Sampling, request_key
-from jaxdave.types import Network, Policy, RowState
+from jaxdave.types import Doubt, Network, Policy, RowState
 
 
 class DecodeState(NamedTuple):
@@ -46,6 +48,22 @@ class Info(NamedTuple):
     accepted_B: jax.Array
 
 
+class Terms(NamedTuple):
+    """What a compiled decode may be told anew at every run; the text is the same.
+
+    cap: how many drafts may be used; 1 is the plain policy. calls: at most so many
+    rounds. doubt: how far predictions may be off, under guarded numerics; infinite:
+    every decision is checked. seconds_Z: what a call of each size takes. forced: use
+    this size whatever it takes, and go on after the rows' end (to time it); -1: no.
+    """
+
+    cap: jax.Array
+    calls: jax.Array
+    doubt: Doubt
+    seconds_Z: jax.Array
+    forced: jax.Array
+
+
 class Prompts(NamedTuple):
     """What a decode starts from: canvases, where rows begin and end, noise ids."""
 
@@ -60,9 +78,10 @@ class Prompts(NamedTuple):
 class Program:
     """The functions and fixed sizes that a decode is compiled from.
 
-    draft_steps: drafts a call carries. exact: rows are computed one after another by
-    one body of fixed shape, so a row's bits do not depend on its neighbours; otherwise
-    side by side.
+    sizes: how many drafts a call may carry, ascending; draft_steps: how many this one
+    does. exact: rows are computed one after another by one body of fixed shape, so a
+    row's bits do not depend on its neighbours; otherwise side by side. guarded: side by
+    side, and what is too close to call is computed again, as under exact.
     """
 
     network: Network
@@ -72,6 +91,22 @@ class Program:
     sampling: Sampling
     draft_steps: int
     exact: bool
+    guarded: bool = False
+    sizes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.sizes:
+            object.__setattr__(self, "sizes", (self.draft_steps,))
+
+    @property
+    def most(self) -> int:
+        """Drafts of the largest call."""
+        return self.sizes[-1]
+
+    @property
+    def near(self) -> int:
+        """How much of the window calls of this size make use of."""
+        return self.grid.near(self.draft_steps)
 
     @property
     def slots(self) -> int:
@@ -99,26 +134,44 @@ class Program:
             row = calls.fresh_row(self, tokens_T, begin, end, key, hidden)
             return calls.prime(self, params, row, prefill_length)
 
-        states, cache = (
-            jax.lax.map(one, prompts) if self.exact else jax.vmap(one)(prompts)
-        )
+        apart = self.exact or self.guarded
+        states, cache = jax.lax.map(one, prompts) if apart else jax.vmap(one)(prompts)
         chex.assert_shape(states.tokens_T, (rows, capacity))
         return DecodeState(states, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))
 
+    def terms(self, cap: int, calls: int = 0) -> Terms:
+        """Terms by which nothing is doubted and all sizes cost the same."""
+        same = jnp.ones((len(self.sizes),), jnp.float32)
+        none = Doubt(jnp.float32(0), jnp.float32(0))
+        return Terms(jnp.int32(cap), jnp.int32(calls), none, same, jnp.int32(-1))
+
     def step(
-        self, params: Any, cap: jax.Array, state: DecodeState
+        self, params: Any, terms: Terms, state: DecodeState
     ) -> tuple[DecodeState, Info]:
         """One call of every row that has not ended: a verify call, or its refresh.
 
-        cap: int32, how many drafts may be used: 1 is the plain policy, in this very
-        program; more never changes the text.
+        Under guarded numerics a row that doubts makes its guard call before that.
         """
         resting_B = state.rows.done | state.rows.stale
         state = self._refreshed(params, state)
+        state = self._rechecked(params, state) if self.guarded else state
+        resting_B |= state.rows.done | state.rows.stale
+        sized = [self._of_size(size, params, terms, resting_B) for size in self.sizes]
+        if len(sized) == 1:
+            moved, added, info = sized[0](state)
+        else:
+            choice = fastest(self.sizes, terms, state.rows)
+            moved, added, info = jax.lax.switch(choice, sized, state)
+        cache = put_windows(state.cache, added, state.rows.start)
+        return DecodeState(moved, cache), Info(*info)
+
+    def _of_size(self, size: int, params: Any, terms: Terms, resting_B: jax.Array):
+        """state -> (rows, what they add to the cache, info) of calls of one size."""
+        program = dataclasses.replace(self, draft_steps=size)
 
         def call(held, cache):
             row, rests = held
-            act = lambda: calls.verify(self, params, cap, row, cache)  # noqa: E731
+            act = lambda: calls.verify(program, params, terms, row, cache)  # noqa: E731
             if self.exact:
                 return jax.lax.cond(rests, lambda: _rest(row, act), act)
             # Side by side a cond would copy all that it reads, weights too, per row.
@@ -126,9 +179,16 @@ class Program:
                 lambda a, b: jnp.where(rests, a, b), _rest(row, act), act()
             )
 
-        moved, added, info = self.over_rows(call)((state.rows, resting_B), state.cache)
-        cache = put_windows(state.cache, added, state.rows.start)
-        return DecodeState(moved, cache), Info(*info)
+        return lambda state: self.over_rows(call)((state.rows, resting_B), state.cache)
+
+    def _rechecked(self, params: Any, state: DecodeState) -> DecodeState:
+        """The state after the guard calls of those rows that doubt."""
+
+        def one(row: RowState, cache):
+            return calls.recheck(self, params, row, cache)
+
+        doubted_B = state.rows.doubted & ~state.rows.done & ~state.rows.stale
+        return DecodeState(*put_some(one, state.rows, state.cache, doubted_B))
 
     def _refreshed(self, params: Any, state: DecodeState) -> DecodeState:
         """The state after the refresh calls of those rows that need one."""
@@ -140,7 +200,8 @@ class Program:
             return calls.prime(self, params, row, row.tokens_T.shape[0])
 
         def some(held: DecodeState) -> DecodeState:
-            made = put_rows(one, held.rows, held.cache, stale_B, self.exact)
+            apart = self.exact or self.guarded
+            made = put_rows(one, held.rows, held.cache, stale_B, apart)
             return DecodeState(*made)
 
         return jax.lax.cond(jnp.any(stale_B), some, lambda held: held, state)
@@ -160,16 +221,17 @@ class Program:
 
         return mapped
 
-    def run(self, params: Any, cap: jax.Array, state: DecodeState, bound: int):
-        """Step until every row has ended, at most `bound` times."""
+    def run(self, params: Any, terms: Terms, state: DecodeState):
+        """Step until every row has ended, at most as often as the terms allow."""
 
         def running(held):
             calls, state = held
-            return (calls < bound) & ~jnp.all(state.rows.done)
+            open_rows = (terms.forced >= 0) | ~jnp.all(state.rows.done)
+            return (calls < terms.calls) & open_rows
 
         def body(held):
             calls, state = held
-            return calls + 1, self.step(params, cap, state)[0]
+            return calls + 1, self.step(params, terms, state)[0]
 
         return jax.lax.while_loop(running, body, (jnp.int32(0), state))[1]
 

@@ -6,6 +6,7 @@ carries; the loop is one (`decode.py`).
 
 import dataclasses
 import functools
+from typing import Literal
 
 from jaxdave import policies
 from jaxdave.config import ModelConfig
@@ -19,20 +20,26 @@ from jaxdave.sampling import Sampling
 from jaxdave.types import Network, Policy
 
 MOST_DRAFTS = 32
-NUMERICS = ("exact", "fast")
+NUMERICS = ("guarded", "exact", "fast")
+SIZES = (1, 2, 4, 8, 16, 32)
+"""Drafts that a call may carry when their number is chosen call by call."""
+USUAL = 8
+"""Drafts of a call where one program must serve all."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     """A program, and how many of its drafts may be used (`cap`; 1 is the plain policy).
 
-    max_new_tokens: positions that may be decoded after the prompt.
+    max_new_tokens: positions that may be decoded after the prompt. numerics: in force;
+    "exact" where "guarded" was asked for and the policy cannot tell how sure it is.
     """
 
     program: Program
     cap: int
     max_new_tokens: int
     max_positions: int
+    numerics: str
 
 
 def static(
@@ -72,15 +79,17 @@ def freedave(
     config: ModelConfig,
     policy: Policy | None = None,
     *,
-    draft_steps: int = 8,
+    draft_steps: int | Literal["auto"] = "auto",
     **common,
 ) -> Decoder:
     """The text of `policy` (by default `policies.static(1)`), in fewer network calls.
 
-    draft_steps: states evaluated per call, 1 to 32. Common settings: max_new_tokens
+    draft_steps: states evaluated per call, 1 to 32, or "auto": chosen call by call
+    among `SIZES`, by what calls take and how drafts fare (8 under exact numerics, where
+    every call is the same program). Common settings: max_new_tokens
     (256), block_length (the model's), cache (full-attention models: "dual", "prefix" or
     "none"), guidance (0: off; full attention), never (ids that are never predicted),
-    temperature (0), top_k (0: off), top_p (1: off), numerics ("exact" or "fast"), draft
+    temperature (0), top_k (0: off), top_p (1: off), numerics ("guarded", "exact" or "fast"), draft
     (`draft.nested`), lossy (take a policy that speculates with the text itself, such as
     `policies.lopa`), network (for tests: a stand-in for the model's).
     Raises ValueError, naming the value, for a setting out of range.
@@ -91,13 +100,14 @@ def freedave(
         decoder = freedave(model.config, policies.threshold(0.9), draft_steps=8)
     """
     chosen = policies.static(1) if policy is None else policy
-    return build(config, chosen, draft_steps, draft_steps, **common)
+    cap = MOST_DRAFTS if draft_steps == "auto" else draft_steps
+    return build(config, chosen, draft_steps, cap, **common)
 
 
 def build(
     config: ModelConfig,
     policy: Policy,
-    slots: int,
+    slots: int | Literal["auto"],
     cap: int,
     *,
     max_new_tokens: int = 256,
@@ -108,7 +118,7 @@ def build(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    numerics: str = "exact",
+    numerics: str = "guarded",
     draft: DraftFn = nested,
     lossy: bool = False,
     network: Network | None = None,
@@ -117,24 +127,30 @@ def build(
     _check(config, policy, slots, max_new_tokens, numerics, guidance, lossy)
     length = config.block_length if block_length is None else block_length
     sampling = Sampling(temperature, top_k, top_p)
-    shape = layout(config, length, cache, slots, max_new_tokens)
+    can_tell = policy.sure is not None and not (sampling.filtered or guidance)
+    can_tell &= network is None or network.recheck is not None
+    if numerics == "guarded" and not can_tell:
+        numerics = "exact"
+    sizes = SIZES if slots == "auto" else (slots,)
+    if slots == "auto" and numerics == "exact":
+        sizes = (USUAL,)
+    shape = layout(config, length, cache, sizes[-1], max_new_tokens)
     if shape.forced_first:
         policy = policies.first_alone(policy)
     changes = guidance, tuple(sorted(never))
     program = _program(
-        config, policy, slots, shape, sampling, numerics, changes, draft, network
+        config, policy, sizes, shape, sampling, numerics, changes, draft, network
     )
-    return Decoder(program, cap, max_new_tokens, config.max_positions)
+    cap = min(cap, sizes[-1])
+    return Decoder(program, cap, max_new_tokens, config.max_positions, numerics)
 
 
 def _check(
-    config, policy: Policy, slots: int, room: int, numerics, guidance: float, lossy
+    config, policy: Policy, slots, room: int, numerics, guidance: float, lossy
 ) -> None:
     """Raise ValueError for settings out of range that nothing else looks at."""
-    if not 1 <= slots <= MOST_DRAFTS:
-        raise ValueError(
-            f"draft_steps={slots} must be in 1..{MOST_DRAFTS}; 8 is a good choice"
-        )
+    if slots != "auto" and not 1 <= slots <= MOST_DRAFTS:
+        raise ValueError(f"draft_steps={slots} must be in 1..{MOST_DRAFTS}, or 'auto'")
     if room < 1:
         raise ValueError(f"max_new_tokens={room} must be at least 1")
     if numerics not in NUMERICS:
@@ -157,14 +173,16 @@ def _check(
 
 @functools.lru_cache(maxsize=64)
 def _cached_program(key, policy, draft, network) -> Program:
-    config, _, slots, shape, sampling, numerics, (guidance, never) = key
+    config, _, sizes, shape, sampling, numerics, (guidance, never) = key
     grid = shape.grid
     positions = config.max_positions + 2 * grid.window_length + FAST_CHUNK
     make = shadowed(shape.network, grid.length) if policy.shadow else shape.network
     made = network or make(config, numerics=numerics, positions=positions)
     made = guided(made, guidance, config.mask_id) if guidance else made
     made = without(made, never) if never else made
-    return Program(made, grid, policy, draft, sampling, slots, numerics == "exact")
+    exact, guarded = numerics == "exact", numerics == "guarded"
+    most = sizes[-1]
+    return Program(made, grid, policy, draft, sampling, most, exact, guarded, sizes)
 
 
 # Programs carry their compiled code: two decoders of the same parts must share one.

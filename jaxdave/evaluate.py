@@ -61,8 +61,8 @@ def question(program: "Program", row: RowState, drafts: Drafts) -> jax.Array | C
     wanted_S = jnp.repeat(drafts.valid_K.at[0].set(True), branches)
     far = jnp.argmax(depth_K).astype(jnp.int32) * branches
     tokens_SJP = tokens_SL.reshape(-1, grid.blocks, grid.length)
-    most = most_pieces(program.slots, grid.blocks)
     block_S = _blocks(program, row, drafts)
+    most = most_pieces(program.slots, program.near // grid.length)
     return cut(tokens_SJP, block_S, wanted_S, far, grid.mask_id, most)
 
 
@@ -87,10 +87,16 @@ def _blocks(program: "Program", row: RowState, drafts: Drafts) -> jax.Array:
 
 
 def window_only(program: "Program", row: RowState, hidden_LE) -> Evaluated:
-    """The row's own window, evaluated by a call that makes the cache anew."""
+    """The front of the row's own window, evaluated from its tokens alone.
+
+    hidden_LE: of as many positions as were evaluated.
+    """
     grid = program.grid
     block, _ = grid.active(grid.window(row), row)
-    seen_L = jnp.ones((grid.window_length,), bool)
+    size = hidden_LE.shape[0]
+    seen_L = jnp.arange(grid.window_length) < size
+    rest = jnp.zeros((grid.window_length - size, hidden_LE.shape[1]), hidden_LE.dtype)
+    hidden_LE = jnp.concatenate([hidden_LE, rest])
     return Evaluated(
         grid.cut(hidden_LE, block)[None], block[None], jnp.ones((1,), bool),
         lambda state: Kept(hidden_LE, seen_L, None),

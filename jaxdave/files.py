@@ -2,8 +2,12 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+
+NO_CACHE = "JAXDAVE_NO_CACHE"
+"""Set in the environment: nothing is kept from run to run."""
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -39,3 +43,16 @@ def swap(made: Path, folder: Path) -> None:
         aside.rename(folder)
         raise
     shutil.rmtree(aside)
+
+
+def cache_folder(name: str) -> Path | None:
+    """Where this platform keeps what can be made again; None: nothing is to be kept."""
+    if os.environ.get(NO_CACHE):
+        return None
+    if sys.platform == "win32":
+        root = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    elif sys.platform == "darwin":
+        root = "~/Library/Caches"
+    else:
+        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "jaxdave" / name

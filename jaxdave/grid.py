@@ -30,6 +30,11 @@ def nowhere(grid: "Grid", evaluated_L, known_L, state: RowState):
     return jnp.int32(0), jnp.bool_(False)
 
 
+def ahead(drafts: int, length: int) -> int:
+    """Positions that drafts of a block-causal model reach from a block's start."""
+    return length * (1 + (2 * -(-drafts // length) if drafts > 1 else 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """The geometry of a decode: block length, window length, mask id and stop ids.
@@ -52,6 +57,16 @@ class Grid:
     @property
     def blocks(self) -> int:
         return self.window_length // self.length
+
+    def near(self, drafts: int) -> int:
+        """How much of the window calls with so many drafts make use of.
+
+        After d tokens are accepted the next d drafts come from the same call, so that
+        they reach 2 d tokens past the current block.
+        """
+        if self.slide is not past_seen:
+            return self.window_length
+        return min(self.window_length, ahead(drafts, self.length))
 
     def first(self, begin: jax.Array) -> jax.Array:
         """Where the first window starts, given the first generated position."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxdave.config import ModelConfig, check_block_length
-from jaxdave.grid import Grid, nowhere, past_known
+from jaxdave.grid import Grid, ahead, nowhere, past_known
 from jaxdave.model.causal import causal_network
 from jaxdave.model.network import cached_network, whole_network
 from jaxdave.types import Network
@@ -51,10 +51,7 @@ def _causal(config: ModelConfig, length: int, cache, slots: int) -> Layout:
             "block-causal and its cache is exact, so leave it out"
         )
     check_block_length(length)
-    # After d tokens are accepted the next d drafts come from the same call, so the
-    # window reaches 2 d tokens past the current block.
-    ahead = 2 * -(-slots // length) if slots > 1 else 1
-    grid = Grid(length, length * (1 + ahead), config.mask_id, config.stop_ids)
+    grid = Grid(length, ahead(slots, length), config.mask_id, config.stop_ids)
     return Layout(grid, _causal_of(length), config.logits_shift != "none")
 
 

@@ -29,18 +29,23 @@ def decide(program: "Program", params, hidden_SWE, block_S, depth_S, row: RowSta
 
 
 def guess(program: "Program", params, hidden_LE, row: RowState) -> Prediction:
-    """The prediction of the whole window at the noise of the steps to come, [D, L]."""
-    if program.draft_steps == 1:
+    """The prediction of the window at the noise of the steps to come, [D, L].
+
+    Only as far as calls of this size look; beyond that there is none.
+    """
+    if program.most == 1 and not program.guarded:
         return nothing(program)
-    depths = depths_of(program)
-    place_L = program.grid.places(row)
+    depths, near = depths_of(program), program.near
+    place_L, hidden_LE = program.grid.places(row)[:near], hidden_LE[:near]
     shape = (depths, *place_L.shape)
     step_DL = jnp.broadcast_to(
         (row.n + jnp.arange(depths, dtype=jnp.int32))[:, None], shape
     )
     place_DL = jnp.broadcast_to(place_L[None], shape)
     hidden_DLE = jnp.broadcast_to(hidden_LE[None], (*shape, hidden_LE.shape[-1]))
-    return predict(program, params, hidden_DLE, row.key, step_DL, place_DL)
+    pred = predict(program, params, hidden_DLE, row.key, step_DL, place_DL)
+    rest = jax.tree.map(lambda a: a[:, near:], nothing(program))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), pred, rest)
 
 
 def predict(program: "Program", params, hidden, key, step, place) -> Prediction:
@@ -154,11 +159,11 @@ def chunks_of(program: "Program") -> int:
 
 def depths_of(program: "Program") -> int:
     """Depths of future noise that drafts need; without noise all depths are one."""
-    return max(program.draft_steps - 1, 1) if program.sampling.noisy else 1
+    return max(program.most - 1, 1) if program.sampling.noisy else 1
 
 
 def nothing(program: "Program") -> Prediction:
     """No prediction, [D, L]."""
     shape = (depths_of(program), program.grid.window_length)
     low: Any = jnp.full(shape, NEVER)
-    return Prediction(jnp.full(shape, -1, jnp.int32), low, low, low, low)
+    return Prediction(jnp.full(shape, -1, jnp.int32), low, low, low, low, low)

@@ -75,7 +75,7 @@ def _lines(program: Program) -> _Lines:
     grid, pieces = program.grid, program.network.pieces
     if pieces is None:
         return _Lines(program.slots, grid.window_length, program.network.forward)
-    most = most_pieces(program.slots, grid.blocks)
+    most = most_pieces(program.slots, program.near // grid.length)
     count = most // 2
     piece_M = jnp.arange(most, dtype=jnp.int32)
     block_M = jnp.where(piece_M < 2 * count, piece_M % 2, 0)

@@ -12,17 +12,19 @@ from jaxdave.decode import DecodeState
 class Nfe:
     """Network calls by kind, however many drafts each carried.
 
-    This engine never needs a commit call, nor a refresh for block-causal models.
+    This engine never needs a commit call, nor a refresh for block-causal models; guard
+    calls decide what was too close to call under guarded numerics.
     """
 
     prefill: int
     verify: int
     commit: int = 0
     refresh: int = 0
+    guard: int = 0
 
     @property
     def total(self) -> int:
-        return self.prefill + self.verify + self.commit + self.refresh
+        return self.prefill + self.verify + self.commit + self.refresh + self.guard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Row:
     on the same path: for block-causal models one prefill, one call per policy step and
     one commit per block; for full attention one call per policy step.
     accepted: policy steps that each later call confirmed. committed_at: the call that
-    made each of `token_ids` known (0: the prefill). steps: policy steps in all.
+    made each of `token_ids` known (0: the prefill). steps: policy steps in all. sizes:
+    verify calls by the sizes of `Program.sizes`.
     """
 
     token_ids: tuple[int, ...]
@@ -46,6 +49,7 @@ class Row:
     accepted: tuple[int, ...]
     committed_at: tuple[int, ...]
     steps: int
+    sizes: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +94,10 @@ def _read_row(rows, index: int, length: int, mask_id, stop_ids, commits: bool) -
     tokens, call = rows.tokens_T[index], rows.stats.call_T[index]
     begin, end = int(rows.begin[index]), int(rows.end[index])
     last, solid = settled(tokens, begin, end, mask_id, stop_ids)
-    verify, refresh = int(rows.stats.verify[index]), int(rows.stats.refresh[index])
+    stats = rows.stats
+    verify, refresh, guard = (
+        int(part[index]) for part in (stats.verify, stats.refresh, stats.guard)
+    )
     steps = int(rows.n[index])
     touched = np.flatnonzero(call[begin:end] >= 0)
     blocks = (begin + int(touched[-1])) // length - begin // length + 1
@@ -99,11 +106,12 @@ def _read_row(rows, index: int, length: int, mask_id, stop_ids, commits: bool) -
         token_ids=ids,
         finish_reason="stop" if last < solid else "length",
         valid_tokens=len(ids),
-        nfe=Nfe(prefill=1, verify=verify, refresh=refresh),
+        nfe=Nfe(prefill=1, verify=verify, refresh=refresh, guard=guard),
         reference_nfe=steps + (1 + blocks) * commits,
         accepted=tuple(
-            int(a) for a in rows.stats.accepted_C[index][: verify + refresh]
+            int(a) for a in stats.accepted_C[index][: verify + refresh + guard]
         ),
+        sizes=tuple(int(count) for count in stats.size_Z[index]),
         committed_at=tuple(int(c) for c in call[begin:last]),
         steps=steps,
     )

@@ -1,8 +1,8 @@
 """Prompts in, tokens out: the host's side of a decode.
 
-`generate` runs the whole loop on the device; `stream` calls the same compiled step from
-Python and yields what it commits. Shapes are padded to buckets of powers of two, and a
-program is compiled once per bucket.
+`generate` runs the whole loop on the device; `stream` runs the same compiled loop a
+round at a time and yields what it commits. Shapes are padded to buckets of powers of
+two, and a program is compiled once per bucket.
 """
 
 import collections
@@ -19,6 +19,7 @@ from jaxdave.decoders import Decoder
 from jaxdave.grid import past_seen
 from jaxdave.model.attention import TILE
 from jaxdave.result import Result, read_rows, settled
+from jaxdave.tune import terms_for
 
 
 class Update(NamedTuple):
@@ -49,18 +50,9 @@ def generate(
     room after it.
     """
     opened = begin(decoder, params, prompts, seed, requests)
-    cap = jnp.int32(decoder.cap)
-    run, compiled = _compiled(
-        decoder.program,
-        f"run {decoder.max_new_tokens}",
-        lambda params, cap, state: decoder.program.run(
-            params, cap, state, decoder.max_new_tokens
-        ),
-        (params, cap, opened.state),
-        donate=2,
-    )
+    run, compiled, terms = _loop(decoder, params, prompts, opened.state)
     start = time.perf_counter()
-    state = jax.device_get(run(params, cap, opened.state).rows)
+    state = jax.device_get(run(params, terms, opened.state).rows)
     seconds = time.perf_counter() - start
     grid = decoder.program.grid
     rows = read_rows(
@@ -87,17 +79,12 @@ def stream(
     as `generate`; the tokens are the same.
     """
     opened = begin(decoder, params, prompts, seed, requests)
-    cap, state = jnp.int32(decoder.cap), opened.state
-    step, _ = _compiled(
-        decoder.program,
-        "step",
-        lambda params, cap, state: decoder.program.step(params, cap, state)[0],
-        (params, cap, state),
-        donate=2,
-    )
+    # One round a call of the very loop that `generate` runs: the same bits.
+    step, _, terms = _loop(decoder, params, prompts, opened.state)
+    state, terms = opened.state, terms._replace(calls=jnp.int32(1))
     sent = [len(prompt) for prompt in prompts]
     open_rows = set(range(len(prompts)))
-    for call in range(decoder.max_new_tokens + 1):
+    for call in range(2 * decoder.max_new_tokens + 1):
         tokens_BT, done_B = jax.device_get((state.rows.tokens_T, state.rows.done))
         for row in sorted(open_rows):
             begun, done = len(prompts[row]), bool(done_B[row])
@@ -111,7 +98,31 @@ def stream(
                 yield Update(row, (), (), call)
         if not open_rows:
             return
-        state = step(params, cap, state)
+        state = step(params, terms, state)
+
+
+def _loop(decoder: Decoder, params, prompts: Ids, state: DecodeState):
+    """The compiled loop, the seconds that it took to make, and its terms."""
+    program = decoder.program
+    terms = program.terms(decoder.cap, 2 * decoder.max_new_tokens)
+    args = params, terms, state
+    run, compiled = _compiled(program, "run", program.run, args, donate=2)
+    start = time.perf_counter()
+    fresh = lambda: begin(decoder, params, _probes(decoder, prompts)).state  # noqa: E731
+    shapes = tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(state))
+    terms = terms_for(
+        program, decoder.cap, int(terms.calls), run, params, fresh, shapes
+    )
+    return run, compiled + time.perf_counter() - start, terms
+
+
+def _probes(decoder: Decoder, prompts: Ids) -> Ids:
+    """Prompts of random tokens, as long as those given."""
+    network, grid = decoder.program.network, decoder.program.grid
+    never = {grid.mask_id, *grid.stop_ids, *network.banned}
+    usable = [token for token in range(network.vocab_size) if token not in never]
+    rng = np.random.default_rng(0)
+    return [rng.choice(usable, len(prompt)).tolist() for prompt in prompts]
 
 
 class Begun(NamedTuple):

@@ -95,16 +95,21 @@ def read(
             1, chunks, lambda i, held: _merge(held, best_of(i)), found
         )
     chosen, spread = found
-    return Prediction(chosen.token, chosen.z - chosen.others, *_features(*spread))
+    gap, margin, entropy = _features(*spread)
+    lead = chosen.y - chosen.next if sampling.noisy else gap
+    score = chosen.z - chosen.others
+    return Prediction(chosen.token, score, gap, margin, entropy, lead)
 
 
 class _Best(NamedTuple):
-    """Noisy value, id and logit of the token taken; log-sum-exp of all others."""
+    """Noisy value, id and logit of the token taken; of all others the log-sum-exp, and
+    the next noisy value."""
 
     y: jax.Array
     token: jax.Array
     z: jax.Array
     others: jax.Array
+    next: jax.Array
 
 
 class _Spread(NamedTuple):
@@ -131,7 +136,8 @@ def _best(y, z, index) -> _Best:
     chosen = jnp.arange(size)[None] == local_R[:, None]
     others_R = jax.nn.logsumexp(jnp.where(chosen, NEVER, z), axis=1)
     pick = lambda a: jnp.max(jnp.where(chosen, a, -jnp.inf), axis=1)  # noqa: E731
-    return _Best(pick(y), index * size + local_R, pick(z), others_R)
+    next_R = jnp.max(jnp.where(chosen, -jnp.inf, y), axis=1)
+    return _Best(pick(y), index * size + local_R, pick(z), others_R, next_R)
 
 
 def _spread(z) -> _Spread:
@@ -154,6 +160,9 @@ def _merge(a: _Chunk, b: _Chunk) -> _Chunk:
     )
     loser = jnp.where(keep, b.best.z, a.best.z)
     others = jnp.logaddexp(jnp.logaddexp(a.best.others, b.best.others), loser)
+    second = jnp.maximum(
+        jnp.where(keep, a.best.next, b.best.next), jnp.where(keep, b.best.y, a.best.y)
+    )
     first = a.spread.top >= b.spread.top
     win, lose = (
         _Spread(*(jnp.where(first, x, w) for x, w in zip(*pair, strict=True)))
@@ -167,7 +176,7 @@ def _merge(a: _Chunk, b: _Chunk) -> _Chunk:
         win.rest + fade * (1.0 + lose.rest),
         win.moment + fade * (below * (1.0 + lose.rest) + lose.moment),
     )
-    return _Chunk(_Best(y, token, z, others), spread)
+    return _Chunk(_Best(y, token, z, others, second), spread)
 
 
 def _features(top, second, rest, moment):

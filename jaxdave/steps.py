@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.predict import look
-from jaxdave.types import Branches, Guess, Prediction, RowState, Stand, View
+from jaxdave.types import Branches, Doubt, Guess, Prediction, RowState, Stand, View
 
 if TYPE_CHECKING:
     from jaxdave.decode import Program
@@ -59,6 +59,26 @@ def step(
     may_W = view.open_W | view.decoded_W if policy.revises else view.open_W
     moved_W = jnp.where(may_W, moved_W, view.tokens_W)
     return Stand(grid.paste(stand.tokens_L, moved_W, block), memory, stand.n + 1)
+
+
+def sure(
+    program: "Program",
+    params,
+    row: RowState,
+    stand: Stand,
+    pred,
+    hidden_WE,
+    doubt: Doubt,
+) -> jax.Array:
+    """Whether the step from an evaluated state holds for all numbers this near.
+
+    Then no open position has another token, and the rule no other choice.
+    """
+    rule = program.policy.sure
+    assert rule is not None, "guarded numerics need a policy that can tell"
+    view, _ = _view(program, params, row, stand, pred, hidden_WE)
+    same_W = ~view.open_W | (pred.lead > doubt.lead)
+    return jnp.all(same_W) & rule(view, stand.memory, doubt.score)
 
 
 def simulate(program: "Program", params, row: RowState, stand: Stand, depth) -> Guess:

@@ -58,6 +58,10 @@ class Network(NamedTuple):
     pieces(params, Pieces, start, end, cache of one row) -> (hidden_MPE, what they add
         to the cache [N, M, P, ...]): `forward` where blocks see nothing to their right;
         None: the network only evaluates whole windows.
+    recheck(params, tokens_T, solid, start, end, window length, cache of one row)
+        -> (hidden_LE of the window, the cache): one call that evaluates the state of
+        the window in the shape that guarded numerics trust; before `solid` the cache is
+        made of such calls already. None: the network has no such shape.
     """
 
     forward: Callable[..., tuple[jax.Array, Any]]
@@ -70,6 +74,7 @@ class Network(NamedTuple):
     chunk: int
     shadow: Callable[[jax.Array], jax.Array] | None = None
     pieces: Callable[..., tuple[jax.Array, Any]] | None = None
+    recheck: Callable[..., tuple[jax.Array, Any]] | None = None
 
 
 class Prediction(NamedTuple):
@@ -79,6 +84,7 @@ class Prediction(NamedTuple):
     unfiltered tempered distribution, float32, and never saturates as a probability
     does. score: log of the odds of `token` against all others. gap: logit of the best
     token less that of the second. margin: -log(1 - (p_best - p_second)). entropy: nats.
+    lead: by how much the sampler preferred `token` to the next, its noise included.
     """
 
     token: jax.Array
@@ -86,6 +92,14 @@ class Prediction(NamedTuple):
     gap: jax.Array
     margin: jax.Array
     entropy: jax.Array
+    lead: jax.Array
+
+
+class Doubt(NamedTuple):
+    """How far numbers of a prediction may be off: of its score, and of its lead."""
+
+    score: jax.Array
+    lead: jax.Array
 
 
 class Look(NamedTuple):
@@ -161,7 +175,9 @@ class Policy(NamedTuple):
     branching: for a policy whose step commits nothing yet, but leaves `Branches` as its
     memory for the network to weigh. shadow: whether it asks for `Look.shadow_at`; the
     network is evaluated with shadows then. lossless: False for a rule that speculates
-    with the text itself.
+    with the text itself. sure(view, memory, error) -> whether the step would be the
+    same if every score were off by up to `error` and no token changed; None: the rule
+    cannot tell, so that it is only decoded under exact numerics.
     """
 
     name: str
@@ -171,6 +187,7 @@ class Policy(NamedTuple):
     lossless: bool = True
     branching: Branching | None = None
     shadow: bool = False
+    sure: Callable[[View, Memory, jax.Array], jax.Array] | None = None
 
 
 class Stand(NamedTuple):
@@ -188,13 +205,17 @@ class Stand(NamedTuple):
 class Stats(NamedTuple):
     """Running totals of one row.
 
-    verify, refresh: calls by kind. call_T: the call after the prefill that made a
-    position known (0: the prefill; -1: not yet). accepted_C: policy steps that each of
-    those calls confirmed.
+    verify, refresh, guard: calls by kind. call_T: the call after the prefill that made
+    a position known (0: the prefill; -1: not yet). accepted_C: policy steps that each
+    of those calls confirmed. size_Z: verify calls of each size. error: the largest
+    difference that a guard call has found to what it checked.
     """
 
     verify: jax.Array
     refresh: jax.Array
+    guard: jax.Array
+    size_Z: jax.Array
+    error: Doubt
     call_T: jax.Array
     accepted_C: jax.Array
 
@@ -211,7 +232,10 @@ class RowState:
     decisions. begin, end: the first generated position, and the one after the last.
     start: first position of the window. stale: the window has moved to where the cache
     does not reach, so the next call must be a refresh. n: policy-step index of the
-    state in `tokens_T`; memory: the policy's, at that state.
+    state in `tokens_T`; memory: the policy's, at that state. doubted: what follows that
+    state was too close to call, so the next call must be a guard. solid: before it the
+    cache holds what guard calls have made. luck: drafts that were right, and wrong, of
+    late.
     """
 
     tokens_T: jax.Array
@@ -225,6 +249,9 @@ class RowState:
     memory: Memory
     done: jax.Array
     key: jax.Array
+    doubted: jax.Array
+    solid: jax.Array
+    luck: jax.Array
     stats: Stats
 
 

@@ -12,18 +12,32 @@ import jax.numpy as jnp
 
 from jaxdave.types import Drafts, Stand
 
-StepFrom = Callable[[jax.Array, Stand], tuple[jax.Array, Stand]]
+StepFrom = Callable[[jax.Array, Stand], tuple[jax.Array, Stand, jax.Array]]
 Ahead = Callable[[Stand], jax.Array]
 
 
 class Walked(NamedTuple):
-    """Where a walk ends: the last draft reached, which of its branches the policy goes
-    to, its step from there, hops."""
+    """Where a walk ends: the last draft reached and the policy's stand there, which of
+    its branches the policy goes to, its step from there, whether that is sure, hops."""
 
     at: jax.Array
+    stand: Stand
     branch: jax.Array
     target: Stand
+    sure: jax.Array
     hops: jax.Array
+
+    @property
+    def known(self) -> Stand:
+        """The policy's next state: the target, or where it is too close to call the
+        draft itself, which must be evaluated once more."""
+        pick = lambda a, b: jnp.where(self.sure, a, b)  # noqa: E731
+        return jax.tree.map(pick, self.target, self.stand)
+
+    @property
+    def steps(self) -> jax.Array:
+        """Policy steps that the walk has confirmed."""
+        return self.hops + self.sure.astype(jnp.int32)
 
 
 def walk(
@@ -31,11 +45,11 @@ def walk(
 ) -> Walked:
     """From draft 0 take the policy's step while that leads to another draft.
 
-    step_from(draft, its stand) -> the branch taken and where the policy stands next,
-    from fresh predictions; ahead(stand) -> the states [N, L] that must be evaluated to
-    go on. The policy's memory follows the path. Equality is of whole states. in_order:
-    the next draft must lie one step deeper, as it must when predictions depend on the
-    step index. At most K - 1 hops.
+    step_from(draft, its stand) -> the branch taken, where the policy stands next, and
+    whether that is sure, from fresh predictions; ahead(stand) -> the states [N, L] that
+    must be evaluated to go on. The policy's memory follows the path. Equality is of
+    whole states. in_order: the next draft must lie one step deeper, as it must when
+    predictions depend on the step index. At most K - 1 hops, none from an unsure step.
     """
     count = drafts.depth_K.shape[0]
     index_K = jnp.arange(count, dtype=jnp.int32)
@@ -50,11 +64,12 @@ def walk(
         return same_K & (index_K != held.at)
 
     def on(held: Walked):
-        return (held.hops < count - 1) & jnp.any(successors(held))
+        return held.sure & (held.hops < count - 1) & jnp.any(successors(held))
 
     def hop(held: Walked):
         at = jnp.argmax(successors(held)).astype(jnp.int32)
-        return Walked(at, *step_from(at, held.target), held.hops + 1)
+        return Walked(at, held.target, *step_from(at, held.target), held.hops + 1)
 
-    start = Walked(jnp.int32(0), *step_from(jnp.int32(0), first), jnp.int32(0))
+    zero = jnp.int32(0)
+    start = Walked(zero, first, *step_from(zero, first), zero)
     return jax.lax.while_loop(on, hop, start)

@@ -18,7 +18,7 @@ from jaxdave import decoders, run
 from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
 from jaxdave.model.attention import TILE
-from jaxdave.model.prime import in_chunks
+from jaxdave.model.prime import Chunks, further, in_chunks
 from jaxdave.model.shadow import halved
 from jaxdave.run import generate
 from jaxdave.types import KVCache, Network, Pieces
@@ -162,10 +162,11 @@ def network(length: int, chunk: int = CHUNK) -> Network:
         ids, as_float = ids_RM.astype(jnp.uint32), lambda a: a.astype(jnp.float32)
         return table(params, hidden_RE[:, :1], hidden_RE[:, 1:], ids, as_float)
 
-    prime = in_chunks(forward, empty_cache, TILE)
+    chunks = Chunks(forward, TILE)
     plain = Network(
-        forward, prime, logits, logits_at, ROWS, SIZE, (MASK,), chunk, pieces=pieces
-    )
+        forward, in_chunks(chunks, empty_cache), logits, logits_at, ROWS, SIZE, (MASK,),
+        chunk, pieces=pieces, recheck=further(chunks),
+    )  # fmt: skip
     return halved(plain)
 
 

@@ -4,13 +4,23 @@ What a block says depends on nothing to its right. So a call evaluates every dis
 state of a block once (`pieces`), whatever the number of drafts that go through it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from jaxdave.config import ModelConfig
 from jaxdave.model.attention import TILE, block_causal
-from jaxdave.model.network import Beside, Model, Numerics, Seen, alone, window_of
-from jaxdave.model.prime import in_chunks
+from jaxdave.model.network import (
+    Beside,
+    Model,
+    Numerics,
+    Seen,
+    alone,
+    models,
+    window_of,
+)
+from jaxdave.model.prime import Chunks, further, in_chunks
 from jaxdave.types import KVCache, Network, Pieces
 
 FAST_CHUNK = 512
@@ -27,36 +37,39 @@ def causal_network(
 ) -> Network:
     """The network of a block-causal model.
 
-    numerics: "exact" attends by tiles on the absolute grid, "fast" in two parts.
+    numerics: "exact" attends by tiles on the absolute grid, "fast" in two parts, and
+    "guarded" computes drafts either way and what it trusts as "exact" does.
     positions: how many the rotation table covers. beside: what else a call evaluates;
     it looks at whole windows, so there are no pieces then.
     """
-    model = Model(config, numerics, positions)
+    model, trusted = models(config, numerics, positions)
     length = block_length or config.block_length
     see_from = lambda place_L: block_causal(place_L[None], length)  # noqa: E731
 
-    def plain(params, tokens_KL, start, end, cache: KVCache):
+    def plain(model: Model, params, tokens_KL, start, end, cache: KVCache):
         del end
         size = tokens_KL.shape[1]
         see = see_from(start + jnp.arange(size, dtype=jnp.int32))
         return model.window(params, tokens_KL, start, cache, see, start + size)
 
     def forward(params, tokens_KL, start, end, cache: KVCache):
-        hidden, kv = plain(params, tokens_KL, start, end, cache)
+        hidden, kv = plain(model, params, tokens_KL, start, end, cache)
         seen = Seen(start, cache, kv, see_from, start + tokens_KL.shape[1])
         return beside(model, params, model.align(hidden), seen), kv
 
-    chunk = TILE if model.exact else FAST_CHUNK
-    chunked = in_chunks(plain, _empty_cache(config), chunk, model.align)
+    chunk = TILE if trusted.exact else FAST_CHUNK
+    chunks = Chunks(functools.partial(plain, trusted), chunk, trusted.align)
+    chunked = in_chunks(chunks, _empty_cache(config))
 
     def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
         hidden, cache = chunked(params, tokens_T, begin, start, end, window, prompt)
         held = window_of(cache, start, window)
         seen = Seen(start, cache, held, see_from, start + window)
-        return beside(model, params, hidden[None], seen)[0], cache
+        return beside(trusted, params, hidden[None], seen)[0], cache
 
     pieces = _pieces_of(model, length) if beside is alone else None
-    return model.network(forward, prime, pieces)
+    recheck = further(chunks) if beside is alone else None
+    return model.network(forward, prime, pieces, recheck)
 
 
 def _pieces_of(model: Model, length: int):

@@ -41,16 +41,23 @@ class Denoiser(nnx.Module):
             else Linear(config.hidden, config.vocab_rows, dtype=dtype, rngs=rngs)
         )
 
-    def hidden(self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any):
+    def hidden(
+        self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any, dtype=None
+    ):
         """Final normed hidden states, and every layer's rotated keys and values.
 
-        tokens: int32 [..., L]; attend(slice of `per_layer`, q, k, v) -> context.
+        tokens: int32 [..., L]; attend(slice of `per_layer`, q, k, v) -> context; dtype:
+        of the activations, by default that of the weights.
         Returns hidden [..., L, E] and (keys, values) [N, ..., L, H, D].
         """
         layer, layers = self._layers(rope, attend)
-        x = self.embedding[...][tokens]
+        x = self._embedded(tokens, dtype)
         x, kv = jax.lax.scan(layer, x, (layers, per_layer))
         return self.norm(x), kv
+
+    def _embedded(self, tokens, dtype):
+        x = self.embedding[...][tokens]
+        return x if dtype is None else x.astype(dtype)
 
     def states(self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any):
         """What `hidden` computes on the way, [N + 1, ..., L, E].
@@ -78,7 +85,7 @@ class Denoiser(nnx.Module):
 
         return layer, layers
 
-    def canvas(self, tokens_CS, rope: Rope, attend, over):
+    def canvas(self, tokens_CS, rope: Rope, attend, over, dtype=None):
         """Final normed hidden states of a canvas cut into tiles, and its K and V.
 
         tokens_CS: int32 [C, S], tiles of one sequence; rope: [C, S, ...]. attend(tile
@@ -103,7 +110,7 @@ class Denoiser(nnx.Module):
 
             return over(mixed)((x_CSE, index_C, q, k, v)), stored
 
-        x = self.embedding[...][tokens_CS]
+        x = self._embedded(tokens_CS, dtype)
         x, kv = jax.lax.scan(layer, x, layers)
         return flat(over(self.norm)(x)), kv
 

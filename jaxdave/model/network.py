@@ -20,7 +20,7 @@ from jaxdave.model.attention import (
     two_part,
 )
 from jaxdave.model.denoiser import binder
-from jaxdave.model.layers import rope_table
+from jaxdave.model.layers import rope_table, wide_dot
 from jaxdave.model.prime import shifted
 from jaxdave.types import KVCache, Network
 
@@ -28,9 +28,8 @@ HEAD_CHUNK = 8192
 """Ids of the vocabulary that are looked at together. Keyed noise is drawn per chunk, so
 another value would draw other samples."""
 
-Numerics = Literal["exact", "fast"]
+Numerics = Literal["guarded", "exact", "fast"]
 CacheRule = Literal["none", "prefix", "dual"]
-ATTEND = {"exact": tiled, "fast": two_part}
 
 
 class Seen(NamedTuple):
@@ -59,11 +58,19 @@ def alone(model: "Model", params, hidden_KLE, seen: Seen):
 
 
 class Model:
-    """A config's pure functions, shared by its networks."""
+    """A config's pure functions, shared by its networks.
 
-    def __init__(self, config: ModelConfig, numerics: Numerics, positions: int):
-        self.config, self.exact = config, numerics == "exact"
-        self.bind, self.attend = binder(config), ATTEND[numerics]
+    exact: everything is computed in shapes of its own. wide: activations are float32
+    whatever the weights are, as guarded numerics want them: differences between shapes
+    are then those of float32, a thousandth of what bfloat16 would round them to.
+    """
+
+    def __init__(self, config: ModelConfig, positions: int, *, exact, wide):
+        self.config, self.exact = config, exact
+        self.dtype = jnp.float32 if wide else None
+        # On a CPU a fold over tiles, which ends where the keys do, is faster too.
+        folds = exact or (wide and jax.default_backend() == "cpu")
+        self.bind, self.attend = binder(config), tiled if folds else two_part
         self.cos, self.sin = rope_table(config, positions)
         self.shift = int(config.logits_shift != "none")
         self.align = shifted if self.shift else lambda hidden: hidden
@@ -92,7 +99,7 @@ class Model:
             return self.attend(q, k, v, stored, start, see, reach)
 
         bound = self.bind(params)
-        hidden, kv = bound.hidden(tokens, self.rope(place), layer, cache)
+        hidden, kv = bound.hidden(tokens, self.rope(place), layer, cache, self.dtype)
         return hidden, KVCache(*kv)
 
     def canvas(self, params, tokens_T, end):
@@ -105,27 +112,36 @@ class Model:
 
         over = jax.vmap if not self.exact else lambda f: lambda a: jax.lax.map(f, a)
         bound = self.bind(params)
-        hidden, kv = bound.canvas(tokens_CS, self.rope(place_CS), attend, over)
+        rope = self.rope(place_CS)
+        hidden, kv = bound.canvas(tokens_CS, rope, attend, over, self.dtype)
         return self.align(hidden), KVCache(*kv)
 
     def logits(self, params, hidden_RE, first):
         """Float32 logits of one chunk of ids."""
         kernel = self.bind(params).head_kernel()
         part = jax.lax.dynamic_slice_in_dim(kernel, first, self.chunk, axis=1)
-        return _dot("re,ex->rx", hidden_RE, part)
+        return head_dot("re,ex->rx", hidden_RE, part)
 
     def logits_at(self, params, hidden_RE, ids_RM):
         """Float32 logits of some ids of each row."""
         kernel = self.bind(params).head_kernel()
-        return _dot("re,erm->rm", hidden_RE, kernel[:, ids_RM])
+        return head_dot("re,erm->rm", hidden_RE, kernel[:, ids_RM])
 
-    def network(self, forward, prime, pieces=None) -> Network:
+    def network(self, forward, prime, pieces=None, recheck=None) -> Network:
         """The network with this model's head."""
         c = self.config
         return Network(
-            forward, prime, self.logits, self.logits_at,
-            c.vocab_rows, c.vocab_size, c.banned_ids, self.chunk, pieces=pieces,
+            forward, prime, self.logits, self.logits_at, c.vocab_rows, c.vocab_size,
+            c.banned_ids, self.chunk, pieces=pieces, recheck=recheck,
         )  # fmt: skip
+
+
+def models(config: ModelConfig, numerics: Numerics, positions: int):
+    """What drafts are evaluated with, and what makes caches and settles doubts."""
+    guarded = numerics == "guarded"
+    apart = Model(config, positions, exact=numerics != "fast", wide=guarded)
+    side_by_side = Model(config, positions, exact=False, wide=guarded)
+    return (apart if numerics == "exact" else side_by_side), apart
 
 
 def cached_network(
@@ -140,19 +156,23 @@ def cached_network(
     Whether the rule is Fast-dLLM's "prefix" or "dual" is a matter of the window alone:
     one that reaches to the row's end leaves nothing but the prefix to the cache.
     """
-    model = Model(config, numerics, positions)
+    model, trusted = models(config, numerics, positions)
 
     def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
         del begin, prompt
-        return _evaluated(model, beside, params, tokens_T, start, end, window)
+        return _evaluated(trusted, beside, params, tokens_T, start, end, window)
 
-    def forward(params, tokens_KL, start, end, cache: KVCache):
-        see = everything(end)
-        hidden, kv = model.window(params, tokens_KL, start, cache, see, end)
-        seen = Seen(start, cache, kv, lambda place_L: see, end)
-        return beside(model, params, model.align(hidden), seen), None
+    def forward_of(model: Model):
+        def forward(params, tokens_KL, start, end, cache: KVCache):
+            see = everything(end)
+            hidden, kv = model.window(params, tokens_KL, start, cache, see, end)
+            seen = Seen(start, cache, kv, lambda place_L: see, end)
+            return beside(model, params, model.align(hidden), seen), None
 
-    return model.network(forward, prime)
+        return forward
+
+    recheck = _frozen(forward_of(trusted))
+    return model.network(forward_of(model), prime, recheck=recheck)
 
 
 def whole_network(
@@ -163,24 +183,38 @@ def whole_network(
     beside: Beside = alone,
 ) -> Network:
     """The network of a full-attention model without a cache: every call sees it all."""
-    model = Model(config, numerics, positions)
+    model, trusted = models(config, numerics, positions)
 
-    def forward(params, tokens_KL, start, end, cache):
-        def one(tokens_L):
-            put = jax.lax.dynamic_update_slice(cache[0], tokens_L, (start,))
-            size = tokens_L.shape[0]
-            return _evaluated(model, beside, params, put, start, end, size)[0]
+    def forward_of(model: Model):
+        def forward(params, tokens_KL, start, end, cache):
+            def one(tokens_L):
+                put = jax.lax.dynamic_update_slice(cache[0], tokens_L, (start,))
+                size = tokens_L.shape[0]
+                return _evaluated(model, beside, params, put, start, end, size)[0]
 
-        return jax.vmap(one)(tokens_KL), None
+            return jax.vmap(one)(tokens_KL), None
+
+        return forward
+
+    recheck = _frozen(forward_of(trusted))
 
     def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
         del begin, prompt
-        tokens_L = jax.lax.dynamic_slice_in_dim(tokens_T, start, window)
         cache = tokens_T[None]
-        hidden, _ = forward(params, tokens_L[None], start, end, cache)
-        return hidden[0], cache
+        return recheck(params, tokens_T, None, start, end, window, cache)
 
-    return model.network(forward, prime)
+    return model.network(forward_of(model), prime, recheck=recheck)
+
+
+def _frozen(forward):
+    """`Network.recheck` where the cache stays as it was primed: one window alone."""
+
+    def recheck(params, tokens_T, solid, start, end, window: int, cache):
+        del solid
+        tokens_L = jax.lax.dynamic_slice_in_dim(tokens_T, start, window)
+        return forward(params, tokens_L[None], start, end, cache)[0][0], cache
+
+    return recheck
 
 
 def _evaluated(model: Model, beside: Beside, params, tokens_T, start, end, size: int):
@@ -198,11 +232,14 @@ def window_of(cache: KVCache, start, size: int) -> KVCache:
     return jax.tree.map(lambda a: cut(a)[:, None], cache)
 
 
-def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def head_dot(spec: str, hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Float32 logits of vectors that may be wider than the head's weights."""
+    if hidden.dtype != kernel.dtype:
+        return wide_dot(spec, hidden, kernel)
     return jnp.einsum(
         spec,
-        a,
-        b,
+        hidden,
+        kernel,
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )

@@ -1,6 +1,7 @@
 """The call that evaluates a state from its tokens alone and makes the cache."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,36 +13,71 @@ Forward = Callable[..., tuple[jax.Array, KVCache]]
 Align = Callable[[jax.Array], jax.Array]
 
 
-def in_chunks(forward: Forward, empty_cache, chunk: int, align: Align = lambda h: h):
-    """The prefill of a block-causal network, at most `chunk` tokens per pass.
+class Chunks(NamedTuple):
+    """How a block-causal network evaluates a canvas: at most `size` tokens per pass.
 
     forward: as `Network.forward`, its vectors not aligned yet.
     """
 
+    forward: Forward
+    size: int
+    align: Align = lambda hidden: hidden
+
+
+def in_chunks(chunks: Chunks, empty_cache):
+    """`Network.prime`: the prefill of a block-causal network."""
+
     def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
         del begin
-        size = min(chunk, prompt)
-        chunks = (start + window + size - 1) // size
-
-        def one(index, held):
-            cache, hidden_TE = held
-            at = index * size
-            tokens = jax.lax.dynamic_slice(tokens_T, (at,), (size,))
-            hidden, new = forward(params, tokens[None], at, end, cache)
-            hidden_TE = jax.lax.dynamic_update_slice(hidden_TE, hidden[0], (at, 0))
-            return put_row(cache, jax.tree.map(lambda a: a[:, 0], new), at), hidden_TE
-
+        own = chunks._replace(size=min(chunks.size, prompt))
         cache = jax.tree.map(lambda a: a[:, 0], empty_cache(1, tokens_T.shape[0]))
-        hidden, kv = jax.eval_shape(
-            forward, params, tokens_T[None, :size], jnp.int32(0), end, cache
+        _, kv = jax.eval_shape(
+            own.forward, params, tokens_T[None, : own.size], jnp.int32(0), end, cache
         )
         # Keys and values are kept in the dtype that the network makes them in.
         cache = jax.tree.map(lambda a, new: a.astype(new.dtype), cache, kv)
-        hidden_TE = jnp.zeros((prompt, hidden.shape[-1]), hidden.dtype)
-        cache, hidden_TE = jax.lax.fori_loop(0, chunks, one, (cache, hidden_TE))
-        return jax.lax.dynamic_slice_in_dim(align(hidden_TE), start, window), cache
+        return _run(own, params, tokens_T, jnp.int32(0), start, end, window, cache)
 
     return prime
+
+
+def further(chunks: Chunks):
+    """`Network.recheck`: the chunks from the first that is not solid on, once more."""
+
+    def recheck(params, tokens_T, solid, start, end, window: int, cache):
+        # The vector before the window tells its first position where logits shift.
+        first = jnp.maximum(jnp.minimum(solid, start - 1), 0) // chunks.size
+        return _run(chunks, params, tokens_T, first, start, end, window, cache)
+
+    return recheck
+
+
+def _run(chunks: Chunks, params, tokens_T, first, start, end, window: int, cache):
+    """Chunks from `first` to the one that holds the window's end: (hidden, cache).
+
+    Vectors are kept from the chunk of the position before the window on.
+    """
+    size = chunks.size
+    count = (start + window + size - 1) // size
+    kept = jnp.maximum(start - 1, 0) // size
+
+    def one(index, held):
+        cache, hidden_QE = held
+        at = index * size
+        tokens = jax.lax.dynamic_slice(tokens_T, (at,), (size,))
+        hidden, new = chunks.forward(params, tokens[None], at, end, cache)
+        place = jnp.maximum(index - kept, 0) * size
+        hidden_QE = jax.lax.dynamic_update_slice(hidden_QE, hidden[0], (place, 0))
+        return put_row(cache, jax.tree.map(lambda a: a[:, 0], new), at), hidden_QE
+
+    hidden, _ = jax.eval_shape(
+        chunks.forward, params, tokens_T[None, :size], jnp.int32(0), end, cache
+    )
+    most = (window + size - 1) // size + 1
+    hidden_QE = jnp.zeros((most * size, hidden.shape[-1]), hidden.dtype)
+    cache, hidden_QE = jax.lax.fori_loop(first, count, one, (cache, hidden_QE))
+    told_QE = chunks.align(hidden_QE)
+    return jax.lax.dynamic_slice_in_dim(told_QE, start - kept * size, window), cache
 
 
 def shifted(hidden: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.policies.common import commit, count, masked
+from jaxdave.policies.common import apart, blind, commit, count, masked
 from jaxdave.types import Memory, Policy, View
 
 NOWHERE = -(2**31)
@@ -37,17 +37,19 @@ def per_block(
     step: BlockStep,
     init: Callable[[int, int], Memory] = lambda size, width: (),
     revises: bool = False,
+    sure: Callable[[View, Clock, jax.Array], jax.Array] | None = None,
 ) -> Policy:
     """A policy whose memory is that of `init` whenever another block comes to be seen.
 
-    step(view, clock, memory) -> (tokens_W, memory).
+    step(view, clock, memory) -> (tokens_W, memory); sure(view, clock, error) as in
+    `Policy`.
     """
 
     def first(size: int, width: int) -> Memory:
         zero = jnp.int32(0)
         return Begun(jnp.int32(NOWHERE), zero, zero), init(size, width)
 
-    def moved(view: View, memory: Memory) -> tuple[jax.Array, Memory]:
+    def told(view: View, memory: Memory) -> tuple[Clock, Memory]:
         begun, inner = memory
         fresh = begun.place != view.place_W[0]
         now = Begun(view.place_W[0], view.step, count(masked(view)))
@@ -55,20 +57,45 @@ def per_block(
         begun, inner = jax.tree.map(
             lambda a, b: jnp.where(fresh, a, b), anew, (begun, inner)
         )
-        clock = Clock(view.step - begun.step, begun.masks)
+        return Clock(view.step - begun.step, begun.masks), (begun, inner)
+
+    def moved(view: View, memory: Memory) -> tuple[jax.Array, Memory]:
+        clock, (begun, inner) = told(view, memory)
         tokens_W, inner = step(view, clock, inner)
         return tokens_W, (begun, inner)
 
-    return Policy(name, moved, first, revises)
+    made = Policy(name, moved, first, revises)
+    if sure is None:
+        return made
+    by_clock = lambda view, memory, error: sure(view, told(view, memory)[0], error)  # noqa: E731
+    return made._replace(sure=by_clock)
 
 
-def scheduled(name: str, choose: Callable[[View, Clock], jax.Array]) -> Policy:
+Choose = Callable[[View, Clock], jax.Array]
+
+
+def scheduled(
+    name: str,
+    choose: Choose,
+    sure: Callable[[View, Clock, jax.Array], jax.Array] | None = None,
+) -> Policy:
     """A policy that remembers nothing but the clock of its block."""
 
     def step(view: View, clock: Clock, memory: Memory) -> tuple[jax.Array, Memory]:
         return commit(view, choose(view, clock)), memory
 
-    return per_block(name, step)
+    return per_block(name, step, sure=sure)
+
+
+def unsighted(view: View, clock: Clock, error: jax.Array) -> jax.Array:
+    """`Policy.sure` of a scheduled rule that does not look at scores."""
+    del clock
+    return blind(view, error)
+
+
+def by_rank(choose: Choose) -> Callable[[View, Clock, jax.Array], jax.Array]:
+    """`Policy.sure` of a scheduled rule that takes the best positions by score."""
+    return lambda view, clock, error: apart(view, choose(view, clock), error)
 
 
 def even_split(masks: jax.Array | int, steps: int, clock: Clock) -> jax.Array:

@@ -92,9 +92,47 @@ def gumbels(view: View) -> jax.Array:
     return jax.vmap(draw)(view.place_W)
 
 
-def looking(name: str, choose: Callable[[View], jax.Array]) -> Policy:
-    """A policy without memory from the positions that it chooses."""
-    return Policy(name, lambda view, memory: (commit(view, choose(view)), memory))
+Sure = Callable[[View, jax.Array], jax.Array]
+
+
+def looking(
+    name: str, choose: Callable[[View], jax.Array], sure: Sure | None = None
+) -> Policy:
+    """A policy without memory from the positions that it chooses.
+
+    sure(view, error) as in `Policy`.
+    """
+    made = Policy(name, lambda view, memory: (commit(view, choose(view)), memory))
+    if sure is None:
+        return made
+    return made._replace(sure=lambda view, memory, error: sure(view, error))
+
+
+def blind(view: View, error: jax.Array) -> jax.Array:
+    """`Policy.sure` of a rule that does not look at scores."""
+    del view, error
+    return jnp.bool_(True)
+
+
+def by_score(choose: Callable[[View], jax.Array]) -> Sure:
+    """`Policy.sure` of a rule that takes the best positions by score."""
+    return lambda view, error: apart(view, choose(view), error)
+
+
+def apart(view: View, chosen_W: jax.Array, error: jax.Array) -> jax.Array:
+    """Whether the chosen positions stay ahead of all other open ones.
+
+    Scores that are ruled out altogether (`NEVER`) are equal by decree, not by chance.
+    """
+    score_W, others_W = view.pred.score, view.open_W & ~chosen_W
+    least = jnp.min(jnp.where(chosen_W, score_W, jnp.inf))
+    most = jnp.max(jnp.where(others_W, score_W, -jnp.inf))
+    return (least - most > 2 * error) | (most <= NEVER)
+
+
+def far_from(view: View, bound: jax.Array, error: jax.Array) -> jax.Array:
+    """Whether no open position's score could cross a bound."""
+    return jnp.all(~view.open_W | (jnp.abs(view.pred.score - bound) > error))
 
 
 def named(name: str, **parameters: object) -> str:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdave.policies.checks import check_amount, check_share
-from jaxdave.policies.common import best, log_odds, looking, rank
+from jaxdave.policies.common import apart, best, far_from, log_odds, looking, rank
 from jaxdave.types import Policy, View
 
 
@@ -17,7 +17,13 @@ def threshold(threshold: float = 0.9) -> Policy:
     """
     check_share(0.9, threshold=threshold)
     bound = jnp.float32(log_odds(threshold))
-    return looking(f"threshold({threshold})", lambda view: surest(view, bound))
+
+    def sure(view: View, error: jax.Array) -> jax.Array:
+        is_any = jnp.any(view.open_W & (view.pred.score >= bound))
+        one = best(view, 1, view.pred.score)
+        return far_from(view, bound, error) & (is_any | apart(view, one, error))
+
+    return looking(f"threshold({threshold})", lambda view: surest(view, bound), sure)
 
 
 def surest(view: View, bound: jax.Array) -> jax.Array:

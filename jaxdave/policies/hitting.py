@@ -1,6 +1,6 @@
 """The first-hitting sampler."""
 
-from jaxdave.policies.common import best, looking, uniforms
+from jaxdave.policies.common import best, blind, looking, uniforms
 from jaxdave.types import Policy
 
 
@@ -12,4 +12,4 @@ def first_hitting() -> Policy:
     temperature 1. Source: first-hitting sampler (arXiv 2409.02908; BD3-LM). The time
     itself is not drawn, as the models do not see it.
     """
-    return looking("first_hitting()", lambda view: best(view, 1, uniforms(view)))
+    return looking("first_hitting()", lambda view: best(view, 1, uniforms(view)), blind)

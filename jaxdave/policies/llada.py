@@ -2,7 +2,7 @@
 
 import jax
 
-from jaxdave.policies.block import Clock, even_split, scheduled
+from jaxdave.policies.block import Clock, by_rank, even_split, scheduled, unsighted
 from jaxdave.policies.checks import check_count
 from jaxdave.policies.common import best, named, uniforms
 from jaxdave.types import Policy, View
@@ -22,7 +22,7 @@ def low_confidence(steps: int = 128) -> Policy:
     def choose(view: View, clock: Clock) -> jax.Array:
         return best(view, even_split(clock.masks, steps, clock), view.pred.score)
 
-    return scheduled(named("low_confidence", steps=steps), choose)
+    return scheduled(named("low_confidence", steps=steps), choose, by_rank(choose))
 
 
 def random(steps: int = 128) -> Policy:
@@ -36,4 +36,4 @@ def random(steps: int = 128) -> Policy:
     def choose(view: View, clock: Clock) -> jax.Array:
         return best(view, even_split(clock.masks, steps, clock), uniforms(view))
 
-    return scheduled(named("random", steps=steps), choose)
+    return scheduled(named("random", steps=steps), choose, unsighted)

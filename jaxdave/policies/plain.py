@@ -1,10 +1,11 @@
 """A fixed number of tokens a step, by confidence or from the left."""
 
+import jax
 import jax.numpy as jnp
 
 from jaxdave.policies.checks import check_count
-from jaxdave.policies.common import best, looking
-from jaxdave.types import Policy
+from jaxdave.policies.common import best, blind, by_score, looking
+from jaxdave.types import Policy, View
 
 
 def static(tokens_per_step: int = 1) -> Policy:
@@ -14,10 +15,11 @@ def static(tokens_per_step: int = 1) -> Policy:
     remasking). A step stays inside its block. Raises ValueError below 1.
     """
     check_count(1, tokens_per_step=tokens_per_step)
-    return looking(
-        f"static({tokens_per_step})",
-        lambda view: best(view, tokens_per_step, view.pred.score),
-    )
+
+    def choose(view: View) -> jax.Array:
+        return best(view, tokens_per_step, view.pred.score)
+
+    return looking(f"static({tokens_per_step})", choose, by_score(choose))
 
 
 def left_to_right(tokens_per_step: int = 1) -> Policy:
@@ -29,4 +31,5 @@ def left_to_right(tokens_per_step: int = 1) -> Policy:
     return looking(
         f"left_to_right({tokens_per_step})",
         lambda view: best(view, tokens_per_step, jnp.zeros_like(view.pred.score)),
+        blind,
     )

@@ -9,9 +9,9 @@ that is not masked, and the last step takes all. `entropy_bounded`: `bounded.py`
 import jax
 import jax.numpy as jnp
 
-from jaxdave.policies.block import Clock, even_split, scheduled
+from jaxdave.policies.block import Clock, by_rank, even_split, scheduled, unsighted
 from jaxdave.policies.checks import check_count, check_share
-from jaxdave.policies.common import best, count, log_odds, named
+from jaxdave.policies.common import apart, best, count, far_from, log_odds, named
 from jaxdave.types import Policy, View
 
 
@@ -29,7 +29,7 @@ def sequential(steps: int = 4) -> Policy:
         some = jnp.maximum(even_split(size, steps, clock), 1)
         return view.open_W & (at_W < first + some)
 
-    return scheduled(named("sequential", steps=steps), choose)
+    return scheduled(named("sequential", steps=steps), choose, unsighted)
 
 
 def low_confidence_static(steps: int = 4) -> Policy:
@@ -43,7 +43,9 @@ def low_confidence_static(steps: int = 4) -> Policy:
         some = even_split(view.open_W.shape[0], steps, clock)
         return best(view, some, view.pred.score)
 
-    return scheduled(named("low_confidence_static", steps=steps), choose)
+    return scheduled(
+        named("low_confidence_static", steps=steps), choose, by_rank(choose)
+    )
 
 
 def low_confidence_dynamic(steps: int = 4, threshold: float = 0.85) -> Policy:
@@ -63,5 +65,11 @@ def low_confidence_dynamic(steps: int = 4, threshold: float = 0.85) -> Policy:
         enough = count(sure_W) >= jnp.maximum(some, 1)
         return jnp.where(enough, sure_W, best(view, some, view.pred.score))
 
+    def sure(view: View, clock: Clock, error: jax.Array) -> jax.Array:
+        chosen_W = choose(view, clock)
+        is_by_bound = jnp.all(chosen_W == (view.open_W & (view.pred.score > bound)))
+        is_told = is_by_bound | apart(view, chosen_W, error)
+        return far_from(view, bound, error) & is_told
+
     name = named("low_confidence_dynamic", steps=steps, threshold=threshold)
-    return scheduled(name, choose)
+    return scheduled(name, choose, sure)

@@ -68,13 +68,12 @@ def demote(policy: Policy, ids: Sequence[int]) -> Policy:
 
     def change(view: View) -> View:
         last_W = jnp.isin(view.pred.token, listed)
-        token_W, *rest = view.pred
-        low = [NEVER, NEVER, NEVER, -NEVER]
-        rest = [
-            jnp.where(last_W, worst, part)
-            for worst, part in zip(low, rest, strict=True)
-        ]
-        return view._replace(pred=Prediction(token_W, *rest))
+        worst = {"score": NEVER, "gap": NEVER, "margin": NEVER, "entropy": -NEVER}
+        changed = {
+            name: jnp.where(last_W, value, getattr(view.pred, name))
+            for name, value in worst.items()
+        }
+        return view._replace(pred=view.pred._replace(**changed))
 
     name = f"demote({policy.name}, {'+'.join(map(str, sorted(ids)))})"
     return _seeing(policy, name, change)
@@ -86,4 +85,10 @@ def _seeing(policy: Policy, name: str, change: Callable[[View], View]) -> Policy
     def step(view: View, memory: Memory) -> tuple[jax.Array, Memory]:
         return policy.step(change(view), memory)
 
-    return policy._replace(name=name, step=step)
+    is_sure = policy.sure
+
+    def sure(view: View, memory: Memory, error: jax.Array) -> jax.Array:
+        assert is_sure is not None
+        return is_sure(change(view), memory, error)
+
+    return policy._replace(name=name, step=step, sure=is_sure and sure)

@@ -1,0 +1,140 @@
+"""What is measured before a decode: how long its calls take, and how far they are off.
+
+Both are facts of one model, device and set of shapes. They are kept on disk beside the
+compiled programs, and asked for once in a process.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdave.decode import DecodeState, Program, Terms
+from jaxdave.files import cache_folder, replace_file
+from jaxdave.types import Doubt
+
+SAFETY = 8.0
+"""A decision is doubted within so many times the largest difference that was seen."""
+LEAST_DOUBT = 1e-5
+"""Log-odds; no fewer, however equal the numbers were."""
+CHECKED = 24
+"""Rounds per size in which every decision is made twice."""
+TIMED = 6
+"""Rounds per timing; the fastest of `REPEATS` counts."""
+REPEATS = 3
+
+Run = Callable[[Any, Terms, DecodeState], DecodeState]
+
+
+class Measured(NamedTuple):
+    """Seconds of a round by size; largest differences of scores and leads."""
+
+    seconds: tuple[float, ...]
+    score: float
+    lead: float
+
+
+_KNOWN: dict[Any, tuple[Any, Measured]] = {}
+
+
+def terms_for(
+    program: Program, cap: int, calls: int, run: Run, params, fresh, shapes
+) -> Terms:
+    """The terms of a decode; what they need is measured unless it is known.
+
+    run: the compiled loop; fresh() -> a new state of probe prompts for it; shapes:
+    what the loop was compiled for. Costs nothing where nothing has to be measured.
+    """
+    terms = program.terms(cap, calls)
+    if not program.guarded and len(program.sizes) == 1:
+        return terms
+    found = _known(program, run, params, fresh, shapes)
+    bound = lambda seen: jnp.float32(max(SAFETY * seen, LEAST_DOUBT))  # noqa: E731
+    return terms._replace(
+        doubt=Doubt(bound(found.score), bound(found.lead)),
+        seconds_Z=jnp.asarray(found.seconds, jnp.float32),
+    )
+
+
+def measure(program: Program, run: Run, params, fresh) -> Measured:
+    """Time calls of every size, and let every decision be made twice for a while."""
+    seconds, score, lead = [], 0.0, 0.0
+    for size in range(len(program.sizes)):
+        terms = program.terms(program.most)._replace(forced=jnp.int32(size))
+        if program.guarded:
+            always = Doubt(jnp.float32(jnp.inf), jnp.float32(jnp.inf))
+            checked = terms._replace(calls=jnp.int32(CHECKED), doubt=always)
+            error = jax.device_get(run(params, checked, fresh()).rows.stats.error)
+            score = max(score, float(np.max(error.score)))
+            lead = max(lead, float(np.max(error.lead)))
+        timed = terms._replace(calls=jnp.int32(TIMED))
+        seconds.append(_seconds(run, params, timed, fresh) / TIMED)
+    return Measured(tuple(seconds), score, lead)
+
+
+def _seconds(run: Run, params, terms: Terms, fresh) -> float:
+    """The least time of a run of some rounds."""
+    times = []
+    for _ in range(REPEATS):
+        state = jax.block_until_ready(fresh())
+        start = time.perf_counter()
+        jax.block_until_ready(run(params, terms, state).rows.n)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _known(program: Program, run: Run, params, fresh, shapes) -> Measured:
+    # The smallest weights stand for all; kept alive, they cannot be mistaken.
+    anchor = min(jax.tree.leaves(params), key=lambda a: a.size)
+    key = program, shapes, id(anchor)
+    if key not in _KNOWN:
+        name = _name(program, params, shapes)
+        made = _read(name)
+        if made is None:
+            made = measure(program, run, params, fresh)
+            _write(name, made)
+        _KNOWN[key] = anchor, made
+    return _KNOWN[key][1]
+
+
+def _name(program: Program, params, shapes) -> str:
+    """A name for all that a measurement depends on."""
+    device = jax.devices()[0]
+    facts = [
+        jax.__version__, device.platform, device.device_kind, os.cpu_count(),
+        program.policy.name, program.sampling, program.grid, program.sizes,
+        program.guarded, program.network.vocab_size, shapes,
+    ]  # fmt: skip
+    digest = hashlib.sha256(repr(facts).encode())
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf.reshape(-1)[:64]).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _read(name: str) -> Measured | None:
+    folder = cache_folder("measured")
+    if folder is None or not (folder / f"{name}.json").exists():
+        return None
+    try:
+        raw = json.loads((folder / f"{name}.json").read_text())
+        return Measured(tuple(raw["seconds"]), raw["score"], raw["lead"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # what is broken is measured anew
+
+
+def _write(name: str, made: Measured) -> None:
+    folder = cache_folder("measured")
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(made._asdict())
+        replace_file(folder / f"{name}.json", text.encode())
+    except OSError:
+        return  # a home that cannot be written to costs time, not the answer
