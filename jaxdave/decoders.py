@@ -23,6 +23,7 @@ MOST_DRAFTS = 32
 NUMERICS = ("guarded", "exact", "fast")
 SIZES = (1, 2, 4, 8, 16, 32)
 """Drafts that a call may carry when their number is chosen call by call."""
+DraftSteps = int | tuple[int, ...] | Literal["auto"]
 USUAL = 8
 """Drafts of a call where one program must serve all."""
 
@@ -79,19 +80,19 @@ def freedave(
     config: ModelConfig,
     policy: Policy | None = None,
     *,
-    draft_steps: int | Literal["auto"] = "auto",
+    draft_steps: DraftSteps = "auto",
     **common,
 ) -> Decoder:
     """The text of `policy` (by default `policies.static(1)`), in fewer network calls.
 
-    draft_steps: states evaluated per call, 1 to 32, or "auto": chosen call by call
-    among `SIZES`, by what calls take and how drafts fare (8 under exact numerics, where
-    every call is the same program). Common settings: max_new_tokens
+    draft_steps: states evaluated per call, 1 to 32; or several such numbers, among
+    which each call's is chosen by what calls take and how drafts fare; "auto": `SIZES`
+    (under exact numerics, where all calls are alike, 8). Common settings: max_new_tokens
     (256), block_length (the model's), cache (full-attention models: "dual", "prefix" or
     "none"), guidance (0: off; full attention), never (ids that are never predicted),
-    temperature (0), top_k (0: off), top_p (1: off), numerics ("guarded", "exact" or "fast"), draft
-    (`draft.nested`), lossy (take a policy that speculates with the text itself, such as
-    `policies.lopa`), network (for tests: a stand-in for the model's).
+    temperature (0), top_k (0: off), top_p (1: off), numerics ("guarded", "exact" or
+    "fast"), draft (`draft.nested`), lossy (take a policy that speculates with the text
+    itself, such as `policies.lopa`), network (for tests: a stand-in for the model's).
     Raises ValueError, naming the value, for a setting out of range.
     Source: FreeDave, arXiv 2510.00294, Algorithm 2; with a threshold policy, its
     FreeDave++ under exact match.
@@ -100,14 +101,13 @@ def freedave(
         decoder = freedave(model.config, policies.threshold(0.9), draft_steps=8)
     """
     chosen = policies.static(1) if policy is None else policy
-    cap = MOST_DRAFTS if draft_steps == "auto" else draft_steps
-    return build(config, chosen, draft_steps, cap, **common)
+    return build(config, chosen, draft_steps, MOST_DRAFTS, **common)
 
 
 def build(
     config: ModelConfig,
     policy: Policy,
-    slots: int | Literal["auto"],
+    slots: DraftSteps,
     cap: int,
     *,
     max_new_tokens: int = 256,
@@ -131,9 +131,7 @@ def build(
     can_tell &= network is None or network.recheck is not None
     if numerics == "guarded" and not can_tell:
         numerics = "exact"
-    sizes = SIZES if slots == "auto" else (slots,)
-    if slots == "auto" and numerics == "exact":
-        sizes = (USUAL,)
+    sizes = sizes_of(slots, numerics)
     shape = layout(config, length, cache, sizes[-1], max_new_tokens)
     if shape.forced_first:
         policy = policies.first_alone(policy)
@@ -149,8 +147,18 @@ def _check(
     config, policy: Policy, slots, room: int, numerics, guidance: float, lossy
 ) -> None:
     """Raise ValueError for settings out of range that nothing else looks at."""
-    if slots != "auto" and not 1 <= slots <= MOST_DRAFTS:
+    sizes = sizes_of(slots, numerics)
+    if not sizes or sizes != tuple(sorted(set(sizes))):
+        raise ValueError(
+            f"draft_steps={slots} must ascend; e.g. (1, 4, 8), or say 'auto'"
+        )
+    if not (1 <= sizes[0] and sizes[-1] <= MOST_DRAFTS):
         raise ValueError(f"draft_steps={slots} must be in 1..{MOST_DRAFTS}, or 'auto'")
+    if len(sizes) > 1 and numerics == "exact":
+        raise ValueError(
+            f"draft_steps={slots} needs programs that exact numerics tell apart; give "
+            "one number, or use guarded numerics"
+        )
     if room < 1:
         raise ValueError(f"max_new_tokens={room} must be at least 1")
     if numerics not in NUMERICS:
@@ -169,6 +177,13 @@ def _check(
         )
     if not guidance >= 0:
         raise ValueError(f"guidance={guidance} must be 0 (off) or more")
+
+
+def sizes_of(draft_steps: DraftSteps, numerics: str) -> tuple[int, ...]:
+    """How many drafts a call may carry."""
+    if draft_steps == "auto":
+        return (USUAL,) if numerics == "exact" else SIZES
+    return (draft_steps,) if isinstance(draft_steps, int) else tuple(draft_steps)
 
 
 @functools.lru_cache(maxsize=64)

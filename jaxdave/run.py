@@ -107,13 +107,11 @@ def _loop(decoder: Decoder, params, prompts: Ids, state: DecodeState):
     terms = program.terms(decoder.cap, 2 * decoder.max_new_tokens)
     args = params, terms, state
     run, compiled = _compiled(program, "run", program.run, args, donate=2)
-    start = time.perf_counter()
     fresh = lambda: begin(decoder, params, _probes(decoder, prompts)).state  # noqa: E731
     shapes = tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(state))
-    terms = terms_for(
-        program, decoder.cap, int(terms.calls), run, params, fresh, shapes
-    )
-    return run, compiled + time.perf_counter() - start, terms
+    calls = 2 * decoder.max_new_tokens
+    terms, measured = terms_for(program, decoder.cap, calls, run, params, fresh, shapes)
+    return run, compiled + measured, terms
 
 
 def _probes(decoder: Decoder, prompts: Ids) -> Ids:

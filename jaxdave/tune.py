@@ -45,21 +45,22 @@ _KNOWN: dict[Any, tuple[Any, Measured]] = {}
 
 def terms_for(
     program: Program, cap: int, calls: int, run: Run, params, fresh, shapes
-) -> Terms:
-    """The terms of a decode; what they need is measured unless it is known.
+) -> tuple[Terms, float]:
+    """The terms of a decode, and the seconds spent on measuring what was not known.
 
     run: the compiled loop; fresh() -> a new state of probe prompts for it; shapes:
     what the loop was compiled for. Costs nothing where nothing has to be measured.
     """
     terms = program.terms(cap, calls)
     if not program.guarded and len(program.sizes) == 1:
-        return terms
-    found = _known(program, run, params, fresh, shapes)
+        return terms, 0.0
+    found, seconds = _known(program, run, params, fresh, shapes)
     bound = lambda seen: jnp.float32(max(SAFETY * seen, LEAST_DOUBT))  # noqa: E731
-    return terms._replace(
+    told = terms._replace(
         doubt=Doubt(bound(found.score), bound(found.lead)),
         seconds_Z=jnp.asarray(found.seconds, jnp.float32),
     )
+    return told, seconds
 
 
 def measure(program: Program, run: Run, params, fresh) -> Measured:
@@ -89,18 +90,21 @@ def _seconds(run: Run, params, terms: Terms, fresh) -> float:
     return min(times)
 
 
-def _known(program: Program, run: Run, params, fresh, shapes) -> Measured:
+def _known(program: Program, run: Run, params, fresh, shapes):
+    """What was measured, and the seconds that it took just now."""
     # The smallest weights stand for all; kept alive, they cannot be mistaken.
     anchor = min(jax.tree.leaves(params), key=lambda a: a.size)
     key = program, shapes, id(anchor)
-    if key not in _KNOWN:
-        name = _name(program, params, shapes)
-        made = _read(name)
-        if made is None:
-            made = measure(program, run, params, fresh)
-            _write(name, made)
-        _KNOWN[key] = anchor, made
-    return _KNOWN[key][1]
+    if key in _KNOWN:
+        return _KNOWN[key][1], 0.0
+    start = time.perf_counter()
+    name = _name(program, params, shapes)
+    made = _read(name)
+    if made is None:
+        made = measure(program, run, params, fresh)
+        _write(name, made)
+    _KNOWN[key] = anchor, made
+    return made, time.perf_counter() - start
 
 
 def _name(program: Program, params, shapes) -> str:

@@ -1,6 +1,7 @@
 """Settings of every test: strict arrays, and hypothesis without clocks or chance."""
 
 import functools
+import os
 import pathlib
 import shutil
 
@@ -10,8 +11,11 @@ import jax
 import pytest
 
 from jaxdave import cli
+from jaxdave.files import NO_CACHE
 from jaxdave.run import forget_executables
 
+# Nothing that a test measures or compiles is kept in the user's folders.
+os.environ[NO_CACHE] = "1"
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

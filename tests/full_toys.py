@@ -58,7 +58,9 @@ def network(is_shifted: bool) -> Network:
         context_K = old + jnp.sum(new_KL, axis=1, dtype=jnp.uint32)
         return hidden_of(context_K, place_L, new_KL), None
 
-    return toys.network(4)._replace(forward=forward, prime=prime, pieces=None)
+    return toys.network(4)._replace(
+        forward=forward, prime=prime, pieces=None, recheck=None
+    )
 
 
 def build(policy, draft_steps, length, room, cache, is_shifted=False, **rest):

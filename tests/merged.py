@@ -119,6 +119,6 @@ def programs(
         policy = merged(group) if can_merge(group[0]) else group[0]
         decoder = decoders.build(
             config, policy, draft_steps, draft_steps,
-            network=choosing(network_of(policy)), **settings,
+            network=choosing(network_of(policy)), numerics="exact", **settings,
         )  # fmt: skip
         yield decoder, [(name, jnp.int32(at)) for at, name in enumerate(names)]

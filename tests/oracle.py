@@ -37,16 +37,18 @@ def freedave_calls(net, prompt, room, length, policy, drafts: int, slots: int) -
     """Calls of FreeDave (Algorithm 2, exact match) with a window of whole blocks.
 
     Drafts are made of what the last call said: of a block that a draft was decoding,
-    as the first such draft saw it; of one further ahead, as the deepest draft did.
+    as the first such draft saw it; of one further ahead, as the deepest draft did. The
+    prefill looks ahead as far as 8 drafts reach.
     """
-    window = length * (1 + (2 * -(-slots // length) if slots > 1 else 1))
+    reached = lambda d: length * (1 + (2 * -(-d // length) if d > 1 else 1))  # noqa: E731
+    window, near = reached(slots), reached(min(slots, 8))
     begin, end = len(prompt), len(prompt) + room
     first = blank(prompt, room + 2 * window, length)
     step = lambda at, by: policy_step(net, at, by, end, length, policy)  # noqa: E731
     start, calls, known = begin // length * length, 1, step(first, first)
     seen, chain = first, [first]
     while not finished(known, begin, end):
-        reach = start + window
+        reach = start + near
         while MASK not in seen[start : start + length]:
             start += length
         told, chain = functools.partial(source, seen, chain, length), [known]
@@ -56,6 +58,7 @@ def freedave_calls(net, prompt, room, length, policy, drafts: int, slots: int) -
             if full or finished(ahead, begin, end):
                 break
             chain.append(ahead)
+        near = window
         seen, known, calls = known, step(known, known), calls + 1
         while known in chain:
             seen, known = known, step(known, known)

@@ -20,7 +20,8 @@ def chain(tokens, depth, valid, targets):
 
     def step_from(at, stand):
         # The memory records the path, so that it is seen to follow it.
-        return at % 2, Stand(targets[at], stand.memory * 10 + at, stand.n + 1)
+        next_stand = Stand(targets[at], stand.memory * 10 + at, stand.n + 1)
+        return at % 2, next_stand, jnp.bool_(True)
 
     def ahead(stand):
         return stand.tokens_L[None]

@@ -42,7 +42,8 @@ class Weights(NamedTuple):
 
     fixed, context: size of the part that ignores the tokens, and of the part that does
     not; peak: size of a gap of 40 to 71; mask: bias of every id that must never come
-    out; stop: bias of the stop id. Multiples of 1/8, so that sums are exact.
+    out; stop: bias of the stop id. Multiples of 1/8, so that sums are exact. fuzz: how
+    far logits of pieces are off, a hash of their seat; those of chunks are not.
     """
 
     salt: jax.Array
@@ -51,13 +52,14 @@ class Weights(NamedTuple):
     peak: jax.Array
     mask: jax.Array
     stop: jax.Array
+    fuzz: jax.Array
 
 
 def weights(
-    salt: int = 0, *, fixed=8.0, context=4.0, peak=0.0, mask=0.0, stop=-64.0
+    salt: int = 0, *, fixed=8.0, context=4.0, peak=0.0, mask=0.0, stop=-64.0, fuzz=0.0
 ) -> Weights:
     """A hash network; by default its drafts are right about half of the time."""
-    sizes = (jnp.float32(x) for x in (fixed, context, peak, mask, stop))
+    sizes = (jnp.float32(x) for x in (fixed, context, peak, mask, stop, fuzz))
     return Weights(jnp.uint32(salt * 7919 + 1), *sizes)
 
 
@@ -145,14 +147,17 @@ def network(length: int, chunk: int = CHUNK) -> Network:
         chain_MJ = jnp.where(seen_MJ, block_M[cut.chain_MJ], np.uint32(0))
         context_M = prefix + jnp.sum(chain_MJ, axis=1, dtype=jnp.uint32)
         context_MP = jnp.broadcast_to(context_M[:, None], place_MP.shape)
-        hidden = vectors(context_MP, place_MP, as_masked(new_MP, place_MP))
+        seat_M1 = jnp.arange(1, new_MP.shape[0] + 1, dtype=jnp.uint32)[:, None]
+        seat_MP = jnp.broadcast_to(seat_M1, new_MP.shape)
+        hidden = vectors(context_MP, place_MP, as_masked(new_MP, place_MP), seat_MP)
         stored = cut.tokens_MP[None, :, :, None, None]
         return hidden, KVCache(stored, stored)
 
     def logits(params, hidden_RE, first):
         ids = (first + jnp.arange(chunk, dtype=jnp.int32)).astype(jnp.uint32)
         as_float = lambda a: a.astype(jnp.float32)  # noqa: E731
-        return table(params, hidden_RE[:, :1], hidden_RE[:, 1:], ids[None], as_float)
+        said = table(params, hidden_RE[:, :1], hidden_RE[:, 1:2], ids[None], as_float)
+        return said + off(params, hidden_RE, ids[None])
 
     def empty_cache(rows, capacity):
         zero = jnp.zeros((1, rows, capacity, 1, 1), jnp.int32)
@@ -160,7 +165,7 @@ def network(length: int, chunk: int = CHUNK) -> Network:
 
     def logits_at(params, hidden_RE, ids_RM):
         ids, as_float = ids_RM.astype(jnp.uint32), lambda a: a.astype(jnp.float32)
-        return table(params, hidden_RE[:, :1], hidden_RE[:, 1:], ids, as_float)
+        return table(params, hidden_RE[:, :1], hidden_RE[:, 1:2], ids, as_float)
 
     chunks = Chunks(forward, TILE)
     plain = Network(
@@ -175,9 +180,22 @@ def as_masked(hash_KL, place_L):
     return token_hash(np.uint32(MASK), place_L) - hash_KL
 
 
-def vectors(context, place, gain):
-    """Vectors [..., 4] of two halves: the network's say, and its shadow's."""
-    return jnp.stack([context, place, context + gain, place], axis=-1)
+def vectors(context, place, gain, seat=None):
+    """Vectors [..., 6] of two halves: the network's say, and its shadow's.
+
+    seat: where a piece sits in its call, from 1.
+    """
+    seat = jnp.zeros_like(context) if seat is None else seat
+    parts = context, place, seat, context + gain, place, seat
+    return jnp.stack(parts, axis=-1)
+
+
+def off(net: Weights, hidden_RE, id_1X):
+    """How far logits [R, X] are off for where they were computed."""
+    home_R1 = mix(hidden_RE[:, :1] + hidden_RE[:, 1:2] * np.uint32(77))
+    share = mix(home_R1 + mix(hidden_RE[:, 2:3] * np.uint32(991) + id_1X))
+    unit = (share >> np.uint32(8)).astype(jnp.float32) * np.float32(2**-23) - 1
+    return net.fuzz * unit * (hidden_RE[:, 2:3] > 0).astype(jnp.float32)
 
 
 def dense_logits(net: Weights, canvas, places, length: int) -> np.ndarray:
@@ -212,11 +230,12 @@ def prompts_of(lengths, seed: int = 0, most: int = STOP) -> list[list[int]]:
 
 
 def build(policy, draft_steps, length, room, **rest):
-    """FreeDave on the hash network."""
+    """FreeDave on the hash network, under exact numerics unless said otherwise."""
     net = network(length)
+    rest = {"numerics": "exact", **rest}
     return decoders.build(
-        CONFIG, policy, draft_steps, draft_steps, block_length=length,
-        max_new_tokens=room, network=net, **rest,
+        CONFIG, policy, draft_steps, 32, block_length=length, max_new_tokens=room,
+        network=net, **rest,
     )  # fmt: skip
 
 
