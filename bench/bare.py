@@ -70,10 +70,11 @@ class Bench:
 
     def _middle(self) -> tuple[DecodeState, Any]:
         """The state half-way through, and what the network is asked of its rows."""
-        program, cap = self.decoder.program, jnp.int32(self.decoder.cap)
+        program = self.decoder.program
         verify = [row.nfe.verify for row in self.result().rows]
         state = run.begin(self.decoder, self.params, self.prompts, 0, None).state
-        half = jax.jit(lambda p, s: program.run(p, cap, s, min(verify) // 2))
+        terms = program.terms(self.decoder.cap, min(verify) // 2)
+        half = jax.jit(lambda p, s: program.run(p, terms, s))
         state = half(self.params, state)
 
         def asked(row: RowState):
@@ -104,7 +105,7 @@ class Bench:
         program, row = self.decoder.program, lane.row
         start = program.grid.first(row.begin)
         room = run._pack(self.decoder, self.prompts, 0, None)[1]
-        window = program.grid.window_length
+        window = program.grid.near(min(program.most, calls.PRIMED))
         tokens_T = jnp.where(
             jnp.arange(row.tokens_T.shape[0]) < row.begin,
             row.tokens_T,
@@ -130,5 +131,6 @@ class Bench:
         return read, predict.guess(program, params, hidden_LE, row)
 
     def _verify(self, params, lane: Lane, cache: KVCache):
-        cap = jnp.int32(self.decoder.cap)
-        return calls.verify(self.decoder.program, params, cap, lane.row, cache)
+        program = self.decoder.program
+        terms = program.terms(self.decoder.cap)
+        return calls.verify(program, params, terms, lane.row, cache)

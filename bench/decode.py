@@ -116,6 +116,9 @@ def main() -> None:
     parser.add_argument("--draft-steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15, help="alternating repeats")
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument(
+        "--regret", type=int, nargs="*", default=[], help="fixed d to time beside auto"
+    )
     args = parser.parse_args()
     report, model = common.begin(args.weights), common.load(args.weights)
     prompts = equal_lengths(model, 9)
@@ -123,6 +126,7 @@ def main() -> None:
     again = 0
     for size in (1, 8):
         benches = {}
+        room_of, rest = args.max_new_tokens, (model.params, prompts[:size])
         for numerics in NUMERICS:
             room = {"max_new_tokens": args.max_new_tokens, "numerics": numerics}
             drafted = freedave(model.config, draft_steps=args.draft_steps, **room)
@@ -139,6 +143,12 @@ def main() -> None:
                 tables, measure(name, bench, args.rounds), strict=False
             ):
                 table.append(row)
+        benches |= {
+            f"freedave d={d}, guarded": Bench(
+                freedave(model.config, draft_steps=d, max_new_tokens=room_of), *rest
+            )
+            for d in ("auto", *args.regret)
+        }
         tables[2].extend(speed(benches, args.rounds))
     report.table("Loop efficiency, median [95 % interval] of paired rounds", tables[0])
     report.table(

@@ -52,7 +52,9 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="One user turn.")] = None,
     model: _Model = None,
     method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "freedave",
-    draft_steps: Annotated[int, typer.Option(help="States checked per call.")] = 8,
+    draft_steps: Annotated[
+        str, typer.Option(help="States checked per call, or auto: chosen call by call.")
+    ] = "auto",
     tokens_per_step: Annotated[
         int | None, typer.Option(help="Tokens that one step of the policy commits: 1.")
     ] = None,
@@ -94,7 +96,7 @@ def generate(
     top_p: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the noise at a temperature.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    numerics: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
+    numerics: Annotated[str, typer.Option(help="guarded, exact or fast.")] = "guarded",
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -114,7 +116,7 @@ def generate(
     settings = Settings(
         model=model,
         method=method,
-        draft_steps=draft_steps,
+        draft_steps=cli_settings.draft_steps(draft_steps),
         tokens_per_step=tokens_per_step,
         threshold=threshold,
         policy=policy,

@@ -35,6 +35,7 @@ def run(settings: Settings, asked: Sequence[Asked], as_json: bool) -> None:
         holds = probed(decoder, model)
         for index, row, result in results:
             fields = describe(settings, model, index, row, result)
+            fields["numerics"] = decoder.numerics
             fields["slot_probe"] = holds
             print(json.dumps(fields, ensure_ascii=False), flush=True)
         return
@@ -66,6 +67,7 @@ def describe(
             "verify": row.nfe.verify,
             "commit": row.nfe.commit,
             "refresh": row.nfe.refresh,
+            "guard": row.nfe.guard,
             "total": row.nfe.total,
         },
         "reference_nfe": row.reference_nfe,

@@ -1,6 +1,7 @@
 """The options of the commands that decode, checked, and the decoder they ask for."""
 
 import dataclasses
+from typing import Literal
 
 DRAFTS = ("nested", "tree")
 METHODS = ("freedave", "static", "threshold")
@@ -18,7 +19,7 @@ class Settings:
 
     model: str | None = None
     method: str = "freedave"
-    draft_steps: int = 8
+    draft_steps: int | Literal["auto"] = "auto"
     tokens_per_step: int | None = None
     threshold: float | None = None
     block_length: int | None = None
@@ -35,7 +36,7 @@ class Settings:
     top_p: float = 1.0
     seed: int = 0
     dtype: str = "float32"
-    numerics: str = "exact"
+    numerics: str = "guarded"
     batch_size: int = 1
 
 
@@ -46,7 +47,7 @@ def check(settings: Settings) -> None:
         raise ValueError(f"method {s.method!r} is unknown; use {', '.join(METHODS)}")
     if s.draft not in DRAFTS:
         raise ValueError(f"draft={s.draft!r} is unknown; use {', '.join(DRAFTS)}")
-    if s.draft_steps < 1:
+    if s.draft_steps != "auto" and s.draft_steps < 1:
         raise ValueError(f"draft_steps={s.draft_steps} must be at least 1; try 8")
     if s.batch_size < 1:
         raise ValueError(f"batch_size={s.batch_size} must be at least 1; try 8")
@@ -75,6 +76,18 @@ def check(settings: Settings) -> None:
         )
 
 
+def draft_steps(text: str) -> int | Literal["auto"]:
+    """The draft steps that a word stands for. Raises ValueError for any other word."""
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(
+            f"draft_steps={text!r} must be a whole number from 1 on, or 'auto'"
+        ) from None
+
+
 def make_decoder(config, settings: Settings, tables=None):
     """The decoder of the settings. Raises ValueError for one out of range.
 
@@ -91,11 +104,13 @@ def make_decoder(config, settings: Settings, tables=None):
         }
         common["draft"] = trees.best_of(tables or {}, config, policy, **fit)
     common["never"] = config.stop_ids if s.no_stop else ()
-    is_drafted = s.method == "freedave"
-    # The program that freedave would run, so that both read the same bits.
-    slots = s.draft_steps if is_drafted or s.numerics == "exact" else 1
-    cap = s.draft_steps if is_drafted else 1
-    return decoders.build(config, policy, slots, cap, **common)
+    drafted = decoders.freedave(config, policy, draft_steps=s.draft_steps, **common)
+    if s.method == "freedave":
+        return drafted
+    if drafted.numerics == "exact":
+        # The program that freedave would run, so that both read the same bits.
+        return dataclasses.replace(drafted, cap=1)
+    return decoders.build(config, policy, 1, 1, **common)
 
 
 def policy_of(settings: Settings):

@@ -87,7 +87,7 @@ def freedave(
 
     draft_steps: states evaluated per call, 1 to 32; or several such numbers, among
     which each call's is chosen by what calls take and how drafts fare; "auto": `SIZES`
-    (under exact numerics, where all calls are alike, 8). Common settings: max_new_tokens
+    (under exact numerics, where all calls are alike, 8). Settings: max_new_tokens
     (256), block_length (the model's), cache (full-attention models: "dual", "prefix" or
     "none"), guidance (0: off; full attention), never (ids that are never predicted),
     temperature (0), top_k (0: off), top_p (1: off), numerics ("guarded", "exact" or
