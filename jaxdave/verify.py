@@ -64,12 +64,15 @@ def walk(
         return same_K & (index_K != held.at)
 
     def on(held: Walked):
-        return held.sure & (held.hops < count - 1) & jnp.any(successors(held))
+        further = held.sure & (held.hops < count - 1) & jnp.any(successors(held))
+        return (held.hops < 0) | further
 
     def hop(held: Walked):
-        at = jnp.argmax(successors(held)).astype(jnp.int32)
+        # The step is compiled once: the first draft is reached by a hop as well.
+        at = jnp.where(held.hops < 0, 0, jnp.argmax(successors(held)))
+        at = at.astype(jnp.int32)
         return Walked(at, held.target, *step_from(at, held.target), held.hops + 1)
 
     zero = jnp.int32(0)
-    start = Walked(zero, first, *step_from(zero, first), zero)
-    return jax.lax.while_loop(on, hop, start)
+    begun = Walked(zero, first, zero, first, jnp.bool_(True), jnp.int32(-1))
+    return hop(begun) if count == 1 else jax.lax.while_loop(on, hop, begun)
