@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxdave.config import ModelConfig
 from jaxdave.model.layers import Block, Linear, RMSNorm, Rope
+from jaxdave.quantize import Int8, contract, rows, transposed
 from jaxdave.types import KVCache
 
 Params = Any
@@ -48,8 +49,7 @@ class Denoiser(nnx.Module):
         Returns hidden [..., L, E] and (keys, values) [N, ..., L, H, D].
         """
         layer, layers = self._layers(rope, attend)
-        x = self.embedding[...][tokens]
-        x, kv = jax.lax.scan(layer, x, (layers, per_layer))
+        x, kv = jax.lax.scan(layer, self._embedded(tokens), (layers, per_layer))
         return self.norm(x), kv
 
     def states(self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any):
@@ -62,10 +62,13 @@ class Denoiser(nnx.Module):
         def kept(x, inputs):
             return layer(x, inputs)[0], x
 
-        last, before = jax.lax.scan(
-            kept, self.embedding[...][tokens], (layers, per_layer)
-        )
+        last, before = jax.lax.scan(kept, self._embedded(tokens), (layers, per_layer))
         return jnp.concatenate([before, self.norm(last)[None]])
+
+    def _embedded(self, tokens: jax.Array) -> jax.Array:
+        """Vectors of tokens, in the dtype of the norms, which is the activations'."""
+        scale = self.norm.scale.get_value()
+        return rows(self.embedding.get_value(), tokens, scale.dtype)
 
     def _layers(self, rope: Rope, attend: LayerAttend):
         """One layer as the body of a scan, and the weights of all of them."""
@@ -103,22 +106,18 @@ class Denoiser(nnx.Module):
 
             return over(mixed)((x_CSE, index_C, q, k, v)), stored
 
-        x = self.embedding[...][tokens_CS]
-        x, kv = jax.lax.scan(layer, x, layers)
+        x, kv = jax.lax.scan(layer, self._embedded(tokens_CS), layers)
         return flat(over(self.norm)(x)), kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., vocab_rows] over the whole vocabulary."""
-        return jnp.matmul(
-            hidden,
-            self.head_kernel(),
-            precision=jax.lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
+        return contract("...e,ev->...v", hidden, self.head_kernel())
 
-    def head_kernel(self) -> jax.Array:
+    def head_kernel(self) -> jax.Array | Int8:
         """The output projection [hidden, vocab_rows]."""
-        return self.embedding[...].T if self.head is None else self.head.kernel[...]
+        if self.head is None:
+            return transposed(self.embedding.get_value())
+        return self.head.kernel.get_value()
 
 
 def init(config: ModelConfig, seed: int, dtype=jnp.float32) -> Params:

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jaxdave.config import ModelConfig
+from jaxdave.quantize import Int8, contract
 
 Rope = tuple[jax.Array, jax.Array]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -21,14 +22,18 @@ _INIT = nnx.initializers.normal(0.02)
 
 
 class Linear(nnx.Module):
-    """A matmul with an optional bias; the kernel is [in, out]."""
+    """A matmul with an optional bias; the kernel is [in, out] or such an `Int8`."""
 
     def __init__(self, fan_in, fan_out, *, bias=False, dtype, rngs: nnx.Rngs):
         self.kernel = nnx.Param(_INIT(rngs.params(), (fan_in, fan_out), dtype))
         self.bias = nnx.Param(jnp.zeros((fan_out,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.matmul(x, self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+        kernel = self.kernel.get_value()
+        if isinstance(kernel, Int8):
+            y = contract("...i,io->...o", x, kernel).astype(x.dtype)
+        else:
+            y = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
         return y if self.bias is None else y + _row(self.bias[...], y.ndim)
 
 
