@@ -71,7 +71,7 @@ class Report:
 
     def finish(self, out: Path | None) -> None:
         """Write the report, print what holds, exit 1 if a claim does not."""
-        self.machine["load_at_end"] = _load()
+        self.machine["load_at_end"] = load_now()
         if out is not None:
             text = json.dumps(dataclasses.asdict(self), indent=1, default=str)
             replace_file(out, (text + "\n").encode())
@@ -106,7 +106,7 @@ def begin(weights: str) -> Report:
         + platform.processor(),
         "versions": {"python": platform.python_version(), **versions},
         "weights": weights,
-        "load": _load(),
+        "load": load_now(),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
     for name, value in machine.items():
@@ -185,7 +185,8 @@ def _shown(cell: Any) -> str:
     return f"{cell:.3g}" if abs(cell) < 1000 else f"{cell:.0f}"
 
 
-def _load() -> str:
+def load_now() -> str:
+    """The load averages of this machine."""
     return " ".join(f"{value:.2f}" for value in os.getloadavg())
 
 

@@ -116,7 +116,7 @@ def _mixed(place):
 
 
 def _marked(hidden, place, left):
-    """Vectors [..., E] with their position and whether the token to the left is known."""
+    """Vectors [..., E], their position, and whether the token to the left is known."""
     marks = [place // DIGIT, place % DIGIT, left.astype(jnp.int32)]
     more = jnp.stack([mark.astype(hidden.dtype) for mark in marks], axis=-1)
     return jnp.concatenate([hidden, more], axis=-1)

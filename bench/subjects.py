@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from bench import common
 from bench.bare import Bench
 from bench.scripted import scripted
@@ -14,7 +12,6 @@ from jaxdave.config import ModelConfig, preset
 from jaxdave.decode import Program
 from jaxdave.decoders import Decoder
 from jaxdave.model import denoiser
-from jaxdave.tasks import frozen
 
 ACCEPTANCE = 0.8
 """Of a scripted draft's next token, given that those before it held."""
@@ -89,13 +86,4 @@ def subject(size: str, equal_lengths: Callable[..., list[list[int]]]) -> Subject
         raise ValueError(f"size {size!r} is unknown; use {', '.join(SIZES)}")
     config = config_of(size)
     prompts = [[(7 * i + 3 * row) % 64 for i in range(40)] for row in range(8)]
-    return Subject(
-        size, config, denoiser.init(config, 0), prompts, 32, ACCEPTANCE
-    )
-
-
-def matrices(config: ModelConfig) -> tuple[int, int]:
-    """Weights that every token is multiplied with: of the layers, and of the head."""
-    like = denoiser.abstract(config)
-    layers = sum(a.size for a in jax.tree.leaves(like["blocks"]) if a.ndim == 3)
-    return layers, config.hidden * config.vocab_rows
+    return Subject(size, config, denoiser.init(config, 0), prompts, 32, ACCEPTANCE)
