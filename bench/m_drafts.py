@@ -44,6 +44,7 @@ def measure(subject: Subject, plan: Plan, book: Book) -> None:
 
 def _timed(subject: Subject, plan: Plan) -> tuple[list[Timed], machine.Rates]:
     small = sum(machine.matrices(subject.config)) < _SMALL
+    again = 5 if small else 1
     names, timers, decodes = [], [], []
     for d in plan.drafts if small else plan.large:
         bench = subject.bench(d, numerics=plan.numerics)
@@ -52,7 +53,6 @@ def _timed(subject: Subject, plan: Plan) -> tuple[list[Timed], machine.Rates]:
         parts = bench.parts(*wanted, at=bench.begun())
         names += [(d, "wall"), *((d, name) for name in parts)]
         timers.append(bench.generate)
-        again = 5 if small else 1
         timers += [lambda f=f: common.seconds(f, again) for f in parts.values()]
     found = common.alternate([*timers, *machine.probes()], plan.rounds)
     taken = dict(zip(names, found.T, strict=False))
