@@ -86,4 +86,5 @@ def subject(size: str, equal_lengths: Callable[..., list[list[int]]]) -> Subject
         raise ValueError(f"size {size!r} is unknown; use {', '.join(SIZES)}")
     config = config_of(size)
     prompts = [[(7 * i + 3 * row) % 64 for i in range(40)] for row in range(8)]
-    return Subject(size, config, denoiser.init(config, 0), prompts, 32, ACCEPTANCE)
+    room = 16 if size == "135M" else 32
+    return Subject(size, config, denoiser.init(config, 0), prompts, room, ACCEPTANCE)
