@@ -77,13 +77,16 @@ def main() -> None:
     report.machine["commit"] = commit()
     report.machine["numerics"] = plan.numerics
     print(f"commit: {report.machine['commit']}")
-    book = Book()
+    book, made = Book(), []
     for size in sizes:
         subject = subjects.subject(size, equal_lengths)
         for entry in MEASURES:
             if size in entry.sizes and (not args.only or {*args.only} & {*entry.finds}):
                 timed(entry, subject, plan, book)
-    finish(report, book, args.out)
+        # A run that is cut off leaves the models that it has done.
+        made = store(report, book, args.out)
+    show(report, book)
+    print("wrote", ", ".join(map(str, made)))
 
 
 def timed(entry: Entry, subject: Subject, plan: Plan, book: Book) -> None:
@@ -101,22 +104,24 @@ def timed(entry: Entry, subject: Subject, plan: Plan, book: Book) -> None:
     print(f"{about}, load {common.load_now()}", file=sys.stderr, flush=True)
 
 
-def finish(report: common.Report, book: Book, out: Path) -> None:
-    """Print the table; write it, the points and the figures."""
-    rows = [finding._asdict() for finding in book.findings]
-    report.machine["load_at_end"] = common.load_now()
-    report.table("Measures (aims: performance.md section 6 and issue 5)", rows)
-    missed = sum(row["verdict"] == "missed" for row in rows)
-    met = sum(row["verdict"] == "met" for row in rows)
-    print(f"\n{met} met, {missed} missed; load at end {report.machine['load_at_end']}")
+def store(report: common.Report, book: Book, out: Path) -> list[Path]:
+    """Write what has been found so far: JSON and figures."""
     out.mkdir(parents=True, exist_ok=True)
-    told = {**report.machine, "findings": rows, "points": book.points}
+    rows = [finding._asdict() for finding in book.findings]
+    machine = report.machine | {"load_at_end": common.load_now()}
+    told = {**machine, "findings": rows, "points": book.points}
     text = json.dumps(told, indent=1, default=str)
     replace_file(out / "bench.json", (text + "\n").encode())
-    machine = report.machine
-    title = f"{machine['device']}, {machine['date']}, load {machine['load']}"
-    made = plots.draw(book.points, out, title)
-    print("wrote", ", ".join(str(path) for path in (out / "bench.json", *made)))
+    title = f"{machine['device']}, {machine['date']}, load {machine['load_at_end']}"
+    return [out / "bench.json", *plots.draw(book.points, out, title)]
+
+
+def show(report: common.Report, book: Book) -> None:
+    """Print the one table."""
+    rows = [finding._asdict() for finding in book.findings]
+    report.table("Measures (aims: performance.md section 6 and issue 5)", rows)
+    count = {v: sum(row["verdict"] == v for row in rows) for v in ("met", "missed")}
+    print(f"\n{count['met']} met, {count['missed']} missed; load {common.load_now()}")
 
 
 def commit() -> str:

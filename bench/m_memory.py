@@ -18,6 +18,8 @@ from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
 
 _FROM, _TO = 1, 8
+_STARTS = 3
+"""Processes that are started each way; one takes seconds."""
 IMPORT = "import jax; jax.devices()"
 
 
@@ -99,7 +101,7 @@ def warm_start(subject: Subject, plan: Plan, book: Book) -> None:
     own = []
     with tempfile.TemporaryDirectory() as cache:
         startup.once(cache, "generate", startup.PROMPT)
-        for _ in range(plan.rounds):
+        for _ in range(min(plan.rounds, _STARTS)):
             bare = common.seconds(_import_jax)
             own.append(startup.once(cache, "generate", startup.PROMPT) - bare)
     what = "seconds of a warm `jaxdave generate` beyond importing jax"
