@@ -103,7 +103,7 @@ def begin(weights: str) -> Report:
     machine = {
         "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
         "device": f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores, "
-        + platform.processor(),
+        + (platform.processor() or platform.machine()),
         "versions": {"python": platform.python_version(), **versions},
         "weights": weights,
         "load": load_now(),
