@@ -54,33 +54,55 @@ class Bench:
         begin = lambda: run.begin(self.decoder, self.params, self.prompts, 0, None)  # noqa: E731
         return common.seconds(lambda: begin().state)
 
-    def parts(self) -> dict[str, Callable[[], Any]]:
-        """Every part as a compiled call without arguments."""
-        (rows, cache), asked = self._middle()
+    def parts(
+        self, *wanted: str, at: DecodeState | None = None
+    ) -> dict[str, Callable[[], Any]]:
+        """The wanted parts (by default all) as compiled calls without arguments.
+
+        at: the state that they are asked in, by default that of half the calls; to
+        get there the loop is compiled once more.
+        """
+        rows, cache = state = self._middle() if at is None else at
+        asked = self._asked(state)
         lanes = Lane(rows, asked, jnp.zeros_like(rows.done))
+        known: dict[str, Part] = {
+            "call": self._call,
+            "prefill": self._prefill,
+            "forward": self._forward,
+            "draft": lambda params, lane, _: self._drafted(params, lane.row),
+            "verify": self._verify,
+        }
         return {
-            "call": self._jitted(self._call, lanes, cache),
-            "prefill": self._jitted(self._prefill, lanes, cache),
-            "forward": self._jitted(self._forward, lanes, cache),
-            "draft": self._jitted(
-                lambda p, x, _: self._drafted(p, x.row), lanes, cache
-            ),
-            "verify": self._jitted(self._verify, lanes, cache),
+            name: self._jitted(known[name], lanes, cache) for name in wanted or known
         }
 
-    def _middle(self) -> tuple[DecodeState, Any]:
-        """The state half-way through, and what the network is asked of its rows."""
+    def memory(self):
+        """`memory_analysis()` of the decode loop, which must have been run."""
+        program = self.decoder.program
+        for (of, name, *_), made in reversed(run._EXECUTABLES.items()):
+            if of is program and name.startswith("run"):
+                return made.memory_analysis()
+        raise LookupError("this decoder has not been run yet")
+
+    def begun(self) -> DecodeState:
+        """The state after the prefill."""
+        return run.begin(self.decoder, self.params, self.prompts).state
+
+    def _middle(self) -> DecodeState:
+        """The state half-way through."""
         program = self.decoder.program
         verify = [row.nfe.verify for row in self.result().rows]
-        state = run.begin(self.decoder, self.params, self.prompts, 0, None).state
         terms = program.terms(self.decoder.cap, min(verify) // 2)
         half = jax.jit(lambda p, s: program.run(p, terms, s))
-        state = half(self.params, state)
+        return half(self.params, self.begun())
 
-        def asked(row: RowState):
-            return question(program, row, self._drafted(self.params, row))
+    def _asked(self, state: DecodeState) -> Any:
+        """What the network is asked of the rows of a state."""
 
-        return state, jax.vmap(asked)(state.rows)
+        def asked(params, row: RowState):
+            return question(self.decoder.program, row, self._drafted(params, row))
+
+        return jax.jit(jax.vmap(asked, (None, 0)))(self.params, state.rows)
 
     def _drafted(self, params, row: RowState):
         return calls.drafted(self.decoder.program, params, row)

@@ -71,7 +71,7 @@ class Report:
 
     def finish(self, out: Path | None) -> None:
         """Write the report, print what holds, exit 1 if a claim does not."""
-        self.machine["load_at_end"] = _load()
+        self.machine["load_at_end"] = load_now()
         if out is not None:
             text = json.dumps(dataclasses.asdict(self), indent=1, default=str)
             replace_file(out, (text + "\n").encode())
@@ -103,10 +103,10 @@ def begin(weights: str) -> Report:
     machine = {
         "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
         "device": f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores, "
-        + platform.processor(),
+        + (platform.processor() or platform.machine()),
         "versions": {"python": platform.python_version(), **versions},
         "weights": weights,
-        "load": _load(),
+        "load": load_now(),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
     for name, value in machine.items():
@@ -185,10 +185,11 @@ def _shown(cell: Any) -> str:
     return f"{cell:.3g}" if abs(cell) < 1000 else f"{cell:.0f}"
 
 
-def _load() -> str:
+def load_now() -> str:
+    """The load averages of this machine."""
     return " ".join(f"{value:.2f}" for value in os.getloadavg())
 
 
 def _module() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else sys.argv[0]
+    return spec.name.removesuffix(".__main__") if spec else sys.argv[0]

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxdave import described, families, stored, trees, weights
+from jaxdave import quantize as ways
 from jaxdave.config import ModelConfig
 from jaxdave.files import open_up, swap
 from jaxdave.model.denoiser import Params
@@ -41,6 +42,7 @@ class Model:
 
     max_new_tokens: the room for an answer that the folder's generation defaults name.
     tables: draft trees that `jaxdave calibrate` has left (`trees.best_of`).
+    quantize: how the parameters were quantised as they were read, or None.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Model:
     tables: Mapping[str, trees.Table] = dataclasses.field(
         default_factory=dict, repr=False
     )
+    quantize: str | None = None
 
 
 def load(
@@ -61,6 +64,7 @@ def load(
     block_length: int | None = None,
     mask_id: int | None = None,
     mesh: Mesh | None = None,
+    quantize: str | None = None,
 ) -> Model:
     """The model of a folder, of the Hub, or of this package.
 
@@ -72,26 +76,31 @@ def load(
     dtype: "float32" or "bfloat16", whatever the files hold. block_length, mask_id: go
         before what the folder says; SDAR's files on the Hub say nothing of either.
     mesh: split the weights over its axis "model"; those of a converted folder are
-        never whole anywhere.
+        never whole anywhere, unless they are quantised.
+    quantize: "int8" keeps matrices as int8 with a scale per output channel: another
+        model, with a text of its own (see `quantize.py`). dtype is then that of the
+        activations.
     Raises one ValueError that names everything wrong with the folder's weights.
     """
     weights.check_dtype(dtype)
+    finish = ways.kept_as(quantize)
     name, folder = find(source)
     raw = read_json(folder / "config.json")
     if stored.is_stored(raw):
         config = _stored_config(folder, raw, block_length, mask_id)
         codec = load_codec(folder, config=config)
         params = stored.restore(folder, config, dtype, mesh)
-        return _model(name, folder, config, params, codec)
+        params = ways.finished(params, finish)
+        return _model(
+            name, folder, config, _placed(params, config, mesh), codec, quantize
+        )
     family = families.detect(raw, None)
     config = described.config_of(
         family, raw, folder, name=name, block_length=block_length, mask_id=mask_id
     )
     codec = load_codec(folder, config=config)
-    params = weights.read(folder, config, dtype, family.tensors)
-    if mesh is not None:
-        params = jax.device_put(params, shardings(params, config, mesh))
-    return _model(name, folder, config, params, codec)
+    params = weights.read(folder, config, dtype, family.tensors, finish)
+    return _model(name, folder, config, _placed(params, config, mesh), codec, quantize)
 
 
 def save(
@@ -138,9 +147,18 @@ def save(
         raise
 
 
-def _model(name: str, folder: Path, config, params: Params, codec: Codec) -> Model:
+def _placed(params: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
+    """The parameters split over a mesh; those that lie there already stay."""
+    if mesh is None:
+        return params
+    return jax.device_put(params, shardings(params, config, mesh))
+
+
+def _model(
+    name: str, folder: Path, config, params: Params, codec: Codec, quantize: str | None
+) -> Model:
     tables = trees.read(folder)
-    return Model(name, folder, config, params, codec, _room(folder), tables)
+    return Model(name, folder, config, params, codec, _room(folder), tables, quantize)
 
 
 def _room(folder: Path) -> int:

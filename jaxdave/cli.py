@@ -23,6 +23,9 @@ _Model = Annotated[
     str | None,
     typer.Option(help="Folder or Hub id (owner/name); by default the packaged demo."),
 ]
+_Quantize = Annotated[
+    str | None, typer.Option(help="int8: matrices as int8, a model of its own.")
+]
 _NoCache = Annotated[
     bool, typer.Option("--no-compile-cache", help="Do not keep compiled programs.")
 ]
@@ -96,6 +99,7 @@ def generate(
     top_p: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the noise at a temperature.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    quantize: _Quantize = None,
     numerics: Annotated[str, typer.Option(help="guarded, exact or fast.")] = "guarded",
     prompts: Annotated[
         Path | None,
@@ -133,6 +137,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         dtype=dtype,
+        quantize=quantize,
         numerics=numerics,
         batch_size=batch_size,
     )
@@ -147,13 +152,14 @@ def demo(
     model: _Model = None,
     draft_steps: Annotated[int, typer.Option(help="States checked per call.")] = 8,
     problems: Annotated[int, typer.Option(help="How many, of both kinds.")] = 5,
+    quantize: _Quantize = None,
     no_compile_cache: _NoCache = False,
 ) -> None:
     """Decode held-out problems with static and FreeDave, side by side."""
     from jaxdave import cli_demo
 
     keep_compiled(no_compile_cache)
-    cli_demo.run(model, draft_steps, problems)
+    cli_demo.run(model, draft_steps, problems, quantize=quantize)
 
 
 @app.command()

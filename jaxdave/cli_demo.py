@@ -37,7 +37,11 @@ class Pair:
 
 
 def run(
-    model: str | None, draft_steps: int, count: int, console: Console | None = None
+    model: str | None,
+    draft_steps: int,
+    count: int,
+    console: Console | None = None,
+    quantize: str | None = None,
 ) -> None:
     """Decode `count` held-out problems of both families and print the comparison."""
     settings = Settings(model=model, draft_steps=draft_steps)
@@ -45,7 +49,7 @@ def run(
     problems = chosen(count)
     from jaxdave import checkpoint
 
-    loaded = checkpoint.load(model)
+    loaded = checkpoint.load(model, quantize=quantize)
     room = min(MAX_NEW_TOKENS, loaded.max_new_tokens)
     settings = dataclasses.replace(settings, max_new_tokens=room)
     console = console or Console(highlight=False)

@@ -21,8 +21,9 @@ def run(settings: Settings, asked: Sequence[Asked], as_json: bool) -> None:
     from jaxdave import checkpoint
 
     model = checkpoint.load(
-        settings.model, dtype=settings.dtype, block_length=settings.block_length
-    )
+        settings.model, dtype=settings.dtype, block_length=settings.block_length,
+        quantize=settings.quantize,
+    )  # fmt: skip
     room = settings.max_new_tokens
     room = model.max_new_tokens if room is None else room
     settings = dataclasses.replace(settings, max_new_tokens=room)
@@ -81,6 +82,7 @@ def describe(
         "model": model.name,
         "numerics": settings.numerics,
         "dtype": settings.dtype,
+        "quantize": settings.quantize,
         "batch_rows": len(result.rows),
     }
 

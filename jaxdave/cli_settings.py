@@ -36,6 +36,7 @@ class Settings:
     top_p: float = 1.0
     seed: int = 0
     dtype: str = "float32"
+    quantize: str | None = None
     numerics: str = "guarded"
     batch_size: int = 1
 

@@ -7,6 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdave import weights
 from jaxdave.config import ModelConfig
+from jaxdave.quantize import channel_axis
 
 AXIS = "model"
 
@@ -29,11 +30,19 @@ _SPLITS = {
 
 
 def partition(path: str, config: ModelConfig, parts: int) -> PartitionSpec:
-    """The split of one parameter; whole on every device where it does not divide."""
-    dimension, field = _SPLITS.get(path, (0, None))
+    """The split of one parameter; whole on every device where it does not divide.
+
+    The values of an `Int8` are split as the matrix is, and its scales along with their
+    channels: where channels are cut across, every part needs all scales.
+    """
+    whole, _, part = path.rpartition("/")
+    is_int8 = whole in _SPLITS
+    dimension, field = _SPLITS.get(whole if is_int8 else path, (0, None))
     if field is None or getattr(config, field) % parts:
         return PartitionSpec()
-    return PartitionSpec(*[None] * dimension, AXIS)
+    if is_int8 and part == "scale":
+        dimension = _of_scale(whole, dimension)
+    return PartitionSpec() if dimension is None else _split(dimension)
 
 
 def shardings(like: Any, config: ModelConfig, mesh: Mesh) -> Any:
@@ -52,3 +61,15 @@ def shardings(like: Any, config: ModelConfig, mesh: Mesh) -> Any:
         return NamedSharding(mesh, partition(weights.path_of(path), config, parts))
 
     return jax.tree_util.tree_map_with_path(of, like)
+
+
+def _of_scale(path: str, dimension: int) -> int | None:
+    """Where a matrix's split falls in its scales, which lack the channels' own axis."""
+    # Layers come first in every kernel but the head's; the embedding has rows.
+    ndim = 3 if path.startswith("blocks/") else 2
+    gone = (channel_axis(path) or 0) % ndim
+    return None if dimension == gone else dimension - (dimension > gone)
+
+
+def _split(dimension: int) -> PartitionSpec:
+    return PartitionSpec(*[None] * dimension, AXIS)

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from jaxdave import names
 from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
+from jaxdave.quantize import Finish, as_it_is, finished
 from jaxdave.tokenizer import read_json
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -30,11 +31,16 @@ def check_dtype(dtype: str) -> None:
 
 
 def read(
-    folder: Path, config: ModelConfig, dtype: str, tensors: Mapping[str, str]
+    folder: Path,
+    config: ModelConfig,
+    dtype: str,
+    tensors: Mapping[str, str],
+    finish: Finish = as_it_is,
 ) -> denoiser.Params:
     """The parameters of a folder, in the structure of `denoiser.abstract`.
 
-    tensors: parameter path -> tensor, as `names.TENSORS`.
+    tensors: parameter path -> tensor, as `names.TENSORS`. finish: what is kept of each
+    parameter once it is whole, so that no more than one is held twice.
 
     Raises one ValueError that names everything wrong with the folder's weights.
     """
@@ -51,9 +57,11 @@ def read(
         known = wanted if index is None and not files else index or ()
         _compare(homes, files, wanted, known, problems)
         raise_problems(folder, problems)
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: _fill(leaf, path_of(path), slots, homes, files), like
-        )
+
+        def filled(path, leaf):
+            return finish(path, _fill(leaf, path, slots, homes, files))
+
+        return finished(like, filled)
 
 
 def write(
@@ -72,6 +80,11 @@ def write(
     check_dtype(dtype)
     wanted = {p: leaf.shape for p, leaf in leaves_of(denoiser.abstract(config)).items()}
     leaves = leaves_of(params)
+    if any(leaf.dtype == jnp.int8 for leaf in leaves.values()):
+        raise ValueError(
+            "int8 parameters are not saved, as no family's layout holds them; save "
+            "those they were made of and load with quantize='int8'"
+        )
     found = {p: np.shape(leaf) for p, leaf in leaves.items()}
     if found != wanted:
         odd = sorted(p for p in {*found, *wanted} if found.get(p) != wanted.get(p))
@@ -189,7 +202,7 @@ def _compare(homes, files, wanted: Mapping, known, problems: list[str]) -> None:
                 )
 
 
-def _fill(leaf, path: str, slots, homes, files) -> jax.Array:
+def _fill(leaf, path: str, slots, homes, files) -> np.ndarray:
     """One parameter, put together from its tensors."""
     value = np.empty(leaf.shape, leaf.dtype)
     for name, slot in slots.items():
@@ -197,7 +210,7 @@ def _fill(leaf, path: str, slots, homes, files) -> jax.Array:
             tensor = files[homes[name]].get_tensor(name)
             tensor = tensor.T if slot.is_transposed else tensor
             value[... if slot.layer is None else slot.layer] = tensor
-    return jnp.asarray(value)
+    return value
 
 
 def raise_problems(folder: Path, problems: list[str]) -> None:

@@ -22,6 +22,8 @@ for folder in sys.argv[1:]:
     alone = jaxdave.load(folder)
     tokens = jnp.arange(32, dtype=jnp.int32)[None] * 20
     whole_logits = whole(alone.config)(alone.params, tokens)
+    small = jaxdave.load(folder, quantize="int8")
+    int8_logits = whole(alone.config)(small.params, tokens)
     for shape in ((1, 8), (2, 4)):
         mesh = jax.make_mesh(shape, ("data", "model"), axis_types=auto)
         split = jaxdave.load(folder, mesh=mesh)
@@ -42,6 +44,21 @@ for folder in sys.argv[1:]:
         assert part("blocks/attn/k/kernel") == (2, 16, 16)
         logits = whole(split.config)(split.params, tokens)
         assert np.abs(np.asarray(whole_logits) - np.asarray(logits)).max() < 1e-4
+        rounded = jaxdave.load(folder, mesh=mesh, quantize="int8")
+        found = leaves(rounded.params)
+        for name in ("blocks/attn/q/kernel", "blocks/mlp/up/kernel", "embedding"):
+            assert found[name + "/values"].dtype == jnp.int8
+            before = leaves(split.params)[name].addressable_shards[0].data.shape
+            assert part(name + "/values") == before
+        assert part("blocks/attn/q/kernel/scale") == (2, 64 // parts)
+        assert part("blocks/attn/k/kernel/scale") == (2, 16)
+        # Channels that are cut across: every device needs all scales.
+        assert part("blocks/attn/o/kernel/scale") == (2, 16)
+        assert part("blocks/mlp/down/kernel/scale") == (2, 16)
+        assert part("embedding/scale") == (784 // parts,)
+        assert part("head/kernel/scale") == (784 // parts,)
+        logits = whole(split.config)(rounded.params, tokens)
+        assert np.abs(np.asarray(int8_logits) - np.asarray(logits)).max() < 1e-4
 try:
     jaxdave.load(folder, mesh=jax.make_mesh((8,), ("x",), axis_types=auto[:1]))
 except ValueError as error:

@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxdave.config import ModelConfig
 from jaxdave.model.layers import Block, Linear, RMSNorm, Rope
+from jaxdave.quantize import Int8, contract, rows, transposed
 from jaxdave.types import KVCache
 
 Params = Any
@@ -55,10 +56,6 @@ class Denoiser(nnx.Module):
         x, kv = jax.lax.scan(layer, x, (layers, per_layer))
         return self.norm(x), kv
 
-    def _embedded(self, tokens, dtype):
-        x = self.embedding[...][tokens]
-        return x if dtype is None else x.astype(dtype)
-
     def states(self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any):
         """What `hidden` computes on the way, [N + 1, ..., L, E].
 
@@ -69,10 +66,13 @@ class Denoiser(nnx.Module):
         def kept(x, inputs):
             return layer(x, inputs)[0], x
 
-        last, before = jax.lax.scan(
-            kept, self.embedding[...][tokens], (layers, per_layer)
-        )
+        last, before = jax.lax.scan(kept, self._embedded(tokens), (layers, per_layer))
         return jnp.concatenate([before, self.norm(last)[None]])
+
+    def _embedded(self, tokens: jax.Array, dtype=None) -> jax.Array:
+        """Vectors of tokens, in a dtype, by default that of the norms."""
+        dtype = self.norm.scale.get_value().dtype if dtype is None else dtype
+        return rows(self.embedding.get_value(), tokens, dtype)
 
     def _layers(self, rope: Rope, attend: LayerAttend):
         """One layer as the body of a scan, and the weights of all of them."""
@@ -116,16 +116,13 @@ class Denoiser(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., vocab_rows] over the whole vocabulary."""
-        return jnp.matmul(
-            hidden,
-            self.head_kernel(),
-            precision=jax.lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
+        return contract("...e,ev->...v", hidden, self.head_kernel())
 
-    def head_kernel(self) -> jax.Array:
+    def head_kernel(self) -> jax.Array | Int8:
         """The output projection [hidden, vocab_rows]."""
-        return self.embedding[...].T if self.head is None else self.head.kernel[...]
+        if self.head is None:
+            return transposed(self.embedding.get_value())
+        return self.head.kernel.get_value()
 
 
 def init(config: ModelConfig, seed: int, dtype=jnp.float32) -> Params:

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jaxdave.config import ModelConfig
+from jaxdave.quantize import Int8, contract
 
 Rope = tuple[jax.Array, jax.Array]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -21,18 +22,18 @@ _INIT = nnx.initializers.normal(0.02)
 
 
 class Linear(nnx.Module):
-    """A matmul with an optional bias; the kernel is [in, out]."""
+    """A matmul with an optional bias; the kernel is [in, out] or such an `Int8`."""
 
     def __init__(self, fan_in, fan_out, *, bias=False, dtype, rngs: nnx.Rngs):
         self.kernel = nnx.Param(_INIT(rngs.params(), (fan_in, fan_out), dtype))
         self.bias = nnx.Param(jnp.zeros((fan_out,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...]
-        if x.dtype == kernel.dtype:
-            y = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
+        kernel = self.kernel.get_value()
+        if isinstance(kernel, Int8) or x.dtype != kernel.dtype:
+            y = contract("...i,io->...o", x, kernel).astype(x.dtype)
         else:
-            y = wide_dot("...i,io->...o", x, kernel)
+            y = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
         if self.bias is None:
             return y
         return y + _row(self.bias[...].astype(y.dtype), y.ndim)
@@ -119,24 +120,6 @@ class Block(nnx.Module):
         """The layer's output, given what each position attended to."""
         x = x + self.attn.merge(context)
         return x + self.mlp(self.norm2(x))
-
-
-def wide_dot(spec: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`jnp.einsum` of float32 activations and narrower weights, float32.
-
-    Off a CPU the activations are cut into two parts of 8 bits each, so that the
-    matrix units read weights as they are stored; what is lost is below 2^-16 of an
-    activation. (`reduce_precision`, as a cast there and back may be optimised away.)
-    """
-    dot = lambda a, b: jnp.einsum(  # noqa: E731
-        spec, a, b, precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    if jax.default_backend() == "cpu":
-        return dot(x, kernel.astype(x.dtype))
-    high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-    low = (x - high).astype(kernel.dtype)
-    return dot(high.astype(kernel.dtype), kernel) + dot(low, kernel)
 
 
 def rope_table(config: ModelConfig, positions: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,8 +20,9 @@ from jaxdave.model.attention import (
     two_part,
 )
 from jaxdave.model.denoiser import binder
-from jaxdave.model.layers import rope_table, wide_dot
+from jaxdave.model.layers import rope_table
 from jaxdave.model.prime import shifted
+from jaxdave.quantize import columns, contract
 from jaxdave.types import KVCache, Network
 
 HEAD_CHUNK = 8192
@@ -119,13 +120,16 @@ class Model:
     def logits(self, params, hidden_RE, first):
         """Float32 logits of one chunk of ids."""
         kernel = self.bind(params).head_kernel()
-        part = jax.lax.dynamic_slice_in_dim(kernel, first, self.chunk, axis=1)
-        return head_dot("re,ex->rx", hidden_RE, part)
+        cut = lambda a: jax.lax.dynamic_slice_in_dim(  # noqa: E731
+            a, first, self.chunk, axis=a.ndim - 1
+        )
+        return contract("re,ex->rx", hidden_RE, columns(kernel, cut))
 
     def logits_at(self, params, hidden_RE, ids_RM):
         """Float32 logits of some ids of each row."""
         kernel = self.bind(params).head_kernel()
-        return head_dot("re,erm->rm", hidden_RE, kernel[:, ids_RM])
+        picked = columns(kernel, lambda a: a[..., ids_RM])
+        return contract("re,erm->rm", hidden_RE, picked)
 
     def network(self, forward, prime, pieces=None, recheck=None) -> Network:
         """The network with this model's head."""
@@ -230,16 +234,3 @@ def window_of(cache: KVCache, start, size: int) -> KVCache:
     """The keys and values [N, 1, L, ...] that a cache [N, T, ...] holds of a window."""
     cut = lambda a: jax.lax.dynamic_slice_in_dim(a, start, size, axis=1)  # noqa: E731
     return jax.tree.map(lambda a: cut(a)[:, None], cache)
-
-
-def head_dot(spec: str, hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Float32 logits of vectors that may be wider than the head's weights."""
-    if hidden.dtype != kernel.dtype:
-        return wide_dot(spec, hidden, kernel)
-    return jnp.einsum(
-        spec,
-        hidden,
-        kernel,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )

@@ -1,0 +1,83 @@
+"""What this machine can do at best, measured, and the least time that work takes on it.
+
+A rate is timed in the rounds of what it is compared with, so that other people's load
+falls on both.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench import common
+from jaxdave.config import ModelConfig
+from jaxdave.decode import Program
+from jaxdave.model import denoiser
+from jaxdave.pieces import most_pieces
+
+SIDE = 1024
+STREAM = 4096
+"""Side of the matrix whose product with one vector reads 64 MB."""
+
+
+class Work(NamedTuple):
+    """Multiply-adds counted twice, and bytes that must be read."""
+
+    flops: float
+    bytes: float
+
+
+class Rates(NamedTuple):
+    """Operations and bytes a second, one of each per round."""
+
+    flops: np.ndarray
+    bytes: np.ndarray
+
+    def floor(self, work: Work) -> np.ndarray:
+        """The least seconds of some work, per round."""
+        return np.maximum(work.flops / self.flops, work.bytes / self.bytes)
+
+
+def probes() -> list[Callable[[], float]]:
+    """Timers of a square product and of two readings of memory; see `rates`."""
+    high = jax.lax.Precision.HIGHEST
+    times = jax.jit(lambda a, b: jnp.matmul(a, b, precision=high))
+    moved = jax.jit(lambda a: a + 1.0)
+    square = jnp.ones((SIDE, SIDE), jnp.float32)
+    large, line = jnp.ones((STREAM, STREAM)), jnp.ones((1, STREAM))
+    tries = (
+        lambda: times(square, square),
+        lambda: times(line, large),
+        lambda: moved(large),
+    )
+    return [lambda f=f: common.seconds(f, 3) for f in tries]
+
+
+def rates(seconds: np.ndarray) -> Rates:
+    """The rates of rounds [R, 3] of the probes' seconds."""
+    read, copied = 4 * STREAM**2 / seconds[:, 1], 8 * STREAM**2 / seconds[:, 2]
+    return Rates(2 * SIDE**3 / seconds[:, 0], np.maximum(read, copied))
+
+
+def query_tokens(program: Program) -> int:
+    """Tokens that one call of a block-causal program evaluates."""
+    return most_pieces(program.slots, program.grid.blocks) * program.grid.length
+
+
+def call_work(config: ModelConfig, program: Program) -> Work:
+    """What a bare call computes: the layers, and the head where it must be read."""
+    layers, head = matrices(config)
+    grid = program.grid
+    ahead = grid.window_length if program.draft_steps > 1 else 0
+    reads = program.slots * grid.length + ahead
+    flops = 2.0 * (layers * query_tokens(program) + head * reads)
+    return Work(flops, 4.0 * (layers + head))
+
+
+def matrices(config: ModelConfig) -> tuple[int, int]:
+    """Weights that every token is multiplied with: of the layers, and of the head."""
+    like = denoiser.abstract(config)
+    layers = sum(a.size for a in jax.tree.leaves(like["blocks"]) if a.ndim == 3)
+    return layers, config.hidden * config.vocab_rows

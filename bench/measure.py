@@ -1,0 +1,64 @@
+"""What a measure is: findings for the one table, and points for figures and JSON."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from bench import common
+
+
+class Finding(NamedTuple):
+    """A line of the table. verdict: "met", "missed", or "-" where there is no aim."""
+
+    measure: str
+    model: str
+    what: str
+    found: str
+    aim: str
+    verdict: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much is run.
+
+    rounds: alternating pairs; drafts, large: draft lengths of small and of large
+    models; numerics: of every decode that does not say otherwise.
+    """
+
+    rounds: int = 7
+    drafts: tuple[int, ...] = (1, 2, 4, 8, 16)
+    large: tuple[int, ...] = (1, 4, 8)
+    numerics: str = "exact"
+
+
+QUICK = Plan(rounds=2, drafts=(1, 8), large=(1, 8))
+
+
+@dataclasses.dataclass
+class Book:
+    """What has been found so far; measures add to it."""
+
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    points: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+
+    def note(
+        self, measure: str, model: str, what: str, found: Any, aim: str, holds=None
+    ) -> None:
+        """One finding; holds: whether it is what was aimed at."""
+        shown = f"{found:.3g}" if isinstance(found, float) else str(found)
+        verdict = "-" if holds is None else "met" if holds else "missed"
+        self.findings.append(Finding(measure, model, what, shown, aim, verdict))
+
+    def at_least(self, measure: str, model: str, what: str, found, aim: float) -> None:
+        """A finding (a number or a `Spread`) that should not be below the aim."""
+        value = found.median if isinstance(found, common.Spread) else found
+        self.note(measure, model, what, found, f">= {aim:g}", value >= aim)
+
+    def at_most(self, measure: str, model: str, what: str, found, aim: float) -> None:
+        """A finding that should not be above the aim."""
+        value = found.median if isinstance(found, common.Spread) else found
+        self.note(measure, model, what, found, f"<= {aim:g}", value <= aim)
+
+    def add(self, name: str, **point: Any) -> None:
+        """One point of a figure, or a row of raw figures."""
+        self.points.setdefault(name, []).append(point)

@@ -1,0 +1,90 @@
+"""What is measured: the demo model, and random models of the shapes of SDAR."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from bench import common
+from bench.bare import Bench
+from bench.scripted import scripted
+from jaxdave import decoders
+from jaxdave.config import ModelConfig, preset
+from jaxdave.decode import Program
+from jaxdave.decoders import Decoder
+from jaxdave.model import denoiser
+
+ACCEPTANCE = 0.8
+"""Of a scripted draft's next token, given that those before it held."""
+_SHAPE = dict(head_dim=64, rotary_dim=64, max_positions=16384)
+_CONFIGS = {
+    "1M": dict(max_positions=16384),
+    "30M": dict(
+        _SHAPE, num_layers=8, hidden=512, inter=1536, heads=8, kv_heads=4,
+        vocab_rows=4096, vocab_size=4096,
+    ),
+    "135M": dict(
+        _SHAPE, num_layers=30, hidden=576, inter=1536, heads=9, kv_heads=3,
+        vocab_rows=49152, vocab_size=49152, tie_embeddings=True,
+    ),
+}  # fmt: skip
+SIZES = ("demo", *_CONFIGS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model to measure, and prompts of one length.
+
+    acceptance: of its scripted drafts; None: its own, the weights being trained.
+    """
+
+    name: str
+    config: ModelConfig
+    params: Any = dataclasses.field(repr=False)
+    prompts: list[list[int]] = dataclasses.field(repr=False)
+    room: int
+    acceptance: float | None
+
+    @property
+    def label(self) -> str:
+        """The name, and what acceptance is."""
+        kind = "trained" if self.acceptance is None else f"scripted {self.acceptance}"
+        return f"{self.name} ({kind})"
+
+    def decoder(self, draft_steps: int, numerics: str = "exact") -> Decoder:
+        """FreeDave; of one draft, static in its own fastest shape."""
+        network = None
+        if self.acceptance is not None:
+            network = scripted(self.config, self.acceptance, numerics)
+        return decoders.freedave(
+            self.config, draft_steps=draft_steps, max_new_tokens=self.room,
+            numerics=numerics, network=network,
+        )  # fmt: skip
+
+    def bench(self, draft_steps: int, rows: int = 1, numerics: str = "exact") -> Bench:
+        """A decode of so many rows."""
+        decoder = self.decoder(draft_steps, numerics)
+        return Bench(decoder, self.params, self.prompts[:rows])
+
+    def program(self, draft_steps: int, numerics: str = "exact") -> Program:
+        """The program of a decoder."""
+        return self.decoder(draft_steps, numerics).program
+
+
+def config_of(size: str) -> ModelConfig:
+    """The config of a random model."""
+    changes = {"name": f"random-{size}", **_CONFIGS[size]}
+    return dataclasses.replace(preset("sdar-1m"), **changes)
+
+
+def subject(size: str, equal_lengths: Callable[..., list[list[int]]]) -> Subject:
+    """The subject of a size. Raises ValueError for a size that is unknown."""
+    if size == "demo":
+        loaded = common.load("sdar-1m")
+        prompts = equal_lengths(loaded, 8)
+        return Subject(size, loaded.config, loaded.params, prompts, 64, None)
+    if size not in _CONFIGS:
+        raise ValueError(f"size {size!r} is unknown; use {', '.join(SIZES)}")
+    config = config_of(size)
+    prompts = [[(7 * i + 3 * row) % 64 for i in range(40)] for row in range(8)]
+    room = 16 if size == "135M" else 32
+    return Subject(size, config, denoiser.init(config, 0), prompts, room, ACCEPTANCE)

@@ -1,0 +1,157 @@
+"""Int8 weights: one symmetric scale per output channel, activations as they were.
+
+A quantised model is a model of its own: other weights, other text, the same promise.
+Its matrices are `Int8` in place of arrays, wherever the parameters go; what reads them
+goes through `contract`, which takes either.
+
+The embedding is quantised too, a row a channel. Where it is also the head, the rows are
+the head's output channels, so one table serves both and a lookup gives the very vectors
+that the head compares with; where it is not, it is a tenth of a small model and would
+otherwise be the largest part that is left.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MOST = 127.0
+"""Levels on either side of zero. -128 is not used, so that signs are alike."""
+
+Finish = Callable[[str, Any], Any]
+"""(parameter path, parameter) -> what the model keeps of it."""
+
+
+class Int8(NamedTuple):
+    """A matrix: int8 values [..., in, out] and float32 scales [..., out].
+
+    Of the embedding: values [V, E], scales [V].
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+
+def check(quantize: str | None) -> None:
+    """Raise ValueError unless it is a way to quantise, or None."""
+    if quantize is not None and quantize not in WAYS:
+        raise ValueError(
+            f"quantize={quantize!r} is unknown; use {', '.join(WAYS)} or leave it out"
+        )
+
+
+def kept_as(quantize: str | None) -> Finish:
+    """What becomes of parameters as they are read. Raises ValueError if unknown."""
+    check(quantize)
+    return as_it_is if quantize is None else WAYS[quantize]
+
+
+def int8(path: str, leaf: jax.Array | np.ndarray) -> jax.Array | Int8:
+    """A matrix of a model rounded to int8; norms and biases as they are.
+
+    A channel's largest value becomes 127, so every value is at most half a level off.
+    """
+    axis = channel_axis(path)
+    whole = jnp.asarray(leaf)
+    return whole if axis is None else Int8(*_rounded(whole, axis))
+
+
+def tree_int8(params: Any) -> Any:
+    """All parameters of a model as `int8` leaves them."""
+    return finished(params, int8)
+
+
+def finished(params: Any, finish: Finish) -> Any:
+    """The parameters after `finish`."""
+
+    def one(path, leaf):
+        return finish(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def contract(spec: str, x: jax.Array, kernel: jax.Array | Int8) -> jax.Array:
+    """`jnp.einsum` in float32 at the highest precision, with either kind of kernel.
+
+    The last axis of the output is that of the kernel's channels. Int8 values are exact
+    in bfloat16 too; a channel's scale is a common factor of its sum, so it is applied
+    to the sum. Weights may be narrower than float32 activations (`_wide`).
+    """
+    scale = kernel.scale if isinstance(kernel, Int8) else None
+    values = kernel.values if isinstance(kernel, Int8) else kernel
+    is_wide = x.dtype == jnp.float32 and values.dtype != jnp.float32
+    y = _wide(spec, x, values) if is_wide else _dot(spec, x, values.astype(x.dtype))
+    if scale is None:
+        return y
+    return y * scale.reshape((1,) * (y.ndim - scale.ndim) + scale.shape)
+
+
+def _wide(spec: str, x: jax.Array, values: jax.Array) -> jax.Array:
+    """Float32 activations against weights that bfloat16 can hold.
+
+    Off a CPU the activations are cut into two parts of 8 bits each, so that the matrix
+    units read weights as they are stored; what is lost is below 2^-16 of an activation.
+    (`reduce_precision`, as a cast there and back may be optimised away.)
+    """
+    if jax.default_backend() == "cpu":
+        return _dot(spec, x, values.astype(x.dtype))
+    high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    parts = (part.astype(jnp.bfloat16) for part in (high, x - high))
+    first, second = (_dot(spec, part, values.astype(jnp.bfloat16)) for part in parts)
+    return first + second
+
+
+def _dot(spec: str, x: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.einsum(
+        spec,
+        x,
+        values,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def rows(table: jax.Array | Int8, ids: jax.Array, dtype) -> jax.Array:
+    """Rows of an embedding of either kind, [..., E]; only these are scaled."""
+    if not isinstance(table, Int8):
+        return table[ids].astype(dtype)
+    wide = table.values[ids].astype(jnp.float32) * table.scale[ids][..., None]
+    return wide.astype(dtype)
+
+
+def columns(kernel: jax.Array | Int8, pick: Callable[[jax.Array], jax.Array]) -> Any:
+    """Some output channels of a kernel: `pick` acts on the last axis of its arrays."""
+    return jax.tree.map(pick, kernel)
+
+
+def transposed(table: jax.Array | Int8) -> jax.Array | Int8:
+    """The kernel [E, V] that a tied head makes of an embedding."""
+    return Int8(table.values.T, table.scale) if isinstance(table, Int8) else table.T
+
+
+def as_it_is(path: str, leaf: jax.Array | np.ndarray) -> jax.Array:
+    """A parameter on the device, whatever its path."""
+    del path
+    return jnp.asarray(leaf)
+
+
+def channel_axis(path: str) -> int | None:
+    """The axis that a channel of a parameter runs along; None: it has no channels."""
+    if path == "embedding":
+        return -1
+    return -2 if path.endswith("/kernel") else None
+
+
+@jax.jit(static_argnums=1)
+def _rounded(leaf: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    wide = leaf.astype(jnp.float32)
+    most = jnp.max(jnp.abs(wide), axis=axis, keepdims=True)
+    # A channel of zeros stays one, whatever its scale.
+    scale = jnp.where(most > 0, most / MOST, 1.0)
+    values = jnp.round(wide / scale).astype(jnp.int8)
+    return values, jnp.squeeze(scale, axis)
+
+
+WAYS: dict[str, Finish] = {"int8": int8}
