@@ -37,7 +37,8 @@ def dense(params):
     return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_int8)
 
 
-def spelled_out(made, axis: int):
+def spelled_out(made, axis: int | None):
+    assert axis is not None
     return made.values.astype(jnp.float32) * jnp.expand_dims(made.scale, axis)
 
 
