@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from jaxdave.decode import Program
 
 
-def fresh_row(program: "Program", tokens_T, begin, end, key, hidden) -> RowState:
+def fresh_row(
+    program: "Program", tokens_T, begin, end, told_T, key, hidden
+) -> RowState:
     """A row before its first call. hidden: shape and dtype of its vectors [L, E]."""
     grid, policy = program.grid, program.policy
     zero = jnp.int32(0)
@@ -40,7 +42,7 @@ def fresh_row(program: "Program", tokens_T, begin, end, key, hidden) -> RowState
     )
     return RowState(
         tokens_T, jnp.zeros(hidden.shape, hidden.dtype), nothing(program), begin, end,
-        grid.first(begin), jnp.bool_(True), zero,
+        told_T, grid.first(begin), jnp.bool_(True), zero,
         policy.init(grid.length, hidden.shape[-1]), jnp.bool_(False), key, stats,
     )  # fmt: skip
 
@@ -55,7 +57,9 @@ def prime(program: "Program", params, row: RowState, prompt_length: int):
     chex.assert_shape(hidden_LE, (grid.window_length, None))
     window_L = grid.window(row)
     tokens_KNL = window_L[None, None]
-    only = Drafts(tokens_KNL, jnp.zeros((1,), jnp.int32), jnp.ones((1,), bool))
+    only = Drafts(
+        tokens_KNL, jnp.zeros((1,), jnp.int32), jnp.ones((1,), bool), jnp.ones((1,))
+    )
     seen = window_only(program, row, hidden_LE)
     # The row has not taken the step of this state yet, so it stands at n itself.
     walked = _walked(program, params, seen, only, row)
@@ -107,7 +111,15 @@ def outlook(program: "Program", params, row: RowState) -> Outlook:
     further = lambda stand, depth: simulate(program, params, row, stand, depth)  # noqa: E731
     is_end = lambda tokens_L: grid.ended(tokens_L, row)  # noqa: E731
     open_L = grid.open(grid.window(row), row)
-    return Outlook(further, row.pred, open_L, grid.block_of(), is_end)
+
+    def believing(token_L):
+        told_DL = jnp.where((token_L >= 0)[None], token_L[None], row.pred.token)
+        pred = row.pred._replace(token=told_DL)
+        return outlook(program, params, dataclasses.replace(row, pred=pred))
+
+    return Outlook(
+        further, row.pred, open_L, grid.block_of(), is_end, row, grid.mask_id, believing
+    )
 
 
 def _walked(program: "Program", params, seen: Evaluated, drafts: Drafts, row) -> Walked:

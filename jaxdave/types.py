@@ -79,6 +79,7 @@ class Prediction(NamedTuple):
     unfiltered tempered distribution, float32, and never saturates as a probability
     does. score: log of the odds of `token` against all others. gap: logit of the best
     token less that of the second. margin: -log(1 - (p_best - p_second)). entropy: nats.
+    runner: int32, what the sampler would take were it not for `token`; -1: nothing.
     """
 
     token: jax.Array
@@ -86,6 +87,7 @@ class Prediction(NamedTuple):
     gap: jax.Array
     margin: jax.Array
     entropy: jax.Array
+    runner: jax.Array
 
 
 class Look(NamedTuple):
@@ -209,6 +211,7 @@ class RowState:
     hidden_LE, pred: vectors of the window from the last evaluated state, and their
     Prediction [D, L] at the noise of the coming steps; good for drafts only, never for
     decisions. begin, end: the first generated position, and the one after the last.
+    told_T: the user's draft text, to stand at `begin`; -1 where there is none.
     start: first position of the window. stale: the window has moved to where the cache
     does not reach, so the next call must be a refresh. n: policy-step index of the
     state in `tokens_T`; memory: the policy's, at that state.
@@ -219,6 +222,7 @@ class RowState:
     pred: Prediction
     begin: jax.Array
     end: jax.Array
+    told_T: jax.Array
     start: jax.Array
     stale: jax.Array
     n: jax.Array
@@ -241,9 +245,12 @@ class Drafts(NamedTuple):
     """Guesses of future states; the first is the policy's own next state.
 
     tokens_KNL: the N states that one step weighs, 1 for most policies; depth_K: policy
-    steps after the first draft; valid_K: worth evaluating.
+    steps after the first draft; valid_K: worth evaluating. worth_K: float32, about how
+    likely the walk is to get there, 1 for the first, never more than a draft on the way
+    to it; only the choice among drafts looks at it.
     """
 
     tokens_KNL: jax.Array
     depth_K: jax.Array
     valid_K: jax.Array
+    worth_K: jax.Array

@@ -35,7 +35,8 @@ def demo_copy(tmp_path):
 
 def looking(scores, blocks, is_open) -> Outlook:
     score_L = jnp.asarray(scores, jnp.float32)
-    pred = Prediction(jnp.zeros((1, len(scores)), jnp.int32), *[score_L[None]] * 4)
+    none = jnp.zeros((1, len(scores)), jnp.int32)
+    pred = Prediction(none, *[score_L[None]] * 4, none)
     masks = jnp.asarray(is_open, bool), jnp.asarray(blocks, jnp.int32)
     return Outlook(lambda *a: None, pred, *masks, lambda tokens_L: jnp.bool_(False))  # pyright: ignore
 

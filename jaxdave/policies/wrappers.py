@@ -26,13 +26,13 @@ def first_alone(policy: Policy) -> Policy:
         first_W = jnp.arange(view.open_W.shape[0]) == 0
         is_alone = jnp.any(view.open_W & first_W)
         open_W = view.open_W & (first_W | ~is_alone)
-        token_W, *rest = view.pred
-        token_W = jnp.where(first_W & ~is_alone, view.tokens_W, token_W)
-        rest = (jnp.where(first_W & ~is_alone, 0.0, part) for part in rest)
+        is_told_W = ~first_W | is_alone
+        untold = Prediction(view.tokens_W, 0.0, 0.0, 0.0, 0.0, -1)
+        pred = Prediction(
+            *(jnp.where(is_told_W, *two) for two in zip(view.pred, untold, strict=True))
+        )
         return view._replace(
-            open_W=open_W,
-            decoded_W=view.decoded_W & ~first_W,
-            pred=Prediction(token_W, *rest),
+            open_W=open_W, decoded_W=view.decoded_W & ~first_W, pred=pred
         )
 
     return _seeing(policy, f"first_alone({policy.name})", change)
@@ -68,13 +68,12 @@ def demote(policy: Policy, ids: Sequence[int]) -> Policy:
 
     def change(view: View) -> View:
         last_W = jnp.isin(view.pred.token, listed)
-        token_W, *rest = view.pred
-        low = [NEVER, NEVER, NEVER, -NEVER]
-        rest = [
-            jnp.where(last_W, worst, part)
-            for worst, part in zip(low, rest, strict=True)
-        ]
-        return view._replace(pred=Prediction(token_W, *rest))
+        worst = dict(score=NEVER, gap=NEVER, margin=NEVER, entropy=-NEVER)
+        lowered = {
+            name: jnp.where(last_W, low, getattr(view.pred, name))
+            for name, low in worst.items()
+        }
+        return view._replace(pred=view.pred._replace(**lowered))
 
     name = f"demote({policy.name}, {'+'.join(map(str, sorted(ids)))})"
     return _seeing(policy, name, change)
