@@ -50,9 +50,7 @@ class Model:
     params: Params = dataclasses.field(repr=False)
     codec: Codec
     max_new_tokens: int = MAX_NEW_TOKENS
-    tables: Mapping[str, Table] = dataclasses.field(
-        default_factory=dict, repr=False
-    )
+    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict, repr=False)
 
 
 def load(

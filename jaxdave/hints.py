@@ -39,7 +39,7 @@ CanvasFn = Callable[[Outlook], Canvas]
 
 
 def told(outlook: Outlook) -> Canvas:
-    """The user's draft text: where its last matching tokens put it, else by position."""
+    """The user's draft text, placed by its last matching tokens, else by position."""
     row = outlook.row
     at = _frontier(outlook)
     home = at - row.begin
@@ -160,7 +160,7 @@ def check_hints(program: "Program", draft_text, prompts: int) -> list[Sequence[i
         )
     if len(draft_text) != prompts:
         raise ValueError(
-            f"{len(draft_text)} draft texts for {prompts} prompts; give one each, empty "
+            f"{len(draft_text)} draft texts for {prompts} prompts; give one each, [] "
             "where there is none"
         )
     size = program.network.vocab_size
@@ -187,5 +187,7 @@ def merged(one: Drafts, other: Drafts, budget: int) -> Drafts:
     rank_K = jnp.where(valid_K, worth_K, -1.0).at[0].set(2.0)
     # Of equal ones what lies on the way comes first.
     order_K = jnp.lexsort((every.depth_K, -rank_K))[:budget]
-    chosen = every._replace(valid_K=valid_K.at[0].set(every.valid_K[0]), worth_K=worth_K)
+    chosen = every._replace(
+        valid_K=valid_K.at[0].set(every.valid_K[0]), worth_K=worth_K
+    )
     return jax.tree.map(lambda a: a[order_K], chosen)

@@ -128,7 +128,11 @@ class Begun(NamedTuple):
 
 
 def begin(
-    decoder: Decoder, params, prompts: Ids, seed: int = 0, requests=None,
+    decoder: Decoder,
+    params,
+    prompts: Ids,
+    seed: int = 0,
+    requests=None,
     draft_text: Ids | None = None,
 ) -> Begun:
     """Pack and prefill; arguments and errors as `generate`."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdave.policies.checks import check_count
 from jaxdave.policies.common import NEVER
-from jaxdave.types import Memory, Policy, Prediction, View
+from jaxdave.types import Memory, Policy, View
 
 
 def first_alone(policy: Policy) -> Policy:
@@ -27,10 +27,9 @@ def first_alone(policy: Policy) -> Policy:
         is_alone = jnp.any(view.open_W & first_W)
         open_W = view.open_W & (first_W | ~is_alone)
         is_told_W = ~first_W | is_alone
-        untold = Prediction(view.tokens_W, 0.0, 0.0, 0.0, 0.0, -1)
-        pred = Prediction(
-            *(jnp.where(is_told_W, *two) for two in zip(view.pred, untold, strict=True))
-        )
+        nothing = jax.tree.map(jnp.zeros_like, view.pred)
+        nothing = nothing._replace(token=view.tokens_W, runner=nothing.runner - 1)
+        pred = jax.tree.map(lambda a, b: jnp.where(is_told_W, a, b), view.pred, nothing)
         return view._replace(
             open_W=open_W, decoded_W=view.decoded_W & ~first_W, pred=pred
         )
