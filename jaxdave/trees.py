@@ -70,7 +70,9 @@ def tree(table: Table) -> DraftFn:
         context = left_of(outlook), close.astype(jnp.int32)
         code_KP, worth_K = (jnp.asarray(a)[context] for a in packed(table, budget))
         near_L = outlook.open_L & (place_L < PLACES)
-        code_KL = code_KP[:, jnp.minimum(place_L, PLACES - 1)] * near_L[None]
+        code_KL = code_KP[:, jnp.minimum(place_L, PLACES - 1)] * near_L[None].astype(
+            jnp.int8
+        )
         pred, first_L = outlook.pred, first.tokens_NL[0]
         said_KL = jnp.where(code_KL == 2, pred.runner[:1], pred.token[:1])
         tokens_KL = jnp.where(code_KL > 0, said_KL, first_L[None])

@@ -162,7 +162,7 @@ def test_the_command_line_calibrates_and_uses_it(run, tmp_path, demo_copy):
     options = ("--model", demo_copy, "--max-new-tokens", 16)
     code, out, _ = run("calibrate", *options, "--problems", 2)
     assert code == 0 and tables.FILE in out
-    (key,) = json.loads((demo_copy / tables.FILE).read_text())
+    (key,) = json.loads((demo_copy / tables.FILE).read_text())["tables"]
     assert key == "static(1), block 4, exact"
     told = [
         run("generate", "Tom has 2 pens.", *options, "--json", *more)
