@@ -7,8 +7,7 @@ blocks; of ids: so many per position), J blocks of the window, P positions of on
 depths of future noise, V vocabulary, H heads, G key/value heads, E features, X
 vocabulary chunk.
 
-The engine is written for one row; rows are put side by side by a map
-(`decode.Program.over_rows`).
+The engine is written for one row; `decode.Program.over_rows` maps it over rows.
 """
 
 import dataclasses
@@ -75,11 +74,10 @@ class Network(NamedTuple):
 class Prediction(NamedTuple):
     """What the model says of each position.
 
-    token: int32, what the sampler takes; -1: no prediction at hand. The rest is of the
-    unfiltered tempered distribution, float32, and never saturates as a probability
-    does. score: log of the odds of `token` against all others. gap: logit of the best
-    token less that of the second. margin: -log(1 - (p_best - p_second)). entropy: nats.
-    runner: int32, what the sampler would take were it not for `token`; -1: nothing.
+    token, runner: int32, what the sampler takes, and would take next; -1: none at hand.
+    The rest is of the unfiltered tempered distribution, float32, and never saturates.
+    score: log of the odds of `token` against all others. gap: logit of the best token
+    less that of the second. margin: -log(1 - (p_best - p_second)). entropy: nats.
     """
 
     token: jax.Array
@@ -132,11 +130,8 @@ Memory = Any
 
 
 class Branches(NamedTuple):
-    """The memory of a policy that weighs candidates: what it may commit next.
-
-    tokens_NW: the active block as each candidate would leave it. merit_N: float32, what
-    speaks for each before the network has seen it.
-    """
+    """The memory of a policy that weighs candidates: the active block as each would
+    leave it, and float32, what speaks for each before the network has seen it."""
 
     tokens_NW: jax.Array
     merit_N: jax.Array
@@ -190,9 +185,8 @@ class Stand(NamedTuple):
 class Stats(NamedTuple):
     """Running totals of one row.
 
-    verify, refresh: calls by kind. call_T: the call after the prefill that made a
-    position known (0: the prefill; -1: not yet). accepted_C: policy steps that each of
-    those calls confirmed.
+    verify, refresh: calls by kind. call_T: the call after the prefill (0: that; -1: none
+    yet) that made a position known. accepted_C: policy steps that each of them confirmed.
     """
 
     verify: jax.Array
@@ -211,10 +205,9 @@ class RowState:
     hidden_LE, pred: vectors of the window from the last evaluated state, and their
     Prediction [D, L] at the noise of the coming steps; good for drafts only, never for
     decisions. begin, end: the first generated position, and the one after the last.
-    told_T: the user's draft text, to stand at `begin`; -1 where there is none.
-    start: first position of the window. stale: the window has moved to where the cache
-    does not reach, so the next call must be a refresh. n: policy-step index of the
-    state in `tokens_T`; memory: the policy's, at that state.
+    told_T: the user's draft text; -1: none. start: first position of the window. stale:
+    the window has moved to where no cache reaches, so the next call must be a refresh.
+    n: policy-step index of the state in `tokens_T`; memory: the policy's there.
     """
 
     tokens_T: jax.Array
@@ -233,8 +226,8 @@ class RowState:
 
 
 class Guess(NamedTuple):
-    """A stand that the policy may reach, the states [N, L] to be evaluated to go on
-    from there, and whether that is worth a slot."""
+    """A stand that the policy may reach, the states to be evaluated to go on from
+    there, and whether that is worth a slot."""
 
     stand: Stand
     tokens_NL: jax.Array
@@ -246,8 +239,7 @@ class Drafts(NamedTuple):
 
     tokens_KNL: the N states that one step weighs, 1 for most policies; depth_K: policy
     steps after the first draft; valid_K: worth evaluating. worth_K: float32, about how
-    likely the walk is to get there, 1 for the first, never more than a draft on the way
-    to it; only the choice among drafts looks at it.
+    likely the walk is to get there, never likelier than to a draft on the way.
     """
 
     tokens_KNL: jax.Array
