@@ -150,7 +150,7 @@ def begin(
 
 
 def _pack(
-    decoder: Decoder, prompts: Ids, seed, requests, draft_text: Ids | None
+    decoder: Decoder, prompts: Ids, seed, requests, draft_text: Ids | None = None
 ) -> tuple[Prompts, int]:
     """The prompts as padded arrays, and the length that the prefill must cover."""
     _check(decoder, prompts, seed, requests)

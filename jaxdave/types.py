@@ -185,8 +185,8 @@ class Stand(NamedTuple):
 class Stats(NamedTuple):
     """Running totals of one row.
 
-    verify, refresh: calls by kind. call_T: the call after the prefill (0: that; -1: none
-    yet) that made a position known. accepted_C: policy steps that each of them confirmed.
+    verify, refresh: calls by kind. call_T: the call after the prefill (0: that; -1: no
+    call yet) that made a position known. accepted_C: policy steps that each confirmed.
     """
 
     verify: jax.Array
