@@ -1,31 +1,54 @@
 """Calibration: which drafts the plain policy would have confirmed, by the thousand.
 
-The policy decodes prompts one state at a time. After every call its path ahead is
-compared with the order of the prediction that drafts would be made of then.
+The policy decodes prompts one state at a time. Its path ahead is compared with the
+order of the prediction that drafts would be made of at each state. Where what is
+predicted depends on the drafts of the last call (block-causal models look ahead from
+the deepest), the same prompts are decoded with drafts as well.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdave import calls, trees
 from jaxdave.decoders import Decoder
 from jaxdave.run import begin
-from jaxdave.trees import MOST_LEFT, PLACES, Slot, Table
+from jaxdave.tables import CLOSE, CONTEXTS, PLACES, Leaf, Slot, Table, grown
+
+CAPS = (1, 8, 32)
+"""Drafts a call of the decodes that are looked at."""
+FEWEST = 40
+"""A context that was seen less often has the leaf of all that leave as many open."""
+SHARE = 0.45
+"""Of two places in a row, those with a smaller gap than this share are a close call."""
 
 
 class Sight(NamedTuple):
     """One row after one call: what is known [T], and how the rest looks [L]."""
 
-    tokens_T: jax.Array
-    start: jax.Array
-    place_L: jax.Array
-    token_L: jax.Array
-    open_L: jax.Array
-    left: jax.Array
-    done: jax.Array
+    tokens_T: Any
+    start: Any
+    n: Any
+    place_L: Any
+    token_L: Any
+    runner_L: Any
+    open_L: Any
+    left: Any
+    gap_P: Any
+    rests: Any
+
+
+class Seen(NamedTuple):
+    """A sight's context but for the edge, and the slots that were visited after it."""
+
+    left: int
+    gap_P: np.ndarray
+    path: list[Slot]
 
 
 def calibrate(decoder: Decoder, params, batches: Sequence[Sequence], tick) -> Table:
@@ -33,54 +56,100 @@ def calibrate(decoder: Decoder, params, batches: Sequence[Sequence], tick) -> Ta
 
     batches: lists of prompts; tick(number of prompts) is called after each.
     """
-    paths: list[list[list[Slot]]] = [[] for _ in range(MOST_LEFT + 1)]
+    looks_ahead = decoder.program.network.pieces is not None
+    caps = [cap for cap in CAPS if cap <= decoder.program.draft_steps]
+    caps = caps if looks_ahead else caps[:1]
+    eyes, seen = _eyes(decoder, params), list[Seen]()
     for batch in batches:
-        seen = list(_sights(decoder, params, batch))
+        decodes = [list(_sights(decoder, params, eyes, batch, cap)) for cap in caps]
         for row in range(len(batch)):
-            film = [Sight(*(part[row] for part in sight)) for sight in seen]
-            for now, sight in enumerate(film):
-                paths[int(sight.left)].append(list(visited(film[now:])))
+            film, *others = (
+                [Sight(*(part[row] for part in sight)) for sight in sights]
+                for sights in decodes
+            )
+            seen.extend(_along(film, [film, *others]))
         tick(len(batch))
-    return Table(tuple(trees.grown(some) for some in paths))
+    return _table(seen)
 
 
-def visited(film: Sequence[Sight]) -> Iterator[Slot]:
-    """The slots that a row's path visits after the first sight, while it can."""
-    sight, slot = film[0], ()
-    for now, then in zip(film, film[1:], strict=False):
-        if now.done or then.done:
-            return
+def _along(film: list[Sight], decodes: Sequence[list[Sight]]) -> Iterator[Seen]:
+    """What every sight of a row saw come true; film: the decode without drafts."""
+    after = {int(sight.n): film[at + 1 :] for at, sight in reversed([*enumerate(film)])}
+    for sight in (one for sights in decodes for one in sights if not one.rests):
+        path = list(visited(sight, after[int(sight.n)]))
+        yield Seen(int(sight.left), sight.gap_P, path)
+
+
+def visited(sight: Sight, after: Iterable[Sight]) -> Iterator[Slot]:
+    """The slots that a row's path visits after a sight, while it can."""
+    now, slot = sight, ()
+    for then in after:
         moved = np.flatnonzero(now.tokens_T != then.tokens_T)
-        if len(moved) != 1:
+        if then.rests or len(moved) != 1:
             return
-        at = int(moved[0]) - int(sight.start)
+        at, token = int(moved[0]) - int(sight.start), then.tokens_T[moved[0]]
         if not 0 <= at < len(sight.open_L) or not sight.open_L[at]:
             return
-        place = int(sight.place_L[at])
-        if place >= PLACES or sight.token_L[at] != then.tokens_T[moved[0]]:
+        place, said = int(sight.place_L[at]), (sight.token_L[at], sight.runner_L[at])
+        if place >= PLACES or token not in said or said[0] < 0:
             return
-        slot = tuple(sorted((*slot, place)))
+        now, slot = then, tuple(sorted((*slot, 2 * place + said.index(token))))
         yield slot
 
 
-def _sights(decoder: Decoder, params, prompts: Sequence) -> Iterator[Sight]:
-    """What every row sees after each call of the plain policy, on the host."""
+def _table(seen: Sequence[Seen]) -> Table:
+    """Leaves by context; a rare one has the leaf of all with as many open."""
+    gaps = np.concatenate([[1.0], *(one.gap_P for one in seen)])
+    edge = round(float(np.quantile(gaps[np.isfinite(gaps)], SHARE)), 4)
+    paths: dict[tuple[int, int], list[list[Slot]]] = defaultdict(list)
+    for one in seen:
+        is_close = np.append(one.gap_P < edge, True)
+        paths[one.left, int(np.argmax(is_close))].append(one.path)
+
+    def leaves(left: int) -> Iterator[Leaf]:
+        every = [path for close in range(CLOSE + 1) for path in paths[left, close]]
+        common = grown(every)
+        for close in range(CLOSE + 1):
+            mine = paths[left, close]
+            yield grown(mine) if len(mine) >= FEWEST else common
+
+    return Table(edge, tuple(tuple(leaves(left)) for left in range(CONTEXTS[0])))
+
+
+class _Eyes(NamedTuple):
+    """Compiled: step(cap, state) -> state; look(rows) -> what each of them sees."""
+
+    step: Callable[..., Any]
+    look: Callable[..., Sight]
+
+
+def _eyes(decoder: Decoder, params) -> _Eyes:
     program = decoder.program
-    terms = program.terms(1)
-    state = begin(decoder, params, prompts).state
 
     def look(row):
         outlook = calls.outlook(program, params, row)
+        place_L, pred = trees.place_of(outlook), row.pred
         return Sight(
-            row.tokens_T, row.start, trees.place_of(outlook), row.pred.token[0],
-            outlook.open_L, trees.left_of(outlook), row.done,
+            row.tokens_T, row.start, row.n, place_L, pred.token[0], pred.runner[0],
+            outlook.open_L, trees.left_of(outlook), trees.gaps_of(outlook, place_L),
+            row.done | row.stale,
         )  # fmt: skip
 
-    step = jax.jit(lambda params, state: program.step(params, terms, state)[0])
-    look_at = jax.jit(jax.vmap(look))
+    step = jax.jit(
+        lambda params, cap, state: program.step(
+            params, program.terms(1)._replace(cap=cap), state
+        )[0]
+    )
+    return _Eyes(functools.partial(step, params), jax.jit(jax.vmap(look)))
+
+
+def _sights(
+    decoder: Decoder, params, eyes: _Eyes, prompts: Sequence, cap: int
+) -> Iterator[Sight]:
+    """What every row sees after each call of the policy, on the host."""
+    state = begin(decoder, params, prompts).state
     for _ in range(decoder.max_new_tokens + 1):
-        sight = Sight(*jax.device_get(look_at(state.rows)))
-        yield sight
-        if sight.done.all():
+        yield Sight(*jax.device_get(eyes.look(state.rows)))
+        if state.rows.done.all():
             return
-        state = step(params, state)
+        state = eyes.step(jnp.int32(cap), state)

@@ -34,7 +34,9 @@ MEMORY = 0.95
 """What a call leaves of how earlier drafts have fared."""
 
 
-def fresh_row(program: "Program", tokens_T, begin, end, key, hidden) -> RowState:
+def fresh_row(
+    program: "Program", tokens_T, begin, end, told_T, key, hidden
+) -> RowState:
     """A row before its first call. hidden: shape and dtype of its vectors [L, E]."""
     grid, policy = program.grid, program.policy
     zero, no, none = jnp.int32(0), jnp.bool_(False), jnp.float32(0)
@@ -47,7 +49,7 @@ def fresh_row(program: "Program", tokens_T, begin, end, key, hidden) -> RowState
     )  # fmt: skip
     return RowState(
         tokens_T, jnp.zeros(hidden.shape, hidden.dtype), nothing(program), begin, end,
-        grid.first(begin), jnp.bool_(True), zero,
+        told_T, grid.first(begin), jnp.bool_(True), zero,
         policy.init(grid.length, hidden.shape[-1]), no, key, no, zero,
         jnp.zeros((2,), jnp.float32), stats,
     )  # fmt: skip
@@ -89,7 +91,8 @@ def _from_tokens(program: "Program", params, row: RowState, hidden_LE):
     """A row after the state that it stands at was evaluated, and the prediction."""
     window_L = program.grid.window(row)
     depth_K = jnp.zeros((1,), jnp.int32)
-    only = Drafts(window_L[None, None], depth_K, jnp.ones((1,), bool))
+    sure_K, worth_K = jnp.ones((1,), bool), jnp.ones((1,))
+    only = Drafts(window_L[None, None], depth_K, sure_K, worth_K)
     seen = window_only(program, row, hidden_LE)
     # The row has not taken the step of this state yet, so it stands at n itself.
     pred_SW = decide(program, params, seen.hidden_SWE, seen.block_S, depth_K, row)
@@ -170,7 +173,15 @@ def outlook(program: "Program", params, row: RowState) -> Outlook:
     further = lambda stand, depth: simulate(program, params, row, stand, depth)  # noqa: E731
     is_end = lambda tokens_L: grid.ended(tokens_L, row)  # noqa: E731
     open_L = grid.open(grid.window(row), row)
-    return Outlook(further, row.pred, open_L, grid.block_of(), is_end)
+
+    def believing(token_L):
+        told_DL = jnp.where((token_L >= 0)[None], token_L[None], row.pred.token)
+        pred = row.pred._replace(token=told_DL)
+        return outlook(program, params, dataclasses.replace(row, pred=pred))
+
+    return Outlook(
+        further, row.pred, open_L, grid.block_of(), is_end, row, grid.mask_id, believing
+    )
 
 
 def _walked(program: "Program", params, seen: Evaluated, pred_SW, drafts, row, doubt):

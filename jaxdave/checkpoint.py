@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxdave import described, families, stored, trees, weights
+from jaxdave import described, families, stored, tables, weights
 from jaxdave import quantize as ways
 from jaxdave.config import ModelConfig
 from jaxdave.files import open_up, swap
@@ -19,13 +19,14 @@ from jaxdave.model.denoiser import Params
 from jaxdave.sharding import shardings
 from jaxdave.sources import DEMO as DEMO
 from jaxdave.sources import find
+from jaxdave.tables import Table
 from jaxdave.text import Codec, load_codec
 from jaxdave.tokenizer import read_json
 
 MAX_NEW_TOKENS = 256
 _WRITTEN = ("config.json", "generation_config.json", weights.ONE_FILE, weights.INDEX)
 # Draft tables are of the weights that they were calibrated on, and go with those.
-_REPLACED = (*_WRITTEN, trees.FILE)
+_REPLACED = (*_WRITTEN, tables.FILE)
 # What `save` carries over from the folder that it replaces.
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json") + (
     "added_tokens.json",
@@ -51,9 +52,7 @@ class Model:
     params: Params = dataclasses.field(repr=False)
     codec: Codec
     max_new_tokens: int = MAX_NEW_TOKENS
-    tables: Mapping[str, trees.Table] = dataclasses.field(
-        default_factory=dict, repr=False
-    )
+    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict, repr=False)
     quantize: str | None = None
 
 
@@ -157,8 +156,8 @@ def _placed(params: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
 def _model(
     name: str, folder: Path, config, params: Params, codec: Codec, quantize: str | None
 ) -> Model:
-    tables = trees.read(folder)
-    return Model(name, folder, config, params, codec, _room(folder), tables, quantize)
+    found = tables.read(folder)
+    return Model(name, folder, config, params, codec, _room(folder), found, quantize)
 
 
 def _room(folder: Path) -> int:

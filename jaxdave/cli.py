@@ -85,8 +85,15 @@ def generate(
         ),
     ] = False,
     draft: Annotated[
-        str, typer.Option(help="nested, or tree where the model is calibrated.")
-    ] = "nested",
+        str,
+        typer.Option(
+            help="tree (nested where the model is not calibrated), nested, or copy: "
+            "tree, and what the text repeats."
+        ),
+    ] = "tree",
+    draft_text: Annotated[
+        str | None, typer.Option(help="What the answer may look like; saves calls.")
+    ] = None,
     lossy: Annotated[
         bool, typer.Option("--lossy", help="Allow policies that speculate unverified.")
     ] = False,
@@ -105,7 +112,7 @@ def generate(
         Path | None,
         typer.Option(
             help='JSON lines: {"prompt": ...}, {"messages": [...]} '
-            'or {"prompt_ids": [...]}.'
+            'or {"prompt_ids": [...]}, and "draft_text" if you like.'
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 1,
@@ -142,7 +149,7 @@ def generate(
         batch_size=batch_size,
     )
     cli_settings.check(settings)
-    asked = cli_prompts.read_asked(prompt, prompts)
+    asked = cli_prompts.read_asked(prompt, prompts, draft_text)
     keep_compiled(no_compile_cache)
     cli_generate.run(settings, asked, as_json)
 

@@ -23,15 +23,18 @@ def run(settings: Settings, prompts: Path | None, problems: int) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from jaxdave import checkpoint, trees
+    from jaxdave import checkpoint, tables
     from jaxdave.calibrate import calibrate
+    from jaxdave.decoders import MOST_DRAFTS
     from jaxdave.tasks.mixture import training_problem
 
     model = checkpoint.load(
         settings.model, dtype=settings.dtype, block_length=settings.block_length
     )
     room = settings.max_new_tokens or model.max_new_tokens
-    settings = dataclasses.replace(settings, max_new_tokens=room)
+    # A block-causal window is as long as its drafts need; others are not.
+    drafts = MOST_DRAFTS if model.config.attention == "block_causal" else 2
+    settings = dataclasses.replace(settings, max_new_tokens=room, draft_steps=drafts)
     decoder = make_decoder(model.config, settings)
     if asked is None:
         texts = (training_problem(SEED, i).prompt for i in range(problems))
@@ -45,6 +48,6 @@ def run(settings: Settings, prompts: Path | None, problems: int) -> None:
         table = calibrate(
             decoder, model.params, batches, lambda n: progress.advance(task, n)
         )
-    key = trees.key_of(model.config, settings.block_length, settings.cache)
-    trees.write(model.folder, key, table)
-    print(f"wrote {model.folder / trees.FILE} ({key}); use it with --draft tree")
+    key = tables.key_of(model.config, settings.block_length, settings.cache)
+    tables.write(model.folder, key, table)
+    print(f"wrote {model.folder / tables.FILE} ({key}); use it with --draft tree")

@@ -84,7 +84,9 @@ def decode(model: "Model", settings: Settings, problem: "Problem") -> Pair:
     prompt = model.codec.encode_prompt(problem.prompt)
     plain, fast = (
         generate(
-            make_decoder(model.config, dataclasses.replace(settings, method=method)),
+            make_decoder(
+                model.config, dataclasses.replace(settings, method=method), model.tables
+            ),
             model.params,
             [prompt],
         )

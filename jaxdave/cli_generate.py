@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxdave.cli_prompts import Asked, encode
+from jaxdave.cli_prompts import Asked, encode, encode_hints
 from jaxdave.cli_settings import Settings, make_decoder
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ def run(settings: Settings, asked: Sequence[Asked], as_json: bool) -> None:
     room = settings.max_new_tokens
     room = model.max_new_tokens if room is None else room
     settings = dataclasses.replace(settings, max_new_tokens=room)
-    decoder = make_decoder(model.config, settings, model.tables)
-    prompts = [encode(a, model, room) for a in asked]
+    prompts, hints = [encode(a, model, room) for a in asked], encode_hints(asked, model)
+    decoder = make_decoder(model.config, settings, model.tables, hints is not None)
     if sys.stdout.isatty() and len(asked) == 1 and not as_json:
-        return _print_live(settings, model, decoder, prompts[0])
-    results = _decode(settings, model, decoder, asked, prompts)
+        return _print_live(settings, model, decoder, prompts, hints)
+    results = _decode(settings, model, decoder, asked, prompts, hints)
     if as_json:
         holds = probed(decoder, model)
         for index, row, result in results:
@@ -99,7 +99,7 @@ def pieces(codec: "Codec", ids: Sequence[int]) -> list[str]:
 
 
 def _decode(
-    settings: Settings, model: "Model", decoder, asked, prompts
+    settings: Settings, model: "Model", decoder, asked, prompts, hints
 ) -> Iterator[tuple[int, "Row", "Result"]]:
     from jaxdave.run import generate
 
@@ -107,8 +107,9 @@ def _decode(
         batch = slice(first, first + settings.batch_size)
         indices = [a.index for a in asked[batch]]
         result = generate(
-            decoder, model.params, prompts[batch], seed=settings.seed, requests=indices
-        )
+            decoder, model.params, prompts[batch], seed=settings.seed, requests=indices,
+            draft_text=hints and hints[batch],
+        )  # fmt: skip
         for index, row in zip(indices, result.rows, strict=True):
             yield index, row, result
 
@@ -124,14 +125,17 @@ def _print_texts(codec: "Codec", results, many: bool) -> None:
     _print_footer(calls, tokens, sum(seconds.values()))
 
 
-def _print_live(settings: Settings, model: "Model", decoder, prompt) -> None:
+def _print_live(settings: Settings, model: "Model", decoder, prompts, hints) -> None:
     """Print tokens as they become final."""
     from jaxdave.run import stream
 
     start = time.perf_counter()
     ids: list[int] = []
     shown, calls, is_end_seen = "", 1, False
-    for update in stream(decoder, model.params, [prompt], seed=settings.seed):
+    updates = stream(
+        decoder, model.params, prompts, seed=settings.seed, draft_text=hints
+    )
+    for update in updates:
         ids.extend(update.token_ids)
         calls, is_end_seen = update.call + 1, not update.token_ids
         text = model.codec.decode(ids)

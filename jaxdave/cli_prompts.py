@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,19 @@ class Asked:
     """One prompt as it was given.
 
     index: keys its noise. kind: one of "prompt", "messages", "prompt_ids". where: what
-    errors begin with.
+    errors begin with. draft_text: what the answer may look like.
     """
 
     index: int
     kind: str
     value: Any
     where: str = ""
+    draft_text: str | None = None
 
 
-def read_asked(prompt: str | None, file: Path | None) -> list[Asked]:
+def read_asked(
+    prompt: str | None, file: Path | None, draft_text: str | None = None
+) -> list[Asked]:
     """The prompts of a command line.
 
     Raises ValueError unless there is either a prompt or a readable file of JSON lines.
@@ -39,7 +43,12 @@ def read_asked(prompt: str | None, file: Path | None) -> list[Asked]:
             f"both a prompt and --prompts {file} were given; leave one of them out"
         )
     if file is None:
-        return [Asked(0, "prompt", prompt)]
+        return [Asked(0, "prompt", prompt, draft_text=draft_text)]
+    if draft_text is not None:
+        raise ValueError(
+            f"--draft-text is for one prompt and --prompts {file} was given; write "
+            '"draft_text" into its lines'
+        )
     lines = enumerate(_read(file).splitlines())
     asked = [_parse(file, index, line) for index, line in lines if line.strip()]
     if not asked:
@@ -70,6 +79,13 @@ def encode(asked: Asked, model: "Model", max_new_tokens: int) -> list[int]:
         raise ValueError(f"{asked.where}{error}") from error
 
 
+def encode_hints(asked: Sequence[Asked], model: "Model") -> list[list[int]] | None:
+    """The ids of all draft texts, empty where there is none; None: there are none."""
+    if all(one.draft_text is None for one in asked):
+        return None
+    return [model.codec.encode_answer(one.draft_text or "") for one in asked]
+
+
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
@@ -94,7 +110,12 @@ def _parse(file: Path, index: int, line: str) -> Asked:
             f"{where}{line.strip()[:60]!r} must be an object with exactly one of "
             f"{', '.join(_KINDS)}; add or remove the others"
         )
-    return Asked(index, kinds[0], value[kinds[0]], where)
+    told = value.get("draft_text")
+    if told is not None and not isinstance(told, str):
+        raise ValueError(
+            f"{where}draft_text={str(told)[:60]} must be a text; put it in quotes"
+        )
+    return Asked(index, kinds[0], value[kinds[0]], where, told)
 
 
 def _checked_ids(value: Any, model: "Model") -> list[int]:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-DRAFTS = ("nested", "tree")
+DRAFTS = ("tree", "nested", "copy")
 METHODS = ("freedave", "static", "threshold")
 _MOST_SEED = 2**31 - 1
 _COMMON = (
@@ -29,7 +29,7 @@ class Settings:
     no_stop: bool = False
     lossy: bool = False
     stop_last: bool = False
-    draft: str = "nested"
+    draft: str = "tree"
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_k: int = 0
@@ -89,21 +89,17 @@ def draft_steps(text: str) -> int | Literal["auto"]:
         ) from None
 
 
-def make_decoder(config, settings: Settings, tables=None):
+def make_decoder(config, settings: Settings, tables=None, has_draft_text: bool = False):
     """The decoder of the settings. Raises ValueError for one out of range.
 
-    tables: the draft trees of the model.
+    tables: the draft trees of the model; has_draft_text: whether it must read one.
     """
-    from jaxdave import decoders, policies, trees
+    from jaxdave import decoders, policies
 
     s, policy = settings, policy_of(settings)
     policy = policies.demote(policy, config.stop_ids) if s.stop_last else policy
     common = {name: getattr(s, name) for name in _COMMON}
-    if s.draft == "tree":
-        fit = {
-            name: getattr(s, name) for name in ("block_length", "cache", "temperature")
-        }
-        common["draft"] = trees.best_of(tables or {}, config, policy, **fit)
+    common["draft"] = _draft(config, s, policy, tables or {}, has_draft_text)
     common["never"] = config.stop_ids if s.no_stop else ()
     drafted = decoders.freedave(config, policy, draft_steps=s.draft_steps, **common)
     if s.method == "freedave":
@@ -112,6 +108,18 @@ def make_decoder(config, settings: Settings, tables=None):
         # The program that freedave would run, so that both read the same bits.
         return dataclasses.replace(drafted, cap=1)
     return decoders.build(config, policy, 1, 1, **common)
+
+
+def _draft(config, s: Settings, policy, tables, has_draft_text: bool):
+    """The draft function: of a table where one fits, beside what else is known."""
+    from jaxdave import draft, hints, trees
+
+    fit = {name: getattr(s, name) for name in ("block_length", "cache", "temperature")}
+    best = trees.best_of(tables, config, policy, **fit)
+    base = draft.nested if s.draft == "nested" else best
+    if s.draft != "copy":
+        return hints.Hinted(base, hints.told) if has_draft_text else base
+    return hints.Hinted(base, hints.either if has_draft_text else hints.copied)
 
 
 def policy_of(settings: Settings):

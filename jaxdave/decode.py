@@ -65,11 +65,13 @@ class Terms(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """What a decode starts from: canvases, where rows begin and end, noise ids."""
+    """What a decode starts from: canvases, where rows begin and end, the users' draft
+    texts (-1 where there is none), noise ids."""
 
     tokens_BT: jax.Array
     begin_B: jax.Array
     end_B: jax.Array
+    told_BT: jax.Array
     seed_B: jax.Array
     request_B: jax.Array
 
@@ -129,9 +131,9 @@ class Program:
         )  # fmt: skip
 
         def one(prompt: Prompts):
-            tokens_T, begin, end, seed, request = prompt
+            tokens_T, begin, end, told_T, seed, request = prompt
             key = request_key(seed, request)
-            row = calls.fresh_row(self, tokens_T, begin, end, key, hidden)
+            row = calls.fresh_row(self, tokens_T, begin, end, told_T, key, hidden)
             return calls.prime(self, params, row, prefill_length)
 
         apart = self.exact or self.guarded

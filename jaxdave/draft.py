@@ -10,7 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdave.types import Drafts, Guess, Prediction, Stand
+from jaxdave.types import Drafts, Guess, Prediction, RowState, Stand
+
+HOPE = 0.8
+"""How likely a step is what it was drafted to be, where nobody has counted."""
 
 Simulate = Callable[[Stand, jax.Array], Guess]
 
@@ -21,7 +24,9 @@ class Outlook(NamedTuple):
     simulate(stand, depth) -> the policy's next stand, by the last prediction. pred:
     that prediction [D, L]. open_L: what may be decoded after the policy's own next
     state, before the window moves. block_L: the block of each position. ended(tokens_L)
-    -> whether a row would end there.
+    -> whether a row would end there. row, mask_id: the row itself. believing(token_L)
+    -> the outlook were these the tokens predicted (where they are not -1), at the
+    confidence of those that are.
     """
 
     simulate: Simulate
@@ -29,6 +34,9 @@ class Outlook(NamedTuple):
     open_L: jax.Array
     block_L: jax.Array
     ended: Callable[[jax.Array], jax.Array]
+    row: RowState
+    mask_id: int
+    believing: Callable[[jax.Array], "Outlook"]
 
 
 DraftFn = Callable[[Outlook, Guess, int], Drafts]
@@ -53,4 +61,5 @@ def nested(outlook: Outlook, first: Guess, budget: int) -> Drafts:
         jnp.concatenate([first.tokens_NL[None], later_KNL]),
         depth_K,
         jnp.concatenate([first.valid[None], valid_K]),
+        HOPE ** depth_K.astype(jnp.float32),
     )

@@ -166,4 +166,5 @@ def nothing(program: "Program") -> Prediction:
     """No prediction, [D, L]."""
     shape = (depths_of(program), program.grid.window_length)
     low: Any = jnp.full(shape, NEVER)
-    return Prediction(jnp.full(shape, -1, jnp.int32), low, low, low, low, low)
+    none: Any = jnp.full(shape, -1, jnp.int32)
+    return Prediction(none, low, low, low, low, none, low)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxdave.decode import DecodeState, Program, Prompts
 from jaxdave.decoders import Decoder
 from jaxdave.grid import past_seen
+from jaxdave.hints import check_hints
 from jaxdave.model.attention import TILE
 from jaxdave.result import Result, read_rows, settled
 from jaxdave.tune import terms_for
@@ -41,15 +42,18 @@ def generate(
     *,
     seed: int = 0,
     requests: Sequence[int] | None = None,
+    draft_text: Ids | None = None,
 ) -> Result:
     """Decode every prompt to its end.
 
     prompts: token ids, of any lengths. seed, requests: key the noise at a temperature;
     requests default to 0 for every row, so that a text depends neither on the batch nor
-    on the place in it. Raises ValueError for an empty prompt, or one with too little
-    room after it.
+    on the place in it. draft_text: for every prompt the ids of what the answer may look
+    like, or none; right ones save calls, and none changes the text (the decoder's draft
+    function must be a `hints.Hinted`). Raises ValueError for an empty prompt, or one
+    with too little room after it, and for draft texts that cannot be used.
     """
-    opened = begin(decoder, params, prompts, seed, requests)
+    opened = begin(decoder, params, prompts, seed, requests, draft_text)
     run, compiled, terms = _loop(decoder, params, prompts, opened.state)
     start = time.perf_counter()
     state = jax.device_get(run(params, terms, opened.state).rows)
@@ -72,13 +76,14 @@ def stream(
     *,
     seed: int = 0,
     requests: Sequence[int] | None = None,
+    draft_text: Ids | None = None,
 ) -> Iterator[Update]:
     """Yield tokens as they become final, row by row, in order of position.
 
     A last update without tokens tells the call that ended the row. Arguments and errors
     as `generate`; the tokens are the same.
     """
-    opened = begin(decoder, params, prompts, seed, requests)
+    opened = begin(decoder, params, prompts, seed, requests, draft_text)
     # One round a call of the very loop that `generate` runs: the same bits.
     step, _, terms = _loop(decoder, params, prompts, opened.state)
     state, terms = opened.state, terms._replace(calls=jnp.int32(1))
@@ -132,11 +137,16 @@ class Begun(NamedTuple):
 
 
 def begin(
-    decoder: Decoder, params, prompts: Ids, seed: int = 0, requests=None
+    decoder: Decoder,
+    params,
+    prompts: Ids,
+    seed: int = 0,
+    requests=None,
+    draft_text: Ids | None = None,
 ) -> Begun:
     """Pack and prefill; arguments and errors as `generate`."""
     program = decoder.program
-    arrays, length = _pack(decoder, prompts, seed, requests)
+    arrays, length = _pack(decoder, prompts, seed, requests, draft_text)
     init, compiled = _compiled(
         program,
         f"init {length}",
@@ -148,26 +158,35 @@ def begin(
     return Begun(state, time.perf_counter() - start, compiled)
 
 
-def _pack(decoder: Decoder, prompts: Ids, seed, requests) -> tuple[Prompts, int]:
+def _pack(
+    decoder: Decoder, prompts: Ids, seed, requests, draft_text: Ids | None = None
+) -> tuple[Prompts, int]:
     """The prompts as padded arrays, and the length that the prefill must cover."""
     _check(decoder, prompts, seed, requests)
     grid = decoder.program.grid
     lengths = [len(prompt) for prompt in prompts]
     room = bucket(max(lengths) + grid.window_length)
     capacity = -(-(room + decoder.max_new_tokens) // TILE) * TILE
-    tokens = np.full((len(prompts), capacity), grid.mask_id, np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
+    tokens = _padded(prompts, capacity, grid.mask_id)
+    hints = check_hints(decoder.program, draft_text, len(prompts))
     begin = np.asarray(lengths, np.int32)
     ids = np.zeros(len(prompts), np.int32) if requests is None else requests
     arrays = Prompts(
         jnp.asarray(tokens),
         jnp.asarray(begin),
         jnp.asarray(begin + np.int32(decoder.max_new_tokens)),
+        jnp.asarray(_padded([ids[:capacity] for ids in hints], capacity, -1)),
         jnp.full(len(prompts), seed, jnp.uint32),
         jnp.asarray(ids, jnp.uint32),
     )
     return arrays, room
+
+
+def _padded(rows: Ids, length: int, fill: int) -> np.ndarray:
+    made = np.full((len(rows), length), fill, np.int32)
+    for row, ids in enumerate(rows):
+        made[row, : len(ids)] = ids
+    return made
 
 
 def bucket(length: int) -> int:

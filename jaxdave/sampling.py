@@ -95,21 +95,23 @@ def read(
             1, chunks, lambda i, held: _merge(held, best_of(i)), found
         )
     chosen, spread = found
+    runner_R = jnp.where(chosen.runner_y > NEVER, chosen.runner, -1)
     gap, margin, entropy = _features(*spread)
-    lead = chosen.y - chosen.next if sampling.noisy else gap
-    score = chosen.z - chosen.others
-    return Prediction(chosen.token, score, gap, margin, entropy, lead)
+    lead = chosen.y - chosen.runner_y if sampling.noisy else gap
+    odds_R = chosen.z - chosen.others
+    return Prediction(chosen.token, odds_R, gap, margin, entropy, runner_R, lead)
 
 
 class _Best(NamedTuple):
-    """Noisy value, id and logit of the token taken; of all others the log-sum-exp, and
-    the next noisy value."""
+    """Noisy value, id and logit of the token taken; log-sum-exp of all others; noisy
+    value and id of the best of those."""
 
     y: jax.Array
     token: jax.Array
     z: jax.Array
     others: jax.Array
-    next: jax.Array
+    runner_y: jax.Array
+    runner: jax.Array
 
 
 class _Spread(NamedTuple):
@@ -136,8 +138,10 @@ def _best(y, z, index) -> _Best:
     chosen = jnp.arange(size)[None] == local_R[:, None]
     others_R = jax.nn.logsumexp(jnp.where(chosen, NEVER, z), axis=1)
     pick = lambda a: jnp.max(jnp.where(chosen, a, -jnp.inf), axis=1)  # noqa: E731
-    next_R = jnp.max(jnp.where(chosen, -jnp.inf, y), axis=1)
-    return _Best(pick(y), index * size + local_R, pick(z), others_R, next_R)
+    rest = jnp.where(chosen, -jnp.inf, y)
+    runner_R = index * size + jnp.argmax(rest, axis=1).astype(jnp.int32)
+    told = pick(y), index * size + local_R, pick(z), others_R
+    return _Best(*told, jnp.max(rest, axis=1), runner_R)
 
 
 def _spread(z) -> _Spread:
@@ -154,15 +158,6 @@ def _spread(z) -> _Spread:
 
 def _merge(a: _Chunk, b: _Chunk) -> _Chunk:
     """The two chunks as one; of equal values the earlier one is the best."""
-    keep = a.best.y >= b.best.y
-    y, token, z = (
-        jnp.where(keep, x, w) for x, w in zip(a.best[:3], b.best[:3], strict=True)
-    )
-    loser = jnp.where(keep, b.best.z, a.best.z)
-    others = jnp.logaddexp(jnp.logaddexp(a.best.others, b.best.others), loser)
-    second = jnp.maximum(
-        jnp.where(keep, a.best.next, b.best.next), jnp.where(keep, b.best.y, a.best.y)
-    )
     first = a.spread.top >= b.spread.top
     win, lose = (
         _Spread(*(jnp.where(first, x, w) for x, w in zip(*pair, strict=True)))
@@ -176,7 +171,21 @@ def _merge(a: _Chunk, b: _Chunk) -> _Chunk:
         win.rest + fade * (1.0 + lose.rest),
         win.moment + fade * (below * (1.0 + lose.rest) + lose.moment),
     )
-    return _Chunk(_Best(y, token, z, others, second), spread)
+    return _Chunk(_merge_best(a.best, b.best), spread)
+
+
+def _merge_best(a: _Best, b: _Best) -> _Best:
+    keep = a.y >= b.y
+    y, token, z = (jnp.where(keep, x, w) for x, w in zip(a[:3], b[:3], strict=True))
+    loser = jnp.where(keep, b.z, a.z)
+    others = jnp.logaddexp(jnp.logaddexp(a.others, b.others), loser)
+    # The runner is the best of one chunk or the second of the other; ids of `a` are
+    # lower, so that equal values are its.
+    from_a = jnp.where(keep, a.runner_y >= b.y, a.y >= b.runner_y)
+    of_a = jnp.where(keep, a.runner_y, a.y), jnp.where(keep, a.runner, a.token)
+    of_b = jnp.where(keep, b.y, b.runner_y), jnp.where(keep, b.token, b.runner)
+    runner = (jnp.where(from_a, x, w) for x, w in zip(of_a, of_b, strict=True))
+    return _Best(y, token, z, others, *runner)
 
 
 def _features(top, second, rest, moment):

@@ -52,6 +52,10 @@ class Codec:
             )
         return ids
 
+    def encode_answer(self, text: str) -> list[int]:
+        """The ids of an answer and the end after it; none for an empty text."""
+        return [*self._encode(text), *self.stop_ids[:1]] if text else []
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens dropped."""
         return self._decode([int(i) for i in ids])

@@ -7,8 +7,7 @@ blocks; of ids: so many per position), J blocks of the window, P positions of on
 depths of future noise, V vocabulary, H heads, G key/value heads, E features, X
 vocabulary chunk.
 
-The engine is written for one row; rows are put side by side by a map
-(`decode.Program.over_rows`).
+The engine is written for one row; `decode.Program.over_rows` maps it over rows.
 """
 
 import dataclasses
@@ -80,11 +79,11 @@ class Network(NamedTuple):
 class Prediction(NamedTuple):
     """What the model says of each position.
 
-    token: int32, what the sampler takes; -1: no prediction at hand. The rest is of the
-    unfiltered tempered distribution, float32, and never saturates as a probability
-    does. score: log of the odds of `token` against all others. gap: logit of the best
-    token less that of the second. margin: -log(1 - (p_best - p_second)). entropy: nats.
-    lead: by how much the sampler preferred `token` to the next, its noise included.
+    token, runner: int32, what the sampler takes, and would take next; -1: none at hand.
+    The rest is of the unfiltered tempered distribution, float32, and never saturates.
+    score: log of the odds of `token` against all others. gap: logit of the best token
+    less that of the second. margin: -log(1 - (p_best - p_second)). entropy: nats. lead:
+    by how much the sampler preferred `token` to the next, its noise included.
     """
 
     token: jax.Array
@@ -92,6 +91,7 @@ class Prediction(NamedTuple):
     gap: jax.Array
     margin: jax.Array
     entropy: jax.Array
+    runner: jax.Array
     lead: jax.Array
 
 
@@ -144,11 +144,8 @@ Memory = Any
 
 
 class Branches(NamedTuple):
-    """The memory of a policy that weighs candidates: what it may commit next.
-
-    tokens_NW: the active block as each candidate would leave it. merit_N: float32, what
-    speaks for each before the network has seen it.
-    """
+    """The memory of a policy that weighs candidates: the active block as each would
+    leave it, and float32, what speaks for each before the network has seen it."""
 
     tokens_NW: jax.Array
     merit_N: jax.Array
@@ -205,10 +202,10 @@ class Stand(NamedTuple):
 class Stats(NamedTuple):
     """Running totals of one row.
 
-    verify, refresh, guard: calls by kind. call_T: the call after the prefill that made
-    a position known (0: the prefill; -1: not yet). accepted_C: policy steps that each
-    of those calls confirmed. size_Z: verify calls of each size. error: the largest
-    difference that a guard call has found to what it checked.
+    verify, refresh, guard: calls by kind. call_T: the call after the prefill (0: that;
+    -1: no call yet) that made a position known. accepted_C: policy steps that each
+    confirmed. size_Z: verify calls of each size. error: the largest difference that a
+    guard call has found to what it checked.
     """
 
     verify: jax.Array
@@ -230,12 +227,12 @@ class RowState:
     hidden_LE, pred: vectors of the window from the last evaluated state, and their
     Prediction [D, L] at the noise of the coming steps; good for drafts only, never for
     decisions. begin, end: the first generated position, and the one after the last.
-    start: first position of the window. stale: the window has moved to where the cache
-    does not reach, so the next call must be a refresh. n: policy-step index of the
-    state in `tokens_T`; memory: the policy's, at that state. doubted: what follows that
-    state was too close to call, so the next call must be a guard. solid: before it the
-    cache holds what guard calls have made. luck: drafts that were right, and wrong, of
-    late.
+    told_T: the user's draft text; -1: none. start: first position of the window. stale:
+    the window has moved to where no cache reaches, so the next call must be a refresh.
+    n: policy-step index of the state in `tokens_T`; memory: the policy's there.
+    doubted: what follows that state was too close to call, so the next call must be a
+    guard. solid: before it the cache holds what guard calls have made. luck: drafts
+    that were right, and wrong, of late.
     """
 
     tokens_T: jax.Array
@@ -243,6 +240,7 @@ class RowState:
     pred: Prediction
     begin: jax.Array
     end: jax.Array
+    told_T: jax.Array
     start: jax.Array
     stale: jax.Array
     n: jax.Array
@@ -256,8 +254,8 @@ class RowState:
 
 
 class Guess(NamedTuple):
-    """A stand that the policy may reach, the states [N, L] to be evaluated to go on
-    from there, and whether that is worth a slot."""
+    """A stand that the policy may reach, the states to be evaluated to go on from
+    there, and whether that is worth a slot."""
 
     stand: Stand
     tokens_NL: jax.Array
@@ -268,9 +266,11 @@ class Drafts(NamedTuple):
     """Guesses of future states; the first is the policy's own next state.
 
     tokens_KNL: the N states that one step weighs, 1 for most policies; depth_K: policy
-    steps after the first draft; valid_K: worth evaluating.
+    steps after the first draft; valid_K: worth evaluating. worth_K: float32, about how
+    likely the walk is to get there, never likelier than to a draft on the way.
     """
 
     tokens_KNL: jax.Array
     depth_K: jax.Array
     valid_K: jax.Array
+    worth_K: jax.Array

@@ -6,20 +6,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxdave.calibrate import Sight
+from jaxdave.tables import CLOSE
 
 MASK = -5
 
 
 def film_of(
-    steps: Sequence[tuple[int, int]], places: Sequence[int], tokens: Sequence[int]
+    steps: Sequence[tuple[int, int]],
+    places: Sequence[int],
+    tokens: Sequence[int],
+    runners: Sequence[int],
 ) -> list[Sight]:
     """A row that starts at position 3 and fills one (position, token) a step.
 
-    places, tokens: what the prediction says of each position, in every sight.
+    places, tokens, runners: what the prediction says of each position, in every sight.
     """
     size = len(places)
     canvas, film = np.full(3 + size + 2, MASK), []
-    for at, token in [(-1, 0), *steps]:
+    for n, (at, token) in enumerate([(-1, 0), *steps]):
         canvas = canvas.copy()
         if at >= 0:
             canvas[3 + at] = token
@@ -27,10 +31,13 @@ def film_of(
             Sight(
                 canvas,
                 np.int32(3),
+                np.int32(n),
                 np.array(places),
                 np.array(tokens),
+                np.array(runners),
                 np.ones(size, bool),
                 np.int32(size),
+                np.full(CLOSE, np.inf),
                 np.bool_(False),
             )  # fmt: skip
         )

@@ -168,6 +168,7 @@ def wild(outlook, first, budget):
         tokens[order].at[0].set(good.tokens_KNL[0]),
         depth.at[0].set(0),
         good.valid_K[order].at[0].set(True),
+        good.worth_K,
     )
 
 

@@ -159,7 +159,8 @@ def view_of(score_W, open_W):
     """A block some of which is open, in the first step of a request."""
     size = score_W.shape[0]
     tokens_W = jnp.where(open_W, policy_films.MASK, 7).astype(jnp.int32)
-    pred = Prediction(jnp.arange(size, dtype=jnp.int32) + 10, *[score_W] * 5)
+    token_W = jnp.arange(size, dtype=jnp.int32) + 10
+    pred = Prediction(token_W, *[score_W] * 4, runner=-token_W, lead=score_W)
     return policy_films.view_of(
         pred, jnp.zeros((size, 6)), tokens_W, jnp.int32(0), jnp.int32(size),
         jnp.int32(3), policy_films.key_of(0, 3),

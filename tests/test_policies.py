@@ -144,7 +144,9 @@ def test_tied_ids_go_to_the_lowest_and_odds_count_the_unlisted():
     ids, logits = jnp.array([[4, 1, 3, NONE]]), jnp.array([[2.0, 2.0, 1.0, 99.0]])
     others = float(np.log(np.exp(2) + 2 * np.e))
     odds = jnp.array([2 - others], jnp.float32)
-    pred = Prediction(jnp.array([4], jnp.int32), odds, odds, odds, odds, odds)
+    pred = Prediction(
+        jnp.array([4], jnp.int32), odds, odds, odds, odds, jnp.array([-1]), odds
+    )
     same = fused(pred, ids, logits, jnp.zeros((1, 4)))
     assert int(same[0][0]) == 1 and np.isclose(float(same[1][0]), 2 - others)
     lifted = fused(pred, ids, logits, jnp.array([[0.0, 0.0, 3.0, 0.0]]))

@@ -77,6 +77,35 @@ def test_ties_go_to_the_lowest_id(chunk):
     np.testing.assert_array_equal(token, 7)
 
 
+@pytest.mark.parametrize("chunk", [8, 16, 48])
+@pytest.mark.parametrize("values", [3, 40])
+def test_the_runner_is_the_best_of_the_rest(chunk, values):
+    """Many ties inside and across chunks: the lowest id first, then the next one."""
+    table = np.random.default_rng(values).integers(0, values, (ROWS, SIZE)).astype("f")
+    table[:, 8:16] = NEVER
+    found = take(table, chunk, Sampling())
+    order = np.argsort(-table, axis=1, kind="stable")
+    np.testing.assert_array_equal(found.token, order[:, 0])
+    np.testing.assert_array_equal(found.runner, order[:, 1])
+
+
+@pytest.mark.parametrize("chunk", [8, 48])
+def test_the_runner_is_what_would_be_drawn_without_the_token(chunk):
+    table = drawn()
+    found = take(table, chunk, Sampling(0.9))
+    table[np.arange(ROWS), found.token] = NEVER
+    again = take(table, chunk, Sampling(0.9))
+    np.testing.assert_array_equal(found.runner, again.token)
+
+
+def test_there_may_be_no_runner():
+    table = drawn()
+    np.testing.assert_array_equal(take(table, 16, Sampling(1.0, top_k=1)).runner, -1)
+    table[:, 1:] = NEVER
+    for sampling in (Sampling(), Sampling(1.0)):
+        np.testing.assert_array_equal(take(table, 16, sampling).runner, -1)
+
+
 @pytest.mark.parametrize("gap", [20.0, 25.0, 40.0, 60.0])
 def test_scores_do_not_saturate(gap):
     table = np.zeros((2, SIZE), "f")

@@ -1,25 +1,22 @@
 """Draft trees: what they are made of, what they keep, and what they save."""
 
 import dataclasses
-import itertools
 import json
 import shutil
 
 import full_toys
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import toys
-from calibration import film_of
+from drafting import guess_of, looking, same_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import VARIANTS, capped, prompts_of, texts, weights
 
-from jaxdave import calibrate, checkpoint, policies, trees
-from jaxdave.draft import Outlook, nested
+from jaxdave import calibrate, checkpoint, policies, tables, trees
+from jaxdave.draft import nested
 from jaxdave.run import generate
-from jaxdave.trees import MOST_LEFT, PLACES, Table
-from jaxdave.types import Prediction
+from jaxdave.tables import LEFTS, chain
 
 ONE = policies.static(1)
 quick = pytest.mark.usefixtures("quick_compiles")
@@ -29,76 +26,68 @@ quick = pytest.mark.usefixtures("quick_compiles")
 def demo_copy(tmp_path):
     """The block-causal demo model, without what it was calibrated to."""
     folder = shutil.copytree(checkpoint.find("sdar-1m")[1], tmp_path / "demo")
-    (folder / trees.FILE).unlink(missing_ok=True)
+    (folder / tables.FILE).unlink(missing_ok=True)
     return folder
-
-
-def looking(scores, blocks, is_open) -> Outlook:
-    score_L = jnp.asarray(scores, jnp.float32)
-    pred = Prediction(jnp.zeros((1, len(scores)), jnp.int32), *[score_L[None]] * 5)
-    masks = jnp.asarray(is_open, bool), jnp.asarray(blocks, jnp.int32)
-    return Outlook(lambda *a: None, pred, *masks, lambda tokens_L: jnp.bool_(False))  # pyright: ignore
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=8, max_size=8))
 def test_places_are_the_sorted_order(cells):
     scores, is_open = zip(*cells, strict=True)
     blocks = [i // 4 for i in range(8)]
-    place_L = trees.place_of(looking(scores, blocks, is_open))
+    outlook = looking(scores, blocks, is_open)
+    place_L = trees.place_of(outlook)
     order = sorted(
         (i for i in range(8) if is_open[i]), key=lambda i: (blocks[i], -scores[i], i)
     )
     assert [int(place_L[i]) for i in order] == list(range(len(order)))
-    left = [sum(is_open[:4]), sum(is_open[4:])]
-    assert int(trees.left_of(looking(scores, blocks, is_open))) == (left[0] or left[1])
-
-
-@given(st.lists(st.permutations(range(4)), min_size=1, max_size=12), st.integers(1, 10))
-def test_slots_are_chosen_by_what_each_adds(orders, most):
-    paths = [[tuple(sorted(o[: n + 1])) for n in range(4)] for o in orders]
-    chosen = trees.grown(paths, most)
-
-    def followed(slots):
-        return sum(
-            len(list(itertools.takewhile(lambda s: s in slots, path))) for path in paths
-        )
-
-    assert len(set(chosen)) == len(chosen) <= most
-    every = {slot for path in paths for slot in path}
-    assert len(chosen) == min(most, len(every))
-    # No other first slot would have followed more of the paths.
-    assert followed(chosen[:1]) >= max(
-        sum(path[0] == slot for path in paths) for slot in every
-    )
-    gains = [followed(chosen[:n]) for n in range(len(chosen) + 1)]
-    assert gains == sorted(gains) and len(set(gains)) == len(gains)
-
-
-def test_a_path_is_followed_to_its_first_surprise():
-    # The prediction orders positions 2, 0, 3, 1 and is wrong about position 3.
-    film = film_of(
-        [(0, 7), (2, 9), (3, 5), (1, 8)], places=[1, 3, 0, 2], tokens=[7, 8, 9, 6]
-    )
-    assert list(calibrate.visited(film)) == [(1,), (0, 1)]
-    assert list(calibrate.visited(film[:1])) == []
-
-
-def test_too_few_slots_are_filled_up_with_nested_ones():
-    table = Table((((0,), (2,), (0, 2)),) * (MOST_LEFT + 1))
-    flags = trees.packed(table, 8)
-    assert flags.shape == (MOST_LEFT + 1, 8, PLACES) and not flags[:, 0].any()
-    sets = [tuple(np.flatnonzero(slot)) for slot in flags[5]]
-    assert sets == [
-        (),
-        (0,),
-        (2,),
-        (0, 2),
-        (0, 1),
-        (0, 1, 2),
-        (0, 1, 2, 3),
-        (0, 1, 2, 3, 4),
+    left = sum(is_open[:4]) or sum(is_open[4:])
+    assert int(trees.left_of(outlook)) == sum(left > most for most in LEFTS)
+    gaps = [
+        scores[a] - scores[b] if blocks[a] == blocks[b] else float("inf")
+        for a, b in zip(order, order[1:], strict=False)
     ]
-    assert trees.packed(table, 1).shape[1] == 1
+    gaps += [float("inf")] * (tables.CLOSE - len(gaps))
+    assert trees.gaps_of(outlook, place_L).tolist() == gaps
+
+
+@pytest.mark.parametrize(
+    ("leaf", "drafts"),
+    [
+        # Best of the second place; runner-up of the first; both, in 2 steps.
+        (((2,), (1,), (1, 2)), [{5: 15}, {4: 24}, {4: 24, 5: 15}]),
+        # The third place is in the next block; there is no fifth.
+        (((4,), (8,)), [{8: 18}, None]),
+    ],
+)
+def test_slots_become_states(leaf, drafts):
+    outlook = looking([0, 0, 0, 0, 9, 8, 0, 0, 7, 6], [0] * 8 + [1] * 2,
+                      [i in (4, 5, 8, 9) for i in range(10)])  # fmt: skip
+    token = jnp.arange(10, 20, dtype=jnp.int32)[None]
+    pred = outlook.pred._replace(token=token, runner=token + 10)
+    table = same_everywhere(tuple((slot, 0.5) for slot in leaf))
+    first = guess_of([-9] * 10)
+    found = trees.tree(table)(outlook._replace(pred=pred), first, len(leaf) + 1)
+    assert (found.tokens_KNL[0, 0] == -9).all() and found.depth_K[0] == 0
+    for k, want in enumerate(drafts, start=1):
+        assert bool(found.valid_K[k]) == (want is not None)
+        if want is not None:
+            state = [want.get(i, -9) for i in range(10)]
+            assert found.tokens_KNL[k, 0].tolist() == state
+            assert int(found.depth_K[k]) == len(want)
+    assert found.worth_K.tolist() == [1.0, *[0.5] * len(leaf)]
+
+
+def test_the_context_is_where_the_order_is_in_doubt():
+    leaves = tuple(
+        tuple((((2 * close,), 0.5),) for close in range(tables.CLOSE + 1))
+        for _ in range(len(LEFTS) + 1)
+    )
+    draft = trees.tree(tables.Table(1.0, leaves))
+    for scores, place in (([9, 8.5, 5, 1], 0), ([9, 7, 5.5, 5], 2), ([9, 7, 5, 3], 8)):
+        outlook = looking(scores, [0] * 4, [True] * 4)
+        found = draft(outlook, guess_of([-9] * 4), 2)
+        filled = [i for i in range(4) if found.tokens_KNL[1, 0, i] != -9]
+        assert filled == ([place] if place < 4 else [])
 
 
 @quick
@@ -111,7 +100,7 @@ def test_trees_keep_the_text(kind):
 
     prompts = prompts_of([5, 9], 0)
     table = calibrate.calibrate(built(6, nested), weights(0), [prompts], lambda n: None)
-    assert any(table.slots)
+    assert any(leaf for some in table.leaves for leaf in some)
     decoder = built(6, trees.tree(table))
     for salt, variant in enumerate(sorted(VARIANTS)):
         net, prompts = weights(salt, **VARIANTS[variant]), prompts_of([6, 3, 11], salt)
@@ -126,8 +115,7 @@ def test_trees_keep_the_text(kind):
 
 @quick
 def test_a_table_of_nested_sets_drafts_what_nested_does():
-    chain = tuple(tuple(range(n)) for n in range(1, 8))
-    table = Table((chain,) * (MOST_LEFT + 1))
+    table = same_everywhere(tuple((chain(n), 0.9**n) for n in range(1, 8)))
     same = toys.build(ONE, 6, 4, 16), toys.build(ONE, 6, 4, 16, draft=trees.tree(table))
     for salt in range(4):
         prompts = prompts_of([6, 3, 11], salt)
@@ -149,40 +137,19 @@ def test_a_tree_made_of_a_network_saves_calls_there():
     assert calls[1] < calls[0]
 
 
-def test_tables_are_read_as_they_were_written(tmp_path):
-    table = Table((((0,), (0, 1), (3,)),) * (MOST_LEFT + 1))
-    other = Table(((),) * (MOST_LEFT + 1))
-    assert trees.read(tmp_path) == {}
-    trees.write(tmp_path, "a", table)
-    trees.write(tmp_path, "b", other)
-    assert trees.read(tmp_path) == {"a": table, "b": other}
-    assert [p.name for p in tmp_path.iterdir()] == [trees.FILE]
-
-
-@pytest.mark.parametrize(
-    "content",
-    ['{"a": 3}', '{"a": []}', '{"a": [[[99]]]}', "[]", '{"a": [[["x"]]]}', "{"],
-)
-def test_a_spoiled_table_is_refused(tmp_path, content):
-    (tmp_path / trees.FILE).write_text(content)
-    with pytest.raises(ValueError, match=trees.FILE) as error:
-        trees.read(tmp_path)
-    assert "\n" not in str(error.value)
-
-
 def test_a_tree_is_used_where_it_fits():
     config = toys.CONFIG
-    table = Table(((),) * (MOST_LEFT + 1))
-    tables = {trees.key_of(config, 4, None): table}
+    table = same_everywhere(())
+    known = {tables.key_of(config, 4, None): table}
     best = lambda policy, **more: trees.best_of(  # noqa: E731
-        tables, config, policy, block_length=4, **more
+        known, config, policy, block_length=4, **more
     )
     assert best(ONE) is trees.tree(table)
     assert best(policies.static(2)) is nested
     assert best(ONE, temperature=0.7) is nested
-    assert trees.best_of(tables, config, ONE, block_length=8) is nested
+    assert trees.best_of(known, config, ONE, block_length=8) is nested
     full = dataclasses.replace(full_toys.CONFIG, block_length=8)
-    assert trees.key_of(full, None, None) == trees.key_of(full, 8, "dual")
+    assert tables.key_of(full, None, None) == tables.key_of(full, 8, "dual")
 
 
 @pytest.mark.parametrize("name", ["sdar-1m", "llada-1m", "dream-1m"])
@@ -194,8 +161,8 @@ def test_demo_models_ship_with_their_tables(name):
 def test_the_command_line_calibrates_and_uses_it(run, tmp_path, demo_copy):
     options = ("--model", demo_copy, "--max-new-tokens", 16)
     code, out, _ = run("calibrate", *options, "--problems", 2)
-    assert code == 0 and trees.FILE in out
-    (key,) = json.loads((demo_copy / trees.FILE).read_text())
+    assert code == 0 and tables.FILE in out
+    (key,) = json.loads((demo_copy / tables.FILE).read_text())["tables"]
     assert key == "static(1), block 4, exact"
     told = [
         run("generate", "Tom has 2 pens.", *options, "--json", *more)

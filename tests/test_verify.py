@@ -16,7 +16,7 @@ MANY = settings(max_examples=200)
 @jax.jit
 def chain(tokens, depth, valid, targets):
     """(draft where it ends, hops, last target, steps) in order, and in any order."""
-    drafts = Drafts(tokens[:, None], depth, valid)
+    drafts = Drafts(tokens[:, None], depth, valid, jnp.ones(DRAFTS))
 
     def step_from(at, stand):
         # The memory records the path, so that it is seen to follow it.

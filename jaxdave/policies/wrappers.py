@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdave.policies.checks import check_count
 from jaxdave.policies.common import NEVER
-from jaxdave.types import Memory, Policy, Prediction, View
+from jaxdave.types import Memory, Policy, View
 
 
 def first_alone(policy: Policy) -> Policy:
@@ -26,13 +26,12 @@ def first_alone(policy: Policy) -> Policy:
         first_W = jnp.arange(view.open_W.shape[0]) == 0
         is_alone = jnp.any(view.open_W & first_W)
         open_W = view.open_W & (first_W | ~is_alone)
-        token_W, *rest = view.pred
-        token_W = jnp.where(first_W & ~is_alone, view.tokens_W, token_W)
-        rest = (jnp.where(first_W & ~is_alone, 0.0, part) for part in rest)
+        is_told_W = ~first_W | is_alone
+        nothing = jax.tree.map(jnp.zeros_like, view.pred)
+        nothing = nothing._replace(token=view.tokens_W, runner=nothing.runner - 1)
+        pred = jax.tree.map(lambda a, b: jnp.where(is_told_W, a, b), view.pred, nothing)
         return view._replace(
-            open_W=open_W,
-            decoded_W=view.decoded_W & ~first_W,
-            pred=Prediction(token_W, *rest),
+            open_W=open_W, decoded_W=view.decoded_W & ~first_W, pred=pred
         )
 
     return _seeing(policy, f"first_alone({policy.name})", change)
@@ -68,12 +67,12 @@ def demote(policy: Policy, ids: Sequence[int]) -> Policy:
 
     def change(view: View) -> View:
         last_W = jnp.isin(view.pred.token, listed)
-        worst = {"score": NEVER, "gap": NEVER, "margin": NEVER, "entropy": -NEVER}
-        changed = {
-            name: jnp.where(last_W, value, getattr(view.pred, name))
-            for name, value in worst.items()
+        worst = dict(score=NEVER, gap=NEVER, margin=NEVER, entropy=-NEVER)
+        lowered = {
+            name: jnp.where(last_W, low, getattr(view.pred, name))
+            for name, low in worst.items()
         }
-        return view._replace(pred=view.pred._replace(**changed))
+        return view._replace(pred=view.pred._replace(**lowered))
 
     name = f"demote({policy.name}, {'+'.join(map(str, sorted(ids)))})"
     return _seeing(policy, name, change)
