@@ -33,15 +33,21 @@ def scripted(config: ModelConfig, acceptance: float, numerics: str) -> Network:
     """The network of a block-causal model with its predictions overruled."""
     positions = config.max_positions + 8 * MOST_DRAFTS + FAST_CHUNK
     inner = causal_network(config, numerics=numerics, positions=positions)  # type: ignore[arg-type]
-    assert inner.pieces is not None
-    of_pieces = inner.pieces
+    assert inner.pieces is not None and inner.recheck is not None
+    of_pieces, again = inner.pieces, inner.recheck
 
-    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
-        rest = begin, start, end, window, prompt
-        hidden_LE, cache = inner.prime(params, tokens_T, *rest)
-        at_L = start + jnp.arange(window, dtype=jnp.int32)
+    def of_window(tokens_T, start, hidden_LE, cache):
+        at_L = start + jnp.arange(hidden_LE.shape[0], dtype=jnp.int32)
         left_L = tokens_T[jnp.maximum(at_L - 1, 0)] != config.mask_id
         return _marked(hidden_LE, at_L, left_L), cache
+
+    def prime(params, tokens_T, begin, start, *rest):
+        found = inner.prime(params, tokens_T, begin, start, *rest)
+        return of_window(tokens_T, start, *found)
+
+    def recheck(params, tokens_T, solid, start, *rest):
+        found = again(params, tokens_T, solid, start, *rest)
+        return of_window(tokens_T, start, *found)
 
     def pieces(params, cut: Pieces, start, end, cache):
         hidden_MPE, added = of_pieces(params, cut, start, end, cache)
@@ -77,6 +83,7 @@ def scripted(config: ModelConfig, acceptance: float, numerics: str) -> Network:
     return inner._replace(
         prime=prime,
         pieces=pieces,
+        recheck=recheck,
         logits=overruled(inner.logits, of_chunk),
         logits_at=overruled(inner.logits_at, lambda ids_RM: ids_RM),
     )

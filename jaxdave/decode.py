@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxdave import calls
 from jaxdave.cache import put_rows, put_some, put_windows
 from jaxdave.draft import DraftFn
-from jaxdave.grid import Grid
+from jaxdave.grid import Grid, past_known
 from jaxdave.pace import fastest
 from jaxdave.sampling import Sampling, request_key
 from jaxdave.types import Doubt, Network, Policy, RowState
@@ -155,7 +155,9 @@ class Program:
         Under guarded numerics a row that doubts makes its guard call before that.
         """
         resting_B = state.rows.done | state.rows.stale
-        state = self._refreshed(params, state)
+        # Only where the window may move past what the cache holds is it made again.
+        refreshes = self.grid.slide is past_known
+        state = self._refreshed(params, state) if refreshes else state
         state = self._rechecked(params, state) if self.guarded else state
         resting_B |= state.rows.done | state.rows.stale
         sized = [self._of_size(size, params, terms, resting_B) for size in self.sizes]

@@ -80,9 +80,9 @@ def chunk_logits(
         raw = network.logits(params, hidden_RE, first)
         dead = (ids < index * chunk) | (ids >= network.vocab_size)
         dead |= jnp.isin(ids, jnp.asarray(network.banned, jnp.int32))
-        return jnp.roll(
-            jnp.where(dead[None], NEVER, raw), first - index * chunk, axis=1
-        )
+        told = jnp.where(dead[None], NEVER, raw)
+        is_even = network.vocab_rows % chunk == 0
+        return told if is_even else jnp.roll(told, first - index * chunk, axis=1)
 
     return logits
 
