@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from bench import common
-from jaxdave import calls, predict, run
+from jaxdave import calls, executables, predict, run
 from jaxdave.decode import DecodeState
 from jaxdave.decoders import Decoder
 from jaxdave.evaluate import ask, question
 from jaxdave.result import Result
-from jaxdave.types import KVCache, RowState
+from jaxdave.state import RowState
+from jaxdave.types import KVCache
 
 
 class Lane(NamedTuple):
@@ -79,7 +80,7 @@ class Bench:
     def memory(self):
         """`memory_analysis()` of the decode loop, which must have been run."""
         program = self.decoder.program
-        for (of, name, *_), made in reversed(run._EXECUTABLES.items()):
+        for (of, name, *_), made in reversed(executables.KEPT.items()):
             if of is program and name.startswith("run"):
                 return made.memory_analysis()
         raise LookupError("this decoder has not been run yet")

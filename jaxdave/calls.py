@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jaxdave.draft import Outlook
 from jaxdave.evaluate import Evaluated, Kept, evaluate, window_only
 from jaxdave.predict import decide, guess, nothing
+from jaxdave.state import Drafts, Guess, RowState, Stand, Stats
 from jaxdave.steps import ahead, arrive, simulate, sure
-from jaxdave.types import Doubt, Drafts, Guess, Prediction, RowState, Stand, Stats
+from jaxdave.types import Doubt, Prediction
 from jaxdave.verify import Walked, walk
 
 if TYPE_CHECKING:

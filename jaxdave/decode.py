@@ -31,7 +31,8 @@ from jaxdave.draft import DraftFn
 from jaxdave.grid import Grid, past_known
 from jaxdave.pace import fastest
 from jaxdave.sampling import Sampling, request_key
-from jaxdave.types import Doubt, Network, Policy, RowState
+from jaxdave.state import RowState
+from jaxdave.types import Doubt, Network, Policy
 
 
 class DecodeState(NamedTuple):

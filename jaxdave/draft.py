@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdave.types import Drafts, Guess, Prediction, RowState, Stand
+from jaxdave.state import Drafts, Guess, RowState, Stand
+from jaxdave.types import Prediction
 
 HOPE = 0.8
 """How likely a step is what it was drafted to be, where nobody has counted."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.pieces import Cut, along, cut, most_pieces
-from jaxdave.types import Drafts, RowState
+from jaxdave.state import Drafts, RowState
 
 if TYPE_CHECKING:
     from jaxdave.decode import Program

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxdave.types import RowState
+from jaxdave.state import RowState
 
 Slide = Callable[..., tuple[jax.Array, jax.Array]]
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.draft import DraftFn, Outlook
-from jaxdave.types import Drafts, Guess, RowState
+from jaxdave.state import Drafts, Guess, RowState
 
 if TYPE_CHECKING:
     from jaxdave.decode import Program

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from jaxdave.types import RowState
+from jaxdave.state import RowState
 
 if TYPE_CHECKING:
     from jaxdave.decode import Terms

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.sampling import NEVER, position_keys, read, scale_of
-from jaxdave.types import Look, Prediction, RowState
+from jaxdave.state import RowState
+from jaxdave.types import Look, Prediction
 
 if TYPE_CHECKING:
     from jaxdave.decode import Program

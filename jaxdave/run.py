@@ -5,7 +5,6 @@ round at a time and yields what it commits. Shapes are padded to buckets of powe
 two, and a program is compiled once per bucket.
 """
 
-import collections
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.decode import DecodeState, Program, Prompts
+from jaxdave.decode import DecodeState, Prompts
 from jaxdave.decoders import Decoder
+from jaxdave.executables import compiled
 from jaxdave.grid import past_seen
 from jaxdave.hints import check_hints
 from jaxdave.model.attention import TILE
@@ -54,7 +54,7 @@ def generate(
     with too little room after it, and for draft texts that cannot be used.
     """
     opened = begin(decoder, params, prompts, seed, requests, draft_text)
-    run, compiled, terms = _loop(decoder, params, prompts, opened.state)
+    run, compile_seconds, terms = _loop(decoder, params, prompts, opened.state)
     start = time.perf_counter()
     state = jax.device_get(run(params, terms, opened.state).rows)
     seconds = time.perf_counter() - start
@@ -66,7 +66,8 @@ def generate(
         stop_ids=grid.stop_ids,
         commits=grid.slide is past_seen,
     )
-    return Result(rows, opened.seconds + seconds, opened.compile_seconds + compiled)
+    made = opened.compile_seconds + compile_seconds
+    return Result(rows, opened.seconds + seconds, made)
 
 
 def stream(
@@ -111,12 +112,12 @@ def _loop(decoder: Decoder, params, prompts: Ids, state: DecodeState):
     program = decoder.program
     terms = program.terms(decoder.cap, 2 * decoder.max_new_tokens)
     args = params, terms, state
-    run, compiled = _compiled(program, "run", program.run, args, donate=2)
+    run, seconds = compiled(program, "run", program.run, args, donate=2)
     fresh = lambda: begin(decoder, params, _probes(decoder, prompts)).state  # noqa: E731
     shapes = tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(state))
     calls = 2 * decoder.max_new_tokens
     terms, measured = terms_for(program, decoder.cap, calls, run, params, fresh, shapes)
-    return run, compiled + measured, terms
+    return run, seconds + measured, terms
 
 
 def _probes(decoder: Decoder, prompts: Ids) -> Ids:
@@ -147,7 +148,7 @@ def begin(
     """Pack and prefill; arguments and errors as `generate`."""
     program = decoder.program
     arrays, length = _pack(decoder, prompts, seed, requests, draft_text)
-    init, compiled = _compiled(
+    init, compile_seconds = compiled(
         program,
         f"init {length}",
         lambda params, arrays: program.init(params, arrays, length),
@@ -155,7 +156,7 @@ def begin(
     )
     start = time.perf_counter()
     state = jax.block_until_ready(init(params, arrays))
-    return Begun(state, time.perf_counter() - start, compiled)
+    return Begun(state, time.perf_counter() - start, compile_seconds)
 
 
 def _pack(
@@ -225,31 +226,3 @@ def _final(decoder: Decoder, tokens_T, begin: int, done: bool) -> int:
     # Tokens of the block that is being decoded may still be taken back.
     first = begin if grid.anchored else 0
     return min(last, max(begin, solid - (solid - first) % grid.length))
-
-
-MOST_EXECUTABLES = 128
-"""Executables that a process keeps, the latest ones. Each holds hundreds of memory maps
-on Linux, where a process may hold 65,530 by default."""
-
-_EXECUTABLES: collections.OrderedDict[Any, Any] = collections.OrderedDict()
-
-
-def forget_executables() -> None:
-    """Let go of every compiled program; the next decode compiles anew."""
-    _EXECUTABLES.clear()
-
-
-def _compiled(program: Program, name: str, function, args, donate: int | None = None):
-    """The executable for these shapes, and the seconds spent on making it now."""
-    leaves, tree = jax.tree.flatten(args)
-    shapes = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
-    key = (program, name, tree, shapes)
-    if key in _EXECUTABLES:
-        _EXECUTABLES.move_to_end(key)
-        return _EXECUTABLES[key], 0.0
-    start = time.perf_counter()
-    jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
-    _EXECUTABLES[key] = jitted.lower(*args).compile()
-    if len(_EXECUTABLES) > MOST_EXECUTABLES:
-        _EXECUTABLES.popitem(last=False)
-    return _EXECUTABLES[key], time.perf_counter() - start

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.predict import look
-from jaxdave.types import Branches, Doubt, Guess, Prediction, RowState, Stand, View
+from jaxdave.state import Guess, RowState, Stand
+from jaxdave.types import Branches, Doubt, Prediction, View
 
 if TYPE_CHECKING:
     from jaxdave.decode import Program

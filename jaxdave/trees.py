@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jaxdave.config import ModelConfig
 from jaxdave.draft import DraftFn, Outlook, nested
 from jaxdave.policies import static
+from jaxdave.state import Drafts, Guess
 from jaxdave.tables import CLOSE, CONTEXTS, LEFTS, PLACES, Table, key_of, packed
-from jaxdave.types import Drafts, Guess, Policy
+from jaxdave.types import Policy
 
 
 def place_of(outlook: Outlook) -> jax.Array:

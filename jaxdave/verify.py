@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdave.types import Drafts, Stand
+from jaxdave.state import Drafts, Stand
 
 StepFrom = Callable[[jax.Array, Stand], tuple[jax.Array, Stand, jax.Array]]
 Ahead = Callable[[Stand], jax.Array]

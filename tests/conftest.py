@@ -10,9 +10,9 @@ import hypothesis
 import jax
 import pytest
 
-from jaxdave import cli
+from jaxdave import cli, decoders
+from jaxdave.executables import forget_executables
 from jaxdave.files import NO_CACHE
-from jaxdave.run import forget_executables
 
 # Nothing that a test measures or compiles is kept in the user's folders.
 os.environ[NO_CACHE] = "1"
@@ -100,6 +100,8 @@ def refused(tmp_path, capsys):
 def run(capsys, monkeypatch):
     """Run a command line; gives (exit code, stdout, stderr)."""
     monkeypatch.setenv("JAXDAVE_NO_CACHE", "1")
+    # Every size is one more step to compile.
+    monkeypatch.setattr(decoders, "SIZES", (1, 4))
 
     def call(*args: object):
         with pytest.raises(SystemExit) as caught:

@@ -4,8 +4,9 @@
 import jax.numpy as jnp
 
 from jaxdave.draft import Outlook
+from jaxdave.state import Guess, Stand
 from jaxdave.tables import CONTEXTS, Leaf, Table
-from jaxdave.types import Guess, Prediction, Stand
+from jaxdave.types import Prediction
 
 
 def looking(scores, blocks, is_open) -> Outlook:

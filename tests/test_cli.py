@@ -235,7 +235,8 @@ def test_help_needs_no_jax():
 @NEEDS_WEIGHTS
 def test_packaged_demo_answers_right(run):
     prompt = "Nora has 10 cards. Omar gives Nora 6 cards. How many cards are there now?"
-    code, out, _ = run("generate", prompt, "--json", "--max-new-tokens", 64)
+    options = ("--json", "--max-new-tokens", 64, "--draft-steps", 8)
+    code, out, _ = run("generate", prompt, *options)
     (answer,) = json_lines(out)
     assert code == 0 and answer["finish_reason"] == "stop"
     assert answer["text"].endswith("#### 16") and answer["model"] == "sdar-1m"

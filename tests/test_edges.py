@@ -9,7 +9,7 @@ from toys import MASK, SIZE, STOP, VARIANTS, build, capped, prompts_of, texts, w
 
 from jaxdave import decoders, draft, policies
 from jaxdave.run import generate, stream
-from jaxdave.types import Drafts
+from jaxdave.state import Drafts
 
 quick = pytest.mark.usefixtures("quick_compiles")
 NOISY = {"temperature": 0.7, "top_k": 5}

@@ -17,7 +17,7 @@ from jaxdave import hints, policies
 from jaxdave.draft import nested
 from jaxdave.hints import Hinted, merged
 from jaxdave.run import generate, stream
-from jaxdave.types import Drafts
+from jaxdave.state import Drafts
 
 ONE = policies.static(1)
 ANY = st.lists(st.integers(0, SIZE - 1), max_size=40)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdave.types import Drafts, Stand
+from jaxdave.state import Drafts, Stand
 from jaxdave.verify import walk
 
 DRAFTS, PLACES = 6, 2
