@@ -8,6 +8,8 @@ import dataclasses
 import functools
 from typing import Literal
 
+import jax
+
 from jaxdave import policies
 from jaxdave.config import ModelConfig
 from jaxdave.decode import Program
@@ -23,6 +25,9 @@ MOST_DRAFTS = 32
 NUMERICS = ("guarded", "exact", "fast")
 SIZES = (1, 2, 4, 8, 16, 32)
 """Drafts that a call may carry when their number is chosen call by call."""
+CPU_SIZES = (1, 4, 8)
+"""The same on a CPU, which is busy with eight: more never paid in any measurement, and
+every size is seconds of compiling."""
 DraftSteps = int | tuple[int, ...] | Literal["auto"]
 USUAL = 8
 """Drafts of a call where one program must serve all."""
@@ -86,13 +91,14 @@ def freedave(
     """The text of `policy` (by default `policies.static(1)`), in fewer network calls.
 
     draft_steps: states evaluated per call, 1 to 32; or several such numbers, among
-    which each call's is chosen by what calls take and how drafts fare; "auto": `SIZES`
-    (under exact numerics, where all calls are alike, 8). Settings: max_new_tokens
-    (256), block_length (the model's), cache (full-attention models: "dual", "prefix" or
-    "none"), guidance (0: off; full attention), never (ids that are never predicted),
-    temperature (0), top_k (0: off), top_p (1: off), numerics ("guarded", "exact" or
-    "fast"), draft (`draft.nested`), lossy (take a policy that speculates with the text
-    itself, such as `policies.lopa`), network (for tests: a stand-in for the model's).
+    which each call's is chosen by what calls take and how drafts fare; "auto": `SIZES`,
+    on a CPU `CPU_SIZES` (under exact numerics, where all calls are alike, 8). Others:
+    max_new_tokens (256), block_length (the model's), cache (full-attention models:
+    "dual", "prefix" or "none"), guidance (0: off; full attention), never (ids that are
+    never predicted), temperature (0), top_k (0: off), top_p (1: off), numerics
+    ("guarded", "exact" or "fast"), draft (`draft.nested`), lossy (take a policy that
+    speculates with the text itself, such as `policies.lopa`), network (for tests: a
+    stand-in for the model's).
     Raises ValueError, naming the value, for a setting out of range.
     Source: FreeDave, arXiv 2510.00294, Algorithm 2; with a threshold policy, its
     FreeDave++ under exact match.
@@ -182,7 +188,8 @@ def _check(
 def sizes_of(draft_steps: DraftSteps, numerics: str) -> tuple[int, ...]:
     """How many drafts a call may carry."""
     if draft_steps == "auto":
-        return (USUAL,) if numerics == "exact" else SIZES
+        many = CPU_SIZES if jax.default_backend() == "cpu" else SIZES
+        return (USUAL,) if numerics == "exact" else many
     return (draft_steps,) if isinstance(draft_steps, int) else tuple(draft_steps)
 
 

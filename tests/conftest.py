@@ -101,7 +101,7 @@ def run(capsys, monkeypatch):
     """Run a command line; gives (exit code, stdout, stderr)."""
     monkeypatch.setenv("JAXDAVE_NO_CACHE", "1")
     # Every size is one more step to compile.
-    monkeypatch.setattr(decoders, "SIZES", (1, 4))
+    monkeypatch.setattr(decoders, "CPU_SIZES", (1, 4))
 
     def call(*args: object):
         with pytest.raises(SystemExit) as caught:

@@ -40,7 +40,7 @@ def fails(capsys, monkeypatch):
         (("x", "--method", "fast"), "method 'fast' is unknown"),
         (("x", "--draft-steps", 0), "draft_steps=0 must be"),
         (("x", "--draft-steps", 33), "draft_steps=33 must be"),
-        (("x", "--draft-steps", "two"), "'--draft-steps'"),
+        (("x", "--draft-steps", "two"), "draft_steps='two' must be"),
         (("x", "--block-length", 3), "block_length=3 must divide 64"),
         (("x", "--temperature", -1), "temperature=-1.0 must be"),
         (("x", "--temperature", "nan"), "temperature=nan must be"),
