@@ -1,0 +1,112 @@
+"""Is the text one and the same, whatever the draft length and the batch?
+
+    python -m bench.guard [--weights sdar-1m] [--problems 167] [--dtypes float32 bfloat16]
+
+Every problem is decoded with 1, 8 and 32 drafts, alone and in batches of 8, under guarded
+numerics, and every text compared with that of one draft alone, which is static decoding in
+its own program. Guard calls are counted, and the largest difference that they found is
+set beside what was doubted. Under `--numerics exact` drafts are capped in one program.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from bench import common
+from jaxdave import decoders, tune
+from jaxdave.decoders import Decoder
+from jaxdave.result import Row
+from jaxdave.run import generate
+from jaxdave.tasks import frozen
+
+DRAFTS, BATCHES = (1, 8, 32), (1, 8)
+MOST_GUARDS = 0.05
+"""Guard calls among all calls in bfloat16."""
+
+
+class Way(NamedTuple):
+    """One way to decode: how many drafts, how many rows at once."""
+
+    drafts: int
+    rows: int
+
+
+def decoder_of(config, drafts: int, temperature: float, numerics: str) -> Decoder:
+    """Static for one draft; under exact numerics one program with a cap."""
+    slots = DRAFTS[-1] if numerics == "exact" else drafts
+    made = decoders.freedave(
+        config, draft_steps=slots, max_new_tokens=64, temperature=temperature,
+        numerics=numerics,
+    )  # fmt: skip
+    return dataclasses.replace(made, cap=drafts)
+
+
+def decode(decoder: Decoder, params, prompts: Sequence, rows: int) -> list[Row]:
+    """The rows of all prompts, so many at once."""
+    found: list[Row] = []
+    for at in range(0, len(prompts), rows):
+        found += generate(decoder, params, prompts[at : at + rows], seed=7).rows
+    return found
+
+
+def table(
+    loaded: common.Loaded, dtype: str, prompts, temperature: float, numerics: str
+) -> list[dict[str, Any]]:
+    """A row for every way."""
+    cast = lambda a: a.astype(dtype)  # noqa: E731
+    params = jax.tree.map(cast, loaded.params)
+    made, want = [], None
+    for way in (Way(d, b) for d in DRAFTS for b in BATCHES):
+        decoder = decoder_of(loaded.config, way.drafts, temperature, numerics)
+        rows = decode(decoder, params, prompts, way.rows)
+        texts = [(row.token_ids, row.finish_reason) for row in rows]
+        want = texts if want is None else want
+        calls = sum(row.nfe.total for row in rows)
+        guards = sum(row.nfe.guard for row in rows)
+        made.append(
+            {
+                "dtype": dtype,
+                "T": temperature,
+                "d": way.drafts,
+                "batch": way.rows,
+                "decodes": len(rows),
+                "identical": sum(map(tuple.__eq__, texts, want)),
+                "calls": calls,
+                "guard calls": guards,
+                "share": round(guards / calls, 4),
+            }
+        )
+    return made
+
+
+def main() -> None:
+    """The command line."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--problems", type=int, default=167)
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--numerics", choices=("guarded", "exact"), default="guarded")
+    args = parser.parse_args()
+    report, loaded = common.begin(args.weights), common.load(args.weights)
+    sets = [frozen.load(name) for name in ("words_test", "lists_test")]
+    problems = [p for pair in zip(*sets, strict=False) for p in pair][: args.problems]
+    prompts, rows = loaded.ids(problems), []
+    for dtype in args.dtypes:
+        for temperature in (0.0, 0.7):
+            rows += table(loaded, dtype, prompts, temperature, args.numerics)
+    report.table(f"Texts under {args.numerics}, against one draft alone", rows)
+    total, same = (sum(row[k] for row in rows) for k in ("decodes", "identical"))
+    report.claims.append(common.Claim(f"{same} of {total} identical", same == total))
+    worst = max(row["share"] for row in rows)
+    sentence = f"guard calls are at most {worst:.1%} of all (aim {MOST_GUARDS:.0%})"
+    report.claims.append(common.Claim(sentence, worst <= MOST_GUARDS))
+    seen = [found for _, found in tune.KNOWN.values()]
+    if seen:
+        most = max(found.score for found in seen), max(found.lead for found in seen)
+        print(f"largest differences measured: score {most[0]:.2g}, lead {most[1]:.2g}")
+    report.finish(args.out)
+
+
+if __name__ == "__main__":
+    main()
