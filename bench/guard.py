@@ -1,11 +1,11 @@
 """Is the text one and the same, whatever the draft length and the batch?
 
-    python -m bench.guard [--weights sdar-1m] [--problems 167] [--dtypes float32 bfloat16]
+    python -m bench.guard [--problems 167] [--dtypes float32 bfloat16]
 
-Every problem is decoded with 1, 8 and 32 drafts, alone and in batches of 8, under guarded
-numerics, and every text compared with that of one draft alone, which is static decoding in
-its own program. Guard calls are counted, and the largest difference that they found is
-set beside what was doubted. Under `--numerics exact` drafts are capped in one program.
+Every problem is decoded with 1, 8 and 32 drafts, alone and in batches of 8, under
+guarded numerics, and every text compared with that of one draft alone, which is static
+decoding in its own program. Guard calls are counted. Under `--numerics exact` drafts
+are capped in one program.
 """
 
 import dataclasses
