@@ -24,8 +24,12 @@ class Chosen(NamedTuple):
 
 
 def can_merge(policy: Policy) -> bool:
-    """Whether a policy is its two functions, and asks for nothing else."""
-    usual = {**Policy._field_defaults, "init": policy.init, "revises": policy.revises}
+    """Whether a policy is its two functions, and asks for nothing else.
+
+    How sure it is does not matter: the programs here are decoded with exact numerics.
+    """
+    own = {name: getattr(policy, name) for name in ("init", "revises", "sure")}
+    usual = {**Policy._field_defaults, **own}
     return all(getattr(policy, field) == value for field, value in usual.items())
 
 

@@ -67,7 +67,7 @@ def test_json_has_every_field(run, model):
     assert answer["nfe"]["total"] == sum(answer["nfe"][kind] for kind in NFE[:-1])
     assert answer["valid_tokens"] == len(answer["token_ids"]) <= 8
     assert answer["tokens_per_nfe"] == answer["valid_tokens"] / answer["nfe"]["total"]
-    assert (answer["method"], answer["draft_steps"]) == ("freedave", 8)
+    assert (answer["method"], answer["draft_steps"]) == ("freedave", "auto")
     assert (answer["seed"], answer["model"]) == (0, "tiny")
     assert answer["seconds"] > 0 and answer["compile_seconds"] >= 0
 
@@ -76,6 +76,7 @@ def test_methods_agree_as_json_and_as_text(run, model):
     options = ("--model", model, *SHORT)
     _, out, _ = run("generate", PROMPT, *options, "--method", "static", "--json")
     (static,) = json_lines(out)
+    options = (*options, "--draft-steps", 4)  # "auto" may choose another each time
     _, out, _ = run("generate", PROMPT, *options, "--json")
     (fast,) = json_lines(out)
     assert static["token_ids"] == fast["token_ids"]

@@ -157,9 +157,9 @@ def test_odds_are_those_against_all_others():
     decoder = toys.build(policies.wino(), 1, 8, 16, temperature=0.5, never=(3,))
     program, net = decoder.program, toys.weights(4, peak=1.0)
     rng = np.random.default_rng(0)
-    hidden = jnp.asarray(rng.integers(0, 1 << 32, (64, 4), np.uint64), jnp.uint32)
+    hidden = jnp.asarray(rng.integers(0, 1 << 32, (64, 6), np.uint64), jnp.uint32)
     every = jnp.tile(jnp.arange(toys.ROWS, dtype=jnp.int32)[None], (64, 1))
-    z = program.network.logits_at(net, hidden[:, jnp.array([2, 3, 0, 1])], every)
+    z = program.network.logits_at(net, hidden[:, jnp.array([3, 4, 5, 0, 1, 2])], every)
     z = 2 * np.asarray(z, np.float64)
     z[:, [3, toys.MASK, *range(toys.SIZE, toys.ROWS)]] = -np.inf
     ids = rng.integers(0, toys.SIZE, 64).astype(np.int32)
