@@ -46,8 +46,8 @@ def saved_calls(decoder, cap: int, params, prompts, seed: int = 0) -> int:
     """How many calls `cap` drafts have saved, all else found to be the same.
 
     Texts, ends and canvases are those of the plain policy; no row takes more calls than
-    it, and it takes one a step; the order of the rows does not matter. Guard calls, which
-    come by chance of near ties, do not count.
+    it, and it takes one a step; the order of the rows does not matter. Guard calls,
+    which come by chance of near ties, do not count.
     """
     plain, canvases = toys.decode(capped(decoder, 1), params, prompts, seed=seed)
     quick, others = toys.decode(capped(decoder, cap), params, prompts, seed=seed)

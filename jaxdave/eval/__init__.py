@@ -1,0 +1,1 @@
+"""The paper's tables and figure: benchmarks, graders, metrics and one resumable run."""

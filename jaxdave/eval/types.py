@@ -1,0 +1,67 @@
+"""What a benchmark is made of; every other module of this package speaks in these."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jaxdave.tokenizer import Messages
+
+
+class Item(NamedTuple):
+    """One question of a benchmark.
+
+    id: unique in its task, and the same in every run. gold: the reference answer as its
+    file has it. data: what the grader needs beside it (tests, entry point), JSON types.
+    """
+
+    id: str
+    question: str
+    gold: str
+    data: Mapping[str, Any]
+
+
+class Prompt(NamedTuple):
+    """What a model is asked: a conversation, or a text with the markup in it.
+
+    prefill: the opening of the answer; what is graded is this and all that follows.
+    """
+
+    asked: Messages | str
+    prefill: str = ""
+
+
+class Verdict(NamedTuple):
+    """A grade. extracted: what was taken for the answer; reason: why it is wrong."""
+
+    right: bool
+    extracted: str
+    reason: str = ""
+
+
+class Task(NamedTuple):
+    """A benchmark.
+
+    items(data folder or None) -> all items, in the file's order; raises ValueError
+    where the file is absent or another. grade(items, texts) -> verdicts in their order;
+    it may use processes. runs_code: grading runs what the model wrote.
+    """
+
+    name: str
+    kind: Literal["math", "code"]
+    items: Callable[[Path | None], tuple[Item, ...]]
+    grade: Callable[[tuple[Item, ...], tuple[str, ...]], tuple[Verdict, ...]]
+    runs_code: bool = False
+
+
+class Preset(NamedTuple):
+    """A published protocol.
+
+    prompt(family, task, item): what is asked; family: as in `ModelConfig.family`.
+    settings(family, task): keywords for the decoders (`max_new_tokens`, `block_length`,
+    `temperature`, `top_k`, `top_p`, `cache`), and `threshold`, `draft_steps` and
+    `tokens_per_step` for those that take them; a key left out is the model's own.
+    """
+
+    name: str
+    prompt: Callable[[str, Task, Item], Prompt]
+    settings: Callable[[str, Task], Mapping[str, Any]]
