@@ -79,11 +79,7 @@ class Bench:
 
     def memory(self):
         """`memory_analysis()` of the decode loop, which must have been run."""
-        program = self.decoder.program
-        for (of, name, *_), made in reversed(executables.KEPT.items()):
-            if of is program and name.startswith("run"):
-                return made.memory_analysis()
-        raise LookupError("this decoder has not been run yet")
+        return executables.analysed(self.decoder.program, "run")
 
     def begun(self) -> DecodeState:
         """The state after the prefill."""

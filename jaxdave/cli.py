@@ -1,6 +1,5 @@
 """The command line: options in, one line on stderr and exit code 2 for bad input."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,27 +7,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from jaxdave import __version__
+from jaxdave import __version__, cli_eval
+from jaxdave import cli_options as options
+from jaxdave.cli_options import keep_compiled
 from jaxdave.cli_settings import METHODS, Settings
 from jaxdave.console import run_app
-from jaxdave.files import NO_CACHE, cache_folder
 
 app = typer.Typer(
     help="Lossless draft-and-verify decoding of diffusion language models.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-_Model = Annotated[
-    str | None,
-    typer.Option(help="Folder or Hub id (owner/name); by default the packaged demo."),
-]
-_Quantize = Annotated[
-    str | None, typer.Option(help="int8: matrices as int8, a model of its own.")
-]
-_NoCache = Annotated[
-    bool, typer.Option("--no-compile-cache", help="Do not keep compiled programs.")
-]
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -53,7 +42,7 @@ def _root(
 @app.command()
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="One user turn.")] = None,
-    model: _Model = None,
+    model: options.Model = None,
     method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "freedave",
     draft_steps: Annotated[
         str, typer.Option(help="States checked per call, or auto: chosen call by call.")
@@ -69,9 +58,7 @@ def generate(
         str | None,
         typer.Option(help="NAME[:key=value,...]; see `jaxdave policies`."),
     ] = None,
-    cache: Annotated[
-        str | None, typer.Option(help="none, prefix or dual, for full attention.")
-    ] = None,
+    cache: options.Cache = None,
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance; 0 is off.")
     ] = 0.0,
@@ -84,30 +71,24 @@ def generate(
             "--stop-last", help="End tokens are the least confident of a block."
         ),
     ] = False,
-    draft: Annotated[
-        str,
-        typer.Option(
-            help="tree (nested where the model is not calibrated), nested, or copy: "
-            "tree, and what the text repeats."
-        ),
-    ] = "tree",
+    draft: options.Draft = "tree",
     draft_text: Annotated[
         str | None, typer.Option(help="What the answer may look like; saves calls.")
     ] = None,
     lossy: Annotated[
         bool, typer.Option("--lossy", help="Allow policies that speculate unverified.")
     ] = False,
-    block_length: Annotated[int | None, typer.Option(help="The model's.")] = None,
+    block_length: options.BlockLength = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Room for the answer; the model's, or 256.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the noise at a temperature.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    quantize: _Quantize = None,
-    numerics: Annotated[str, typer.Option(help="guarded, exact or fast.")] = "guarded",
+    seed: options.Seed = 0,
+    dtype: options.Dtype = "float32",
+    quantize: options.Quantize = None,
+    numerics: options.Numerics = "guarded",
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -115,11 +96,11 @@ def generate(
             'or {"prompt_ids": [...]}, and "draft_text" if you like.'
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 1,
+    batch_size: options.BatchSize = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a prompt.")
     ] = False,
-    no_compile_cache: _NoCache = False,
+    no_compile_cache: options.NoCache = False,
 ) -> None:
     """Answer a prompt, or every prompt of a file."""
     from jaxdave import cli_generate, cli_prompts, cli_settings
@@ -156,11 +137,11 @@ def generate(
 
 @app.command()
 def demo(
-    model: _Model = None,
+    model: options.Model = None,
     draft_steps: Annotated[int, typer.Option(help="States checked per call.")] = 8,
     problems: Annotated[int, typer.Option(help="How many, of both kinds.")] = 5,
-    quantize: _Quantize = None,
-    no_compile_cache: _NoCache = False,
+    quantize: options.Quantize = None,
+    no_compile_cache: options.NoCache = False,
 ) -> None:
     """Decode held-out problems with static and FreeDave, side by side."""
     from jaxdave import cli_demo
@@ -171,22 +152,20 @@ def demo(
 
 @app.command()
 def calibrate(
-    model: _Model = None,
+    model: options.Model = None,
     prompts: Annotated[
         Path | None,
         typer.Option(help="JSON lines as for generate; else the demo's training set."),
     ] = None,
     problems: Annotated[int, typer.Option(help="How many of the demo's.")] = 96,
-    cache: Annotated[
-        str | None, typer.Option(help="none, prefix or dual, for full attention.")
-    ] = None,
-    block_length: Annotated[int | None, typer.Option(help="The model's.")] = None,
+    cache: options.Cache = None,
+    block_length: options.BlockLength = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Room for the answer; the model's, or 256.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 8,
-    no_compile_cache: _NoCache = False,
+    dtype: options.Dtype = "float32",
+    batch_size: options.BatchSize = 8,
+    no_compile_cache: options.NoCache = False,
 ) -> None:
     """Learn which drafts a model's answers need, and keep it beside the model."""
     from jaxdave import cli_calibrate
@@ -216,7 +195,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder; a killed run resumes from it.")],
     recipe: Annotated[str, typer.Option(help="Name of the recipe.")] = "demo",
     steps: Annotated[int | None, typer.Option(help="The recipe's.")] = None,
-    no_compile_cache: _NoCache = False,
+    no_compile_cache: options.NoCache = False,
 ) -> None:
     """Train a small model and write it to OUT/model."""
     from jaxdave import cli_train
@@ -225,23 +204,7 @@ def train(
     cli_train.run(recipe, out, steps)
 
 
-def keep_compiled(off: bool) -> None:
-    """Let jax keep compiled programs in the user's cache folder, unless it is off."""
-    if off:
-        os.environ[NO_CACHE] = "1"
-    folder = cache_folder("xla")
-    if folder is None:
-        return
-    import jax
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # a home that cannot be written to costs time, not the answer
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+app.command("eval")(cli_eval.evaluate)
 
 
 if __name__ == "__main__":

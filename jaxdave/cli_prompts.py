@@ -67,16 +67,20 @@ def encode(asked: Asked, model: "Model", max_new_tokens: int) -> list[int]:
             ids = model.codec.encode_prompt(asked.value)
         else:
             raise ValueError(f"prompt={asked.value!r} must be a text; put it in quotes")
-        room = model.config.max_positions - max_new_tokens
-        if len(ids) > room:
-            raise ValueError(
-                f"the prompt has {len(ids)} tokens, but the model allows "
-                f"{model.config.max_positions} with max_new_tokens={max_new_tokens} "
-                "of them new; shorten it or ask for fewer"
-            )
+        check_room(ids, model, max_new_tokens)
         return ids
     except ValueError as error:
         raise ValueError(f"{asked.where}{error}") from error
+
+
+def check_room(ids: Sequence[int], model: "Model", max_new_tokens: int) -> None:
+    """Raise ValueError for a prompt that leaves too little room for its answer."""
+    if len(ids) > model.config.max_positions - max_new_tokens:
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens, but the model allows "
+            f"{model.config.max_positions} with max_new_tokens={max_new_tokens} "
+            "of them new; shorten it or ask for fewer"
+        )
 
 
 def encode_hints(asked: Sequence[Asked], model: "Model") -> list[list[int]] | None:

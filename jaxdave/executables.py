@@ -35,3 +35,14 @@ def compiled(owner: Any, name: str, function, args, donate: int | None = None):
     if len(KEPT) > MOST_EXECUTABLES:
         KEPT.popitem(last=False)
     return KEPT[key], time.perf_counter() - start
+
+
+def analysed(owner: Any, name: str):
+    """The `memory_analysis()` of the latest program of that name of an owner.
+
+    None where the backend has none; raises LookupError where there is no such program.
+    """
+    for (of, called, *_), made in reversed(KEPT.items()):
+        if of is owner and called == name:
+            return made.memory_analysis()
+    raise LookupError(f"no program {name!r} of this decoder has been run yet")

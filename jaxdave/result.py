@@ -26,6 +26,10 @@ class Nfe:
     def total(self) -> int:
         return self.prefill + self.verify + self.commit + self.refresh + self.guard
 
+    def counts(self) -> dict[str, int]:
+        """All kinds by name, and their total."""
+        return {**dataclasses.asdict(self), "total": self.total}
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -38,7 +42,8 @@ class Row:
     one commit per block; for full attention one call per policy step.
     accepted: policy steps that each later call confirmed. committed_at: the call that
     made each of `token_ids` known (0: the prefill). steps: policy steps in all. sizes:
-    verify calls by the sizes of `Program.sizes`.
+    verify calls by the sizes of `Program.sizes`. decoded_tokens: all positions that
+    calls have made known, the end token and what lies behind it included.
     """
 
     token_ids: tuple[int, ...]
@@ -50,6 +55,7 @@ class Row:
     committed_at: tuple[int, ...]
     steps: int
     sizes: tuple[int, ...] = ()
+    decoded_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,4 +120,5 @@ def _read_row(rows, index: int, length: int, mask_id, stop_ids, commits: bool) -
         sizes=tuple(int(count) for count in stats.size_Z[index]),
         committed_at=tuple(int(c) for c in call[begin:last]),
         steps=steps,
+        decoded_tokens=len(touched),
     )

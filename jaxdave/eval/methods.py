@@ -1,0 +1,65 @@
+"""The methods of a table: the paper's rows, as settings of the decoders."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxdave.cli_settings import Settings
+
+THRESHOLD = 0.9
+"""Where neither the command line nor the preset says."""
+
+
+class Method(NamedTuple):
+    """A way to decode.
+
+    title: what tables print. base: the method whose text this one must give. drafted:
+    whether calls carry drafts. choose(settings, threshold): its own settings.
+    """
+
+    name: str
+    title: Callable[[Settings], str]
+    base: str
+    drafted: bool
+    choose: Callable[[Settings, float], Settings]
+
+
+def _static(settings: Settings, _: float) -> Settings:
+    return dataclasses.replace(settings, method="static", threshold=None)
+
+
+def _threshold(settings: Settings, threshold: float) -> Settings:
+    return dataclasses.replace(
+        settings, method="threshold", threshold=threshold, tokens_per_step=None
+    )
+
+
+def _freedave(settings: Settings, _: float) -> Settings:
+    return dataclasses.replace(settings, method="freedave", threshold=None)
+
+
+def _both(settings: Settings, threshold: float) -> Settings:
+    return dataclasses.replace(_threshold(settings, threshold), method="freedave")
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("static", lambda s: "static", "static", False, _static),
+        Method(
+            "threshold", lambda s: f"threshold {s.threshold:g}", "threshold", False,
+            _threshold,
+        ),
+        Method(
+            "freedave", lambda s: f"FreeDave d={s.draft_steps}", "static", True,
+            _freedave,
+        ),
+        Method(
+            "freedave-threshold",
+            lambda s: f"FreeDave++ d={s.draft_steps}, {s.threshold:g}",
+            "threshold", True, _both,
+        ),
+    )
+}  # fmt: skip
+"""`freedave-threshold`: FreeDave over the threshold policy, the public code's
+FreeDave++."""
