@@ -1,6 +1,7 @@
 """The paper's Figure 3, and the trajectory of one answer; the same bytes every time."""
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,15 +48,15 @@ def figure3(report: Mapping[str, Any]) -> dict[str, bytes]:
     def fill(figure, axes) -> None:
         for panel, (label, value) in zip(axes, PANELS, strict=True):
             for number, (name, cells) in enumerate(_lines(report).items()):
-                x = [cell["draft_steps"] for cell in cells]
+                drafts = [cell["draft_steps"] for cell in cells]
+                x = [math.log2(d) for d in drafts]
                 y = [value(cell) for cell in cells]
                 panel.plot(x, y, marker="o", color=f"C{number}", label=name)
                 static = _static(report, cells[0]["task"])
                 if static is not None:
                     level = value(static)
                     panel.axhline(level, color=f"C{number}", linestyle="--", lw=1)
-            panel.set_xscale("log", base=2)
-            panel.set_xticks(x, [str(one) for one in x])
+                panel.set_xticks(x, [str(d) for d in drafts])
             panel.set_xlabel("draft length d")
             panel.set_title(label)
             panel.set_ylim(bottom=0)
@@ -81,7 +82,8 @@ def trajectory(
             panel.scatter(at, range(len(at)), s=14, c=at, cmap="viridis")
             panel.set_xlim(-1, last)
             panel.invert_yaxis()
-            panel.set_xlabel("network call")
+            panel.locator_params(integer=True)
+            panel.set_xlabel("network call (0: the prefill)")
             panel.set_title(f"{name}: {len(at)} tokens in {calls} calls")
         axes[0].set_ylabel("position in the answer")
         figure.suptitle(title)

@@ -54,8 +54,8 @@ def check(wanted: Wanted) -> None:
     """Raise ValueError for what is wrong whatever the model is."""
     w = wanted
     methods_of(w)
-    preset_of(w)
     _check_tasks(w)
+    preset_of(w)
     if w.limit is not None and w.limit < 1:
         raise ValueError(f"limit={w.limit} must be at least 1; leave it out for all")
     if w.out is not None and w.out.exists() and not w.out.is_dir():

@@ -1,0 +1,261 @@
+"""`jaxdave eval` from end to end, on a tiny random model and on the packaged demo."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import signal
+import subprocess
+import sys
+
+import folders
+import pytest
+
+from jaxdave import checkpoint, cli, cli_settings
+from jaxdave.console import run_app
+from jaxdave.eval import demo_tasks, report, runner, wanted
+from jaxdave.executables import forget_executables
+from jaxdave.run import generate
+
+LIMIT = 6
+ROOM = 8
+SMALL = ("--limit", LIMIT, "--batch-size", 2, "--draft-steps", 2)
+SMALL += ("--max-new-tokens", ROOM, "--tasks", "demo-math")
+BOTH = ("--methods", "static,freedave")
+# Dies by SIGKILL when a text is graded for the fifth time: 2 of 3 batches are done.
+DIES = """
+import os, signal, sys
+from types import MappingProxyType
+from jaxdave.eval import demo_tasks
+task, seen = demo_tasks.TASKS["demo-math"], []
+def grade(items, texts):
+    seen.extend(texts)
+    if len(seen) > 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task.grade(items, texts)
+demo_tasks.TASKS = MappingProxyType({"demo-math": task._replace(grade=grade)})
+from jaxdave.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("eval") / "tiny"
+    folders.make(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly():
+    """Tiny programs: compiling is what these tests would take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+        forget_executables()
+
+
+def results(folder) -> dict:
+    return report.stable(json.loads((folder / "results.json").read_text()))
+
+
+def lines(folder) -> dict[str, int]:
+    return {p.name: p.read_bytes().count(b"\n") for p in folder.glob("*.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """A folder with a finished run, and what it printed."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    printed, told = io.StringIO(), io.StringIO()
+    asked = ["eval", "--model", model, *SMALL, *BOTH, "--out", out]
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+        assert run_app(cli.app, "jaxdave", [*map(str, asked)]) == 0
+    return out, printed.getvalue(), told.getvalue()
+
+
+def test_a_killed_run_goes_on_to_the_same_results(
+    run, model, finished, tmp_path, monkeypatch
+):
+    whole, cut = finished[0], tmp_path / "cut"
+    asked = ("eval", "--model", model, *SMALL, *BOTH)
+    command = [sys.executable, "-c", DIES, *map(str, asked), "--out", str(cut)]
+    killed = subprocess.run(command, capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    # A header and the items of two batches of three; nothing of the second method.
+    assert lines(cut) == {"tiny.demo-math.static.jsonl": 1 + 4}
+    assert not (cut / "results.json").exists()
+    (torn,) = cut.glob("*.jsonl")
+    before = torn.read_bytes()
+    torn.write_bytes(before[:-9])  # and the fourth item's line was not yet whole
+    decoded = count_decoded(monkeypatch)
+    assert run(*asked, "--out", cut)[0] == 0
+    assert decoded == [3, LIMIT]
+    assert results(cut) == results(whole)
+    names = "tiny.demo-math.static.jsonl", "tiny.demo-math.freedave.d2.jsonl"
+    assert lines(cut) == lines(whole) == dict.fromkeys(names, 1 + LIMIT)
+    assert torn.read_bytes().startswith(before[: before.rindex(b"\n", 0, -1)])
+
+
+def count_decoded(monkeypatch) -> list[int]:
+    """How many items each cell decodes from now on."""
+    seen: list[int] = []
+    plain, decode = runner.run, runner.generate
+
+    def cell(*args):
+        seen.append(0)
+        return plain(*args)
+
+    def counted(**common):
+        seen[-1] += len(common["prompts"])
+        return decode(**common)
+
+    monkeypatch.setattr(runner, "run", cell)
+    monkeypatch.setattr(runner, "generate", counted)
+    return seen
+
+
+def test_what_is_printed_is_what_is_kept(finished):
+    out, printed, told = finished
+    assert printed == (out / "results.md").read_text()
+    assert "| demo-math (6) | FreeDave d=2 |" in printed
+    for title in ("static", "FreeDave d=2"):
+        assert f"demo-math {title}: 6 items, 0.0 % right" in told
+
+
+def test_a_finished_run_decodes_nothing(run, model, finished, monkeypatch):
+    out = finished[0]
+    before = results(out)
+    decoded = count_decoded(monkeypatch)
+    assert run("eval", "--model", model, *SMALL, *BOTH, "--out", out)[0] == 0
+    assert decoded == [0, 0] and results(out) == before
+
+
+def test_numbers_are_those_of_the_decodes(model, finished):
+    """Calls and tokens once more, by other means and in other batches."""
+    found = results(finished[0])["cells"]
+    loaded = checkpoint.load(model)
+    items = demo_tasks.TASKS["demo-math"].items(None)[:LIMIT]
+    asked = cli_settings.Settings(draft_steps=2, max_new_tokens=ROOM)
+    for cell, method in zip(found, ("static", "freedave"), strict=True):
+        settings = dataclasses.replace(asked, method=method)
+        decoder = cli_settings.make_decoder(loaded.config, settings, loaded.tables)
+        prompts = [loaded.codec.encode_prompt(i.question) for i in reversed(items)]
+        pairs = (prompts[:2], prompts[2:4], prompts[4:])
+        rows = [r for p in pairs for r in generate(decoder, loaded.params, p).rows]
+        calls = sum(row.nfe.total for row in rows)
+        tokens = sum(len(row.token_ids) for row in rows)
+        assert cell["valid_tokens"] == tokens
+        assert cell["nfe"]["total"] == calls == sum(cell["nfe"].values()) / 2
+        assert cell["tokens_per_nfe"]["value"] == pytest.approx(tokens / calls)
+        verified = sum(row.nfe.verify for row in rows)
+        drafts = {"static": 1, "freedave": 2}[method]
+        assert cell["rows"] == calls + verified * (drafts - 1)
+        assert cell["decoded_tokens"] >= tokens and cell["right"] == 0
+        assert cell["same_text"]["static"]["share"] == 1.0
+    static, fast = found
+    assert static["steps"] == static["nfe"]["total"] > fast["nfe"]["total"]
+    fewer = static["nfe"]["total"] / fast["nfe"]["total"]
+    assert fast["tokens_per_nfe_gain"]["value"] == pytest.approx(fewer)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--seed", 1), "is of a run with seed=0, and this one has 1"),
+        (("--batch-size", 3), "batch_size=2"),
+        (("--max-new-tokens", 12), "max_new_tokens=8"),
+        (("--numerics", "fast"), "numerics='guarded'"),
+        (("--dtype", "bfloat16"), "dtype='float32'"),
+    ],
+)
+def test_other_settings_refuse_and_change_nothing(run, model, finished, more, words):
+    out = finished[0]
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    asked = ("eval", "--model", model, *SMALL, *BOTH, "--out", out, *more)
+    code, printed, err = run(*asked)
+    assert (code, printed) == (2, "") and words in err and err.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_other_references_refuse(run, model, finished, monkeypatch):
+    out = finished[0]
+    task = demo_tasks.TASKS["demo-math"]
+    changed = lambda data: tuple(i._replace(gold="#### 0") for i in task.items(data))  # noqa: E731
+    mine = {"demo-math": task._replace(items=changed)}
+    monkeypatch.setattr(demo_tasks, "TASKS", mine)
+    code, _, err = run("eval", "--model", model, *SMALL, *BOTH, "--out", out)
+    assert code == 2 and "another prompt or reference" in err
+
+
+def test_sweep_and_trajectory_are_drawn(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxdave.eval.plan.SWEEP", (1, 2))
+    options = ("--sweep", "draft_steps", "--trajectory", "demo-math-1")
+    asked = ("eval", "--model", model, *SMALL, *BOTH, *options, "--limit", 2)
+    code, out, err = run(*asked, "--out", tmp_path)
+    assert code == 0, err
+    assert "FreeDave d=1" in out and "FreeDave d=2" in out
+    names = {p.name for p in tmp_path.iterdir()}
+    pictures = {f"{n}.{f}" for n in ("figure3", "trajectory-demo-math-1") for f in
+                ("png", "svg")}  # fmt: skip
+    kept = {f"tiny.demo-math.{n}.jsonl" for n in ("static", "freedave.d1",
+            "freedave.d2")}  # fmt: skip
+    assert names == pictures | kept | {"results.json", "results.md"}
+    before = {name: (tmp_path / name).read_bytes() for name in pictures}
+    assert run(*asked, "--out", tmp_path)[0] == 0
+    assert {name: (tmp_path / name).read_bytes() for name in pictures} == before
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--tasks", "gsm9k"), "task 'gsm9k' is unknown; use demo-math"),
+        (("--tasks", "demo-math,"), "task '' is unknown"),
+        (("--methods", "magic"), "method 'magic' is unknown; use static"),
+        (("--preset", "paper-1999"), "preset 'paper-1999' is unknown; use demo"),
+        (("--limit", 0), "limit=0 must be at least 1"),
+        (("--batch-size", 0), "batch_size=0 must be"),
+        (("--draft-steps", "two"), "draft_steps='two' must be"),
+        (("--draft-steps", 0), "draft_steps=0 must be"),
+        (("--draft-steps", 33), "draft_steps=33 must be"),
+        (("--threshold", 2), "threshold=2.0 must be"),
+        (("--data-dir", "none"), "data_dir=none is no folder"),
+        (("--sweep", "threshold"), "sweep='threshold' is unknown"),
+        (("--sweep", "draft_steps", "--methods", "static"), "add freedave"),
+        (("--trajectory", "x", "--methods", "freedave"), "add both"),
+        (("--trajectory", "x"), "'x' is no item of this run; one is 'demo-math-0'"),
+        (("--max-new-tokens", 500), "demo-math, item demo-math-0: the prompt has"),
+        (("--model", "nope"), "model 'nope' is unknown"),
+        (("--dtype", "int8"), "dtype 'int8' is unknown"),
+        (("--numerics", "loose"), "numerics='loose' is unknown"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(run, model, tmp_path, args, words):
+    out = tmp_path / "out"
+    given = ("eval", "--model", model, "--out", out, *args)
+    code, printed, err = run(*given)
+    assert (code, printed) == (2, "") and words in err
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_need_a_folder_and_a_folder_is_no_file(run, tmp_path):
+    file = tmp_path / "out"
+    file.write_text("mine")
+    code, _, err = run("eval", "--out", file)
+    assert code == 2 and "is a file and must be a folder" in err
+    assert file.read_text() == "mine"
+    code, _, err = run("eval", "--sweep", "draft_steps")
+    assert code == 2 and "--out FOLDER" in err
+
+
+def test_code_of_models_runs_only_if_allowed(run, monkeypatch):
+    task = demo_tasks.TASKS["demo-math"]._replace(name="wild", runs_code=True)
+    monkeypatch.setattr(demo_tasks, "TASKS", {"wild": task})
+    code, out, err = run("eval", "--tasks", "wild")
+    assert (code, out) == (2, "") and "say --allow-code-execution" in err
+    wanted.check(wanted.Wanted(tasks=("wild",), allow_code_execution=True))

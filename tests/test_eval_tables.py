@@ -1,0 +1,136 @@
+"""What an evaluation prints and draws, from reports made by hand."""
+
+import re
+
+import evaluations
+import pytest
+from rich.console import Console
+
+from jaxdave.eval import figures, memory, progress, report, tables
+from jaxdave.eval.runner import Cell
+
+STATIC = [evaluations.record(f"i{n}", seconds=0.5) for n in range(4)]
+FAST = [
+    evaluations.record(
+        f"i{n}", seconds=0.25, right=n > 0,
+        nfe={**evaluations.NFE, "verify": 1, "total": 2}, memory={"program": 9},
+    )
+    for n in range(4)
+]  # fmt: skip
+
+
+def span(value: float) -> dict[str, float]:
+    return {"value": value, "low": value, "high": value}
+
+
+def made(**changes) -> dict:
+    """Static and FreeDave on one benchmark of each kind."""
+    cells = []
+    for task, kind in (("gsm8k", "math"), ("mbpp", "code")):
+        same = {"static": {"items": 4, "share": 1.0, "different": []}}
+        cells.append(evaluations.cell(task, kind, "static", 1, STATIC, same_text=same))
+        apart = [{"id": "i2", "at": 17}]
+        same = {"static": {"items": 3, "share": 0.75, "different": apart}}
+        fast = evaluations.cell(task, kind, "freedave", 8, FAST, same_text=same)
+        fast["tokens_per_nfe_gain"] = span(2.0)
+        fast["timing"]["speed_up"] = span(2.0)
+        cells.append({**fast, **changes})
+    return evaluations.report(*cells)
+
+
+def test_tables_are_the_papers():
+    text = tables.markdown(made())
+    one, two = text.index("Table 1: mathematics"), text.index("Table 2: code")
+    assert "gsm8k" in text[one:two] and "mbpp" not in text[one:two]
+    rows = [line for line in text.splitlines() if line.startswith("| gsm8k (4)")]
+    assert rows == [
+        "| gsm8k (4) | static 1 | 100.0 [51.0, 100.0] | 6 | 0.75 |",
+        "| gsm8k (4) | freedave 8 | 75.0 [30.1, 95.4] | 12 (2.00 [2.00, 2.00]x) "
+        "| 1.5 (2.00 [2.00, 2.00]x) |",
+    ]
+    (behind,) = [line for line in text.splitlines() if "| 75.0 % |" in line][:1]
+    assert behind == (
+        "| gsm8k | freedave 8 | 2 | 8 | 4 | 4 | 0 | 0 | 100 | 24 | 75.0 % | i2 at 17 "
+        "| 6.6 MB | 0.0 |"
+    )
+    assert text.startswith("`jaxdave eval`\n\ntiny, preset demo, float32")
+
+
+def test_tables_without_static_or_rates_have_dashes():
+    nothing = {"value": None, "low": None, "high": None}
+    cell = evaluations.cell("gsm8k", "math", "freedave", 8, FAST)
+    cell["timing"]["speed_up"] = nothing
+    cell["memory"] = {"bytes": None, "source": None}
+    text = tables.markdown(evaluations.report(cell))
+    assert "12 (- [-, -]x)" in text and "| - | - | - | 0.0 |" in text
+    assert "Table 2" not in text
+
+
+def sweep(**changes) -> dict:
+    cells = [
+        evaluations.cell("gsm8k", "math", "freedave", d, FAST, **changes)
+        for d in (2, 4, 8)
+    ]
+    static = evaluations.cell("gsm8k", "math", "static", 1, STATIC)
+    return evaluations.report(static, *cells)
+
+
+def test_pictures_are_the_same_bytes_and_follow_their_numbers():
+    first, again = figures.figure3(sweep()), figures.figure3(sweep())
+    assert first == again and set(first) == set(figures.FORMATS)
+    other = figures.figure3(sweep(memory={"bytes": 7_000_000, "source": "program"}))
+    assert all(first[form] != other[form] for form in figures.FORMATS)
+    for content in first.values():
+        assert not re.search(rb"20\d\d-\d\d-\d\d|dc:date", content)
+    unknown = figures.figure3(sweep(memory={"bytes": None, "source": None}))
+    assert unknown["png"].startswith(b"\x89PNG")
+
+
+def test_trajectories_are_the_same_bytes():
+    sides = [("static", (0, 1, 3, 2), 4), ("FreeDave", (0, 1, 1, 1), 2)]
+    first = figures.trajectory("tiny", sides)
+    assert first == figures.trajectory("tiny", sides)
+    assert first != figures.trajectory("tiny", sides[::-1])
+
+
+def test_figures_ignore_the_users_own_settings(tmp_path, monkeypatch):
+    import matplotlib
+
+    first = figures.figure3(sweep())
+    with matplotlib.rc_context({"lines.linewidth": 9.0, "svg.hashsalt": "mine"}):
+        assert figures.figure3(sweep()) == first
+
+
+@pytest.mark.parametrize(
+    ("stats", "seen", "used"),
+    [
+        (None, {"program": 5}, {"bytes": 5, "source": "program"}),
+        ({"peak_bytes_in_use": 9}, {"program": 5},
+         {"bytes": 9, "source": "device_peak"}),
+        ({"bytes_in_use": 9}, {"program": 5}, {"bytes": 5, "source": "program"}),
+        ({"peak_bytes_in_use": 9}, None, {"bytes": None, "source": None}),
+    ],
+)  # fmt: skip
+def test_memory_says_how_it_was_measured(monkeypatch, stats, seen, used):
+    class Device:
+        def memory_stats(self):
+            return stats
+
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: [Device()])
+    small = evaluations.record(memory={"program": 2})
+    one = evaluations.record(memory=memory.peak(seen))
+    smaller = [small] if used["source"] == "program" else []
+    assert report._memory([evaluations.record(), one, *smaller]) == used
+    assert used["source"] in {None, *memory.SOURCES}
+
+
+def test_progress_shows_how_right_and_how_long():
+    console = Console(force_terminal=True, width=100, color_system=None)
+    cell = Cell(*[()] * 7)._replace(entries=(None,) * 4)  # pyright: ignore
+    with console.capture() as capture, progress.watching(console) as bar:
+        watch = bar("gsm8k static", cell)
+        for one in FAST:
+            watch(one)
+    text = capture.get()
+    assert "gsm8k static" in text and "4/4" in text and "75.0 % right" in text
+    assert "left" in text
