@@ -204,7 +204,7 @@ def test_sweep_and_trajectory_are_drawn(run, model, tmp_path, monkeypatch):
                 ("png", "svg")}  # fmt: skip
     kept = {f"tiny.demo-math.{n}.jsonl" for n in ("static", "freedave.d1",
             "freedave.d2")}  # fmt: skip
-    assert names == pictures | kept | {"results.json", "results.md"}
+    assert names == pictures | kept | {"figure3.json", "figure3.md"}
     before = {name: (tmp_path / name).read_bytes() for name in pictures}
     assert run(*asked, "--out", tmp_path)[0] == 0
     assert {name: (tmp_path / name).read_bytes() for name in pictures} == before

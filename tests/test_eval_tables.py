@@ -87,10 +87,16 @@ def test_pictures_are_the_same_bytes_and_follow_their_numbers():
 
 
 def test_trajectories_are_the_same_bytes():
-    sides = [("static", (0, 1, 3, 2), 4), ("FreeDave", (0, 1, 1, 1), 2)]
-    first = figures.trajectory("tiny", sides)
-    assert first == figures.trajectory("tiny", sides)
-    assert first != figures.trajectory("tiny", sides[::-1])
+    sides = [
+        {"title": "static", "committed_at": [0, 1, 3, 2], "calls": 4},
+        {"title": "FreeDave", "committed_at": [0, 1, 1, 1], "calls": 2},
+    ]
+    drawn = lambda sides: figures.trajectory(  # noqa: E731
+        {"model": "tiny", "trajectory": {"item": "gsm8k-0", "sides": sides}}
+    )
+    first = drawn(sides)
+    assert first == drawn(sides) != drawn(sides[::-1])
+    assert b"gsm8k-0" in first["svg"]
 
 
 def test_figures_ignore_the_users_own_settings(tmp_path, monkeypatch):

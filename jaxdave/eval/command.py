@@ -13,7 +13,7 @@ from jaxdave.eval import figures, plan, report, runner, tables
 from jaxdave.eval.progress import Bar, watching
 from jaxdave.eval.records import Record
 from jaxdave.eval.runner import Cell, Verdicts
-from jaxdave.eval.wanted import Wanted, preset_of
+from jaxdave.eval.wanted import Wanted
 from jaxdave.files import replace_file
 
 
@@ -32,9 +32,9 @@ def run(wanted: Wanted) -> None:
         wanted.out.mkdir(parents=True, exist_ok=True)
     with watching() as bar:
         found = _decoded(cells, model, bar)
-    made = report.report(found, preset_of(wanted).name, wanted.as_published)
+    made = report.report(wanted, found)
     if wanted.out is not None:
-        _write(wanted.out, made, _pictures(wanted, made, found))
+        _write(wanted.out, made)
     sys.stdout.write(tables.markdown(made))
 
 
@@ -56,41 +56,27 @@ def _slots(cell: Cell) -> int:
     return cell.decoder.program.most
 
 
-def _pictures(
-    wanted: Wanted, made: dict[str, Any], found: report.Found
-) -> dict[str, bytes]:
-    """The figures by file name."""
+def _pictures(made: dict[str, Any]) -> dict[str, bytes]:
+    """The figures of a report by file name."""
     files = {}
-    if wanted.sweep is not None:
+    if made["sweep"] is not None:
         for form, content in figures.figure3(made).items():
             files[f"figure3.{form}"] = content
-    if wanted.trajectory is not None:
-        name = re.sub(r"[^\w.-]", "_", wanted.trajectory)
-        for form, content in _trajectory(wanted.trajectory, made, found).items():
+    if made["trajectory"] is not None:
+        name = re.sub(r"[^\w.-]", "_", made["trajectory"]["item"])
+        for form, content in figures.trajectory(made).items():
             files[f"trajectory-{name}.{form}"] = content
     return files
 
 
-def _trajectory(item: str, made, found: report.Found) -> dict[str, bytes]:
-    """Static and FreeDave on one item; of several draft lengths the first."""
-    task = plan.drawn_task(item, tuple(cell for cell, _ in found))
-    sides = {}
-    for cell, own in found:
-        if cell.task.name == task.name and cell.method.name in ("static", "freedave"):
-            record = next(one for one in own if one.id == item)
-            title = cell.method.title(cell.settings)
-            side = title, record.committed_at, record.nfe["total"]
-            sides.setdefault(cell.method.name, side)
-    pair = [sides["static"], sides["freedave"]]
-    return figures.trajectory(f"{made['model']}, {item}", pair)
-
-
-def _write(out: Path, made: dict[str, Any], pictures: dict[str, bytes]) -> None:
+def _write(out: Path, made: dict[str, Any]) -> None:
+    """Write a report, and the tables and figures that are made from it."""
+    name = "results" if made["sweep"] is None else "figure3"
     text = json.dumps(made, indent=1, ensure_ascii=False, allow_nan=False)
     files = {
-        "results.json": (text + "\n").encode(),
-        "results.md": tables.markdown(made).encode(),
-        **pictures,
+        f"{name}.json": (text + "\n").encode(),
+        f"{name}.md": tables.markdown(made).encode(),
+        **_pictures(made),
     }
-    for name, content in files.items():
-        replace_file(out / name, content)
+    for file, content in files.items():
+        replace_file(out / file, content)

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 FORMATS = ("png", "svg")
@@ -10,12 +10,13 @@ FORMATS = ("png", "svg")
 _METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 _STYLE = {"svg.hashsalt": "jaxdave", "font.size": 9.0, "axes.grid": True}
 _STYLE |= {"grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
-PANELS: tuple[tuple[str, Callable[[Mapping[str, Any]], float | None]], ...] = (
-    ("accuracy, %", lambda c: 100 * c["accuracy"]["value"]),
-    ("tokens/s", lambda c: c["timing"]["tokens_per_second"]["value"]),
-    ("tokens/NFE", lambda c: c["tokens_per_nfe"]["value"]),
-    ("peak memory, MB", lambda c: (c["memory"]["bytes"] or float("nan")) / 1e6),
+PANELS: tuple[tuple[str, float, Callable[[Mapping[str, Any]], float | None]], ...] = (
+    ("accuracy, %", 100.0, lambda c: c["accuracy"]["value"]),
+    ("tokens/s", 1.0, lambda c: c["timing"]["tokens_per_second"]["value"]),
+    ("tokens/NFE", 1.0, lambda c: c["tokens_per_nfe"]["value"]),
+    ("peak memory, MB", 1e-6, lambda c: c["memory"]["bytes"]),
 )
+"""Title, scale and value of every panel of Figure 3; None: there is no value."""
 
 
 def drawn(
@@ -46,15 +47,15 @@ def figure3(report: Mapping[str, Any]) -> dict[str, bytes]:
     """
 
     def fill(figure, axes) -> None:
-        for panel, (label, value) in zip(axes, PANELS, strict=True):
+        for panel, (label, scale, value) in zip(axes, PANELS, strict=True):
             for number, (name, cells) in enumerate(_lines(report).items()):
                 drafts = [cell["draft_steps"] for cell in cells]
                 x = [math.log2(d) for d in drafts]
-                y = [value(cell) for cell in cells]
+                y = [_scaled(value(cell), scale) for cell in cells]
                 panel.plot(x, y, marker="o", color=f"C{number}", label=name)
                 static = _static(report, cells[0]["task"])
                 if static is not None:
-                    level = value(static)
+                    level = _scaled(value(static), scale)
                     panel.axhline(level, color=f"C{number}", linestyle="--", lw=1)
                 panel.set_xticks(x, [str(d) for d in drafts])
             panel.set_xlabel("draft length d")
@@ -68,27 +69,28 @@ def figure3(report: Mapping[str, Any]) -> dict[str, bytes]:
     return drawn(len(PANELS), (13, 3.4), fill)
 
 
-def trajectory(
-    title: str, sides: Sequence[tuple[str, Sequence[int], int]]
-) -> dict[str, bytes]:
-    """Position against call, one panel for every way to decode.
-
-    sides: (name, the call that made each position known, calls in all).
-    """
+def trajectory(report: Mapping[str, Any]) -> dict[str, bytes]:
+    """Position against call, one panel for every way to decode."""
+    drawing = report["trajectory"]
 
     def fill(figure, axes) -> None:
-        last = max(calls for _, _, calls in sides)
-        for panel, (name, at, calls) in zip(axes, sides, strict=True):
+        last = max(side["calls"] for side in drawing["sides"])
+        for panel, side in zip(axes, drawing["sides"], strict=True):
+            at, calls = side["committed_at"], side["calls"]
             panel.scatter(at, range(len(at)), s=14, c=at, cmap="viridis")
             panel.set_xlim(-1, last)
             panel.invert_yaxis()
             panel.locator_params(integer=True)
             panel.set_xlabel("network call (0: the prefill)")
-            panel.set_title(f"{name}: {len(at)} tokens in {calls} calls")
+            panel.set_title(f"{side['title']}: {len(at)} tokens in {calls} calls")
         axes[0].set_ylabel("position in the answer")
-        figure.suptitle(title)
+        figure.suptitle(f"{report['model']}, {drawing['item']}")
 
-    return drawn(len(sides), (10, 4.2), fill)
+    return drawn(len(drawing["sides"]), (10, 4.2), fill)
+
+
+def _scaled(value: float | None, scale: float) -> float:
+    return math.nan if value is None else value * scale
 
 
 def _lines(report: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -47,7 +47,7 @@ def cells(wanted: Wanted, model: Model) -> tuple[Cell, ...]:
     return made
 
 
-def drawn_task(item: str, made: tuple[Cell, ...]) -> Task:
+def drawn_task(item: str, made: Sequence[Cell]) -> Task:
     """The first task that has an item. Raises ValueError where none has."""
     for cell in made:
         if any(one.item.id == item for one in cell.entries):

@@ -12,8 +12,10 @@ import jax
 
 import jaxdave
 from jaxdave.eval import memory, metrics
+from jaxdave.eval.plan import drawn_task
 from jaxdave.eval.records import Record
 from jaxdave.eval.runner import Cell
+from jaxdave.eval.wanted import Wanted
 
 FORMAT = 1
 MEASURED = ("machine", "timing", "memory")
@@ -29,15 +31,17 @@ def stable(value: Any) -> Any:
     return [stable(v) for v in value] if isinstance(value, list) else value
 
 
-def report(found: Found, preset: str, as_published: bool) -> dict[str, Any]:
+def report(wanted: Wanted, found: Found) -> dict[str, Any]:
     """The results of all cells, in their order."""
     first = found[0][0].header
     return {
         "format": FORMAT,
         "model": first["model"],
         "weights": first["weights"],
-        "preset": preset,
-        "as_published": as_published,
+        "preset": first["preset"],
+        "as_published": wanted.as_published,
+        "sweep": wanted.sweep,
+        "trajectory": wanted.trajectory and _trajectory(wanted.trajectory, found),
         "cells": [_cell(cell, own, found) for cell, own in found],
         "machine": machine(),
     }
@@ -57,6 +61,23 @@ def machine() -> dict[str, Any]:
         "load": [round(one, 2) for one in os.getloadavg()],
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
+
+
+def _trajectory(item: str, found: Found) -> dict[str, Any]:
+    """Static and FreeDave on one item; of several draft lengths the longest.
+
+    sides: what to call it, the call that made each position known, calls in all.
+    """
+    task, sides = drawn_task(item, [cell for cell, _ in found]), {}
+    for cell, own in found:
+        if cell.task.name == task.name and cell.method.name in ("static", "freedave"):
+            record = next(one for one in own if one.id == item)
+            sides[cell.method.name] = {
+                "title": cell.method.title(cell.settings),
+                "committed_at": list(record.committed_at),
+                "calls": record.nfe["total"],
+            }
+    return {"item": item, "sides": [sides["static"], sides["freedave"]]}
 
 
 def _cell(cell: Cell, own: Sequence[Record], found: Found) -> dict[str, Any]:
