@@ -93,17 +93,19 @@ def drop_rights(libc) -> None:
     try:
         os.chown(".", NOBODY, NOBODY)
         os.setgroups([])
-        readable = nobody_reads(os.__file__)
-        if libc is None and not readable:
-            return
-        if not readable:
+        if nobody_reads(os.__file__):
+            become_nobody()
+        elif libc is not None:
             libc.prctl(KEEP_RIGHTS, 1)
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-        if not readable:
+            become_nobody()
             keep_reading(libc)
     except OSError:
         pass
+
+
+def become_nobody() -> None:
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
 
 
 def nobody_reads(path: str) -> bool:
@@ -137,7 +139,7 @@ def plan(codes, kept) -> list[tuple]:
     module = type(sys)("program")
     sys.modules["program"] = module
     space, tested = module.__dict__, {}
-    steps = [(exec, codes[0], space)]
+    steps: list[tuple] = [(exec, codes[0], space)]
     for code in codes[1:]:
         steps.append((tested.update, space))
         steps.append((tested.update, {**plain, "__builtins__": fresh}))

@@ -55,8 +55,8 @@ def run_program(
 
     The program gets an empty environment, an empty working folder and no output; it
     passes when no statement raised, so end it with the assertions that matter, or give
-    them as `tests`: these see what `source` defined, but true builtins, save those named
-    in `kept`, which `source` is to define. Nothing of `source` can run on into them.
+    them as `tests`: these see what `source` defined, but true builtins, save those
+    named in `kept`, which `source` is to define; no text of `source` runs on into them.
     Raises ValueError when `seconds` is not above 0.
     """
     if not seconds > 0:
