@@ -7,16 +7,21 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import folders
 import pytest
 
 from jaxdave import checkpoint, cli, cli_settings
 from jaxdave.console import run_app
-from jaxdave.eval import demo_tasks, report, runner, wanted
+from jaxdave.eval import demo_tasks, report, runner
 from jaxdave.executables import forget_executables
 from jaxdave.run import generate
 
+DATA = Path(__file__).parents[2] / "shared" / "data"
+NEEDS_DATA = pytest.mark.skipif(
+    not DATA.is_dir(), reason="needs the benchmark files in ../shared/data"
+)
 LIMIT = 6
 ROOM = 8
 SMALL = ("--limit", LIMIT, "--batch-size", 2, "--draft-steps", 2)
@@ -210,52 +215,17 @@ def test_sweep_and_trajectory_are_drawn(run, model, tmp_path, monkeypatch):
     assert {name: (tmp_path / name).read_bytes() for name in pictures} == before
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (("--tasks", "gsm9k"), "task 'gsm9k' is unknown; use demo-math"),
-        (("--tasks", "demo-math,"), "task '' is unknown"),
-        (("--methods", "magic"), "method 'magic' is unknown; use static"),
-        (("--preset", "paper-1999"), "preset 'paper-1999' is unknown; use demo"),
-        (("--limit", 0), "limit=0 must be at least 1"),
-        (("--batch-size", 0), "batch_size=0 must be"),
-        (("--draft-steps", "two"), "draft_steps='two' must be"),
-        (("--draft-steps", 0), "draft_steps=0 must be"),
-        (("--draft-steps", 33), "draft_steps=33 must be"),
-        (("--threshold", 2), "threshold=2.0 must be"),
-        (("--data-dir", "none"), "data_dir=none is no folder"),
-        (("--sweep", "threshold"), "sweep='threshold' is unknown"),
-        (("--sweep", "draft_steps", "--methods", "static"), "add freedave"),
-        (("--trajectory", "x", "--methods", "freedave"), "add both"),
-        (("--trajectory", "x"), "'x' is no item of this run; one is 'demo-math-0'"),
-        (("--max-new-tokens", 500), "demo-math, item demo-math-0: the prompt has"),
-        (("--model", "nope"), "model 'nope' is unknown"),
-        (("--dtype", "int8"), "dtype 'int8' is unknown"),
-        (("--numerics", "loose"), "numerics='loose' is unknown"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing(run, model, tmp_path, args, words):
-    out = tmp_path / "out"
-    given = ("eval", "--model", model, "--out", out, *args)
-    code, printed, err = run(*given)
-    assert (code, printed) == (2, "") and words in err
-    assert err.count("\n") == 1 and "Traceback" not in err
-    assert not list(tmp_path.iterdir())
-
-
-def test_figures_need_a_folder_and_a_folder_is_no_file(run, tmp_path):
-    file = tmp_path / "out"
-    file.write_text("mine")
-    code, _, err = run("eval", "--out", file)
-    assert code == 2 and "is a file and must be a folder" in err
-    assert file.read_text() == "mine"
-    code, _, err = run("eval", "--sweep", "draft_steps")
-    assert code == 2 and "--out FOLDER" in err
-
-
-def test_code_of_models_runs_only_if_allowed(run, monkeypatch):
-    task = demo_tasks.TASKS["demo-math"]._replace(name="wild", runs_code=True)
-    monkeypatch.setattr(demo_tasks, "TASKS", {"wild": task})
-    code, out, err = run("eval", "--tasks", "wild")
-    assert (code, out) == (2, "") and "say --allow-code-execution" in err
-    wanted.check(wanted.Wanted(tasks=("wild",), allow_code_execution=True))
+@pytest.mark.slow
+@NEEDS_DATA
+def test_gsm8k_through_the_real_pipeline(run, model, tmp_path):
+    asked = ("--tasks", "gsm8k", "--preset", "paper-2025", "--data-dir", DATA)
+    small = ("--model", model, *SMALL, *BOTH, *asked)
+    code, out, err = run("eval", *small, "--out", tmp_path)
+    assert code == 0, err
+    assert "| gsm8k (6) | static | 0.0 [" in out and "preset paper-2025" in out
+    first = json.loads(
+        (tmp_path / "tiny.gsm8k.static.jsonl").read_text().split("\n")[1]
+    )
+    assert first["id"].startswith("gsm8k/") and first["reason"]
+    code, _, err = run("eval", *small, "--out", tmp_path, "--as-published")
+    assert code == 2 and "as_published=False, and this one has True" in err

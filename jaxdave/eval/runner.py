@@ -60,9 +60,11 @@ def entry(codec: Codec, task: Task, item: Item, index: int, asked: Prompt) -> En
 def encoded(codec: Codec, asked: Prompt) -> list[int]:
     """The ids of a prompt, the opening of its answer included."""
     if isinstance(asked.asked, str):
-        return codec.encode_text(asked.asked + asked.prefill)
-    ids = codec.encode_messages(asked.asked)
-    return ids + codec.encode_text(asked.prefill) if asked.prefill else ids
+        ids = codec.encode_text(asked.asked + asked.prefill)
+    else:
+        ids = codec.encode_messages(asked.asked)
+        ids = ids + codec.encode_text(asked.prefill) if asked.prefill else ids
+    return ids[: asked.longest]
 
 
 def finished(cell: Cell) -> dict[str, Record]:

@@ -1,7 +1,6 @@
 """What a command line wants evaluated, checked as far as it goes without a model."""
 
 import dataclasses
-import importlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from jaxdave import cli_settings
 from jaxdave.cli_settings import Settings
+from jaxdave.eval import benchmarks, demo_tasks, presets
 from jaxdave.eval.methods import METHODS, Method
 from jaxdave.eval.types import Preset, Task
 
@@ -98,21 +98,32 @@ def _check_drawn(w: Wanted) -> None:
 
 def methods_of(wanted: Wanted) -> tuple[Method, ...]:
     """The methods by name. Raises ValueError for one that does not exist."""
-    return tuple(_named(METHODS, "method", name) for name in wanted.methods)
+    odd = [name for name in wanted.methods if name not in METHODS]
+    if odd:
+        raise ValueError(f"method {odd[0]!r} is unknown; use {', '.join(METHODS)}")
+    return tuple(METHODS[name] for name in wanted.methods)
 
 
 def tasks_of(wanted: Wanted) -> tuple[Task, ...]:
     """The tasks by name. Raises ValueError for one that does not exist."""
-    known = _all("demo_tasks", "TASKS") | _all("benchmarks", "TASKS")
-    return tuple(_named(known, "task", name) for name in wanted.tasks)
+    given = {
+        "preset": _preset_name(wanted),
+        "as_published": wanted.as_published,
+        "allow_code_execution": wanted.allow_code_execution,
+    }
+    return tuple(benchmarks.open_task(name, **given) for name in wanted.tasks)
 
 
 def preset_of(wanted: Wanted) -> Preset:
     """The preset by name. Raises ValueError for one that does not exist."""
-    is_demo = {*wanted.tasks} <= {*_all("demo_tasks", "TASKS")}
-    usual = "demo" if is_demo else USUAL_PRESET
-    known = _all("demo_tasks", "PRESETS") | _all("presets", "PRESETS")
-    return _named(known, "preset", usual if wanted.preset is None else wanted.preset)
+    return presets.open_preset(
+        _preset_name(wanted), folder=wanted.data_dir, as_published=wanted.as_published
+    )
+
+
+def _preset_name(wanted: Wanted) -> str:
+    usual = "demo" if {*wanted.tasks} <= {*demo_tasks.TASKS} else USUAL_PRESET
+    return usual if wanted.preset is None else wanted.preset
 
 
 def settings(wanted: Wanted, given: Mapping[str, Any]) -> Settings:
@@ -135,17 +146,3 @@ def settings(wanted: Wanted, given: Mapping[str, Any]) -> Settings:
         for name in "model draft batch_size seed dtype quantize numerics".split()
     }
     return Settings(**{**given, **asked, **own})
-
-
-def _named(known: Mapping[str, Any], kind: str, name: str) -> Any:
-    if name not in known:
-        raise ValueError(f"{kind} {name!r} is unknown; use {', '.join(known)}")
-    return known[name]
-
-
-def _all(module: str, name: str) -> dict[str, Any]:
-    """A mapping of a module of this package, empty where there is no such module."""
-    path = f"jaxdave.eval.{module}"
-    if importlib.util.find_spec(path) is None:
-        return {}
-    return dict(getattr(importlib.import_module(path), name))

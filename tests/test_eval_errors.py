@@ -1,0 +1,81 @@
+"""`jaxdave eval` with bad input: one line, exit code 2, and nothing left behind."""
+
+import folders
+import pytest
+
+from jaxdave import checkpoint
+from jaxdave.eval import demo_tasks, runner, wanted
+from jaxdave.eval.types import Item, Prompt
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("eval") / "tiny"
+    folders.make(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--tasks", "gsm9k"), "task 'gsm9k' is unknown; use one of gsm8k"),
+        (("--tasks", "demo-math,"), "task '' is unknown"),
+        (("--methods", "magic"), "method 'magic' is unknown; use static"),
+        (("--preset", "paper-1999"), "preset 'paper-1999' is unknown; use one of"),
+        (("--limit", 0), "limit=0 must be at least 1"),
+        (("--batch-size", 0), "batch_size=0 must be"),
+        (("--draft-steps", "two"), "draft_steps='two' must be"),
+        (("--draft-steps", 0), "draft_steps=0 must be"),
+        (("--draft-steps", 33), "draft_steps=33 must be"),
+        (("--threshold", 2), "threshold=2.0 must be"),
+        (("--data-dir", "none"), "data_dir=none is no folder"),
+        (("--tasks", "gsm8k", "--data-dir", "."), "gsm8k_test.jsonl: cannot be read"),
+        (("--preset", "sdar", "--as-published"), "has no published form"),
+        (("--sweep", "threshold"), "sweep='threshold' is unknown"),
+        (("--sweep", "draft_steps", "--methods", "static"), "add freedave"),
+        (("--trajectory", "x", "--methods", "freedave"), "add both"),
+        (("--trajectory", "x"), "'x' is no item of this run; one is 'demo-math-0'"),
+        (("--max-new-tokens", 500), "demo-math, item demo-math-0: the prompt has"),
+        (("--model", "nope"), "model 'nope' is unknown"),
+        (("--dtype", "int8"), "dtype 'int8' is unknown"),
+        (("--numerics", "loose"), "numerics='loose' is unknown"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(run, model, tmp_path, args, words):
+    out = tmp_path / "out"
+    given = ("eval", "--model", model, "--out", out, *args)
+    code, printed, err = run(*given)
+    assert (code, printed) == (2, "") and words in err
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_need_a_folder_and_a_folder_is_no_file(run, tmp_path):
+    file = tmp_path / "out"
+    file.write_text("mine")
+    code, _, err = run("eval", "--out", file)
+    assert code == 2 and "is a file and must be a folder" in err
+    assert file.read_text() == "mine"
+    code, _, err = run("eval", "--sweep", "draft_steps")
+    assert code == 2 and "--out FOLDER" in err
+
+
+def test_code_of_models_runs_only_if_allowed(run):
+    code, out, err = run("eval", "--tasks", "demo-math,mbpp")
+    assert (code, out) == (2, "") and "say --allow-code-execution" in err
+    wanted.check(wanted.Wanted(tasks=("mbpp",), allow_code_execution=True))
+
+
+def test_prompts_are_a_conversation_or_a_text_with_markup(model):
+    codec = checkpoint.load(model).codec
+    chat = [{"role": "user", "content": "hi"}]
+    asked = codec.encode_messages(chat)
+    opened = asked + codec.encode_text("So")
+    assert runner.encoded(codec, Prompt(chat)) == asked
+    assert runner.encoded(codec, Prompt(chat, "So")) == opened
+    assert runner.encoded(codec, Prompt(chat, "So", 2)) == asked[:2]
+    assert runner.encoded(codec, Prompt("hi S", "o")) == codec.encode_text("hi So")
+    with pytest.raises(ValueError, match="t, item i: the prompt holds the mask token"):
+        task = demo_tasks.TASKS["demo-math"]._replace(name="t")
+        item = Item("i", "q", "g", {})
+        runner.entry(codec, task, item, 0, Prompt("<|MASK|>"))
