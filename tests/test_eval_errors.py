@@ -4,7 +4,7 @@ import folders
 import pytest
 
 from jaxdave import checkpoint
-from jaxdave.eval import demo_tasks, runner, wanted
+from jaxdave.eval import cells, demo_tasks, wanted
 from jaxdave.eval.types import Item, Prompt
 
 
@@ -71,11 +71,11 @@ def test_prompts_are_a_conversation_or_a_text_with_markup(model):
     chat = [{"role": "user", "content": "hi"}]
     asked = codec.encode_messages(chat)
     opened = asked + codec.encode_text("So")
-    assert runner.encoded(codec, Prompt(chat)) == asked
-    assert runner.encoded(codec, Prompt(chat, "So")) == opened
-    assert runner.encoded(codec, Prompt(chat, "So", 2)) == asked[:2]
-    assert runner.encoded(codec, Prompt("hi S", "o")) == codec.encode_text("hi So")
+    assert cells.encoded(codec, Prompt(chat)) == asked
+    assert cells.encoded(codec, Prompt(chat, "So")) == opened
+    assert cells.encoded(codec, Prompt(chat, "So", 2)) == asked[:2]
+    assert cells.encoded(codec, Prompt("hi S", "o")) == codec.encode_text("hi So")
     with pytest.raises(ValueError, match="t, item i: the prompt holds the mask token"):
         task = demo_tasks.TASKS["demo-math"]._replace(name="t")
         item = Item("i", "q", "g", {})
-        runner.entry(codec, task, item, 0, Prompt("<|MASK|>"))
+        cells.entry(codec, task, item, 0, Prompt("<|MASK|>"))

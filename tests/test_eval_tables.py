@@ -6,8 +6,10 @@ import evaluations
 import pytest
 from rich.console import Console
 
-from jaxdave.eval import figures, memory, progress, report, tables
-from jaxdave.eval.runner import Cell
+from jaxdave.cli_settings import Settings
+from jaxdave.eval import demo_tasks, figures, memory, progress, report, runner, tables
+from jaxdave.eval.cells import Cell
+from jaxdave.eval.methods import METHODS
 
 STATIC = [evaluations.record(f"i{n}", seconds=0.5) for n in range(4)]
 FAST = [
@@ -108,35 +110,56 @@ def test_figures_ignore_the_users_own_settings(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("stats", "seen", "used"),
+    ("stats", "program", "used"),
     [
         (None, {"program": 5}, {"bytes": 5, "source": "program"}),
         ({"peak_bytes_in_use": 9}, {"program": 5},
          {"bytes": 9, "source": "device_peak"}),
         ({"bytes_in_use": 9}, {"program": 5}, {"bytes": 5, "source": "program"}),
-        ({"peak_bytes_in_use": 9}, None, {"bytes": None, "source": None}),
+        (None, {}, {"bytes": None, "source": None}),
     ],
 )  # fmt: skip
-def test_memory_says_how_it_was_measured(monkeypatch, stats, seen, used):
+def test_memory_says_how_it_was_measured(monkeypatch, stats, program, used):
     class Device:
         def memory_stats(self):
             return stats
 
     monkeypatch.setattr(memory.jax, "local_devices", lambda: [Device()])
-    small = evaluations.record(memory={"program": 2})
-    one = evaluations.record(memory=memory.peak(seen))
-    smaller = [small] if used["source"] == "program" else []
-    assert report._memory([evaluations.record(), one, *smaller]) == used
+    monkeypatch.setattr(memory, "_program", lambda decoder: program)
+    warm = memory.warmed(None, lambda: None)  # pyright: ignore
+    assert warm.seconds > 0
+    small = evaluations.record(memory={"program": 2} if program else None)
+    seen = [evaluations.record(), evaluations.record(memory=warm.memory), small]
+    assert report._memory(seen) == used
     assert used["source"] in {None, *memory.SOURCES}
 
 
 def test_progress_shows_how_right_and_how_long():
     console = Console(force_terminal=True, width=100, color_system=None)
-    cell = Cell(*[()] * 7)._replace(entries=(None,) * 4)  # pyright: ignore
-    with console.capture() as capture, progress.watching(console) as bar:
-        watch = bar("gsm8k static", cell)
+    task, method = demo_tasks.TASKS["demo-math"], METHODS["freedave"]
+    made = Cell(task, method, Settings(draft_steps=8), *[()] * 4)  # pyright: ignore
+    made = made._replace(entries=(None,) * 4)  # pyright: ignore
+    with console.capture() as capture, progress.watching(console) as shown:
+        shown.counted("compiling", 1)()
+        watch = shown.watch(made)
         for one in FAST:
             watch(one)
     text = capture.get()
-    assert "gsm8k static" in text and "4/4" in text and "75.0 % right" in text
-    assert "left" in text
+    assert "compiling" in text and "1/1" in text and "left" in text
+    assert "demo-math FreeDave d=8" in text and "4/4" in text
+    assert "75.0 % right" in text
+
+
+def test_cells_take_turns_to_and_fro():
+    seen: list[str] = []
+
+    def turns(name: str, count: int):
+        for at in range(count):
+            seen.append(f"{name}{at}")
+            yield (evaluations.record(f"{name}{at}"),)
+
+    found = runner.in_turn([turns("a", 3), turns("b", 2), turns("c", 0)])
+    assert seen == ["a0", "b0", "b1", "a1", "a2"]
+    assert [[one.id for one in some] for some in found] == [
+        ["a0", "a1", "a2"], ["b0", "b1"], []
+    ]  # fmt: skip

@@ -1,5 +1,6 @@
 """`jaxdave eval`: a model loaded, every cell run, the tables printed and written."""
 
+import itertools
 import json
 import re
 import sys
@@ -10,9 +11,10 @@ from typing import Any
 from jaxdave import checkpoint
 from jaxdave.checkpoint import Model
 from jaxdave.eval import figures, plan, report, runner, tables
-from jaxdave.eval.progress import Bar, watching
+from jaxdave.eval.cells import Cell
+from jaxdave.eval.progress import Shown, watching
 from jaxdave.eval.records import Record
-from jaxdave.eval.runner import Cell, Verdicts
+from jaxdave.eval.runner import Verdicts
 from jaxdave.eval.wanted import Wanted
 from jaxdave.files import replace_file
 
@@ -30,30 +32,38 @@ def run(wanted: Wanted) -> None:
     cells = plan.cells(wanted, model)
     if wanted.out is not None:
         wanted.out.mkdir(parents=True, exist_ok=True)
-    with watching() as bar:
-        found = _decoded(cells, model, bar)
+    with watching() as shown:
+        found = _decoded(cells, model, shown)
     made = report.report(wanted, found)
     if wanted.out is not None:
         _write(wanted.out, made)
     sys.stdout.write(tables.markdown(made))
 
 
-def _decoded(cells: Sequence[Cell], model: Model, bar: Bar) -> report.Found:
+def _decoded(cells: Sequence[Cell], model: Model, shown: Shown) -> report.Found:
     """The records of every cell, in the order of the cells."""
-    known: dict[str, Verdicts] = {}
     # The device keeps one peak of its memory, so that small programs go first.
-    order = sorted(range(len(cells)), key=lambda at: _slots(cells[at]))
-    found: dict[int, tuple[Record, ...]] = {}
-    for at in order:
-        cell = cells[at]
-        watch = bar(f"{cell.task.name} {cell.method.title(cell.settings)}", cell)
-        grades = known.setdefault(cell.task.name, {})
-        found[at] = runner.run(cell, model, grades, watch)
-    return [(cell, found[at]) for at, cell in enumerate(cells)]
+    order = sorted(cells, key=lambda cell: cell.decoder.program.most)
+    tick = shown.counted("compiling", len(cells))
+    held = {}
+    for cell in order:
+        held[id(cell)] = runner.ready(cell, model)
+        tick()
+    found = []
+    for _, group in itertools.groupby(cells, key=lambda cell: cell.task.name):
+        known: Verdicts = {}
+        some = list(group)
+        turns = [
+            runner.steps(held[id(cell)], known, shown.watch(cell)) for cell in some
+        ]
+        found += zip(some, map(_by_item, some, runner.in_turn(turns)), strict=True)
+    return found
 
 
-def _slots(cell: Cell) -> int:
-    return cell.decoder.program.most
+def _by_item(cell: Cell, made: Sequence[Record]) -> tuple[Record, ...]:
+    """Records in the order of the benchmark's items."""
+    found = {record.id: record for record in made}
+    return tuple(found[one.item.id] for one in cell.entries)
 
 
 def _pictures(made: dict[str, Any]) -> dict[str, bytes]:

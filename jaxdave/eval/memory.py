@@ -1,8 +1,8 @@
 """How much memory a decode takes, and by which of two measures."""
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,22 +18,25 @@ SOURCES = {
 """What `source` of a results file may say, the better first."""
 
 
-def warmed(
-    decoder: Decoder, call: Callable[[], None]
-) -> tuple[float, dict[str, int] | None]:
-    """Seconds of a first call, compiling included, and what its program takes."""
+class Warm(NamedTuple):
+    """Seconds of a first call, compiling included, and bytes by their source."""
+
+    seconds: float
+    memory: dict[str, int] | None
+
+
+def warmed(decoder: Decoder, call: Callable[[], None]) -> Warm:
+    """Make a first call, and say what it took."""
     start = time.perf_counter()
     call()
-    return time.perf_counter() - start, _program(decoder)
+    seconds = time.perf_counter() - start
+    return Warm(seconds, {**_program(decoder), **_device()} or None)
 
 
-def peak(used: Mapping[str, int] | None) -> dict[str, int] | None:
-    """What was measured of a program, and the device's own peak where it has one."""
+def _device() -> dict[str, int]:
     stats: Any = jax.local_devices()[0].memory_stats()
-    found = dict(used or {})
-    if stats and "peak_bytes_in_use" in stats and used is not None:
-        found["device_peak"] = int(stats["peak_bytes_in_use"])
-    return found or None
+    has_peak = stats and "peak_bytes_in_use" in stats
+    return {"device_peak": int(stats["peak_bytes_in_use"])} if has_peak else {}
 
 
 def _program(decoder: Decoder) -> dict[str, int]:

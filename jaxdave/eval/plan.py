@@ -13,9 +13,9 @@ from jaxdave import tune
 from jaxdave.checkpoint import Model
 from jaxdave.cli_prompts import check_room
 from jaxdave.cli_settings import Settings, make_decoder
-from jaxdave.eval import records, runner
+from jaxdave.eval import records
+from jaxdave.eval.cells import Cell, Entry, entry, finished
 from jaxdave.eval.methods import THRESHOLD, Method
-from jaxdave.eval.runner import Cell, Entry
 from jaxdave.eval.types import Preset, Task
 from jaxdave.eval.wanted import (
     SWEEP,
@@ -41,7 +41,7 @@ def cells(wanted: Wanted, model: Model) -> tuple[Cell, ...]:
         for method, chosen in _chosen(wanted, model, preset, task)
     )
     for cell in made:
-        runner.finished(cell)
+        finished(cell)
     if wanted.trajectory is not None:
         drawn_task(wanted.trajectory, made)
     return made
@@ -65,7 +65,7 @@ def _entries(w: Wanted, model: Model, preset: Preset, task: Task) -> tuple[Entry
     found = []
     for index, item in enumerate(items):
         asked = preset.prompt(family, task, item)
-        one = runner.entry(model.codec, task, item, index, asked)
+        one = entry(model.codec, task, item, index, asked)
         assert room is not None
         try:
             check_room(one.prompt, model, room)

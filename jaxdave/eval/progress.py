@@ -1,7 +1,9 @@
 """What a terminal sees of a run: how far it is, how long it will take, how right."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import (
@@ -13,15 +15,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jaxdave.eval.cells import Cell
 from jaxdave.eval.records import Record
-from jaxdave.eval.runner import Cell, Watch
+from jaxdave.eval.runner import Watch
 
-Bar = Callable[[str, Cell], Watch]
-"""(title, cell) -> what is to be told of every record of the cell."""
+
+class Shown(NamedTuple):
+    """counted(title, total) -> what to call total times. watch(cell) -> what is to be
+    told of every record of the cell."""
+
+    counted: Callable[[str, int], Callable[[], None]]
+    watch: Callable[[Cell], Watch]
 
 
 @contextlib.contextmanager
-def watching(console: Console | None = None) -> Iterator[Bar]:
+def watching(console: Console | None = None) -> Iterator[Shown]:
     """A bar per cell on stderr; where that is no terminal, a line when one is done."""
     console = console or Console(stderr=True, highlight=False)
     columns = (
@@ -33,22 +41,25 @@ def watching(console: Console | None = None) -> Iterator[Bar]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
 
-        def bar(title: str, cell: Cell) -> Watch:
-            return _cell(shown, console, title, len(cell.entries))
+        def counted(title: str, total: int) -> Callable[[], None]:
+            task = bars.add_task(title, total=total, right="")
+            return lambda: bars.advance(task)
 
-        yield bar
+        yield Shown(counted, functools.partial(_cell, bars, console))
 
 
-def _cell(shown: Progress, console: Console, title: str, total: int) -> Watch:
-    task = shown.add_task(title, total=total, right="")
+def _cell(bars: Progress, console: Console, cell: Cell) -> Watch:
+    total = len(cell.entries)
+    title = f"{cell.task.name} {cell.method.title(cell.settings)}"
+    task = bars.add_task(title, total=total, right="")
     seen: list[bool] = []
 
     def watch(record: Record) -> None:
         seen.append(record.right)
         text = f"{100 * sum(seen) / len(seen):.1f} % right"
-        shown.update(task, completed=len(seen), right=text)
+        bars.update(task, completed=len(seen), right=text)
         if len(seen) == total and not console.is_terminal:
             console.print(f"{title}: {total} items, {text}")
 

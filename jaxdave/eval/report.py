@@ -12,9 +12,9 @@ import jax
 
 import jaxdave
 from jaxdave.eval import memory, metrics
+from jaxdave.eval.cells import Cell
 from jaxdave.eval.plan import drawn_task
 from jaxdave.eval.records import Record
-from jaxdave.eval.runner import Cell
 from jaxdave.eval.wanted import Wanted
 
 FORMAT = 1

@@ -2,120 +2,87 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxdave.checkpoint import Model
-from jaxdave.cli_settings import Settings
-from jaxdave.decoders import Decoder
 from jaxdave.eval import memory, records
-from jaxdave.eval.methods import Method
-from jaxdave.eval.records import Header, Record
-from jaxdave.eval.types import Item, Prompt, Task, Verdict
+from jaxdave.eval.cells import Cell, Entry, batches, finished, shape
+from jaxdave.eval.memory import Warm
+from jaxdave.eval.records import Record
+from jaxdave.eval.types import Task, Verdict
 from jaxdave.result import Result, Row
-from jaxdave.run import bucket, generate, stream
-from jaxdave.text import Codec
-
-
-class Entry(NamedTuple):
-    """An item as it is asked. index: its place in the benchmark; it keys the noise."""
-
-    item: Item
-    index: int
-    prompt: list[int]
-    prefill: str
-    digest: str
-
-
-class Cell(NamedTuple):
-    """One row of a table: a benchmark by one method. path: None keeps nothing."""
-
-    task: Task
-    method: Method
-    settings: Settings
-    decoder: Decoder
-    entries: tuple[Entry, ...]
-    path: Path | None
-    header: Header
-
+from jaxdave.run import generate, stream
 
 Watch = Callable[[Record], None]
 Verdicts = dict[tuple[str, str], Verdict]
 
 
-def entry(codec: Codec, task: Task, item: Item, index: int, asked: Prompt) -> Entry:
-    """An item with its prompt in ids. Raises ValueError, naming it, for a bad one."""
-    try:
-        ids = encoded(codec, asked)
-    except ValueError as error:
-        raise ValueError(f"{task.name}, item {item.id}: {error}") from error
-    facts = json.dumps([ids, item.gold, item.data], sort_keys=True, default=str)
-    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    return Entry(item, index, ids, asked.prefill, digest)
+class Ready(NamedTuple):
+    """A cell that can be decoded without compiling.
 
-
-def encoded(codec: Codec, asked: Prompt) -> list[int]:
-    """The ids of a prompt, the opening of its answer included."""
-    if isinstance(asked.asked, str):
-        ids = codec.encode_text(asked.asked + asked.prefill)
-    else:
-        ids = codec.encode_messages(asked.asked)
-        ids = ids + codec.encode_text(asked.prefill) if asked.prefill else ids
-    return ids[: asked.longest]
-
-
-def finished(cell: Cell) -> dict[str, Record]:
-    """What an earlier run has left of a cell, by item id.
-
-    Raises ValueError for a file of other settings, of other prompts, or broken.
+    done: what an earlier run has left. warm: what its shapes took to compile.
     """
-    if cell.path is None:
-        return {}
-    found = records.read(cell.path, cell.header)
-    for one in cell.entries:
-        if one.item.id in found and found[one.item.id].digest != one.digest:
-            raise ValueError(
-                f"{cell.path} has item {one.item.id} with another prompt or "
-                "reference; choose another --out, or take the file away"
-            )
-    return {e.item.id: found[e.item.id] for e in cell.entries if e.item.id in found}
+
+    cell: Cell
+    model: Model
+    done: Mapping[str, Record]
+    warm: Mapping[tuple[int, int], Warm]
 
 
-def run(cell: Cell, model: Model, known: Verdicts, watch: Watch) -> tuple[Record, ...]:
-    """The records of all entries, in order; those of an earlier run are not made again.
+def ready(cell: Cell, model: Model) -> Ready:
+    """A cell whose every shape has been compiled and has made its first call."""
+    done, warm = finished(cell), {}
+    for batch in _left(cell, done):
+        if shape(cell, batch) not in warm:
+            call = lambda batch=batch: _one_call(_asked(cell, model, batch))  # noqa: E731
+            warm[shape(cell, batch)] = memory.warmed(cell.decoder, call)
+    return Ready(cell, model, done, warm)
 
-    known: grades of this benchmark's texts so far; the same text is graded once.
-    watch: told every record, the old ones first.
+
+def steps(held: Ready, known: Verdicts, watch: Watch) -> Iterator[tuple[Record, ...]]:
+    """The records of a cell, those of an earlier run first, then batch by batch.
+
+    A batch is on the disk when it is yielded. known: grades of this benchmark's texts
+    so far; the same text is graded once. watch: told every record.
     """
-    done = finished(cell)
-    for record in done.values():
+    for record in held.done.values():
         watch(record)
-    warm: set[tuple[int, int]] = set()
-    with _kept(cell) as add:
-        for batch in batches(cell):
-            batch = [one for one in batch if one.item.id not in done]
-            for record in _batch(cell, model, batch, known, warm) if batch else ():
+    yield tuple(held.done.values())
+    warm = dict(held.warm)
+    with _kept(held.cell) as add:
+        for batch in _left(held.cell, held.done):
+            made = _batch(held, batch, known, warm)
+            for record in made:
                 add(record)
-                done[record.id] = record
                 watch(record)
-    return tuple(done[one.item.id] for one in cell.entries)
+            yield made
 
 
-def batches(cell: Cell) -> list[list[Entry]]:
-    """The entries by the bucket of their prompts, so that few shapes are compiled.
+def in_turn(turns: Sequence[Iterator[tuple[Record, ...]]]) -> list[tuple[Record, ...]]:
+    """All that some cells yield: a batch of each, then a batch of each, to and fro.
 
-    They are the same whatever has been decoded already.
+    So whatever else the machine does falls on all of them alike.
     """
-    ordered = sorted(cell.entries, key=lambda one: _bucket(cell, one))
-    size = cell.settings.batch_size
-    return [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    found: list[list[Record]] = [[] for _ in turns]
+    order = list(range(len(turns)))
+    while order:
+        open_ones = []
+        for at in order:
+            made = next(turns[at], None)
+            if made is not None:
+                found[at].extend(made)
+                open_ones.append(at)
+        order = open_ones[::-1]
+    return [tuple(one) for one in found]
 
 
-def _bucket(cell: Cell, one: Entry) -> int:
-    return bucket(len(one.prompt) + cell.decoder.program.grid.window_length)
+def _left(cell: Cell, done: Mapping[str, Record]) -> Iterator[list[Entry]]:
+    """The batches less what is done."""
+    for batch in batches(cell):
+        left = [one for one in batch if one.item.id not in done]
+        if left:
+            yield left
 
 
 @contextlib.contextmanager
@@ -127,43 +94,41 @@ def _kept(cell: Cell) -> Iterator[records.Add]:
         yield add
 
 
-def _batch(cell: Cell, model: Model, batch, known: Verdicts, warm) -> list[Record]:
-    """One batch decoded and graded; its shape is compiled before the clock starts."""
-    common = {
+def _asked(cell: Cell, model: Model, batch: Sequence[Entry]) -> dict[str, Any]:
+    """What `generate` and `stream` are given for a batch."""
+    return {
         "decoder": cell.decoder,
         "params": model.params,
         "prompts": [one.prompt for one in batch],
         "seed": cell.settings.seed,
         "requests": [one.index for one in batch],
     }
-    shape = len(batch), max(_bucket(cell, one) for one in batch)
-    compiling, used = 0.0, None
-    if shape not in warm:
-        compiling, used = memory.warmed(cell.decoder, lambda: _one_call(common))
-        warm.add(shape)
-    result = generate(**common)
-    compiling += result.compile_seconds
+
+
+def _one_call(asked: dict[str, Any]) -> None:
+    """The prefill and one call of the very program that `generate` runs."""
+    for update in stream(**asked):
+        if update.call:
+            return
+
+
+def _batch(held: Ready, batch, known: Verdicts, warm: dict) -> tuple[Record, ...]:
+    """One batch decoded and graded; the first of a shape tells what that took."""
+    cell, codec = held.cell, held.model.codec
+    result = generate(**_asked(cell, held.model, batch))
     texts = [
-        one.prefill + model.codec.decode(row.token_ids)
+        one.prefill + codec.decode(row.token_ids)
         for one, row in zip(batch, result.rows, strict=True)
     ]
     verdicts = _graded(cell.task, batch, texts, known)
-    made = [
+    first, *rest = (
         _record(cell, *parts, result)
         for parts in zip(batch, texts, verdicts, result.rows, strict=True)
-    ]
-    used = memory.peak(used)
-    return [
-        dataclasses.replace(made[0], compile_seconds=compiling, memory=used),
-        *made[1:],
-    ]
-
-
-def _one_call(common: dict[str, Any]) -> None:
-    """The prefill and one call of the very program that `generate` runs."""
-    for update in stream(**common):
-        if update.call:
-            return
+    )
+    seconds, used = warm.pop(shape(cell, batch), Warm(0.0, None))
+    seconds += result.compile_seconds
+    first = dataclasses.replace(first, compile_seconds=seconds, memory=used)
+    return first, *rest
 
 
 def _graded(task: Task, batch, texts: Sequence[str], known: Verdicts):
