@@ -14,6 +14,8 @@ MARK = "####"
 # The number must end there: neither 14.5 nor 14+3 is the answer 14.
 NUMBER = re.compile(r"\s*(-?[0-9]{1,18})\.?(?=\s|<\||$)")
 LONGEST_CODE = 500
+SECONDS = 10.0
+"""For one function: most is starting an interpreter, on a busy machine."""
 
 # Enough to tell any two different functions of the family apart. The single numbers do
 # most of that: a maximum above 3 and one above 4 differ on hardly any longer list.
@@ -59,7 +61,9 @@ def grade(problem: Problem, text: str) -> bool:
     if problem.family == "words":
         return extract_number(text) == extract_number(problem.answer)
     if problem.family == "lists":
-        return is_allowed(text) and run_program(_tested(problem, text)).passed
+        if not is_allowed(text):
+            return False
+        return run_program(_tested(problem, text), seconds=SECONDS).passed
     raise ValueError(
         f"family {problem.family!r} has no grader; it must be 'words' or 'lists'"
     )
