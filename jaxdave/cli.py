@@ -150,7 +150,7 @@ def generate(
     )
     cli_settings.check(settings)
     asked = cli_prompts.read_asked(prompt, prompts, draft_text)
-    keep_compiled(no_compile_cache)
+    keep_nothing(no_compile_cache)
     cli_generate.run(settings, asked, as_json)
 
 
@@ -165,7 +165,7 @@ def demo(
     """Decode held-out problems with static and FreeDave, side by side."""
     from jaxdave import cli_demo
 
-    keep_compiled(no_compile_cache)
+    keep_nothing(no_compile_cache)
     cli_demo.run(model, draft_steps, problems, quantize=quantize)
 
 
@@ -225,10 +225,15 @@ def train(
     cli_train.run(recipe, out, steps)
 
 
-def keep_compiled(off: bool) -> None:
-    """Let jax keep compiled programs in the user's cache folder, unless it is off."""
+def keep_nothing(off: bool) -> None:
+    """Keep neither programs nor measurements on disk where that is turned off."""
     if off:
         os.environ[NO_CACHE] = "1"
+
+
+def keep_compiled(off: bool) -> None:
+    """Let jax keep programs that `shelf` does not, unless that is turned off."""
+    keep_nothing(off)
     folder = cache_folder("xla")
     if folder is None:
         return
