@@ -12,6 +12,9 @@ MOST_EXECUTABLES = 128
 """Executables that a process keeps, the latest ones. Each holds hundreds of memory maps
 on Linux, where a process may hold 65,530 by default."""
 
+OPTIONS: dict[str, Any] = {}
+"""Options of the compiler; tests of logic compile with less care."""
+
 KEPT: collections.OrderedDict[Any, Any] = collections.OrderedDict()
 
 
@@ -40,12 +43,12 @@ def compiled(owner: Any, name: str, function, args, donate: int | None = None):
 
 def _found(function, args, donate: int | None):
     """The executable that an earlier process has kept, or a new one."""
-    label = shelf.label(function, donate, args)
+    label = shelf.label(function, donate, OPTIONS, args)
     found = None if label is None else shelf.take(label, args)
     if found is not None:
         return found
     jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
-    made, is_whole = shelf.whole(lambda: jitted.lower(*args).compile())
+    made, is_whole = shelf.whole(lambda: jitted.lower(*args).compile(OPTIONS))
     if label is not None and is_whole:
         shelf.put(label, made)
     return made

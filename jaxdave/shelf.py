@@ -25,7 +25,9 @@ MOST_FILES = 64
 """Files that are kept, those that were used last. One is a few megabytes."""
 
 
-def label(function: Any, donate: int | None, args: Sequence[Any]) -> str | None:
+def label(
+    function: Any, donate: int | None, options: dict[str, Any], args: Sequence[Any]
+) -> str | None:
     """The name of a function compiled for these arguments; None: it is not kept."""
     if cache_folder(FOLDER) is None:
         return None
@@ -34,7 +36,7 @@ def label(function: Any, donate: int | None, args: Sequence[Any]) -> str | None:
         return None
     weak = lambda a: isinstance(a, jax.Array) and a.weak_type  # noqa: E731
     shapes = [(a.shape, str(a.dtype), weak(a)) for a in leaves]
-    return signature(function, donate, str(tree), shapes)
+    return signature(function, donate, options, str(tree), shapes)
 
 
 def _is_on_one_device(array: jax.Array | np.ndarray | np.generic) -> bool:
