@@ -27,7 +27,8 @@ from jaxdave.types import Doubt, Prediction
 from jaxdave.verify import Walked, walk
 
 if TYPE_CHECKING:
-    from jaxdave.decode import Program, Terms
+    from jaxdave.decode import Program
+    from jaxdave.terms import Terms
 
 PRIMED = 8
 """A call from the tokens alone looks ahead as far as so many drafts reach."""

@@ -9,7 +9,7 @@ import typer
 
 from jaxdave import __version__, cli_eval
 from jaxdave import cli_options as options
-from jaxdave.cli_options import keep_compiled
+from jaxdave.cli_options import keep_compiled, keep_nothing
 from jaxdave.cli_settings import METHODS, Settings
 from jaxdave.console import run_app
 
@@ -131,7 +131,7 @@ def generate(
     )
     cli_settings.check(settings)
     asked = cli_prompts.read_asked(prompt, prompts, draft_text)
-    keep_compiled(no_compile_cache)
+    keep_nothing(no_compile_cache)
     cli_generate.run(settings, asked, as_json)
 
 
@@ -146,7 +146,7 @@ def demo(
     """Decode held-out problems with static and FreeDave, side by side."""
     from jaxdave import cli_demo
 
-    keep_compiled(no_compile_cache)
+    keep_nothing(no_compile_cache)
     cli_demo.run(model, draft_steps, problems, quantize=quantize)
 
 

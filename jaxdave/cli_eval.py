@@ -105,7 +105,7 @@ def evaluate(
         numerics=numerics,
     )
     check(wanted)
-    options.keep_compiled(no_compile_cache)
+    options.keep_nothing(no_compile_cache)
     from jaxdave.eval import command
 
     command.run(wanted)

@@ -34,10 +34,15 @@ NoCache = Annotated[
 ]
 
 
-def keep_compiled(off: bool) -> None:
-    """Let jax keep compiled programs in the user's cache folder, unless it is off."""
+def keep_nothing(off: bool) -> None:
+    """Keep neither programs nor measurements on disk where that is turned off."""
     if off:
         os.environ[NO_CACHE] = "1"
+
+
+def keep_compiled(off: bool) -> None:
+    """Let jax keep programs that `shelf` does not, unless that is turned off."""
+    keep_nothing(off)
     folder = cache_folder("xla")
     if folder is None:
         return

@@ -32,7 +32,8 @@ from jaxdave.grid import Grid, past_known
 from jaxdave.pace import fastest
 from jaxdave.sampling import Sampling, request_key
 from jaxdave.state import RowState
-from jaxdave.types import Doubt, Network, Policy
+from jaxdave.terms import Prompts, Terms, plain_terms
+from jaxdave.types import Network, Policy
 
 
 class DecodeState(NamedTuple):
@@ -47,34 +48,6 @@ class Info(NamedTuple):
 
     proposed_B: jax.Array
     accepted_B: jax.Array
-
-
-class Terms(NamedTuple):
-    """What a compiled decode may be told anew at every run; the text is the same.
-
-    cap: how many drafts may be used; 1 is the plain policy. calls: at most so many
-    rounds. doubt: how far predictions may be off, under guarded numerics; infinite:
-    every decision is checked. seconds_Z: what a call of each size takes. forced: use
-    this size whatever it takes, and go on after the rows' end (to time it); -1: no.
-    """
-
-    cap: jax.Array
-    calls: jax.Array
-    doubt: Doubt
-    seconds_Z: jax.Array
-    forced: jax.Array
-
-
-class Prompts(NamedTuple):
-    """What a decode starts from: canvases, where rows begin and end, the users' draft
-    texts (-1 where there is none), noise ids."""
-
-    tokens_BT: jax.Array
-    begin_B: jax.Array
-    end_B: jax.Array
-    told_BT: jax.Array
-    seed_B: jax.Array
-    request_B: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,9 +117,7 @@ class Program:
 
     def terms(self, cap: int, calls: int = 0) -> Terms:
         """Terms by which nothing is doubted and all sizes cost the same."""
-        same = jnp.ones((len(self.sizes),), jnp.float32)
-        none = Doubt(jnp.float32(0), jnp.float32(0))
-        return Terms(jnp.int32(cap), jnp.int32(calls), none, same, jnp.int32(-1))
+        return plain_terms(cap, calls, len(self.sizes))
 
     def step(
         self, params: Any, terms: Terms, state: DecodeState

@@ -1,4 +1,4 @@
-"""Compiled programs, each made once in a process."""
+"""Compiled programs, each made once in a process, and once on a machine if need be."""
 
 import collections
 import time
@@ -6,9 +6,14 @@ from typing import Any
 
 import jax
 
+from jaxdave import shelf
+
 MOST_EXECUTABLES = 128
 """Executables that a process keeps, the latest ones. Each holds hundreds of memory maps
 on Linux, where a process may hold 65,530 by default."""
+
+OPTIONS: dict[str, Any] = {}
+"""Options of the compiler; tests of logic compile with less care."""
 
 KEPT: collections.OrderedDict[Any, Any] = collections.OrderedDict()
 
@@ -19,7 +24,7 @@ def forget_executables() -> None:
 
 
 def compiled(owner: Any, name: str, function, args, donate: int | None = None):
-    """The executable for these shapes, and the seconds spent on making it now.
+    """The executable for these shapes, and the seconds spent on getting it now.
 
     owner, name: whose function it is, and which; equal ones are the same function.
     """
@@ -30,11 +35,23 @@ def compiled(owner: Any, name: str, function, args, donate: int | None = None):
         KEPT.move_to_end(key)
         return KEPT[key], 0.0
     start = time.perf_counter()
-    jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
-    KEPT[key] = jitted.lower(*args).compile()
+    KEPT[key] = _found(function, args, donate)
     if len(KEPT) > MOST_EXECUTABLES:
         KEPT.popitem(last=False)
     return KEPT[key], time.perf_counter() - start
+
+
+def _found(function, args, donate: int | None):
+    """The executable that an earlier process has kept, or a new one."""
+    label = shelf.label(function, donate, OPTIONS, args)
+    found = None if label is None else shelf.take(label, args)
+    if found is not None:
+        return found
+    jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
+    made, is_whole = shelf.whole(lambda: jitted.lower(*args).compile(OPTIONS))
+    if label is not None and is_whole:
+        shelf.put(label, made)
+    return made
 
 
 def analysed(owner: Any, name: str):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxdave.state import RowState
 
 if TYPE_CHECKING:
-    from jaxdave.decode import Terms
+    from jaxdave.terms import Terms
 
 USUAL = 3.2, 0.8
 """Drafts right and wrong that a row is taken to have seen before its first."""

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.decode import DecodeState, Prompts
+from jaxdave.decode import DecodeState
 from jaxdave.decoders import Decoder
 from jaxdave.executables import compiled
 from jaxdave.grid import past_seen
 from jaxdave.hints import check_hints
 from jaxdave.model.attention import TILE
 from jaxdave.result import Result, read_rows, settled
+from jaxdave.terms import Prompts, put
 from jaxdave.tune import terms_for
 
 
@@ -87,7 +87,7 @@ def stream(
     opened = begin(decoder, params, prompts, seed, requests, draft_text)
     # One round a call of the very loop that `generate` runs: the same bits.
     step, _, terms = _loop(decoder, params, prompts, opened.state)
-    state, terms = opened.state, terms._replace(calls=jnp.int32(1))
+    state, terms = opened.state, terms._replace(calls=put(np.int32(1)))
     sent = [len(prompt) for prompt in prompts]
     open_rows = set(range(len(prompts)))
     for call in range(2 * decoder.max_new_tokens + 1):
@@ -173,12 +173,12 @@ def _pack(
     begin = np.asarray(lengths, np.int32)
     ids = np.zeros(len(prompts), np.int32) if requests is None else requests
     arrays = Prompts(
-        jnp.asarray(tokens),
-        jnp.asarray(begin),
-        jnp.asarray(begin + np.int32(decoder.max_new_tokens)),
-        jnp.asarray(_padded([ids[:capacity] for ids in hints], capacity, -1)),
-        jnp.full(len(prompts), seed, jnp.uint32),
-        jnp.asarray(ids, jnp.uint32),
+        put(tokens),
+        put(begin),
+        put(begin + np.int32(decoder.max_new_tokens)),
+        put(_padded([ids[:capacity] for ids in hints], capacity, -1)),
+        put(np.full(len(prompts), seed, np.uint32)),
+        put(np.asarray(ids, np.uint32)),
     )
     return arrays, room
 

@@ -4,19 +4,20 @@ Both are facts of one model, device and set of shapes. They are kept on disk bes
 compiled programs, and asked for once in a process.
 """
 
-import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.decode import DecodeState, Program, Terms
+from jaxdave.decode import DecodeState, Program
+from jaxdave.executables import compiled
 from jaxdave.files import cache_folder, replace_file
+from jaxdave.signature import signature
+from jaxdave.terms import Terms, put
 from jaxdave.types import Doubt
 
 SAFETY = 8.0
@@ -28,6 +29,8 @@ CHECKED = 24
 TIMED = 6
 """Rounds per timing; the fastest of `REPEATS` counts."""
 REPEATS = 3
+FOLDER = "measured"
+SAMPLED = 64
 
 Run = Callable[[Any, Terms, DecodeState], DecodeState]
 
@@ -55,10 +58,10 @@ def terms_for(
     if not program.guarded and len(program.sizes) == 1:
         return terms, 0.0
     found, seconds = _known(program, run, params, fresh, shapes)
-    bound = lambda seen: jnp.float32(max(SAFETY * seen, LEAST_DOUBT))  # noqa: E731
+    bound = lambda seen: put(np.float32(max(SAFETY * seen, LEAST_DOUBT)))  # noqa: E731
     told = terms._replace(
         doubt=Doubt(bound(found.score), bound(found.lead)),
-        seconds_Z=jnp.asarray(found.seconds, jnp.float32),
+        seconds_Z=put(np.asarray(found.seconds, np.float32)),
     )
     return told, seconds
 
@@ -67,14 +70,14 @@ def measure(program: Program, run: Run, params, fresh) -> Measured:
     """Time calls of every size, and let every decision be made twice for a while."""
     seconds, score, lead = [], 0.0, 0.0
     for size in range(len(program.sizes)):
-        terms = program.terms(program.most)._replace(forced=jnp.int32(size))
+        terms = program.terms(program.most)._replace(forced=put(np.int32(size)))
         if program.guarded:
-            always = Doubt(jnp.float32(jnp.inf), jnp.float32(jnp.inf))
-            checked = terms._replace(calls=jnp.int32(CHECKED), doubt=always)
+            always = Doubt(put(np.float32(np.inf)), put(np.float32(np.inf)))
+            checked = terms._replace(calls=put(np.int32(CHECKED)), doubt=always)
             error = jax.device_get(run(params, checked, fresh()).rows.stats.error)
             score = max(score, float(np.max(error.score)))
             lead = max(lead, float(np.max(error.lead)))
-        timed = terms._replace(calls=jnp.int32(TIMED))
+        timed = terms._replace(calls=put(np.int32(TIMED)))
         seconds.append(_seconds(run, params, timed, fresh) / TIMED)
     return Measured(tuple(seconds), score, lead)
 
@@ -107,41 +110,45 @@ def _known(program: Program, run: Run, params, fresh, shapes):
     return made, time.perf_counter() - start
 
 
-def _name(program: Program, params, shapes) -> str:
-    """A name for all that a measurement depends on."""
-    device = jax.devices()[0]
-    facts = [
-        jax.__version__, device.platform, device.device_kind, os.cpu_count(),
-        program.policy.name, program.sampling, program.grid, program.sizes,
-        program.guarded, program.network.vocab_size, shapes,
-    ]  # fmt: skip
-    return hashlib.sha256(repr(facts).encode() + sample(params)).hexdigest()[:32]
+def _name(program: Program, params, shapes) -> str | None:
+    """A name for all that a measurement depends on; None where that has none."""
+    if cache_folder(FOLDER) is None:
+        return None
+    return signature(program, shapes, sample(params))
 
 
-def sample(params: Any) -> bytes:
-    """The first numbers of every parameter: enough to tell models apart."""
-    first = (leaf.reshape(-1)[:64] for leaf in jax.tree.leaves(params))
-    return b"".join(np.asarray(leaf).tobytes() for leaf in first)
+def sample(params: Any) -> list[np.ndarray]:
+    """A few of every weight, by which models are told apart."""
+    first, _ = compiled(None, "sample", _sample, (params,))
+    return jax.device_get(first(params))
 
 
-def _read(name: str) -> Measured | None:
-    folder = cache_folder("measured")
-    if folder is None or not (folder / f"{name}.json").exists():
+def _sample(params) -> list[jax.Array]:
+    return [leaf.reshape(-1)[:SAMPLED] for leaf in jax.tree.leaves(params)]
+
+
+def _read(name: str | None) -> Measured | None:
+    path = _path(name)
+    if path is None or not path.exists():
         return None
     try:
-        raw = json.loads((folder / f"{name}.json").read_text())
+        raw = json.loads(path.read_text())
         return Measured(tuple(raw["seconds"]), raw["score"], raw["lead"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # what is broken is measured anew
 
 
-def _write(name: str, made: Measured) -> None:
-    folder = cache_folder("measured")
-    if folder is None:
+def _write(name: str | None, made: Measured) -> None:
+    path = _path(name)
+    if path is None:
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(made._asdict())
-        replace_file(folder / f"{name}.json", text.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(made._asdict()).encode())
     except OSError:
         return  # a home that cannot be written to costs time, not the answer
+
+
+def _path(name: str | None) -> Path | None:
+    folder = None if name is None else cache_folder(FOLDER)
+    return None if folder is None else folder / f"{name}.json"

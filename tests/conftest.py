@@ -4,13 +4,14 @@ import functools
 import os
 import pathlib
 import shutil
+import sys
 
 import chex
 import hypothesis
 import jax
 import pytest
 
-from jaxdave import cli, decoders
+from jaxdave import cli, decoders, executables
 from jaxdave.executables import forget_executables
 from jaxdave.files import NO_CACHE
 
@@ -59,8 +60,11 @@ def few_programs():
 
 
 @pytest.fixture
-def quick_compiles():
+def quick_compiles(monkeypatch):
     """For the hash network, which computes in whole numbers: compile with less care."""
+    options = {"xla_cpu_use_fusion_emitters": False}
+    if jax.default_backend() == "cpu":
+        monkeypatch.setattr(executables, "OPTIONS", options)
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -96,10 +100,21 @@ def refused(tmp_path, capsys):
     return functools.partial(sources.refused, tmp_path, capsys)
 
 
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory) -> pathlib.Path:
+    """A cache folder of this test run, one for all of its processes."""
+    base = tmp_path_factory.getbasetemp()
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    return (base.parent if is_worker else base) / "cache"
+
+
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(capsys, monkeypatch, shared_cache):
     """Run a command line; gives (exit code, stdout, stderr)."""
-    monkeypatch.setenv("JAXDAVE_NO_CACHE", "1")
+    if sys.platform == "linux":
+        # Most command lines want the same few programs.
+        monkeypatch.delenv(NO_CACHE, raising=False)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
     # Every size is one more step to compile.
     monkeypatch.setattr(decoders, "CPU_SIZES", (1, 4))
 

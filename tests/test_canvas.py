@@ -63,13 +63,13 @@ def test_the_loss_is_the_cross_entropy_of_what_is_hidden(batches, shift):
     for noisy, begin, answer, shares in zip(*batch, strict=True):
         end = int(begin) + CANVAS  # alone, without padding
         see = jnp.ones((1, end, end), bool)
-        hidden, _ = denoiser.binder(config)(params).hidden(
+        hidden, _ = denoiser.Binder(config)(params).hidden(
             jnp.asarray(noisy[None, :end]),
             (jnp.asarray(cos)[:end], jnp.asarray(sin)[:end]),
             lambda _, q, k, v, see=see: dense(q, k, v, see),
             jnp.zeros((config.num_layers,)),
         )
-        logits = denoiser.binder(config)(params).logits(hidden)[0]
+        logits = denoiser.Binder(config)(params).logits(hidden)[0]
         told = np.asarray(jax.nn.log_softmax(logits), np.float64)
         for place in np.flatnonzero(shares):
             at = begin + place - (shift == "full")

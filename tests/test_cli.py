@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from jaxdave import checkpoint, cli, cli_demo, cli_train
+from jaxdave import checkpoint, cli_demo, cli_train
 from jaxdave.run import Update
 from jaxdave.text import load_codec
 
@@ -35,23 +35,6 @@ def model(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("cli") / "tiny"
     folders.make(path)
     return str(path)
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    monkeypatch.setenv("JAXDAVE_NO_CACHE", "1")
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command line; gives (exit code, stdout, stderr)."""
-
-    def call(*args: object):
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(arg) for arg in args])
-        return caught.value.code, *capsys.readouterr()
-
-    return call
 
 
 def json_lines(out: str) -> list[dict]:

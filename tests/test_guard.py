@@ -63,11 +63,11 @@ def test_the_text_is_that_of_every_draft_length_and_batch(temperature):
     for drafts in (1, 4, (1, 2, 6)):
         decoder = build(rule, drafts, 4, 30, **settings)
         found.append(texts(generate(decoder, net, prompts, seed=3)))
-        alone = [generate(decoder, net, [p], seed=3) for p in prompts]
-        found.append([texts(result)[0] for result in alone])
-        if not isinstance(drafts, int):
+        if drafts == 1:
             continue
         found.append(texts(generate(capped(decoder, 1), net, prompts, seed=3)))
+        alone = generate(decoder, net, prompts[1:2], seed=3)
+        assert texts(alone) == found[0][1:2]
     assert all(text == found[0] for text in found)
 
 
@@ -102,8 +102,18 @@ def test_streamed_is_generated():
     assert [tuple(row) for row in sent] == [row.token_ids for row in rows]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("cache", [None, "dual", "prefix", "none"])
+@pytest.mark.parametrize(
+    ("cache", "dtype"),
+    [
+        (None, "bfloat16"),
+        ("dual", "float32"),
+        ("prefix", "bfloat16"),
+        pytest.param(None, "float32", marks=pytest.mark.slow),
+        pytest.param("dual", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("none", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("none", "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_transformers_keep_their_text_in_any_shape(cache, dtype):
     config = toys.TINY
     if cache is not None:

@@ -12,7 +12,7 @@ from laws import saved_calls
 
 from jaxdave import checkpoint, decoders, policies
 from jaxdave.layout import layout
-from jaxdave.model.denoiser import binder
+from jaxdave.model.denoiser import Binder
 from jaxdave.model.whole import whole
 from jaxdave.probe import slot_probe
 from jaxdave.quantize import Int8, channel_axis, contract, int8, rows, tree_int8
@@ -80,7 +80,7 @@ def test_a_scale_after_the_product_is_a_scale_before_it(dtype):
 
 def test_a_tied_table_looks_up_what_the_head_compares_with():
     params = int8_of(TIED)
-    kernel = binder(TIED)(params).head_kernel()
+    kernel = Binder(TIED)(params).head_kernel()
     assert isinstance(kernel, Int8)
     ids = jnp.arange(TIED.vocab_rows, dtype=jnp.int32)
     looked_up = rows(params["embedding"], ids, jnp.float32)
@@ -128,7 +128,7 @@ def test_chunked_logits_are_those_of_the_whole_head():
     config = toys.TINY
     made = layout(config, 4, None, 2, 8).network(config, numerics="exact")
     params, hidden = int8_of(config), random(3, config.hidden)
-    want = binder(config)(params).logits(hidden)
+    want = Binder(config)(params).logits(hidden)
     np.testing.assert_allclose(
         made.logits(params, hidden, jnp.int32(0)), want[:, : made.chunk], rtol=1e-5
     )

@@ -13,7 +13,7 @@ from jaxdave import decoders, policies
 from jaxdave.config import preset
 from jaxdave.model.attention import dense
 from jaxdave.model.causal import causal_network
-from jaxdave.model.denoiser import binder
+from jaxdave.model.denoiser import Binder
 from jaxdave.model.guidance import guided
 from jaxdave.model.layers import rope_table
 from jaxdave.model.network import cached_network, whole_network
@@ -92,7 +92,7 @@ def expected(config, params, tokens_T, start, window):
                 see[a, b] = same and may(q, k)
     tokens = jnp.concatenate([tokens_T[:end], jnp.full(window, 47, jnp.int32)])
     cos, sin = (jnp.asarray(t)[place] for t in rope_table(config, CAPACITY))
-    bound = binder(config)(params)
+    bound = Binder(config)(params)
     attend = lambda extra, q, k, v: dense(q, k, v, jnp.asarray(see)[None])  # noqa: E731
     hidden, _ = bound.hidden(tokens[None], (cos, sin), attend, None)
     said = np.asarray(bound.logits(hidden))[0]

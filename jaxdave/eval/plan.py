@@ -128,7 +128,10 @@ def _cell(w: Wanted, model, preset, task, method, chosen, entries, of_weights) -
 def _weights(model: Model) -> str:
     """A digest of what decides the text and the calls beside the settings."""
     facts = repr((model.config, sorted(model.tables.items()))).encode()
-    return hashlib.sha256(facts + tune.sample(model.params)).hexdigest()[:16]
+    digest = hashlib.sha256(facts)
+    for some in tune.sample(model.params):
+        digest.update(some.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,8 @@ time does not grow with depth. `split` separates it once; everything outside thi
 package sees plain arrays and pure functions.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -141,11 +143,20 @@ def split(model: Denoiser) -> tuple[Any, Params]:
     return graph, nnx.as_pure(state)
 
 
-def binder(config: ModelConfig) -> Callable[[Params], Denoiser]:
-    """A function that puts parameters back into a module, for use inside jit."""
-    model = nnx.eval_shape(lambda: _build(config, jnp.float32, 0))
-    graph, _ = nnx.split(model)
-    return lambda params: nnx.merge(graph, params)
+@dataclasses.dataclass(frozen=True)
+class Binder:
+    """Puts parameters back into a module of this config, for use inside jit."""
+
+    config: ModelConfig
+
+    def __call__(self, params: Params) -> Denoiser:
+        return nnx.merge(_graph(self.config), params)
+
+
+@functools.cache
+def _graph(config: ModelConfig):
+    """The module without its parameters."""
+    return nnx.split(nnx.eval_shape(lambda: _build(config, jnp.float32, 0)))[0]
 
 
 def _build(config: ModelConfig, dtype, seed: int) -> Denoiser:

@@ -19,7 +19,7 @@ from jaxdave.model.attention import (
     tiled,
     two_part,
 )
-from jaxdave.model.denoiser import binder
+from jaxdave.model.denoiser import Binder
 from jaxdave.model.layers import rope_table
 from jaxdave.model.prime import shifted
 from jaxdave.quantize import columns, contract
@@ -71,7 +71,7 @@ class Model:
         self.dtype = jnp.float32 if wide else None
         # On a CPU a fold over tiles, which ends where the keys do, is faster too.
         folds = exact or (wide and jax.default_backend() == "cpu")
-        self.bind, self.attend = binder(config), tiled if folds else two_part
+        self.bind, self.attend = Binder(config), tiled if folds else two_part
         self.cos, self.sin = rope_table(config, positions)
         self.shift = int(config.logits_shift != "none")
         self.align = shifted if self.shift else lambda hidden: hidden

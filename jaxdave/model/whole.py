@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxdave.config import ModelConfig
 from jaxdave.model.attention import dense
-from jaxdave.model.denoiser import binder
+from jaxdave.model.denoiser import Binder
 from jaxdave.model.layers import rope_table
 
 Whole = Callable[..., jax.Array]
@@ -25,7 +25,7 @@ def whole(config: ModelConfig) -> Whole:
     `sources`. valid_BT: bool, False at the pads on a row's left, whose own logits mean
     nothing. A row gives the same predictions with pads as without.
     """
-    bind = binder(config)
+    bind = Binder(config)
 
     def logits(params, tokens_BT, valid_BT=None):
         place_BT = places(tokens_BT, valid_BT)
@@ -44,7 +44,7 @@ def layer_states(config: ModelConfig) -> Whole:
 
     The embedding, then every layer's output, the last one normed; never shifted.
     """
-    bind = binder(config)
+    bind = Binder(config)
 
     def states(params, tokens_BT, valid_BT=None):
         place_BT = places(tokens_BT, valid_BT)

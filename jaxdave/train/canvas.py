@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from jaxdave.config import ModelConfig
 from jaxdave.model.attention import dense
-from jaxdave.model.denoiser import Params, binder
+from jaxdave.model.denoiser import Binder, Params
 from jaxdave.model.layers import rope_table
 from jaxdave.train.batches import grouped_pairs
 from jaxdave.train.recipes import CANVAS, Recipe
@@ -94,7 +94,7 @@ def _corrupt(rng, told: int, block: int) -> np.ndarray:
 
 def canvas_loss(config: ModelConfig):
     """loss(params, batch) -> (sum of weighted cross entropies, sum of weights)."""
-    bind = binder(config)
+    bind = Binder(config)
     cos, sin = rope_table(config, 256)
     # A model with shifted logits says at one position what stands at the next.
     back = 0 if config.logits_shift == "none" else 1

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 from jaxdave.config import ModelConfig
 from jaxdave.model.attention import dense
-from jaxdave.model.denoiser import Params, binder
+from jaxdave.model.denoiser import Binder, Params
 from jaxdave.model.layers import rope_table
 from jaxdave.train.batches import Batch
 
 
 def make_loss(config: ModelConfig):
     """loss(params, batch) -> (sum of weighted cross entropies, sum of weights)."""
-    bind = binder(config)
+    bind = Binder(config)
     cos, sin = rope_table(config, 256)
 
     def loss(params: Params, batch: Batch):

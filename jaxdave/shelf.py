@@ -1,0 +1,107 @@
+"""Compiled programs on disk, so that the next process neither traces nor compiles.
+
+A file holds one executable, as `jax.experimental.serialize_executable` writes it, under
+its `signature`. Files are pickles in the user's own cache folder, like those of jax.
+"""
+
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import serialize_executable
+
+from jaxdave.files import cache_folder, replace_file
+from jaxdave.signature import signature
+
+FOLDER = "programs"
+HIT = "/jax/compilation_cache/cache_hits"
+HITS: list[str] = []
+"""Events of programs that came out of jax's own cache."""
+MOST_FILES = 64
+"""Files that are kept, those that were used last. One is a few megabytes."""
+
+
+def label(
+    function: Any, donate: int | None, options: dict[str, Any], args: Sequence[Any]
+) -> str | None:
+    """The name of a function compiled for these arguments; None: it is not kept."""
+    if cache_folder(FOLDER) is None:
+        return None
+    leaves, tree = jax.tree.flatten(args)
+    if not all(map(_is_on_one_device, leaves)):
+        return None
+    weak = lambda a: isinstance(a, jax.Array) and a.weak_type  # noqa: E731
+    shapes = [(a.shape, str(a.dtype), weak(a)) for a in leaves]
+    return signature(function, donate, options, str(tree), shapes)
+
+
+def _is_on_one_device(array: jax.Array | np.ndarray | np.generic) -> bool:
+    """Whether it is, or will be when it is used."""
+    if not isinstance(array, jax.Array):
+        return True
+    return isinstance(array.sharding, jax.sharding.SingleDeviceSharding)
+
+
+def whole(compile: Callable[[], Any]) -> tuple[Any, bool]:
+    """What `compile` makes, and whether it is whole enough to be written down.
+
+    What comes out of jax's own cache lacks the code that a CPU runs.
+    """
+    if not HITS:
+        jax.monitoring.register_event_listener(_note)
+        HITS.append("listening")
+    before = len(HITS)
+    made = compile()
+    return made, len(HITS) == before
+
+
+def _note(event: str, **_: Any) -> None:
+    if event == HIT:
+        HITS.append(event)
+
+
+def take(name: str, args: Sequence[Any]) -> Any | None:
+    """The executable of that name, or None where there is none that works."""
+    path = _path(name)
+    if path is None or not path.exists():
+        return None
+    try:
+        payload, shape = pickle.loads(path.read_bytes())
+        trees = jax.tree.structure((tuple(args), {})), jax.tree.structure(shape)
+        found = serialize_executable.deserialize_and_load(payload, *trees)
+        os.utime(path)
+    except Exception:  # noqa: BLE001
+        return None  # whatever is broken in it, the program is compiled anew
+    return found
+
+
+def put(name: str, executable: Any) -> None:
+    """Keep an executable, where this backend can write one down."""
+    path = _path(name)
+    if path is None:
+        return
+    try:
+        payload, _, tree = serialize_executable.serialize(executable)
+        # A tree of our own classes can be pickled; its definition cannot.
+        shape = jax.tree.unflatten(tree, range(tree.num_leaves))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, pickle.dumps((payload, shape)))
+        _thin_out(path.parent)
+    except (OSError, RuntimeError, ValueError, TypeError, pickle.PicklingError):
+        return  # what cannot be kept costs time, not the answer
+
+
+def _path(name: str) -> Path | None:
+    folder = cache_folder(FOLDER)
+    return None if folder is None else folder / f"{name}.pickle"
+
+
+def _thin_out(folder: Path) -> None:
+    """Drop the files that were not used for longest."""
+    files = sorted(folder.glob("*.pickle"), key=lambda path: path.stat().st_mtime)
+    for path in files[:-MOST_FILES]:
+        path.unlink(missing_ok=True)
