@@ -50,10 +50,9 @@ def _verdict(program: Program, code: str) -> Verdict:
 
 
 def mbpp(item: Item, code: str, seconds: float = 10.0) -> Program:
-    """The setup code, the program, and the asserts of the item."""
-    tests = "\n".join(item.data["tests"])
-    source = f"{item.data['setup']}\n{code}"
-    return Program(source, tests, _builtin_names(item.gold), seconds)
+    """The program, then the setup code, which may need it, and the asserts."""
+    tests = "\n".join((item.data["setup"], *item.data["tests"]))
+    return Program(code, tests, _builtin_names(item.gold), seconds)
 
 
 def humaneval(item: Item, code: str, seconds: float = 10.0) -> Program:
