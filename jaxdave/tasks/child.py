@@ -28,9 +28,10 @@ REFUSED = frozenset(
     "sys._current_frames sys._current_exceptions sys.settrace sys.setprofile "
     "gc.get_objects gc.get_referrers gc.get_referents os.kill os.killpg "
     "signal.pthread_kill os.chdir os.system subprocess.Popen os.exec os.spawn "
-    "os.posix_spawn ctypes.dlsym ctypes.dlsym/handle ctypes.string_at ctypes.wstring_at "
-    "ctypes.cdata ctypes.cdata/buffer ctypes.PyObj_FromPtr ctypes.call_function "
-    "socket.connect socket.bind socket.sendto socket.sendmsg socket.getaddrinfo".split()
+    "os.posix_spawn ctypes.dlsym ctypes.dlsym/handle ctypes.string_at "
+    "ctypes.wstring_at ctypes.cdata ctypes.cdata/buffer ctypes.PyObj_FromPtr "
+    "ctypes.call_function socket.connect socket.bind socket.sendto socket.sendmsg "
+    "socket.getaddrinfo".split()
 )
 
 
