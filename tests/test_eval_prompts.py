@@ -92,6 +92,14 @@ CONVERSATIONS = {
 }
 
 
+def turns(prompt: Prompt) -> list[str]:
+    assert not isinstance(prompt.asked, str)
+    assert [m["role"] for m in prompt.asked] == (["user", "assistant"] * 9)[
+        : len(prompt.asked)
+    ]
+    return [m["content"] for m in prompt.asked]
+
+
 def asked(name: str, family: str, task: str, **options) -> Prompt:
     preset = open_preset(name, **options)
     return preset.prompt(family, TASKS[task], BY_TASK[task])
@@ -164,7 +172,7 @@ def test_settings_of_the_paper() -> None:
     }  # fmt: skip
     hot = open_preset("paper-2025", as_published=True)
     assert hot.settings("sdar", TASKS["gsm8k"]) == (
-        told["sdar"] | {"temperature": 1.0, "top_k": 1}
+        {**told["sdar"], "temperature": 1.0, "top_k": 1}
     )
     long = PRESETS["paper-2025-thinking"].settings("sdar", TASKS["gsm8k"])
     assert long["max_new_tokens"] == 30000
@@ -232,9 +240,8 @@ SECOND_DRAW = [
 @needs_data
 def test_examples_of_gsm8k_are_drawn_as_lm_eval_draws_them() -> None:
     preset = open_preset("lm-eval-2026", folder=DATA)
-    told = preset.prompt("sdar", TASKS["gsm8k"], SUM).asked
-    assert [m["role"] for m in told] == ["user", "assistant"] * 5 + ["user"]
-    assert told[-1]["content"] == "Question: What is 1+1?\nAnswer:"
+    told = turns(preset.prompt("sdar", TASKS["gsm8k"], SUM))
+    assert len(told) == 11 and told[-1] == "Question: What is 1+1?\nAnswer:"
     # By lm-eval 0.4.13's own ContextSampler(list of rows, rnd=1234).sample(5), twice.
     first, second = (shots.gsm8k(i, DATA) for i in (0, 1))
     assert [q[10:30] for q, _ in first] == FIRST_DRAW
@@ -246,15 +253,15 @@ def test_examples_of_gsm8k_are_drawn_as_lm_eval_draws_them() -> None:
 def test_examples_of_mbpp() -> None:
     preset = open_preset("lm-eval-2026", folder=DATA)
     told = preset.prompt("sdar", TASKS["mbpp"], ADD)
-    texts = [m["content"] for m in told.asked]  # type: ignore[index]
+    texts = turns(told)
     assert texts[-1] == EXPERT + TESTS and told.prefill == "\n```python\n"
     assert texts[1] == (
         "\n```python\ndef similar_elements(test_tup1, test_tup2):\r\n  res = "
         "tuple(set(test_tup1) & set(test_tup2))\r\n  return (res) \n```"
     )
     begun = open_preset("llada", folder=DATA).prompt("llada", TASKS["mbpp"], ADD)
-    told = [m["content"] for m in begun.asked]  # type: ignore[index]
-    assert begun.prefill == "[BEGIN]\n" and told[1].endswith("' \n[DONE] \n\n ")
+    assert begun.prefill == "[BEGIN]\n"
+    assert turns(begun)[1].endswith("' \n[DONE] \n\n ")
 
 
 def test_examples_of_minerva() -> None:
@@ -262,7 +269,7 @@ def test_examples_of_minerva() -> None:
         with pytest.raises(ValueError, match="lm-evaluation-harness, which is not ins"):
             asked("lm-eval-2026", "sdar", "math500")
         pytest.skip("needs lm-eval (pip install lm-eval), which holds the examples")
-    told = asked("lm-eval-2026", "sdar", "math500").asked
+    told = turns(asked("lm-eval-2026", "sdar", "math500"))
     assert len(told) == 9
-    assert told[0]["content"].startswith("Problem:\nFind the domain of the expression")
-    assert told[1]["content"].endswith("answer is $[2,5)$. I hope it is correct.")
+    assert told[0].startswith("Problem:\nFind the domain of the expression")
+    assert told[1].endswith("answer is $[2,5)$. I hope it is correct.")

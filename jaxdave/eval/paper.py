@@ -14,11 +14,10 @@ THINKING, DLLM_RL = "paper-2025-thinking", "dllm-rl"
 
 _SURE = {"sdar": 0.9, "dream": 0.95, "llada": 0.95}
 _ROOM = {
-    "sdar": 2048,
-    "dream": 1600,
+    ("paper-2025", "sdar"): 2048,
+    ("paper-2025", "dream"): 1600,
     (THINKING, "sdar"): 30000,
     (DLLM_RL, "sdar"): 2000,
-    (DLLM_RL, "dream"): 1024,
 }
 
 
@@ -53,7 +52,7 @@ def settings(name: str, as_published: bool, family: str, task: Task) -> Settings
     """
     if task.name in demo_tasks.TASKS:
         return demo_tasks.PRESETS["demo"].settings(family, task)
-    room = _ROOM.get((name, family)) or _ROOM.get(family, 1024)
+    room = _ROOM.get((name, family), 1024)
     common = {
         "max_new_tokens": room,
         "block_length": 4 if family == "sdar" else 32,
