@@ -15,6 +15,7 @@ _DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 _FRACTION = re.compile(r"([-+]?)\\frac\{(-?\d+)\}\{(-?\d+)\}")
 _SLASHED = re.compile(r"([-+]?\d+)/(\d+)")
 _SHORT = re.compile(r"\\(frac|sqrt)(?=[^{\[])")
+_UNIT = re.compile(r"([-$\d.,]+) [A-Za-z]{3,}(?: [A-Za-z]+)*\.?")
 _LONGEST = 2000
 
 
@@ -54,6 +55,8 @@ def number(text: str) -> Fraction | None:
 def normal(text: str) -> str:
     """One spelling for answers that differ in spelling only."""
     text = _NAMED.sub(r"\1", text.strip())
+    united = _UNIT.fullmatch(text)
+    text = united[1] if united else text
     text = _DROPPED.sub("", text)
     text = _SPACES.sub("", text).rstrip(".")
     text = _GROUPED.sub(lambda m: m[1] + re.sub(r"\D", "", m[2]), text)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import warnings
 from collections.abc import Iterator
 
 NOTHING = "Can not extract the answer!"
@@ -126,14 +127,16 @@ def _longest(lines: list[str]) -> ast.Module:
     """The longest run of lines that parses; the earliest of equals."""
     for size in range(len(lines), 0, -1):
         for start in range(len(lines) - size + 1):
-            tree = _parsed("\n".join(lines[start : start + size]))
+            tree = parsed("\n".join(lines[start : start + size]))
             if tree is not None:
                 return tree
     return ast.Module([], [])
 
 
-def _parsed(code: str) -> ast.Module | None:
+def parsed(code: str) -> ast.Module | None:
+    """The syntax of a code, None where it has none; warnings about it are dropped."""
     try:
-        return ast.parse(code)
+        with warnings.catch_warnings(action="ignore"):
+            return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None

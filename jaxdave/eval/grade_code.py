@@ -1,12 +1,12 @@
 """Grading code: the program and its tests in the sandbox, several side by side."""
 
-import ast
 import builtins
 import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from jaxdave.eval import extract
 from jaxdave.eval.types import Item, Verdict
 from jaxdave.tasks.sandbox import run_program
 
@@ -33,12 +33,16 @@ def grade(
     read(item, text): the code of a text. assemble(item, code): what is run of it.
     """
     codes = [read(item, text) for item, text in zip(items, texts, strict=True)]
+    programs = [
+        assemble(item, code) if code.strip() else None
+        for item, code in zip(items, codes, strict=True)
+    ]
     with ThreadPoolExecutor(min(MOST_WORKERS, os.cpu_count() or 1)) as pool:
-        return tuple(pool.map(lambda i, c: _verdict(assemble(i, c), c), items, codes))
+        return tuple(pool.map(_verdict, programs, codes))
 
 
-def _verdict(program: Program, code: str) -> Verdict:
-    if not code.strip():
+def _verdict(program: Program | None, code: str) -> Verdict:
+    if program is None:
         return Verdict(False, code, "no code")
     outcome = run_program(
         program.source,
@@ -50,10 +54,9 @@ def _verdict(program: Program, code: str) -> Verdict:
 
 
 def mbpp(item: Item, code: str, seconds: float = 10.0) -> Program:
-    """The setup code, the program, and the asserts of the item."""
-    tests = "\n".join(item.data["tests"])
-    source = f"{item.data['setup']}\n{code}"
-    return Program(source, tests, _builtin_names(item.gold), seconds)
+    """The program, then the setup code, which may need it, and the asserts."""
+    tests = "\n".join((item.data["setup"], *item.data["tests"]))
+    return Program(code, tests, _builtin_names(item.gold), seconds)
 
 
 def humaneval(item: Item, code: str, seconds: float = 10.0) -> Program:
@@ -89,9 +92,6 @@ def _before(prompt: str, entry: str) -> str:
 
 def _builtin_names(code: str) -> frozenset[str]:
     """The builtin names that a reference defines."""
-    try:
-        body = ast.parse(code).body
-    except SyntaxError:
-        return frozenset()
-    defined = {getattr(node, "name", "") for node in body}
+    tree = extract.parsed(code)
+    defined = {getattr(node, "name", "") for node in (tree.body if tree else ())}
     return frozenset(defined & set(dir(builtins)))

@@ -10,10 +10,15 @@ Settings = Mapping[str, Any]
 
 PUBLISHED_LONGEST = 200
 """Token ids of a prompt that the paper's evaluation of TraDo keeps."""
-THINKING = "paper-2025-thinking"
+THINKING, DLLM_RL = "paper-2025-thinking", "dllm-rl"
 
 _SURE = {"sdar": 0.9, "dream": 0.95, "llada": 0.95}
-_ROOM = {"sdar": 2048, "dream": 1600, "llada": 1024}
+_ROOM = {
+    ("paper-2025", "sdar"): 2048,
+    ("paper-2025", "dream"): 1600,
+    (THINKING, "sdar"): 30000,
+    (DLLM_RL, "sdar"): 2000,
+}
 
 
 def prompt(
@@ -32,11 +37,11 @@ def prompt(
             "lm-eval-2026, which asks by the model's own chat template"
         )
     text = prompts.literal(form, task.kind, item)
-    if as_published:
+    if as_published and name != DLLM_RL:
         # The chat template once more around it, and for TraDo the end cut off.
         longest = PUBLISHED_LONGEST if family == "sdar" else None
         return Prompt(prompts.chat(text), longest=longest)
-    opened = name == "dllm-rl" and task.kind == "code"
+    opened = name == DLLM_RL and task.kind == "code"
     return Prompt(text, prompts.completed(item) if opened else "")
 
 
@@ -47,7 +52,7 @@ def settings(name: str, as_published: bool, family: str, task: Task) -> Settings
     """
     if task.name in demo_tasks.TASKS:
         return demo_tasks.PRESETS["demo"].settings(family, task)
-    room = 30000 if name == THINKING else _ROOM.get(family, 1024)
+    room = _ROOM.get((name, family), 1024)
     common = {
         "max_new_tokens": room,
         "block_length": 4 if family == "sdar" else 32,
@@ -56,12 +61,10 @@ def settings(name: str, as_published: bool, family: str, task: Task) -> Settings
         "temperature": 0.0,
     }
     heat = {"temperature": 1.0 if family == "sdar" else 0.1}
-    if name == "dllm-rl":
+    if name == DLLM_RL:
         filters = {"top_p": 0.95, "top_k": 40} if family == "dream" else {}
-        room = 2000 if family == "sdar" else 1024
-        return {**common, **heat, **filters, "max_new_tokens": room}
+        return {**common, **heat, **filters}
     return {**common, **heat, "top_k": 1} if as_published else common
 
 
-PUBLISHED = ("paper-2025", THINKING)
-NAMES = (*PUBLISHED, "dllm-rl")
+NAMES = ("paper-2025", THINKING, DLLM_RL)

@@ -43,10 +43,10 @@ def open_preset(
 
 def check_published(name: str, as_published: bool) -> None:
     """Raise ValueError where there is no published form beside the corrected one."""
-    if as_published and name not in paper.PUBLISHED:
+    if as_published and name not in paper.NAMES:
         raise ValueError(
             f"preset {name!r} has no published form of its own; leave --as-published "
-            f"out, or use {' or '.join(paper.PUBLISHED)}"
+            f"out, or use one of {', '.join(paper.NAMES)}"
         )
 
 

@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Callable, Sequence
 
+from jaxdave.eval import extract
 from jaxdave.eval.types import Item, Prompt
 from jaxdave.tokenizer import Messages
 
@@ -79,7 +80,8 @@ def _signature(item: Item) -> str:
     that is tested."""
     code = item.gold.replace("\r\n", "\n")
     lines = [line for line in code.split("\n") if line.strip()]
-    made = [n for n in ast.parse(code).body if isinstance(n, ast.FunctionDef)]
+    tree = extract.parsed(code) or ast.Module([], [])
+    made = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
     called = set(re.findall(r"([A-Za-z_]\w*)\s*\(", item.data["tests"][0]))
     tested = next(n.name for n in made if n.name in called)
     defines = re.compile(rf"def\s+{tested}\b")

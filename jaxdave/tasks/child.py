@@ -18,6 +18,7 @@ import time
 NOBODY = 65534
 STACK_BYTES = 64 << 20
 NEW_PIDS, NEW_NETWORK, NEW_USER = 0x20000000, 0x40000000, 0x10000000
+NEW_MOUNTS, PRIVATE, READ_ONLY = 0x20000, 1 << 18 | 1 << 14, 1
 DIE_WITH_PARENT, KEEP_RIGHTS, KILL = 1, 8, 9
 CAPABILITIES_V3, READ_ANYTHING = 0x20080522, 1 << 2
 
@@ -26,10 +27,11 @@ CAPABILITIES_V3, READ_ANYTHING = 0x20080522, 1 << 2
 REFUSED = frozenset(
     "sys._current_frames sys._current_exceptions sys.settrace sys.setprofile "
     "gc.get_objects gc.get_referrers gc.get_referents os.kill os.killpg "
-    "signal.pthread_kill os.system subprocess.Popen os.exec os.spawn os.posix_spawn "
-    "ctypes.dlsym ctypes.dlsym/handle ctypes.string_at ctypes.wstring_at "
-    "ctypes.cdata ctypes.cdata/buffer ctypes.PyObj_FromPtr ctypes.call_function "
-    "socket.connect socket.bind socket.sendto socket.sendmsg socket.getaddrinfo".split()
+    "signal.pthread_kill os.chdir os.system subprocess.Popen os.exec os.spawn "
+    "os.posix_spawn ctypes.dlsym ctypes.dlsym/handle ctypes.string_at "
+    "ctypes.wstring_at ctypes.cdata ctypes.cdata/buffer ctypes.PyObj_FromPtr "
+    "ctypes.call_function socket.connect socket.bind socket.sendto socket.sendmsg "
+    "socket.getaddrinfo".split()
 )
 
 
@@ -68,7 +70,8 @@ def limit(name: str, value: int) -> None:
 
 
 def isolate():
-    """Process ids and a network of its own for the worker, where that is permitted.
+    """Process ids and a network of its own for the worker, and an empty /proc, where
+    that is permitted.
 
     The C library, None where there is none.
     """
@@ -76,10 +79,13 @@ def isolate():
         import ctypes
 
         libc = ctypes.CDLL(None)
-        both = NEW_PIDS | NEW_NETWORK
-        for flags in (both, both | NEW_USER, NEW_NETWORK, NEW_NETWORK | NEW_USER):
+        every = NEW_PIDS | NEW_NETWORK | NEW_MOUNTS
+        for flags in (every, every | NEW_USER, NEW_NETWORK, NEW_NETWORK | NEW_USER):
             if libc.unshare(flags) == 0:
                 break
+        # Without mounts of its own this must not happen to everyone's /proc.
+        if flags & NEW_MOUNTS and libc.mount(None, b"/", None, PRIVATE, None) == 0:
+            libc.mount(b"none", b"/proc", b"tmpfs", READ_ONLY, None)
         _ = libc.prctl
     except (AttributeError, ImportError, OSError):
         return None
@@ -166,10 +172,11 @@ def work(steps: list[tuple], back: int, nonce: bytes) -> None:
 
 
 def refuse_events() -> None:
-    """From here on the events in `REFUSED` raise."""
+    """From here on the events in `REFUSED` raise, and so does opening /proc."""
 
-    def hook(event, _, refused=REFUSED, error=PermissionError):
-        if event in refused:
+    def hook(event, told, refused=REFUSED, error=PermissionError):
+        # The program's own memory, where /proc could not be emptied.
+        if event in refused or (event == "open" and "/proc" in f"{told[0]}"):
             raise error(event)
 
     sys.addaudithook(hook)
