@@ -54,10 +54,7 @@ def generate(
         float | None,
         typer.Option(help="Commit all tokens this sure (0.9); with freedave as well."),
     ] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(help="NAME[:key=value,...]; see `jaxdave policies`."),
-    ] = None,
+    policy: options.Policy = None,
     cache: options.Cache = None,
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance; 0 is off.")

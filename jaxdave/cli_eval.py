@@ -24,8 +24,9 @@ def evaluate(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Protocol: paper-2025, lm-eval-2026, sdar, llada, dream or demo; by "
-            "default demo for the demo's tasks, else paper-2025."
+            help="Protocol: paper-2025, paper-2025-thinking, dllm-rl, lm-eval-2026, "
+            "sdar, llada, dream or demo; by default demo for the demo's tasks, else "
+            "paper-2025."
         ),
     ] = None,
     as_published: Annotated[
@@ -55,6 +56,7 @@ def evaluate(
         str | None, typer.Option(help="A number, or auto; the preset's.")
     ] = None,
     draft: options.Draft = "tree",
+    policy: options.Policy = None,
     sweep: Annotated[
         str | None,
         typer.Option(
@@ -94,6 +96,7 @@ def evaluate(
         threshold=threshold,
         draft_steps=draft_steps,
         draft=draft,
+        policy=policy,
         sweep=sweep,
         trajectory=trajectory,
         block_length=block_length,

@@ -21,6 +21,10 @@ Draft = Annotated[
         "tree, and what the text repeats."
     ),
 ]
+Policy = Annotated[
+    str | None,
+    typer.Option(help="NAME[:key=value,...]; see `jaxdave policies`."),
+]
 Cache = Annotated[
     str | None, typer.Option(help="none, prefix or dual, for full attention.")
 ]

@@ -5,6 +5,7 @@ import pytest
 
 from jaxdave import checkpoint
 from jaxdave.eval import cells, demo_tasks, wanted
+from jaxdave.eval.methods import METHODS
 from jaxdave.eval.types import Item, Prompt
 
 
@@ -27,6 +28,7 @@ def model(tmp_path_factory) -> str:
         (("--draft-steps", "two"), "draft_steps='two' must be"),
         (("--draft-steps", 0), "draft_steps=0 must be"),
         (("--draft-steps", 33), "draft_steps=33 must be"),
+        (("--policy", "magic"), "policy 'magic' is unknown"),
         (("--threshold", 2), "threshold=2.0 must be"),
         (("--data-dir", "none"), "data_dir=none is no folder"),
         (("--tasks", "gsm8k", "--data-dir", "."), "gsm8k_test.jsonl: cannot be read"),
@@ -64,6 +66,18 @@ def test_code_of_models_runs_only_if_allowed(run):
     code, out, err = run("eval", "--tasks", "demo-math,mbpp")
     assert (code, out) == (2, "") and "say --allow-code-execution" in err
     wanted.check(wanted.Wanted(tasks=("mbpp",), allow_code_execution=True))
+
+
+def test_a_policy_is_statics_and_freedaves():
+    asked = wanted.Wanted(policy="entropy:steps=16", methods=(*METHODS,))
+    given = wanted.settings(asked, {"tokens_per_step": 2})
+    chosen = [method.choose(given, 0.9) for method in wanted.methods_of(asked)]
+    assert [s.policy for s in chosen] == [given.policy, None, given.policy, None]
+    assert [s.threshold for s in chosen] == [None, 0.9, None, 0.9]
+    wanted.check(asked)
+    titles = [m.title(s) for m, s in zip(METHODS.values(), chosen, strict=True)]
+    assert titles[0] == "entropy:steps=16"
+    assert titles[2] == "FreeDave d=auto over entropy:steps=16"
 
 
 def test_prompts_are_a_conversation_or_a_text_with_markup(model):

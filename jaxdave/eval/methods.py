@@ -30,8 +30,9 @@ def _static(settings: Settings, _: float) -> Settings:
 
 def _threshold(settings: Settings, threshold: float) -> Settings:
     return dataclasses.replace(
-        settings, method="threshold", threshold=threshold, tokens_per_step=None
-    )
+        settings, method="threshold", threshold=threshold, tokens_per_step=None,
+        policy=None,
+    )  # fmt: skip
 
 
 def _freedave(settings: Settings, _: float) -> Settings:
@@ -42,17 +43,21 @@ def _both(settings: Settings, threshold: float) -> Settings:
     return dataclasses.replace(_threshold(settings, threshold), method="freedave")
 
 
+def _over(settings: Settings) -> str:
+    return f" over {settings.policy}" if settings.policy else ""
+
+
 METHODS = {
     method.name: method
     for method in (
-        Method("static", lambda s: "static", "static", False, _static),
+        Method("static", lambda s: s.policy or "static", "static", False, _static),
         Method(
             "threshold", lambda s: f"threshold {s.threshold:g}", "threshold", False,
             _threshold,
         ),
         Method(
-            "freedave", lambda s: f"FreeDave d={s.draft_steps}", "static", True,
-            _freedave,
+            "freedave", lambda s: f"FreeDave d={s.draft_steps}{_over(s)}", "static",
+            True, _freedave,
         ),
         Method(
             "freedave-threshold",
@@ -61,5 +66,6 @@ METHODS = {
         ),
     )
 }  # fmt: skip
-"""`freedave-threshold`: FreeDave over the threshold policy, the public code's
+"""`static` is the policy that was asked for, and its own where none was.
+`freedave-threshold`: FreeDave over the threshold policy, the public code's
 FreeDave++."""

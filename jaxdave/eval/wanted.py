@@ -34,6 +34,7 @@ class Wanted:
     threshold: float | None = None
     draft_steps: str | None = None
     draft: str = "tree"
+    policy: str | None = None
     sweep: str | None = None
     trajectory: str | None = None
     block_length: int | None = None
@@ -143,6 +144,8 @@ def settings(wanted: Wanted, given: Mapping[str, Any]) -> Settings:
     asked = {name: value for name, value in asked.items() if value is not None}
     own = {
         name: getattr(w, name)
-        for name in "model draft batch_size seed dtype quantize numerics".split()
+        for name in "model draft policy batch_size seed dtype quantize numerics".split()
     }
+    # A policy says itself how many tokens a step commits.
+    own |= {} if w.policy is None else {"tokens_per_step": None}
     return Settings(**{**given, **asked, **own})
