@@ -19,7 +19,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import common, m_drafts, m_growth, m_memory, measure, plots, subjects
+from bench import (
+    common,
+    m_drafts,
+    m_exact,
+    m_growth,
+    m_memory,
+    measure,
+    plots,
+    subjects,
+)
 from bench.decode import equal_lengths
 from bench.measure import Book, Plan
 from bench.subjects import Subject
@@ -37,9 +46,10 @@ class Entry(NamedTuple):
 
 
 # A measure that is to be run goes into this list; it adds to the book.
-# M1 in full (numerics="guarded") and M14 (draft_steps="auto") are to come here.
 MEASURES = (
     Entry(("M1", "M3", "M4", "M5", "M6", "M11"), subjects.SIZES, m_drafts.measure),
+    Entry(("M1",), ("demo",), m_exact.exactness),
+    Entry(("M14",), ("demo",), m_exact.regret),
     Entry(("M7",), subjects.SIZES, m_memory.memory),
     Entry(("M7",), ("1M",), m_memory.dependence),
     Entry(("M8",), ("1M",), m_memory.compiling),

@@ -22,16 +22,17 @@ class Plan:
     """How much is run.
 
     rounds: alternating pairs; drafts, large: draft lengths of small and of large
-    models; numerics: of every decode that does not say otherwise.
+    models; numerics: of every decode that does not say otherwise; problems: for M1.
     """
 
     rounds: int = 7
     drafts: tuple[int, ...] = (1, 2, 4, 8, 16)
     large: tuple[int, ...] = (1, 4, 8)
     numerics: str = "exact"
+    problems: int = 24
 
 
-QUICK = Plan(rounds=2, drafts=(1, 8), large=(1, 8))
+QUICK = Plan(rounds=2, drafts=(1, 8), large=(1, 8), problems=4)
 
 
 @dataclasses.dataclass
