@@ -87,6 +87,15 @@ def test_reachable_keeps_what_the_entry_needs() -> None:
     assert extract.reachable("no code here", "f") == ""
 
 
+def test_endless_repetition_is_read_in_one_pass() -> None:
+    begun = time.monotonic()
+    for part in ("\\boxed{", "final answer is $x ", "```python\n", "#### ", "1,"):
+        assert isinstance(extract.math_answer(part * 20_000), str)
+        assert isinstance(extract.last_block(part * 20_000), str)
+        assert isinstance(extract.first_block(part * 20_000), str)
+    assert time.monotonic() - begun < 20
+
+
 @given(st.text(max_size=60))
 def test_no_text_breaks_the_readers(text: str) -> None:
     for read in (extract.math_answer, extract.boxed_only, extract.last_block):

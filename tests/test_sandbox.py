@@ -1,5 +1,6 @@
 """The sandbox: what honest programs may do, and programs that want to pass unearned."""
 
+import functools
 import os
 import socket
 import time
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from jaxdave.tasks.sandbox import run_program
+
+# Long enough for a busy machine; whatever takes that long is endless.
+ended = functools.partial(run_program, seconds=30)
 
 # Writes whatever looks like a nonce wherever something can be written, and leaves.
 LEAK = """
@@ -129,35 +133,35 @@ ENDLESS = {
 
 @pytest.mark.parametrize("name", FAILING)
 def test_hostile_programs_fail(name: str) -> None:
-    assert run_program(FAILING[name], seconds=5).reason == "failed"
+    assert ended(FAILING[name]).reason == "failed"
 
 
 @pytest.mark.parametrize("name", GUESSING)
 def test_nor_do_they_with_tests_after_them(name: str) -> None:
-    assert not run_program(WRONG + GUESSING[name], tests=TESTS, seconds=5).passed
+    assert not ended(WRONG + GUESSING[name], tests=TESTS).passed
 
 
 @pytest.mark.parametrize("name", CHEATING)
 def test_tests_are_not_cheated(name: str) -> None:
     source = WRONG + CHEATING[name]
-    assert run_program(source, tests=TESTS, seconds=5).reason == "failed"
+    assert ended(source, tests=TESTS).reason == "failed"
 
 
 def test_what_the_cheats_are_measured_against() -> None:
     """The same tests pass for a right program, whatever else it defines."""
     right = "def f(x): return 2 + x"
-    assert run_program(right, tests=TESTS).passed
-    assert run_program(f"{right}\ndef isinstance(*_): return False", tests=TESTS).passed
+    assert ended(right, tests=TESTS).passed
+    assert ended(f"{right}\ndef isinstance(*_): return False", tests=TESTS).passed
     own = "def sum(x): return x + 1"
-    assert run_program(own, tests="assert sum(1) == 2", kept=["sum"]).passed
-    assert not run_program(own, tests="assert sum(1) == 2").passed
+    assert ended(own, tests="assert sum(1) == 2", kept=["sum"]).passed
+    assert not ended(own, tests="assert sum(1) == 2").passed
 
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_endless_programs_time_out(name: str) -> None:
     begun = time.monotonic()
     assert run_program(ENDLESS[name], seconds=0.5).reason == "timeout"
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 25
 
 
 @pytest.mark.parametrize("session", ["", "os.setsid(); "])
@@ -170,13 +174,13 @@ def test_what_a_program_leaves_behind_is_ended(tmp_path: Path, session: str) -> 
     mark = tmp_path / "mark"
     sleeps = f"time.sleep(0.8); open({str(mark)!r}, 'w').close(); os._exit(0)"
     child = f"import os, time\nif os.fork() == 0: {sleeps}"
-    assert run_program(child).passed
+    assert ended(child).passed
     alone = f"import os, time\n{session}{sleeps}"
     assert run_program(alone, seconds=0.5).reason == "timeout"
-    assert not run_program(f"import os, time\n{sleeps}", seconds=5).passed
+    assert not ended(f"import os, time\n{sleeps}").passed
     assert mark.exists()  # it can be written when there is time
     mark.unlink()
-    assert run_program(child).passed
+    assert ended(child).passed
     assert run_program(alone, seconds=0.5).reason == "timeout"
     time.sleep(1.5)
     assert not mark.exists()
@@ -187,7 +191,7 @@ def test_nothing_is_connected_to() -> None:
         server.settimeout(0.1)
         port = server.getsockname()[1]
         program = f"import socket\nsocket.create_connection(('127.0.0.1', {port}))"
-        assert run_program(program).reason == "failed"
+        assert ended(program).reason == "failed"
         with pytest.raises(TimeoutError):
             server.accept()
 
@@ -204,9 +208,9 @@ def test_root_gives_up_its_rights(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.write_text("kept")
     for theft in (f"open({str(mine)!r}, 'w')", f"import os; os.remove({str(mine)!r})"):
-        assert run_program(theft).reason == "failed"
+        assert ended(theft).reason == "failed"
     assert mine.read_text() == "kept"
-    assert run_program("import os\nassert os.getuid() != 0").passed
+    assert ended("import os\nassert os.getuid() != 0").passed
 
 
 HONEST = {
@@ -231,7 +235,7 @@ HONEST = {
 
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_programs_pass(name: str) -> None:
-    assert run_program(HONEST[name], seconds=10).reason == "passed"
+    assert ended(HONEST[name]).reason == "passed"
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])

@@ -9,9 +9,10 @@ NOTHING = "Can not extract the answer!"
 """What the paper's evaluation takes for the answer where nothing is boxed."""
 
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # A minus after a digit or a bracket takes away and is not a sign.
 _NUMBER = re.compile(r"(?:(?<![\w)}])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
-_SAID = re.compile(r"[Ff]inal answer is:?\s*\$(.+?)\$(?:\.|\s|$)", re.DOTALL)
+_SAID = re.compile(r"[Ff]inal answer is:?\s*\$([^$]{1,300})\$")
 _PYTHON_BLOCK = re.compile(r"```python(.*?)```", re.DOTALL)
 _FIRST_BLOCK = re.compile(r"```\w*\r?\n(.*?)(?:```|\Z)", re.DOTALL)
 _BEGIN = re.compile(r"\[BEGIN\](.*?)(?:\[DONE\]|\Z)", re.DOTALL)
@@ -19,26 +20,17 @@ _MOST_LINES = 100
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last `\\boxed{...}` whose braces balance."""
-    for start in reversed([found.end() for found in _BOX.finditer(text)]):
-        end = _closing(text, start)
-        if end is not None:
-            return text[start:end].strip()
-    return None
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Where the brace before `start` closes; escaped braces do not count."""
-    depth, at = 1, start
-    while at < len(text):
-        if text[at] == "\\":
-            at += 1
-        elif text[at] in "{}":
-            depth += 1 if text[at] == "{" else -1
-            if depth == 0:
-                return at
-        at += 1
-    return None
+    r"""The content of the last `\\boxed{...}` whose braces balance; escaped ones do not
+    count."""
+    starts = {found.end() for found in _BOX.finditer(text)}
+    opened, last = [], (-1, -1)
+    for found in _BRACE.finditer(text):
+        if found[0] == "{":
+            opened.append(found.end())
+        elif found[0] == "}" and opened:
+            start = opened.pop()
+            last = max(last, (start, found.start())) if start in starts else last
+    return text[slice(*last)].strip() if last[0] >= 0 else None
 
 
 def after_mark(text: str) -> str | None:

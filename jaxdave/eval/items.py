@@ -1,5 +1,6 @@
 """The rows of the benchmarks' files as items."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def published(name: str) -> Callable[[int, Row], Item]:
     return make
 
 
+@functools.cache
 def mbpp_shots(folder: Path | None) -> Sequence[Item]:
     """Tasks 2, 3 and 4: the examples of MBPP's own prompt."""
     return read("mbpp-shots", mbpp, folder)

@@ -11,10 +11,11 @@ import itertools
 import marshal
 import operator
 import os
-import resource
+import signal
 import sys
 import time
 
+LATE = 124
 NOBODY = 65534
 STACK_BYTES = 64 << 20
 NEW_PIDS, NEW_NETWORK, NEW_USER = 0x20000000, 0x40000000, 0x10000000
@@ -37,7 +38,7 @@ REFUSED = frozenset(
 
 def main() -> None:
     """Watch one worker; the exit status is 0 only where the worker's is."""
-    limits, nonce, kept, parts = marshal.load(sys.stdin.buffer)
+    limits, seconds, nonce, kept, parts = marshal.load(sys.stdin.buffer)
     back, null = os.dup(1), os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
@@ -55,17 +56,33 @@ def main() -> None:
             work([(limit, "RLIMIT_NPROC", processes), *steps], back, nonce)
         finally:
             os._exit(1)
-    os._exit(0 if os.waitpid(worker, 0)[1] == 0 else 1)
+    os._exit(watch(worker, seconds))
+
+
+def watch(worker: int, seconds: float) -> int:
+    """Wait for the worker, and end it when the time is up."""
+    late = []
+
+    def end(*_) -> None:
+        late.append(worker)
+        os.kill(worker, KILL)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    status = os.waitpid(worker, 0)[1]
+    return LATE if late else int(status != 0)
 
 
 def limit(name: str, value: int) -> None:
     """Lower one resource limit, where the system has it."""
     try:
+        import resource
+
         hard = resource.getrlimit(getattr(resource, name))[1]
         if hard != resource.RLIM_INFINITY:
             value = min(value, hard)
         resource.setrlimit(getattr(resource, name), (value, value))
-    except (AttributeError, OSError, ValueError):
+    except (AttributeError, ImportError, OSError, ValueError):
         pass
 
 

@@ -26,6 +26,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Literal
 
+from jaxdave.tasks import child
+
+GRACE_SECONDS = 5.0
 MEMORY_BYTES = 1 << 30
 FILE_BYTES = 1 << 20
 OPEN_FILES = 64
@@ -71,10 +74,10 @@ def run_program(
         tempfile.TemporaryFile() as given,
         tempfile.TemporaryFile() as back,
     ):
-        marshal.dump((_limits(seconds), nonce, list(kept), parts), given)
+        marshal.dump((_limits(seconds), seconds, nonce, list(kept), parts), given)
         given.seek(0)
         status = _run(folder, given, back, seconds)
-        if status is None:
+        if status in (None, child.LATE):
             return Outcome(False, "timeout")
         back.seek(0)
         if status == 0 and back.read(len(nonce) + 1) == nonce:
@@ -96,7 +99,8 @@ def _run(folder: str, given: IO[bytes], back: IO[bytes], seconds: float) -> int 
         start_new_session=True,
     )
     try:
-        return process.wait(timeout=seconds)
+        # The watcher ends its worker when the time is up; this is for the watcher.
+        return process.wait(timeout=seconds + GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         return None
     finally:
@@ -108,7 +112,7 @@ def _run(folder: str, given: IO[bytes], back: IO[bytes], seconds: float) -> int 
 
 @functools.cache
 def _child() -> str:
-    return (Path(__file__).parent / "child.py").read_text(encoding="utf-8")
+    return Path(child.__file__).read_text(encoding="utf-8")
 
 
 def _limits(seconds: float) -> dict[str, int]:
