@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 import folders
+import jax
 import pytest
 
 from jaxdave import checkpoint, cli, cli_settings
 from jaxdave.console import run_app
 from jaxdave.eval import demo_tasks, report, runner
 from jaxdave.executables import forget_executables
+from jaxdave.files import NO_CACHE
 from jaxdave.run import generate
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -52,13 +54,23 @@ def model(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-    """Tiny programs: compiling is what these tests would take."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        import jax
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory) -> Path:
+    """A cache of this module's own: its programs are compiled with less care."""
+    return tmp_path_factory.mktemp("cache")
 
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly(shared_cache):
+    """Compiling is what these tests would take; so it is done once, and in haste."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform == "linux":
+            patch.delenv(NO_CACHE, raising=False)
+            patch.setenv("XDG_CACHE_HOME", str(shared_cache))
+        # So that a process of its own is as this one.
+        patch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")
+        patch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)

@@ -175,3 +175,11 @@ def test_records_broken_in_the_middle_are_refused(tmp_path, broken):
 def test_stable_drops_what_is_measured_and_nothing_else():
     value = {"a": [{"timing": 1, "b": {"memory": 2, "c": 3}}], "machine": 4}
     assert report.stable(value) == {"a": [{"b": {"c": 3}}]}
+
+
+def test_same_texts_are_counted_and_others_named():
+    base = {id: evaluations.record(id) for id in "abcd"}
+    own = [base["a"], evaluations.record("b", token_ids=(5, 9, 7)), base["c"]]
+    assert report._same(own, base) == {
+        "items": 2, "share": 2 / 3, "different": [{"id": "b", "at": 1}]
+    }  # fmt: skip

@@ -55,6 +55,7 @@ def test_tables_are_the_papers():
         "| gsm8k | freedave 8 | 2 | 8 | 4 | 4 | 0 | 0 | 100 | 24 | 75.0 % | i2 at 17 "
         "| 6.6 MB | 0.0 |"
     )
+    assert text.endswith("Peak memory: " + memory.SOURCES["program"] + ".\n")
     assert text.startswith("`jaxdave eval`\n\ntiny, preset demo, float32")
 
 
@@ -65,7 +66,7 @@ def test_tables_without_static_or_rates_have_dashes():
     cell["memory"] = {"bytes": None, "source": None}
     text = tables.markdown(evaluations.report(cell))
     assert "12 (- [-, -]x)" in text and "| - | - | - | 0.0 |" in text
-    assert "Table 2" not in text
+    assert "Table 2" not in text and "Peak memory" not in text
 
 
 def sweep(**changes) -> dict:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxdave.eval.memory import SOURCES
+
 TITLES = {"math": "Table 1: mathematics", "code": "Table 2: code"}
 HEADS = ("benchmark", "method", "accuracy %", "tokens/s", "tokens/NFE")
 BEHIND = (
@@ -28,7 +30,14 @@ def markdown(report: Mapping[str, Any]) -> str:
             parts.append(f"{title}\n\n{_table(HEADS, map(_paper_row, cells))}")
     lines = [_row_behind(cell) for cell in report["cells"]]
     parts.append(f"Behind the tables\n\n{_table(BEHIND, lines)}")
-    return "\n\n".join([*parts, NOTE]) + "\n"
+    return "\n\n".join([*parts, NOTE + _sources(report)]) + "\n"
+
+
+def _sources(report: Mapping[str, Any]) -> str:
+    """How memory was measured; tables may hold both measures."""
+    used = {cell["memory"]["source"] for cell in report["cells"]}
+    said = "; ".join(text for name, text in SOURCES.items() if name in used)
+    return f" Peak memory: {said}." if said else ""
 
 
 def _headline(report: Mapping[str, Any]) -> str:
