@@ -10,6 +10,8 @@ import typer
 # The base of everything that typer raises for a wrong command line.
 _UsageError = cast(type[Exception], typer.BadParameter.__base__)
 
+INTERRUPTED = 130
+
 
 def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None) -> int:
     """The exit code of a command line: 2 for bad input, 130 when interrupted."""
@@ -17,13 +19,16 @@ def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None) -> int:
     try:
         code = command.main(argv, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:
+            # So typer answers a KeyboardInterrupt, without a word.
+            return _complain(name, "interrupted", INTERRUPTED)
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         # The reader has left (`| head`); nothing more may be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        return _complain(name, "interrupted", 130)
+        return _complain(name, "interrupted", INTERRUPTED)
     except _UsageError as error:
         return _complain(name, _usage(name, error), 2)
     except (ValueError, OSError) as error:

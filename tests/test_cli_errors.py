@@ -123,3 +123,14 @@ def test_bad_commands(fails, args, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert words in fails(*args)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_is_one_line(capsys, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxdave.cli_policies.run", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["policies"])
+    assert caught.value.code == 130
+    assert capsys.readouterr() == ("", "jaxdave: interrupted\n")
