@@ -44,7 +44,14 @@ class Codec:
         Raises ValueError for anything else, and for a text with the mask token in it.
         """
         _check_messages(messages)
-        ids = self._encode(self._render(messages))
+        return self.encode_text(self._render(messages))
+
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text with its markup in it, special tokens recognised.
+
+        Raises ValueError for a text with the mask token in it.
+        """
+        ids = self._encode(text)
         if self.mask_id in ids:
             raise ValueError(
                 f"the prompt holds the mask token (id {self.mask_id}), which stands "

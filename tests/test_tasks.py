@@ -4,7 +4,6 @@ import collections
 import hashlib
 import itertools
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from jaxdave.tasks import frozen, lists, words
 from jaxdave.tasks.grade import CASES, baselines, extract_number, grade, is_allowed
 from jaxdave.tasks.mixture import kind_of, training_problem
 from jaxdave.tasks.problem import Problem, from_line, split_of, to_line
-from jaxdave.tasks.sandbox import run_program
 from jaxdave.train.tokenizer import SPECIALS, build_tokenizer
 
 STREAM = 20000
@@ -207,26 +205,6 @@ def test_grade_judges_the_value_and_not_the_spelling(sets) -> None:
     assert not grade(listed, "def f(xs):\n    return [x == 1 for x in xs]")
     with pytest.raises(ValueError, match="family 'songs' has no grader"):
         grade(Problem("songs", "", "", ""), "la")
-
-
-HOSTILE = ("import sys; sys.exit(0)", "import os; os._exit(0)", "def f(", "\x00")
-HOSTILE += ("x = bytearray(8 << 30)", "print('passed'); assert False", "input()")
-HOSTILE += ("import os\nif os.fork(): os.wait(); os._exit(0)", "def f(): f()\nf()")
-HOSTILE += ("open('big', 'wb').write(b'0' * (16 << 20))", "import jaxdave")
-ENDLESS = ("while True: pass", "import os, time\nos.fork()\ntime.sleep(60)")
-
-
-@pytest.mark.parametrize("source", HOSTILE)
-def test_hostile_programs_fail(source: str) -> None:
-    assert run_program("print('quiet')").reason == "passed"
-    assert run_program(source).reason == "failed"
-
-
-@pytest.mark.parametrize("source", ENDLESS)
-def test_endless_programs_time_out(source: str) -> None:
-    begun = time.monotonic()
-    assert run_program(source, seconds=0.3).reason == "timeout"
-    assert time.monotonic() - begun < 5
 
 
 @settings(max_examples=300, deadline=None)

@@ -138,6 +138,15 @@ def test_prompt_with_the_mask_token(folder):
         load_codec(folder).encode_prompt("fill <|MASK|> in")
 
 
+def test_literal_markup(folder):
+    """What the template makes of messages, written out, has the same ids."""
+    codec = load_codec(folder)
+    assert codec.encode_text(RENDERED) == codec.encode_messages(TURNS)
+    assert codec.encode_text("") == []
+    with pytest.raises(ValueError, match="mask token"):
+        codec.encode_text("fill <|MASK|> in")
+
+
 @pytest.mark.parametrize(
     "messages",
     [[], "hi", None, [{"role": "user"}], [{"role": "user", "content": 3}], ["hi"]],

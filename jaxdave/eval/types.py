@@ -24,10 +24,12 @@ class Prompt(NamedTuple):
     """What a model is asked: a conversation, or a text with the markup in it.
 
     prefill: the opening of the answer; what is graded is this and all that follows.
+    longest: token ids that are kept of all this, from the front; None: every one.
     """
 
     asked: Messages | str
     prefill: str = ""
+    longest: int | None = None
 
 
 class Verdict(NamedTuple):

@@ -1,13 +1,20 @@
 """Running a program that a model wrote, in an interpreter of its own.
 
-This keeps honest mistakes (endless loops, huge lists, early exits) away from the
-evaluation. It is not a security boundary: a determined program can still read the file
-system, inspect its own frames and leave its process group, and the limit on processes
-does not bind root. Run untrusted models inside a container.
+This keeps mistakes (endless loops, huge lists, early exits) and plain mischief (looking
+for the verdict, signals, forks, connections) away from the evaluation. It is not a
+security boundary: a determined program can still read what its user may read, use up
+memory in several processes, or compare equal to everything. Run untrusted models
+inside a container.
+
+Where the system permits, the program has process ids and a network of its own, and is
+not root. Elsewhere connections, signals and new programs are only refused by an audit
+hook, which native code can go around.
 """
 
 import contextlib
 import dataclasses
+import functools
+import marshal
 import math
 import os
 import secrets
@@ -15,38 +22,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
+from pathlib import Path
 from typing import IO, Literal
 
+from jaxdave.tasks import child
+
+GRACE_SECONDS = 5.0
 MEMORY_BYTES = 1 << 30
 FILE_BYTES = 1 << 20
 OPEN_FILES = 64
 PROCESSES = 64
-
-# Read by the child's interpreter. The nonce comes on the first line of the input and
-# goes back only after the last statement, from the process that was started: leaving
-# early, printing a verdict and forking all fail to send it.
-CHILD = """
-import os, resource, sys
-def limit(name, value):
-    try:
-        resource.setrlimit(getattr(resource, name), (value, value))
-    except (AttributeError, OSError, ValueError):
-        pass
-def main():
-    limits, nonce, program = sys.stdin.buffer.read().split(b"\\n", 2)
-    for pair in limits.decode().split():
-        name, value = pair.split("=")
-        limit(name, int(value))
-    back, first = os.dup(1), os.getpid()
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    code = compile(program, "<program>", "exec")
-    exec(code, {"__name__": "__main__"})
-    if os.getpid() == first:
-        os.write(back, nonce)
-main()
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,27 +47,37 @@ class Outcome:
     reason: Literal["passed", "failed", "timeout"]
 
 
-def run_program(source: str, *, seconds: float = 2.0) -> Outcome:
-    """Whether `source` runs to its last statement within the time and the limits.
+def run_program(
+    source: str,
+    *,
+    tests: str | None = None,
+    kept: Collection[str] = (),
+    seconds: float = 2.0,
+) -> Outcome:
+    """Whether `source`, and `tests` after it, run to their ends within the limits.
 
     The program gets an empty environment, an empty working folder and no output; it
-    passes when no statement raised, so end it with the assertions that matter.
+    passes when no statement raised, so end it with the assertions that matter, or give
+    them as `tests`: these see what `source` defined, but true builtins, save those
+    named in `kept`, which `source` is to define; no text of `source` runs on into them.
     Raises ValueError when `seconds` is not above 0.
     """
     if not seconds > 0:
         raise ValueError(f"seconds={seconds} must be above 0; 2.0 suits most programs")
     nonce = secrets.token_hex(16).encode()
+    # A lone surrogate cannot be in a program; with "replace" it becomes a `?`.
+    parts = [part.encode("utf-8", "replace") for part in (source, tests or "")]
+    if tests is None:
+        parts.pop()
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         tempfile.TemporaryFile() as given,
         tempfile.TemporaryFile() as back,
     ):
-        # A lone surrogate cannot be in a program; with "replace" it becomes a `?`.
-        program = source.encode("utf-8", "replace")
-        given.write(b"\n".join((_limits(seconds).encode(), nonce, program)))
+        marshal.dump((_limits(seconds), seconds, nonce, list(kept), parts), given)
         given.seek(0)
         status = _run(folder, given, back, seconds)
-        if status is None:
+        if status in (None, child.LATE):
             return Outcome(False, "timeout")
         back.seek(0)
         if status == 0 and back.read(len(nonce) + 1) == nonce:
@@ -94,7 +90,7 @@ def _run(folder: str, given: IO[bytes], back: IO[bytes], seconds: float) -> int 
     # Files and not pipes: a pipe that a stray grandchild holds open would make the
     # parent wait for it.
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-B", "-c", CHILD],
+        [sys.executable, "-I", "-S", "-B", "-c", _child()],
         stdin=given,
         stdout=back,
         stderr=subprocess.DEVNULL,
@@ -103,7 +99,8 @@ def _run(folder: str, given: IO[bytes], back: IO[bytes], seconds: float) -> int 
         start_new_session=True,
     )
     try:
-        return process.wait(timeout=seconds)
+        # The watcher ends its worker when the time is up; this is for the watcher.
+        return process.wait(timeout=seconds + GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         return None
     finally:
@@ -113,8 +110,13 @@ def _run(folder: str, given: IO[bytes], back: IO[bytes], seconds: float) -> int 
         process.wait()
 
 
-def _limits(seconds: float) -> str:
-    limits = {
+@functools.cache
+def _child() -> str:
+    return Path(child.__file__).read_text(encoding="utf-8")
+
+
+def _limits(seconds: float) -> dict[str, int]:
+    return {
         "RLIMIT_AS": MEMORY_BYTES,
         "RLIMIT_CPU": math.ceil(seconds) + 1,
         "RLIMIT_FSIZE": FILE_BYTES,
@@ -122,4 +124,3 @@ def _limits(seconds: float) -> str:
         "RLIMIT_NPROC": PROCESSES,
         "RLIMIT_CORE": 0,
     }
-    return " ".join(f"{name}={value}" for name, value in limits.items())
