@@ -43,8 +43,22 @@ class Codec:
         messages: each with "role" and "content", both texts.
         Raises ValueError for anything else, and for a text with the mask token in it.
         """
+        return self.encode_text(self.render(messages))
+
+    def render(self, messages: Messages) -> str:
+        """The text of a conversation and the opening of the answer, markup and all.
+
+        Raises ValueError as `encode_messages`.
+        """
         _check_messages(messages)
-        ids = self._encode(self._render(messages))
+        return self._render(messages)
+
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text as it stands, markup and all.
+
+        Raises ValueError for a text with the mask token in it.
+        """
+        ids = self._encode(text)
         if self.mask_id in ids:
             raise ValueError(
                 f"the prompt holds the mask token (id {self.mask_id}), which stands "

@@ -75,22 +75,26 @@ def _answers(of: Scorer, params, questions, plan: Plan, rows: int):
     total: dict[int, float] = {}
     order = sorted((shape(index), index) for index in range(len(questions)))
     for (_, _, samples), group in itertools.groupby(order, key=lambda pair: pair[0]):
-        for batch in _batches(cut((i for _, i in group), samples), rows):
+        for batch, count in batches(cut((i for _, i in group), samples), rows):
             indices, made = zip(*batch, strict=True)
-            for index, value in zip(indices, _run(of, params, made), strict=False):
+            values = _run(of, params, made)
+            for index, value in zip(indices[:count], values[:count], strict=True):
                 left[index] -= 1
                 total[index] = total.get(index, 0.0) + float(value)
                 if not left[index]:
                     yield index, total.pop(index)
 
 
-def _batches(rows: Iterable, most: int) -> Iterator[list]:
-    """Lists of `most` rows; what is missing in the last is filled with its last row,
-    which is then left over by `zip`. Few rows in all fill up to a power of two."""
+def batches(rows: Iterable, most: int) -> Iterator[tuple[list, int]]:
+    """Lists of `most`, and how many of each count.
+
+    What is missing in the last is filled up with copies, so that it has the shape of
+    the others; few in all are filled up to a power of two.
+    """
     left, full = iter(rows), 0
     while batch := list(itertools.islice(left, most)):
         full = full or min(most, _power(len(batch)))
-        yield batch + batch[-1:] * (full - len(batch))
+        yield batch + batch[-1:] * (full - len(batch)), len(batch)
 
 
 def _run(of: Scorer, params, made: Sequence[Row]) -> np.ndarray:
