@@ -40,6 +40,10 @@ def table() -> np.ndarray:
     return rng.normal(size=(4, 4, 4, 3, 5)).astype(np.float32) * 2
 
 
+def unused(*args):
+    raise NotImplementedError
+
+
 def table_network() -> Network:
     """Full attention; five rows of vocabulary, of which one is the mask and one none,
     read two at a time."""
@@ -59,10 +63,7 @@ def table_network() -> Network:
         said_RV = params[a, b, c, jnp.minimum(at, 2)]
         return said_RV[:, ids]
 
-    def logits_at(params, hidden_RE, ids_RM):
-        raise NotImplementedError
-
-    return Network(forward, prime, logits, logits_at, 5, 4, (MASK,), 2)
+    return Network(forward, prime, logits, unused, 5, 4, (MASK,), 2)
 
 
 TABLE = Scorer(lambda positions: table_network(), None, False, MASK, 64)
@@ -77,7 +78,7 @@ def told(state, place) -> np.ndarray:
 def chain(target, order) -> float:
     state, total = [MASK] * 3, 0.0
     for place in order:
-        total += told(tuple(state), place)[target[place]]
+        total += float(told(tuple(state), place)[target[place]])
         state[place] = target[place]
     return total
 
@@ -172,7 +173,7 @@ def by_whole(family: str):
     return logs
 
 
-def expected(family: str, question: Question, stretch, end: int, known: int):
+def expected(family: str, question: Question, stretch, end, known, guidance=0.0):
     """The mean over all orders of one stretch, by definition."""
     text = question.context + question.target
     total = 0.0
@@ -183,6 +184,10 @@ def expected(family: str, question: Question, stretch, end: int, known: int):
             ]
             canvas = [47 if p in hidden else x for p, x in enumerate(canvas)]
             said = by_whole(family)(canvas)[:, :47]
+            if guidance:
+                prompt = len(question.context)
+                blind = by_whole(family)([47] * prompt + canvas[prompt:])[:, :47]
+                said = blind + (guidance + 1) * (said - blind)
             logs = said - np.log(np.exp(said).sum(axis=1, keepdims=True))
             share = 1 / (size * math.comb(len(stretch), size))
             total += share * sum(logs[p, text[p]] for p in hidden)
@@ -206,12 +211,13 @@ def test_blocks_are_scored_after_the_clean_text_before_them(family):
 
 
 @pytest.mark.usefixtures("quick_compiles")
-@pytest.mark.parametrize("family", ["llada", "dream"])
-def test_full_attention_scores_the_target_as_one_stretch(family):
+@pytest.mark.parametrize(("family", "guidance"), [("llada", 0.5), ("dream", 0.0)])
+def test_full_attention_scores_the_target_as_one_stretch(family, guidance):
     text = toys.prompts_of([14], most=45)[0]
     question = Question(tuple(text[:10]), tuple(text[10:]))
-    want = expected(family, question, range(10, 14), 14, 14)
-    of, params = scorer(FAMILIES[family]), folders.random(FAMILIES[family], 3)
+    want = expected(family, question, range(10, 14), 14, 14, guidance)
+    config = FAMILIES[family]
+    of, params = scorer(config, guidance=guidance), folders.random(config, 3)
     found = values(of, params, [question], masks.bound(16))
     np.testing.assert_allclose(found, want, atol=2e-4)
 
@@ -234,11 +240,8 @@ def test_answers_depend_on_neither_batch_nor_order(family):
 
 def test_certain_and_hopeless_tokens_keep_their_logs():
     """Neither end saturates: log p is -exp(-gap) or -gap."""
-    net = Network(
-        *[None] * 2,  # pyright: ignore
-        lambda params, hidden_RE, first: hidden_RE,
-        None, 2, 2, (), 2,  # pyright: ignore
-    )  # fmt: skip
+    said = lambda params, hidden_RE, first: hidden_RE  # noqa: E731
+    net = Network(unused, unused, said, unused, 2, 2, (), 2)
     hidden = jnp.asarray([[80.0, 0.0], [80.0, 0.0]])
     found = log_probabilities(net, None, hidden, jnp.asarray([0, 1]))
     np.testing.assert_allclose(found, [-math.exp(-80), -80], rtol=1e-5)

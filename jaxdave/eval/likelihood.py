@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxdave.config import ModelConfig
 from jaxdave.model.causal import causal_network
+from jaxdave.model.guidance import guided
 from jaxdave.model.network import Numerics, whole_network
 from jaxdave.predict import chunk_logits, chunks_of, odds
 from jaxdave.types import Network
@@ -62,23 +63,27 @@ def scorer(
     *,
     numerics: Numerics = "guarded",
     block_length: int | None = None,
+    guidance: float = 0.0,
     network: Network | None = None,
 ) -> Scorer:
     """The scorer of a model.
 
     numerics: "fast" computes in the dtype of the weights, others in float32.
-    block_length: of a block-causal model, by default its own. network: for tests: a
-    stand-in for the model's.
+    block_length: of a block-causal model, by default its own. guidance: of a model with
+    full attention, 0 is off. network: for tests: a stand-in for the model's.
     """
     is_causal = config.attention == "block_causal"
     length = block_length or config.block_length
-    make = functools.partial(whole_network, config, numerics=numerics)
-    if is_causal:
-        make = functools.partial(
-            causal_network, config, numerics=numerics, block_length=length
-        )
+
+    def make(positions: int) -> Network:
+        shared: Any = {"numerics": numerics, "positions": positions}
+        if is_causal:
+            return causal_network(config, block_length=length, **shared)
+        plain = whole_network(config, **shared)
+        return guided(plain, guidance, config.mask_id) if guidance else plain
+
     return Scorer(
-        network=lambda positions: network or make(positions=positions),
+        network=lambda positions: network or make(positions),
         length=length if is_causal else None,
         told_before=is_causal and config.logits_shift != "none",
         mask_id=config.mask_id,

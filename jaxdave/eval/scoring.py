@@ -73,7 +73,9 @@ def _answers(of: Scorer, params, questions, plan: Plan, rows: int):
 
     left: Counter[int] = Counter()
     total: dict[int, float] = {}
-    order = sorted((shape(index), index) for index in range(len(questions)))
+    # The largest come first, so that memory runs out at once or never.
+    pairs = ((shape(index), index) for index in range(len(questions)))
+    order = sorted(pairs, reverse=True)
     for (_, _, samples), group in itertools.groupby(order, key=lambda pair: pair[0]):
         for batch, count in batches(cut((i for _, i in group), samples), rows):
             indices, made = zip(*batch, strict=True)

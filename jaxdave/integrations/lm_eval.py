@@ -168,9 +168,12 @@ class JaxDave(TemplateLM):
         is_chain = scoring.likelihood == "chain"
         rule = masks.chain if is_chain else masks.bound(scoring.mc_num)
         full = [index for index, one in enumerate(questions) if one.target]
+        of = scorer(
+            self.model.config, numerics=s.numerics, block_length=s.block_length,
+            guidance=s.guidance,
+        )  # fmt: skip
         made = log_likelihoods(
-            scorer(self.model.config, numerics=s.numerics, block_length=s.block_length),
-            self.model.params, [questions[index] for index in full], rule,
+            of, self.model.params, [questions[index] for index in full], rule,
             seed=s.seed, rows=s.batch_size,
         )  # fmt: skip
         for at, value in _bar(made, len(full), "log-likelihoods", disable_tqdm):
