@@ -5,6 +5,7 @@ They need the harness, which the `test` extra leaves out: `pip install -e ".[eva
 
 import json
 import os
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
@@ -15,6 +16,7 @@ lm_eval = pytest.importorskip("lm_eval", reason=_WHY)
 datasets = pytest.importorskip("datasets", reason=_WHY)
 
 from lm_eval.api.instance import Instance  # noqa: E402  # pyright: ignore
+from lm_eval.api.model import CacheHook  # noqa: E402  # pyright: ignore
 from lm_eval.tasks import TaskManager  # noqa: E402  # pyright: ignore
 
 import jaxdave  # noqa: E402
@@ -38,8 +40,19 @@ def of(model, **args) -> JaxDave:
     return JaxDave(model, **{**DRAFTED, "batch_size": 8, **args})
 
 
-def ask(kind: str, *args) -> Instance:
+def ask(kind: Any, *args) -> Instance:
     return Instance(kind, {}, args, 0, ("t", 0, 1))
+
+
+class Hook(CacheHook):
+    """Keeps what the harness would write to its cache."""
+
+    def __init__(self, seen: list):
+        super().__init__(None)
+        self.seen = seen
+
+    def add_partial(self, attr, req, res):
+        self.seen.append((attr, req, res))
 
 
 def docs(**_):
@@ -122,8 +135,8 @@ def test_settings_differ_by_request_and_order_is_kept(model):
     texts = {}
     for size in (1, 8):
         lm = of(model, batch_size=size)
-        lm.cache_hook.add_partial = lambda *args: seen.append(args)
-        texts[size] = lm.generate_until(requests, disable_tqdm=True)
+        lm.set_cache_hook(Hook(seen))
+        texts[size] = lm.generate_until(requests, True)
     assert texts[1] == texts[8]
     first, second, short, *whole = texts[8]
     answers = [p.answer for p in PROBLEMS]
@@ -145,7 +158,7 @@ def test_likelihoods_do_not_depend_on_the_batch(model):
     requests.append(ask("loglikelihood", "no more", ""))
     alone = of(model, batch_size=1, mc_num=15).loglikelihood(requests, True)
     lm, seen = of(model, mc_num=15), []
-    lm.cache_hook.add_partial = lambda *args: seen.append(args)
+    lm.set_cache_hook(Hook(seen))
     together = lm.loglikelihood(requests, True)
     assert [greedy for _, greedy in together[:-1]] == [False] * 6
     assert together[-1] == (0.0, True)

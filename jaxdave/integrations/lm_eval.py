@@ -31,7 +31,6 @@ from jaxdave.run import generate
 from jaxdave.tokenizer import named_tokens, open_tokenizer
 
 
-@register_model("jaxdave")
 class JaxDave(TemplateLM):
     """A masked diffusion model, decoded with drafts."""
 
@@ -192,6 +191,10 @@ class JaxDave(TemplateLM):
         s = asking.with_room(s, self.model, room)
         row = generate(self._decoder(s), self.model.params, [question.context]).rows[0]
         return row.token_ids[:count] == question.target
+
+
+# Not as a decorator, which would hide from type checkers what the class can do.
+register_model("jaxdave")(JaxDave)
 
 
 def _bar(made: Iterable, total: int, name: str, disable: bool):
