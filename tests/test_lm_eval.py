@@ -169,6 +169,17 @@ def test_likelihoods_do_not_depend_on_the_batch(model):
     assert kept == {r.args: x for r, x in zip(requests[:-1], together, strict=False)}
 
 
+def test_a_continuation_begins_where_its_text_does(model):
+    """After a chat template's newline, but before spaces and inside shared tokens."""
+    lm, encode = of(model), model.codec.encode_text
+    asked = lm.apply_chat_template([{"role": "user", "content": "How many?"}])
+    assert asked.endswith("\n")
+    assert lm._encode_pair(asked, "1+2") == (encode(asked), encode("1+2"))
+    assert lm._encode_pair("Tom has  ", "3") == (encode("Tom has"), encode("  3"))
+    assert lm._encode_pair("a To", "m has") == (encode("a"), encode(" Tom has"))
+    assert lm._encode_pair("Tom", "") == (encode("Tom"), [])
+
+
 def test_the_chain_and_what_is_greedy(model):
     """The answer that greedy decoding writes, token by token, and another."""
     context = model.codec.render([{"role": "user", "content": PROBLEMS[0].prompt}])

@@ -93,10 +93,11 @@ def question(context: Sequence[int], target: Sequence[int], most: int) -> Questi
 def pair(encode: Encode, context: str, continuation: str):
     """The ids of a context and of what continues it, as the whole is written.
 
-    Spaces at the context's end belong to the continuation. A token that reaches from
-    one into the other belongs to the continuation too.
+    Spaces at the context's end belong to the continuation, and so does a token that
+    reaches from one into the other. Newlines stay, unlike in the harness's own models:
+    they open an answer in chat templates, and no model learned to predict them there.
     """
-    bare = context.rstrip()
+    bare = context.rstrip(" ")
     continuation = context[len(bare) :] + continuation
     if not continuation:
         return encode(bare), []
