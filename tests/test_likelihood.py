@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-from collections import Counter
 
 import folders
 import jax
@@ -117,33 +116,6 @@ def test_samples_converge_to_the_exact_bound():
     assert error.min() > 1e-3  # there is something to converge
     away = (drawn.mean(axis=0) - exact) / error
     assert np.abs(away).max() < 4.5 and np.abs(away.mean()) < 0.5
-
-
-@pytest.mark.parametrize("samples", [1, 3, 8])
-def test_random_sets_weigh_what_all_sets_weigh(samples):
-    """And sizes are spread evenly in every drawing."""
-    all_sets = masks.every(4)
-    share = Counter()
-    noise, draws = np.random.default_rng(0), 30_000 // samples
-    for _ in range(draws):
-        drawn = masks.sampled(4, samples, noise)
-        sizes = Counter(drawn.hidden_SN.sum(axis=1).tolist())
-        assert max(sizes.values()) == -(-samples // 4)
-        for hidden_N, weight_N in zip(*drawn, strict=True):
-            share[tuple(hidden_N)] += weight_N.max() / draws
-    assert len(share) == len(all_sets.hidden_SN) == 15
-    for hidden_N, weight_N in zip(*all_sets, strict=True):
-        np.testing.assert_allclose(share[tuple(hidden_N)], weight_N.max(), rtol=0.1)
-
-
-@pytest.mark.parametrize("count", [1, 5, 9])
-@pytest.mark.parametrize("samples", [1, 4, 30])
-def test_samples_of_every_size_weigh_as_much_as_the_positions(count, samples):
-    drawn = masks.bound(samples)(count, np.random.default_rng(1))
-    assert len(drawn.hidden_SN) == min(samples, 2**count - 1)
-    assert np.all((drawn.weight_SN > 0) == drawn.hidden_SN)
-    assert drawn.hidden_SN.any(axis=1).all()
-    np.testing.assert_allclose(drawn.weight_SN.sum(), count, rtol=1e-6)
 
 
 # Every family, by the model over the whole canvas.
@@ -260,8 +232,3 @@ def test_what_cannot_be_scored_is_refused_in_one_line(question, words):
     with pytest.raises(ValueError, match=words) as caught:
         values(TABLE, jnp.asarray(table()), [question], masks.chain)
     assert "\n" not in str(caught.value)
-
-
-def test_no_samples_are_refused():
-    with pytest.raises(ValueError, match="mc_num=0 must be at least 1"):
-        masks.bound(0)
