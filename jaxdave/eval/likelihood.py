@@ -64,13 +64,12 @@ def scorer(
     numerics: Numerics = "guarded",
     block_length: int | None = None,
     guidance: float = 0.0,
-    network: Network | None = None,
 ) -> Scorer:
     """The scorer of a model.
 
-    numerics: "fast" computes in the dtype of the weights, others in float32.
+    numerics: "guarded" computes in float32, others in the dtype of the weights.
     block_length: of a block-causal model, by default its own. guidance: of a model with
-    full attention, 0 is off. network: for tests: a stand-in for the model's.
+    full attention, 0 is off.
     """
     is_causal = config.attention == "block_causal"
     length = block_length or config.block_length
@@ -83,7 +82,7 @@ def scorer(
         return guided(plain, guidance, config.mask_id) if guidance else plain
 
     return Scorer(
-        network=lambda positions: network or make(positions),
+        network=make,
         length=length if is_causal else None,
         told_before=is_causal and config.logits_shift != "none",
         mask_id=config.mask_id,
