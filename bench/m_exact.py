@@ -35,7 +35,7 @@ def exactness(subject: Subject, plan: Plan, book: Book) -> None:
 
 def regret(subject: Subject, plan: Plan, book: Book) -> None:
     """M14: choosing the draft length against the best fixed one, and against static."""
-    names = "auto", "static", *decoders.CPU_SIZES[1:]
+    names: list[Any] = ["auto", "static", *decoders.CPU_SIZES[1:]]
     benches = [_bench(subject, name) for name in names]
     texts = {bench.result().rows[0].token_ids for bench in benches}
     book.note("M14", subject.label, "texts, chosen or fixed", len(texts), "1")

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import typer
@@ -16,8 +16,13 @@ INTERRUPTED = 130
 def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None) -> int:
     """The exit code of a command line: 2 for bad input, 130 when interrupted."""
     command = typer.main.get_command(app)
+    return run(name, lambda: command.main(argv, prog_name=name, standalone_mode=False))
+
+
+def run(name: str, call: Callable[[], object]) -> int:
+    """The exit code of a call; codes as in `run_app`."""
     try:
-        code = command.main(argv, prog_name=name, standalone_mode=False)
+        code = call()
         sys.stdout.flush()
         if code == INTERRUPTED:
             # So typer answers a KeyboardInterrupt, without a word.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxdave.sampling import NEVER, position_keys, read, scale_of
 from jaxdave.state import RowState
-from jaxdave.types import Look, Prediction
+from jaxdave.types import Look, Network, Prediction
 
 if TYPE_CHECKING:
     from jaxdave.decode import Program
@@ -57,8 +57,8 @@ def predict(program: "Program", params, hidden, key, step, place) -> Prediction:
     if program.sampling.noisy:
         key_R = position_keys(key, step.reshape(-1), place.reshape(-1))
     pred = read(
-        chunk_logits(program, params, hidden_RE),
-        chunks_of(program),
+        chunk_logits(network, params, hidden_RE),
+        chunks_of(network),
         network.chunk,
         program.sampling,
         key_R,
@@ -67,10 +67,9 @@ def predict(program: "Program", params, hidden, key, step, place) -> Prediction:
 
 
 def chunk_logits(
-    program: "Program", params, hidden_RE
+    network: Network, params, hidden_RE
 ) -> Callable[[jax.Array], jax.Array]:
     """logits(chunk index) -> [R, X], `NEVER` where an id may not be predicted."""
-    network = program.network
     chunk = network.chunk
     id_X = jnp.arange(chunk, dtype=jnp.int32)
 
@@ -90,28 +89,27 @@ def chunk_logits(
 
 def look(program: "Program", params, hidden_WE) -> Look:
     """The closer look at a stretch that some policies ask for."""
-    scale = scale_of(program.sampling)
+    scale, network = scale_of(program.sampling), program.network
 
     def logits_at(ids_WM):
-        return program.network.logits_at(params, hidden_WE, ids_WM) * scale
+        return network.logits_at(params, hidden_WE, ids_WM) * scale
 
     def divergence(then_WE):
         # E.g. at float32 memory of bfloat16 vectors: the cast back is exact.
         both = jnp.concatenate([hidden_WE, then_WE.astype(hidden_WE.dtype)])
-        return _divergence(
-            chunk_logits(program, params, both), chunks_of(program), scale
-        )
+        logits = chunk_logits(network, params, both)
+        return _divergence(logits, chunks_of(network), scale)
 
     def shadow_at(ids_W):
-        shadow = program.network.shadow
+        shadow = network.shadow
         assert shadow is not None, "the policy did not ask for a shadow"
-        logits = chunk_logits(program, params, shadow(hidden_WE))
-        return _odds(logits, chunks_of(program), scale, ids_W)
+        logits = chunk_logits(network, params, shadow(hidden_WE))
+        return odds(logits, chunks_of(network), scale, ids_W)
 
     return Look(hidden_WE, logits_at, divergence, shadow_at)
 
 
-def _odds(logits, chunks: int, scale: float, ids_W) -> jax.Array:
+def odds(logits, chunks: int, scale: float, ids_W) -> jax.Array:
     """Log of the odds of one id a row against all others, [W]; never saturated."""
 
     def fold(index, held):
@@ -153,9 +151,9 @@ def _divergence(logits, chunks: int, scale: float) -> jax.Array:
     return jnp.maximum(cross / total - (top + jnp.log(total)) + then, 0.0)
 
 
-def chunks_of(program: "Program") -> int:
+def chunks_of(network: Network) -> int:
     """Chunks that the head is read in."""
-    return -(-program.network.vocab_rows // program.network.chunk)
+    return -(-network.vocab_rows // network.chunk)
 
 
 def depths_of(program: "Program") -> int:

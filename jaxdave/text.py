@@ -43,8 +43,15 @@ class Codec:
         messages: each with "role" and "content", both texts.
         Raises ValueError for anything else, and for a text with the mask token in it.
         """
+        return self.encode_text(self.render(messages))
+
+    def render(self, messages: Messages) -> str:
+        """The text of a conversation and the opening of the answer, markup and all.
+
+        Raises ValueError as `encode_messages`.
+        """
         _check_messages(messages)
-        return self.encode_text(self._render(messages))
+        return self._render(messages)
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a text with its markup in it, special tokens recognised.

@@ -57,6 +57,17 @@ def test_demo_ids(folder):
     assert codec.stop_ids == (772,)
 
 
+def test_a_conversation_as_text_has_the_ids_of_the_conversation(folder):
+    codec = load_codec(folder)
+    assert codec.render(TURNS) == RENDERED
+    assert codec.encode_text(RENDERED) == codec.encode_messages(TURNS)
+    assert codec.encode_text("") == []
+    with pytest.raises(ValueError, match="mask token"):
+        codec.encode_text("a <|MASK|>")
+    with pytest.raises(ValueError, match="messages are empty"):
+        codec.render([])
+
+
 def test_demo_prompt_and_text(folder):
     codec = load_codec(folder)
     ids = codec.encode_prompt("Tom has 3 cards.")

@@ -1,0 +1,1 @@
+"""jaxdave's models in other people's programs."""
