@@ -32,18 +32,18 @@ def label(
     if cache_folder(FOLDER) is None:
         return None
     leaves, tree = jax.tree.flatten(args)
-    if not all(map(_is_on_one_device, leaves)):
+    if not all(map(_is_on_first_device, leaves)):
         return None
     weak = lambda a: isinstance(a, jax.Array) and a.weak_type  # noqa: E731
     shapes = [(a.shape, str(a.dtype), weak(a)) for a in leaves]
     return signature(function, donate, options, str(tree), shapes)
 
 
-def _is_on_one_device(array: jax.Array | np.ndarray | np.generic) -> bool:
-    """Whether it is, or will be when it is used."""
+def _is_on_first_device(array: jax.Array | np.ndarray | np.generic) -> bool:
+    """Whether it is there and nowhere else, or will be when it is used."""
     if not isinstance(array, jax.Array):
         return True
-    return isinstance(array.sharding, jax.sharding.SingleDeviceSharding)
+    return array.devices() == {jax.devices()[0]}
 
 
 def whole(compile: Callable[[], Any]) -> tuple[Any, bool]:
@@ -72,7 +72,10 @@ def take(name: str, args: Sequence[Any]) -> Any | None:
     try:
         payload, shape = pickle.loads(path.read_bytes())
         trees = jax.tree.structure((tuple(args), {})), jax.tree.structure(shape)
-        found = serialize_executable.deserialize_and_load(payload, *trees)
+        first = jax.devices()[:1]
+        found = serialize_executable.deserialize_and_load(
+            payload, *trees, execution_devices=first
+        )
         os.utime(path)
     except Exception:  # noqa: BLE001
         return None  # whatever is broken in it, the program is compiled anew

@@ -126,6 +126,27 @@ def test_what_comes_out_of_the_cache_of_jax_is_not_kept(tmp_path):
     assert counts == [1, 0, 0]
 
 
+def test_only_what_is_on_the_first_of_many_devices_is_kept(tmp_path):
+    """And comes back to it."""
+    script = (
+        "import jax, jax.numpy as jnp\n"
+        "from jaxdave.executables import compiled, forget_executables\n"
+        "from jaxdave.tune import _sample\n"
+        "for device in (*jax.devices(), *jax.devices()):\n"
+        "    forget_executables()\n"
+        "    x = jax.device_put(jnp.ones(4), device)\n"
+        "    f, _ = compiled(None, 'sample', _sample, ([x],))\n"
+        "    (made,) = f([x])\n"
+        "    assert made.devices() == {device}, (made, device)\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k != NO_CACHE} | {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    subprocess.run([sys.executable, "-c", script], env=env, check=True)
+    assert len(list((tmp_path / "jaxdave" / shelf.FOLDER).iterdir())) == 1
+
+
 def test_old_files_make_room(cache, monkeypatch):
     monkeypatch.setattr(shelf, "MOST_FILES", 2)
     folder = cache / "jaxdave" / shelf.FOLDER
