@@ -135,9 +135,9 @@ def _parts(thing: Any) -> Iterator[Any]:
 
 def _function(function: types.FunctionType) -> Iterator[Any]:
     yield Told(_place(function))
-    if function.__module__.split(".")[0] in PINNED:
-        return
-    yield from _code(function.__code__)
+    # What a function holds counts wherever it is from: `initializers.normal(0.02)`.
+    if function.__module__.split(".")[0] not in PINNED:
+        yield from _code(function.__code__)
     yield from (function.__defaults__, function.__kwdefaults__)
     for cell in function.__closure__ or ():
         try:
@@ -162,7 +162,7 @@ def _code(code: types.CodeType) -> Iterator[Told]:
 def _instance(thing: Any) -> Iterator[Any]:
     """An object of one of our classes, or a jitted function of a known package."""
     if hasattr(thing, "__wrapped__") and type(thing).__module__.startswith("jax"):
-        yield Told(_place(thing))
+        yield from (Told(_place(thing)), thing.__wrapped__)
         return
     yield Told(_place(type(thing)))
     if type(thing).__module__.split(".")[0] != OURS:

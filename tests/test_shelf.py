@@ -194,6 +194,12 @@ def test_a_name_is_that_of_the_functions_and_of_what_they_hold():
     assert sign({"a": 1}) != sign({"b": 1}) != sign(("b", 1))
     assert sign((1, (2,))) != sign(((1, 2),)) and sign(1) != sign(1.0) != sign("1.0")
     assert sign(object()) is None and sign(lambda: 1) is None
+    # Closures of other packages hold what they were made with, jitted or not.
+    normal = jax.nn.initializers.normal
+    assert sign(normal(0.02)) == sign(normal(0.02))
+    assert sign(normal(0.02)) != sign(normal(0.01)) or sign(normal(0.02)) is None
+    jitted = [jax.jit(policies.threshold(x).step) for x in (0.5, 0.25, 0.5)]
+    assert sign(jitted[0]) != sign(jitted[1]) and sign(jitted[0]) == sign(jitted[2])
 
 
 def test_a_name_depends_on_settings_and_sources(monkeypatch):
