@@ -64,62 +64,60 @@ def tiled(q, k, v, cache: KVCache, start, see: See, reach, begun=None):
     output depend neither on where the window starts, nor on the capacity of the cache,
     nor (inside one program) on the draft's index. Only one tile is copied per draft.
     """
-    drafts, size, _, head = q.shape
     q_KLGRD = _grouped(q, k)
 
-    def fold(index, held):
-        top, total, context = held
+    def fold(index, held: Attended) -> Attended:
         place_S = index * TILE + jnp.arange(TILE, dtype=jnp.int32)
         keys, values = (
             _overlay(part, index, stored, place_S - start)
             for part, stored in ((k, cache.k), (v, cache.v))
         )
-        scores = _dot("klgrd,ksgd->kgrls", q_KLGRD, keys) / math.sqrt(head)
+        scores = _dot("klgrd,ksgd->kgrls", q_KLGRD, keys) / math.sqrt(q.shape[-1])
         scores = jnp.where(see(place_S)[:, None, None], scores, NEVER)
-        new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
-        weights = jnp.exp(scores - new_top[..., None])
-        fade = jnp.exp(top - new_top)
-        part = _dot("kgrls,ksgd->kgrld", weights.astype(v.dtype), values)
-        total = total * fade + jnp.sum(weights, axis=-1)
-        return Attended(new_top, total, context * fade[..., None] + part)
+        weigh = lambda w: _dot("kgrls,ksgd->kgrld", w.astype(v.dtype), values)  # noqa: E731
+        return _more(held, scores, weigh)
 
-    lead = (drafts, k.shape[2], q.shape[2] // k.shape[2], size)
-    nothing = Attended(
-        jnp.full(lead, NEVER, jnp.float32),
-        jnp.zeros(lead, jnp.float32),
-        jnp.zeros((*lead, head), jnp.float32),
-    )
+    nothing = _nothing(jnp.einsum("klgrd->kgrld", q_KLGRD))
     tiles = (reach + TILE - 1) // TILE
     held = jax.lax.fori_loop(0, tiles, fold, nothing if begun is None else begun)
     return _normed(held, q)
 
 
-def two_part(q, k, v, cache: KVCache, start, see: See, reach, begun=None):
-    """Attention over the cache and over the window, under one softmax.
+def two_part(q, k, v, cache: KVCache, start, see: See, reach, begun=None, tile=None):
+    """Attention over the window and over the cache, under one softmax.
 
-    Shapes as in `tiled`. The prefix is read once for all drafts. Which keys are summed
-    together depends on where the window starts, so equal states may differ in the last
-    bits: this is the fast path, not the exact one.
+    Shapes as in `tiled`. tile: keys of the cache that are read at a time, up to where
+    they end; None: all that there is room for, at once. Either way they are read once
+    for all drafts. Which keys are summed together depends on where the window starts,
+    so equal states may differ in the last bits: this is the fast path, not the exact
+    one.
     """
-    del reach
-    size, head = k.shape[1], q.shape[-1]
-    q_KLGRD = _grouped(q, k)
-    scale = 1.0 / math.sqrt(head)
-    old = _dot("klgrd,tgd->kgrlt", q_KLGRD, cache.k) * scale
-    place_T = jnp.arange(cache.k.shape[0], dtype=jnp.int32)
-    outside_T = (place_T < start) | (place_T >= start + size)
-    old_KLT = see(place_T) & outside_T[None, None]
-    old = jnp.where(old_KLT[:, None, None], old, NEVER)
-    new = _dot("klgrd,ksgd->kgrls", q_KLGRD, k) * scale
-    new_KLL = see(start + jnp.arange(size, dtype=jnp.int32))
-    new = jnp.where(new_KLL[:, None, None], new, NEVER)
-    top = jnp.maximum(jnp.max(old, axis=-1), jnp.max(new, axis=-1))[..., None]
-    old, new = jnp.exp(old - top), jnp.exp(new - top)
-    total = jnp.sum(old, axis=-1) + jnp.sum(new, axis=-1)
-    context = _dot("kgrlt,tgd->kgrld", old.astype(v.dtype), cache.v)
-    context += _dot("kgrls,ksgd->kgrld", new.astype(v.dtype), v)
-    held = Attended(top[..., 0], total, context)
-    return _normed(held if begun is None else _joined(held, begun), q)
+    end = start + k.shape[1]
+    q_GKLRD = jnp.moveaxis(_grouped(q, k), 2, 0)
+
+    def more(held: Attended, keys, values, see_KLS, of: str) -> Attended:
+        scores = _dot(f"gklrd,{of}->gklrs", q_GKLRD, keys) / math.sqrt(q.shape[-1])
+        scores = jnp.where(see_KLS[None, :, :, None], scores, NEVER)
+        weigh = lambda w: _dot(f"gklrs,{of}->gklrd", w.astype(v.dtype), values)  # noqa: E731
+        return _more(held, scores, weigh)
+
+    def fold(index, held: Attended) -> Attended:
+        size = tile or cache.k.shape[0]
+        place_S = index * size + jnp.arange(size, dtype=jnp.int32)
+        outside_S = (place_S < start) | (place_S >= end)
+        keys, values = (
+            jax.lax.dynamic_slice_in_dim(a, index * size, size) for a in cache
+        )
+        return more(held, keys, values, see(place_S) & outside_S[None, None], "sgd")
+
+    in_window = see(start + jnp.arange(k.shape[1], dtype=jnp.int32))
+    held = more(_nothing(q_GKLRD), k, v, in_window, "ksgd")
+    # Keys that end with the window are in the cache up to its start.
+    until = jnp.where(reach > end, reach, start)
+    tiles = 1 if tile is None else (until + tile - 1) // tile
+    held = jax.lax.fori_loop(0, tiles, fold, held)
+    by_draft = jax.tree.map(lambda a: jnp.swapaxes(jnp.swapaxes(a, 0, 1), 2, 3), held)
+    return _normed(by_draft if begun is None else _joined(by_draft, begun), q)
 
 
 def in_groups(q, k, v, see_LL, length: int) -> Attended:
@@ -169,6 +167,21 @@ def _overlay(window, index, stored, offset_S):
     inside_S = (offset_S >= 0) & (offset_S < window.shape[1])
     picked = jnp.take(window, jnp.clip(offset_S, 0, window.shape[1] - 1), axis=1)
     return jnp.where(inside_S[None, :, None, None], picked, tile)
+
+
+def _nothing(like: jax.Array) -> Attended:
+    """The softmax over no keys, of queries [..., D]."""
+    lead = like.shape[:-1]
+    zero = jnp.zeros(lead, jnp.float32)
+    return Attended(jnp.full(lead, NEVER), zero, jnp.zeros(like.shape, jnp.float32))
+
+
+def _more(held: Attended, scores, weigh) -> Attended:
+    """The softmax with more keys: their scores [..., S], weigh(weights) -> values."""
+    top = jnp.maximum(held.top, jnp.max(scores, axis=-1))
+    weights, fade = jnp.exp(scores - top[..., None]), jnp.exp(held.top - top)
+    total = held.total * fade + jnp.sum(weights, axis=-1)
+    return Attended(top, total, held.context * fade[..., None] + weigh(weights))
 
 
 def _joined(a: Attended, b: Attended) -> Attended:

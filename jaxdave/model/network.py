@@ -4,6 +4,7 @@ Three cache rules of full-attention models (models.md C2, C3 and no cache) and t
 cache of block-causal ones (`causal.py`) are the same loop with other functions.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -69,9 +70,10 @@ class Model:
     def __init__(self, config: ModelConfig, positions: int, *, exact, wide):
         self.config, self.exact = config, exact
         self.dtype = jnp.float32 if wide else None
-        # On a CPU a fold over tiles, which ends where the keys do, is faster too.
-        folds = exact or (wide and jax.default_backend() == "cpu")
-        self.bind, self.attend = Binder(config), tiled if folds else two_part
+        # On a CPU a fold over tiles is faster, as it ends where the keys do.
+        tile = TILE if jax.default_backend() == "cpu" else None
+        attend = tiled if exact else functools.partial(two_part, tile=tile)
+        self.bind, self.attend = Binder(config), attend
         self.cos, self.sin = rope_table(config, positions)
         self.shift = int(config.logits_shift != "none")
         self.align = shifted if self.shift else lambda hidden: hidden
