@@ -18,6 +18,7 @@ from jaxdave import calls, executables, predict, run
 from jaxdave.decode import DecodeState
 from jaxdave.decoders import Decoder
 from jaxdave.evaluate import ask, question
+from jaxdave.outcome import settle
 from jaxdave.result import Result
 from jaxdave.state import RowState
 from jaxdave.types import KVCache
@@ -52,8 +53,7 @@ class Bench:
 
     def opening(self) -> float:
         """The wall seconds of packing and prefill alone."""
-        begin = lambda: run.begin(self.decoder, self.params, self.prompts, 0, None)  # noqa: E731
-        return common.seconds(lambda: begin().state)
+        return common.seconds(self.begun)
 
     def parts(
         self, *wanted: str, at: DecodeState | None = None
@@ -83,7 +83,7 @@ class Bench:
 
     def begun(self) -> DecodeState:
         """The state after the prefill."""
-        return run.begin(self.decoder, self.params, self.prompts).state
+        return run.begin(self.decoder, self.params, self.prompts)
 
     def _middle(self) -> DecodeState:
         """The state half-way through."""
@@ -130,7 +130,9 @@ class Bench:
             row.tokens_T,
             jnp.int32(program.grid.mask_id),
         )
-        hidden_LE, made = program.network.prime(
+        network = program.network
+        prime = (program.guarded and network.opening) or network.prime
+        hidden_LE, made = prime(
             params, tokens_T, row.begin, start, row.end, window, room
         )
         return self._reads(params, hidden_LE, row, 1), made
@@ -152,4 +154,6 @@ class Bench:
     def _verify(self, params, lane: Lane, cache: KVCache):
         program = self.decoder.program
         terms = program.terms(self.decoder.cap)
-        return calls.verify(program, params, terms, lane.row, cache)
+        return settle(
+            program, params, calls.judge(program, params, terms, lane.row, cache)
+        )

@@ -34,16 +34,19 @@ def scripted(config: ModelConfig, acceptance: float, numerics: str) -> Network:
     positions = config.max_positions + 8 * MOST_DRAFTS + FAST_CHUNK
     inner = causal_network(config, numerics=numerics, positions=positions)  # type: ignore[arg-type]
     assert inner.pieces is not None and inner.recheck is not None
-    of_pieces, again = inner.pieces, inner.recheck
+    of_pieces, again, opening = inner.pieces, inner.recheck, inner.opening
 
     def of_window(tokens_T, start, hidden_LE, cache):
         at_L = start + jnp.arange(hidden_LE.shape[0], dtype=jnp.int32)
         left_L = tokens_T[jnp.maximum(at_L - 1, 0)] != config.mask_id
         return _marked(hidden_LE, at_L, left_L), cache
 
-    def prime(params, tokens_T, begin, start, *rest):
-        found = inner.prime(params, tokens_T, begin, start, *rest)
-        return of_window(tokens_T, start, *found)
+    def primed(call):
+        def prime(params, tokens_T, begin, start, *rest):
+            found = call(params, tokens_T, begin, start, *rest)
+            return of_window(tokens_T, start, *found)
+
+        return prime
 
     def recheck(params, tokens_T, solid, start, *rest):
         found = again(params, tokens_T, solid, start, *rest)
@@ -81,7 +84,8 @@ def scripted(config: ModelConfig, acceptance: float, numerics: str) -> Network:
         return (first + jnp.arange(inner.chunk, dtype=jnp.int32))[None]
 
     return inner._replace(
-        prime=prime,
+        prime=primed(inner.prime),
+        opening=opening and primed(opening),
         pieces=pieces,
         recheck=recheck,
         logits=overruled(inner.logits, of_chunk),

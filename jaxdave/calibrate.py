@@ -147,7 +147,7 @@ def _sights(
     decoder: Decoder, params, eyes: _Eyes, prompts: Sequence, cap: int
 ) -> Iterator[Sight]:
     """What every row sees after each call of the policy, on the host."""
-    state = begin(decoder, params, prompts).state
+    state = begin(decoder, params, prompts)
     for _ in range(decoder.max_new_tokens + 1):
         yield Sight(*jax.device_get(eyes.look(state.rows)))
         if state.rows.done.all():

@@ -19,6 +19,7 @@ call more where a decision was too close to call.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -29,6 +30,7 @@ from jaxdave import calls
 from jaxdave.cache import put_rows, put_some, put_windows
 from jaxdave.draft import DraftFn
 from jaxdave.grid import Grid, past_known
+from jaxdave.outcome import Info, Judged, settle
 from jaxdave.pace import fastest
 from jaxdave.sampling import Sampling, request_key
 from jaxdave.state import RowState
@@ -41,13 +43,6 @@ class DecodeState(NamedTuple):
 
     rows: RowState
     cache: Any
-
-
-class Info(NamedTuple):
-    """What one step did, per row: drafts worth evaluating, policy steps confirmed."""
-
-    proposed_B: jax.Array
-    accepted_B: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,11 +85,15 @@ class Program:
         branching = self.policy.branching
         return self.draft_steps * (1 if branching is None else branching.count)
 
-    def init(self, params: Any, prompts: Prompts, prefill_length: int) -> DecodeState:
+    def init(
+        self, params: Any, terms: Terms, prompts: Prompts, prefill_length: int
+    ) -> DecodeState:
         """Prefill the prompts and take the first policy step: one network call.
 
         prefill_length: a power of two that covers every row's prompt and first window.
         """
+        is_loose = self.guarded and self.network.opening is not None
+        doubt = terms.doubt if is_loose else None
         rows, capacity = prompts.tokens_BT.shape
         hidden = jax.eval_shape(
             lambda tokens_T: self.network.prime(
@@ -108,9 +107,9 @@ class Program:
             tokens_T, begin, end, told_T, seed, request = prompt
             key = request_key(seed, request)
             row = calls.fresh_row(self, tokens_T, begin, end, told_T, key, hidden)
-            return calls.prime(self, params, row, prefill_length)
+            return calls.prime(self, params, row, prefill_length, doubt)
 
-        apart = self.exact or self.guarded
+        apart = self.exact or (self.guarded and not is_loose)
         states, cache = jax.lax.map(one, prompts) if apart else jax.vmap(one)(prompts)
         chex.assert_shape(states.tokens_T, (rows, capacity))
         return DecodeState(states, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))
@@ -133,29 +132,38 @@ class Program:
         state = self._rechecked(params, state) if self.guarded else state
         resting_B |= state.rows.done | state.rows.stale
         sized = [self._of_size(size, params, terms, resting_B) for size in self.sizes]
-        if len(sized) == 1:
-            moved, added, info = sized[0](state)
-        else:
-            choice = fastest(self.sizes, terms, state.rows)
-            moved, added, info = jax.lax.switch(choice, sized, state)
-        cache = put_windows(state.cache, added, state.rows.start)
-        return DecodeState(moved, cache), Info(*info)
+        choice = fastest(self.sizes, terms, state.rows) if len(sized) > 1 else 0
+        judged = jax.lax.switch(choice, sized, state)
+
+        def settled(held, cache):
+            del cache
+            judged, row, rests = held
+            return self._unless(rests, row, lambda: settle(self, params, judged))
+
+        held = judged, state.rows, resting_B
+        moved = self.over_rows(settled)(held, ())
+        cache = put_windows(state.cache, judged.kept.added, state.rows.start)
+        return DecodeState(moved, cache), judged.info
 
     def _of_size(self, size: int, params: Any, terms: Terms, resting_B: jax.Array):
-        """state -> (rows, what they add to the cache, info) of calls of one size."""
+        """state -> the outcome of calls of one size; of rows that rest, nothing."""
         program = dataclasses.replace(self, draft_steps=size)
 
-        def call(held, cache):
+        def call(held, cache) -> Judged:
             row, rests = held
-            act = lambda: calls.verify(program, params, terms, row, cache)  # noqa: E731
-            if self.exact:
-                return jax.lax.cond(rests, lambda: _rest(row, act), act)
-            # Side by side a cond would copy all that it reads, weights too, per row.
-            return jax.tree.map(
-                lambda a, b: jnp.where(rests, a, b), _rest(row, act), act()
-            )
+            act = lambda: calls.judge(program, params, terms, row, cache)  # noqa: E731
+            like = jax.eval_shape(act)
+            none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+            return self._unless(rests, none, act)
 
         return lambda state: self.over_rows(call)((state.rows, resting_B), state.cache)
+
+    def _unless(self, rests: jax.Array, there: Any, act: Callable[[], Any]):
+        """What `act` makes, or what is there already where a row rests."""
+        if self.exact:
+            return jax.lax.cond(rests, lambda: there, act)
+        # Side by side a cond would copy all that it reads, weights too, per row.
+        return jax.tree.map(lambda a, b: jnp.where(rests, a, b), there, act())
 
     def _rechecked(self, params: Any, state: DecodeState) -> DecodeState:
         """The state after the guard calls of those rows that doubt."""
@@ -210,11 +218,3 @@ class Program:
             return calls + 1, self.step(params, terms, state)[0]
 
         return jax.lax.while_loop(running, body, (jnp.int32(0), state))[1]
-
-
-def _rest(row: RowState, act):
-    """The outcome of a step for a row that makes no verify call in it."""
-    _, added, info = jax.tree.map(
-        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(act)
-    )
-    return row, added, info

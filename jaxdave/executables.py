@@ -2,7 +2,9 @@
 
 import collections
 import time
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 
@@ -23,35 +25,105 @@ def forget_executables() -> None:
     KEPT.clear()
 
 
-def compiled(owner: Any, name: str, function, args, donate: int | None = None):
-    """The executable for these shapes, and the seconds spent on getting it now.
+class Wanted(NamedTuple):
+    """A program: whose function it is and which (equal ones are the same function), the
+    function, its arguments or such as they will be, and which of them it may use up."""
 
-    owner, name: whose function it is, and which; equal ones are the same function.
-    """
-    leaves, tree = jax.tree.flatten(args)
-    shapes = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
-    key = (owner, name, tree, shapes)
-    if key in KEPT:
-        KEPT.move_to_end(key)
-        return KEPT[key], 0.0
+    owner: Any
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    donate: int | None = None
+
+
+def compiled(wanted: Wanted) -> tuple[Any, float]:
+    """The executable, and the seconds spent on getting it now."""
     start = time.perf_counter()
-    KEPT[key] = _found(function, args, donate)
+    making = _begun(wanted)
+    return making.made.result(), time.perf_counter() - start
+
+
+def compiled_in_turn(
+    first: Wanted, second_of: Callable[[Any], Wanted]
+) -> tuple[Any, Any, float]:
+    """Two executables, and the seconds spent: the second works on what the first makes.
+
+    second_of(shapes of that) -> Wanted. It is traced while the first is being compiled.
+    """
+    start = time.perf_counter()
+    one = _begun(first)
+    two = _begun(second_of(one.out))
+    made = one.made.result(), two.made.result()
+    return *made, time.perf_counter() - start
+
+
+class _Making(NamedTuple):
+    """An executable that is here or being made, and the shapes of what it makes."""
+
+    made: "Future[Any]"
+    out: Any
+
+
+def _begun(wanted: Wanted) -> _Making:
+    """The executable of this process, or of the disk, or a new one on its way."""
+    leaves, tree = jax.tree.flatten(wanted.args)
+    shapes = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
+    key = (wanted.owner, wanted.name, tree, shapes)
+    if key in KEPT and not _has_failed(KEPT[key].made):
+        KEPT.move_to_end(key)
+        return KEPT[key]
+    KEPT[key] = making = _found(wanted)
     if len(KEPT) > MOST_EXECUTABLES:
         KEPT.popitem(last=False)
-    return KEPT[key], time.perf_counter() - start
+    return making
 
 
-def _found(function, args, donate: int | None):
+def _found(wanted: Wanted) -> _Making:
     """The executable that an earlier process has kept, or a new one."""
+    _, _, function, args, donate = wanted
     label = shelf.label(function, donate, OPTIONS, args)
     found = None if label is None else shelf.take(label, args)
     if found is not None:
-        return found
+        return _Making(_done(found), _shapes(found.out_info, at_home=True))
     jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
-    made, is_whole = shelf.whole(lambda: jitted.lower(*args).compile(OPTIONS))
-    if label is not None and is_whole:
-        shelf.put(label, made)
-    return made
+    traced = jitted.trace(*args)
+    lowered = traced.lower()
+
+    def make() -> Any:
+        made, is_whole = shelf.whole(lambda: lowered.compile(OPTIONS))
+        if label is not None and is_whole:
+            shelf.put(label, made)
+        return made
+
+    if shelf.on_first_device(args):
+        # The compiler needs no Python, so that the next program can be traced.
+        return _Making(COMPILING.submit(make), _shapes(traced.out_info, at_home=True))
+    # Over several devices only the compiled program tells where its results lie.
+    made = make()
+    return _Making(_done(made), _shapes(made.out_info, at_home=False))
+
+
+COMPILING = ThreadPoolExecutor(1, "compiler")
+
+
+def _done(made: Any) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_result(made)
+    return future
+
+
+def _has_failed(future: "Future[Any]") -> bool:
+    return future.done() and future.exception() is not None
+
+
+def _shapes(out: Any, at_home: bool) -> Any:
+    """Results as they will be passed on, on the first device or where they lie."""
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(
+            a.shape, a.dtype, sharding=None if at_home else a.sharding
+        ),
+        out,
+    )
 
 
 def analysed(owner: Any, name: str):
@@ -61,5 +133,5 @@ def analysed(owner: Any, name: str):
     """
     for (of, called, *_), made in reversed(KEPT.items()):
         if of is owner and called == name:
-            return made.memory_analysis()
+            return made.made.result().memory_analysis()
     raise LookupError(f"no program {name!r} of this decoder has been run yet")

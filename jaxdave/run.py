@@ -6,7 +6,7 @@ two, and a program is compiled once per bucket.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +14,12 @@ import numpy as np
 
 from jaxdave.decode import DecodeState
 from jaxdave.decoders import Decoder
-from jaxdave.executables import compiled
+from jaxdave.executables import Wanted, compiled, compiled_in_turn
 from jaxdave.grid import past_seen
 from jaxdave.hints import check_hints
 from jaxdave.model.attention import TILE
 from jaxdave.result import Result, read_rows, settled
-from jaxdave.terms import Prompts, put
+from jaxdave.terms import Prompts, Terms, put
 from jaxdave.tune import terms_for
 
 
@@ -53,21 +53,20 @@ def generate(
     function must be a `hints.Hinted`). Raises ValueError for an empty prompt, or one
     with too little room after it, and for draft texts that cannot be used.
     """
-    opened = begin(decoder, params, prompts, seed, requests, draft_text)
-    run, compile_seconds, terms = _loop(decoder, params, prompts, opened.state)
+    made = ready(decoder, params, prompts, seed, requests, draft_text)
     start = time.perf_counter()
-    state = jax.device_get(run(params, terms, opened.state).rows)
+    opened = made.init(params, made.terms, made.prompts)
+    state = jax.device_get(made.run(params, made.terms, opened).rows)
     seconds = time.perf_counter() - start
     grid = decoder.program.grid
     rows = read_rows(
-        DecodeState(state, opened.state.cache),
+        DecodeState(state, ()),
         length=grid.length,
         mask_id=grid.mask_id,
         stop_ids=grid.stop_ids,
         commits=grid.slide is past_seen,
     )
-    made = opened.compile_seconds + compile_seconds
-    return Result(rows, opened.seconds + seconds, made)
+    return Result(rows, seconds, made.seconds)
 
 
 def stream(
@@ -84,10 +83,10 @@ def stream(
     A last update without tokens tells the call that ended the row. Arguments and errors
     as `generate`; the tokens are the same.
     """
-    opened = begin(decoder, params, prompts, seed, requests, draft_text)
+    made = ready(decoder, params, prompts, seed, requests, draft_text)
     # One round a call of the very loop that `generate` runs: the same bits.
-    step, _, terms = _loop(decoder, params, prompts, opened.state)
-    state, terms = opened.state, terms._replace(calls=put(np.int32(1)))
+    state = made.init(params, made.terms, made.prompts)
+    terms = made.terms._replace(calls=put(np.int32(1)))
     sent = [len(prompt) for prompt in prompts]
     open_rows = set(range(len(prompts)))
     for call in range(2 * decoder.max_new_tokens + 1):
@@ -104,20 +103,55 @@ def stream(
                 yield Update(row, (), (), call)
         if not open_rows:
             return
-        state = step(params, terms, state)
+        state = made.run(params, terms, state)
 
 
-def _loop(decoder: Decoder, params, prompts: Ids, state: DecodeState):
-    """The compiled loop, the seconds that it took to make, and its terms."""
+class Ready(NamedTuple):
+    """Compiled code and what it is given: init(params, terms, prompts) -> state,
+    run(params, terms, state) -> state at its end; seconds: spent on getting there."""
+
+    init: Callable[..., DecodeState]
+    run: Callable[..., DecodeState]
+    terms: Terms
+    prompts: Prompts
+    seconds: float
+
+
+def ready(decoder: Decoder, params, prompts: Ids, *packed) -> Ready:
+    """The programs of a bucket, compiled and measured; arguments as `generate`."""
     program = decoder.program
+    first = _opening(decoder, params, prompts, *packed)
+    terms, arrays = first.args[1:]
+
+    def loop(state: DecodeState) -> Wanted:
+        return Wanted(program, "run", program.run, (params, terms, state), donate=2)
+
+    init, run, seconds = compiled_in_turn(first, loop)
+
+    def fresh(terms: Terms) -> DecodeState:
+        return init(params, terms, _pack(decoder, _probes(decoder, prompts))[0])
+
+    shapes = first.name, *((a.shape, str(a.dtype)) for a in arrays)
+    terms, measured = terms_for(program, terms, run, params, fresh, shapes)
+    return Ready(init, run, terms, arrays, seconds + measured)
+
+
+def begin(decoder: Decoder, params, prompts: Ids) -> DecodeState:
+    """The prompts after their prefill, of which nothing is doubted."""
+    wanted = _opening(decoder, params, prompts)
+    return compiled(wanted)[0](*wanted.args)
+
+
+def _opening(decoder: Decoder, params, prompts: Ids, *packed) -> Wanted:
+    """The prefill."""
+    program = decoder.program
+    arrays, length = _pack(decoder, prompts, *packed)
+
+    def init(params, terms: Terms, arrays: Prompts) -> DecodeState:
+        return program.init(params, terms, arrays, length)
+
     terms = program.terms(decoder.cap, 2 * decoder.max_new_tokens)
-    args = params, terms, state
-    run, seconds = compiled(program, "run", program.run, args, donate=2)
-    fresh = lambda: begin(decoder, params, _probes(decoder, prompts)).state  # noqa: E731
-    shapes = tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(state))
-    calls = 2 * decoder.max_new_tokens
-    terms, measured = terms_for(program, decoder.cap, calls, run, params, fresh, shapes)
-    return run, seconds + measured, terms
+    return Wanted(program, f"init {length}", init, (params, terms, arrays))
 
 
 def _probes(decoder: Decoder, prompts: Ids) -> Ids:
@@ -129,38 +163,12 @@ def _probes(decoder: Decoder, prompts: Ids) -> Ids:
     return [rng.choice(usable, len(prompt)).tolist() for prompt in prompts]
 
 
-class Begun(NamedTuple):
-    """A prefilled state, and the seconds spent on it and on compiling that."""
-
-    state: DecodeState
-    seconds: float
-    compile_seconds: float
-
-
-def begin(
+def _pack(
     decoder: Decoder,
-    params,
     prompts: Ids,
     seed: int = 0,
-    requests=None,
+    requests: Sequence[int] | None = None,
     draft_text: Ids | None = None,
-) -> Begun:
-    """Pack and prefill; arguments and errors as `generate`."""
-    program = decoder.program
-    arrays, length = _pack(decoder, prompts, seed, requests, draft_text)
-    init, compile_seconds = compiled(
-        program,
-        f"init {length}",
-        lambda params, arrays: program.init(params, arrays, length),
-        (params, arrays),
-    )
-    start = time.perf_counter()
-    state = jax.block_until_ready(init(params, arrays))
-    return Begun(state, time.perf_counter() - start, compile_seconds)
-
-
-def _pack(
-    decoder: Decoder, prompts: Ids, seed, requests, draft_text: Ids | None = None
 ) -> tuple[Prompts, int]:
     """The prompts as padded arrays, and the length that the prefill must cover."""
     _check(decoder, prompts, seed, requests)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import serialize_executable
 
 from jaxdave.files import cache_folder, replace_file
@@ -32,18 +31,18 @@ def label(
     if cache_folder(FOLDER) is None:
         return None
     leaves, tree = jax.tree.flatten(args)
-    if not all(map(_is_on_first_device, leaves)):
+    if not on_first_device(args):
         return None
-    weak = lambda a: isinstance(a, jax.Array) and a.weak_type  # noqa: E731
+    weak = lambda a: getattr(a, "weak_type", False)  # noqa: E731
     shapes = [(a.shape, str(a.dtype), weak(a)) for a in leaves]
     return signature(function, donate, options, str(tree), shapes)
 
 
-def _is_on_first_device(array: jax.Array | np.ndarray | np.generic) -> bool:
-    """Whether it is there and nowhere else, or will be when it is used."""
-    if not isinstance(array, jax.Array):
-        return True
-    return array.devices() == {jax.devices()[0]}
+def on_first_device(args: Sequence[Any]) -> bool:
+    """Whether arrays are there and nowhere else, or will be when they are used."""
+    places = (getattr(a, "sharding", None) for a in jax.tree.leaves(args))
+    first = {jax.devices()[0]}
+    return all(place is None or place.device_set == first for place in places)
 
 
 def whole(compile: Callable[[], Any]) -> tuple[Any, bool]:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxdave.decode import DecodeState, Program
-from jaxdave.executables import compiled
+from jaxdave.executables import Wanted, compiled
 from jaxdave.files import cache_folder, replace_file
 from jaxdave.signature import signature
 from jaxdave.terms import Terms, put
@@ -33,6 +33,7 @@ FOLDER = "measured"
 SAMPLED = 64
 
 Run = Callable[[Any, Terms, DecodeState], DecodeState]
+Fresh = Callable[[Terms], DecodeState]
 
 
 class Measured(NamedTuple):
@@ -47,14 +48,13 @@ KNOWN: dict[Any, tuple[Any, Measured]] = {}
 
 
 def terms_for(
-    program: Program, cap: int, calls: int, run: Run, params, fresh, shapes
+    program: Program, terms: Terms, run: Run, params, fresh: Fresh, shapes
 ) -> tuple[Terms, float]:
     """The terms of a decode, and the seconds spent on measuring what was not known.
 
-    run: the compiled loop; fresh() -> a new state of probe prompts for it; shapes:
-    what the loop was compiled for. Costs nothing where nothing has to be measured.
+    run: the compiled loop; fresh(terms) -> a new state of probe prompts for it; shapes:
+    what both were compiled for. Costs nothing where nothing has to be measured.
     """
-    terms = program.terms(cap, calls)
     if not program.guarded and len(program.sizes) == 1:
         return terms, 0.0
     found, seconds = _known(program, run, params, fresh, shapes)
@@ -66,34 +66,41 @@ def terms_for(
     return told, seconds
 
 
-def measure(program: Program, run: Run, params, fresh) -> Measured:
-    """Time calls of every size, and let every decision be made twice for a while."""
-    seconds, score, lead = [], 0.0, 0.0
+def measure(program: Program, run: Run, params, fresh: Fresh) -> Measured:
+    """Time calls of every size, and let decisions be made twice for a while.
+
+    At first every decision is; then those after some that nobody looked at, so that
+    what earlier calls have left in the cache is as they made it.
+    """
+    seconds, errors = [], []
+    always = Doubt(put(np.float32(np.inf)), put(np.float32(np.inf)))
     for size in range(len(program.sizes)):
         terms = program.terms(program.most)._replace(forced=put(np.int32(size)))
-        if program.guarded:
-            always = Doubt(put(np.float32(np.inf)), put(np.float32(np.inf)))
-            checked = terms._replace(calls=put(np.int32(CHECKED)), doubt=always)
-            error = jax.device_get(run(params, checked, fresh()).rows.stats.error)
-            score = max(score, float(np.max(error.score)))
-            lead = max(lead, float(np.max(error.lead)))
         timed = terms._replace(calls=put(np.int32(TIMED)))
-        seconds.append(_seconds(run, params, timed, fresh) / TIMED)
+        spent, later = _seconds(run, params, timed, fresh)
+        seconds.append(spent / TIMED)
+        if program.guarded:
+            checked = terms._replace(calls=put(np.int32(CHECKED)), doubt=always)
+            for state in (fresh(checked), later):
+                errors.append(run(params, checked, state).rows.stats.error)
+    largest = lambda parts: max((float(np.max(part)) for part in parts), default=0.0)  # noqa: E731
+    told: list[Doubt] = jax.device_get(errors)
+    score, lead = largest(e.score for e in told), largest(e.lead for e in told)
     return Measured(tuple(seconds), score, lead)
 
 
-def _seconds(run: Run, params, terms: Terms, fresh) -> float:
-    """The least time of a run of some rounds."""
+def _seconds(run: Run, params, terms: Terms, fresh: Fresh) -> tuple[float, DecodeState]:
+    """The least time of a run of some rounds, and the state after it."""
     times = []
     for _ in range(REPEATS):
-        state = jax.block_until_ready(fresh())
+        state = jax.block_until_ready(fresh(terms))
         start = time.perf_counter()
-        jax.block_until_ready(run(params, terms, state).rows.n)
+        state = jax.block_until_ready(run(params, terms, state))
         times.append(time.perf_counter() - start)
-    return min(times)
+    return min(times), state
 
 
-def _known(program: Program, run: Run, params, fresh, shapes):
+def _known(program: Program, run: Run, params, fresh: Fresh, shapes):
     """What was measured, and the seconds that it took just now."""
     # The smallest weights stand for all; kept alive, they cannot be mistaken.
     anchor = min(jax.tree.leaves(params), key=lambda a: a.size)
@@ -119,7 +126,7 @@ def _name(program: Program, params, shapes) -> str | None:
 
 def sample(params: Any) -> list[np.ndarray]:
     """A few of every weight, by which models are told apart."""
-    first, _ = compiled(None, "sample", _sample, (params,))
+    first, _ = compiled(Wanted(None, "sample", _sample, (params,)))
     return jax.device_get(first(params))
 
 

@@ -60,6 +60,8 @@ class Network(NamedTuple):
         -> (hidden_LE of the window, the cache): one call that evaluates the state of
         the window in the shape that guarded numerics trust; before `solid` the cache is
         made of such calls already. None: the network has no such shape.
+    opening: `prime` in whatever shapes are fastest, where guarded numerics may do so
+        because `recheck` makes all of the cache anew; None: they use `prime`.
     """
 
     forward: Callable[..., tuple[jax.Array, Any]]
@@ -73,6 +75,7 @@ class Network(NamedTuple):
     shadow: Callable[[jax.Array], jax.Array] | None = None
     pieces: Callable[..., tuple[jax.Array, Any]] | None = None
     recheck: Callable[..., tuple[jax.Array, Any]] | None = None
+    opening: Callable[..., tuple[jax.Array, Any]] | None = None
 
 
 class Prediction(NamedTuple):

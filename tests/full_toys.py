@@ -59,7 +59,7 @@ def network(is_shifted: bool) -> Network:
         return hidden_of(context_K, place_L, new_KL), None
 
     return toys.network(4)._replace(
-        forward=forward, prime=prime, pieces=None, recheck=None
+        forward=forward, prime=prime, pieces=None, recheck=None, opening=None
     )
 
 

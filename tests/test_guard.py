@@ -51,7 +51,8 @@ def test_loose_numbers_give_the_trusted_text(policy, drafts, length):
         assert [row.token_ids for row in result.rows] == [w.token_ids for w in want]
         for row, truth in zip(result.rows, want, strict=True):
             assert row.steps == truth.steps
-            assert sum(row.accepted) == row.steps - 1
+            # The prefill takes the first step, or leaves it to a guard call.
+            assert row.steps - sum(row.accepted) in (0, 1)
             assert len(row.accepted) == row.nfe.total - 1
 
 

@@ -70,7 +70,9 @@ def test_a_kept_program_is_the_program(cache, monkeypatch):
 
 def sample(size: int):
     """A small program that can be kept."""
-    function, _ = executables.compiled(None, "sample", tune._sample, ([ones(size)],))
+    function, _ = executables.compiled(
+        executables.Wanted(None, "sample", tune._sample, ([ones(size)],))
+    )
     forget_executables()
     return function([ones(size)])[0].tolist()
 
@@ -101,11 +103,11 @@ def test_what_comes_out_of_the_cache_of_jax_is_not_kept(tmp_path):
     """It lacks code, and would fail when it is run."""
     script = (
         "import jax, jax.numpy as jnp\n"
-        "from jaxdave.executables import compiled\n"
+        "from jaxdave.executables import Wanted, compiled\n"
         "from jaxdave.model.layers import rope_table\n"
         "from jaxdave.hints import told\n"
         "from jaxdave.tune import _sample\n"
-        "f, _ = compiled(None, 'sample', _sample, ([jnp.ones((40, 40))],))\n"
+        "f, _ = compiled(Wanted(None, 'sample', _sample, ([jnp.ones((40, 40))],)))\n"
         "print(float(f([jnp.ones((40, 40))])[0][3]))\n"
     )
     env = {k: v for k, v in os.environ.items() if k != NO_CACHE} | {
@@ -130,12 +132,12 @@ def test_only_what_is_on_the_first_of_many_devices_is_kept(tmp_path):
     """And comes back to it."""
     script = (
         "import jax, jax.numpy as jnp\n"
-        "from jaxdave.executables import compiled, forget_executables\n"
+        "from jaxdave.executables import Wanted, compiled, forget_executables\n"
         "from jaxdave.tune import _sample\n"
         "for device in (*jax.devices(), *jax.devices()):\n"
         "    forget_executables()\n"
         "    x = jax.device_put(jnp.ones(4), device)\n"
-        "    f, _ = compiled(None, 'sample', _sample, ([x],))\n"
+        "    f, _ = compiled(Wanted(None, 'sample', _sample, ([x],)))\n"
         "    (made,) = f([x])\n"
         "    assert made.devices() == {device}, (made, device)\n"
     )

@@ -110,6 +110,10 @@ def as_where(flag, a, b):
     return (np if isinstance(flag, np.ndarray) else jnp).where(flag, a, b)
 
 
+OPENING = np.uint32(1 << 20)
+"""Stands for the seat of a state that a loose prefill has evaluated."""
+
+
 @functools.cache
 def network(length: int, chunk: int = CHUNK) -> Network:
     """The hash network of a block length; its parameters are `Weights`."""
@@ -167,10 +171,16 @@ def network(length: int, chunk: int = CHUNK) -> Network:
         ids, as_float = ids_RM.astype(jnp.uint32), lambda a: a.astype(jnp.float32)
         return table(params, hidden_RE[:, :1], hidden_RE[:, 1:2], ids, as_float)
 
+    def opening(*args):
+        hidden_LE, cache = prime(*args)
+        # As if computed where no piece ever sits.
+        return hidden_LE.at[:, np.array([2, 5])].set(OPENING), cache
+
     chunks = Chunks(forward, TILE)
+    prime = in_chunks(chunks, empty_cache)
     plain = Network(
-        forward, in_chunks(chunks, empty_cache), logits, logits_at, ROWS, SIZE, (MASK,),
-        chunk, pieces=pieces, recheck=further(chunks),
+        forward, prime, logits, logits_at, ROWS, SIZE, (MASK,), chunk, pieces=pieces,
+        recheck=further(chunks), opening=opening,
     )  # fmt: skip
     return halved(plain)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxdave.eval import masks
 from jaxdave.eval.likelihood import Row, Scorer, score
-from jaxdave.executables import compiled
+from jaxdave.executables import Wanted, compiled
 from jaxdave.run import bucket
 
 SHARED = 16
@@ -101,7 +101,8 @@ def batches(rows: Iterable, most: int) -> Iterator[tuple[list, int]]:
 
 def _run(of: Scorer, params, made: Sequence[Row]) -> np.ndarray:
     stacked = jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *made)
-    run, _ = compiled(of, "score", functools.partial(score, of), (params, stacked))
+    wanted = Wanted(of, "score", functools.partial(score, of), (params, stacked))
+    run, _ = compiled(wanted)
     return np.asarray(run(params, stacked))
 
 

@@ -24,7 +24,7 @@ from jaxdave.model.prime import Chunks, further, in_chunks
 from jaxdave.types import KVCache, Network, Pieces
 
 FAST_CHUNK = 512
-"""Tokens per pass of a prefill under fast numerics."""
+"""The most tokens per pass of a prefill."""
 
 
 def causal_network(
@@ -57,19 +57,32 @@ def causal_network(
         seen = Seen(start, cache, kv, see_from, start + tokens_KL.shape[1])
         return beside(model, params, model.align(hidden), seen), kv
 
-    chunk = TILE if trusted.exact else FAST_CHUNK
-    chunks = Chunks(functools.partial(plain, trusted), chunk, trusted.align)
-    chunked = in_chunks(chunks, _empty_cache(config))
+    def chunks_of(model: Model) -> Chunks:
+        forward = functools.partial(plain, model)
+        return Chunks(forward, TILE if model.exact else _fast_chunk(), model.align)
 
-    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
-        hidden, cache = chunked(params, tokens_T, begin, start, end, window, prompt)
-        held = window_of(cache, start, window)
-        seen = Seen(start, cache, held, see_from, start + window)
-        return beside(trusted, params, hidden[None], seen)[0], cache
+    def prime_of(model: Model):
+        chunked = in_chunks(chunks_of(model), _empty_cache(config))
 
-    pieces = _pieces_of(model, length) if beside is alone else None
-    recheck = further(chunks) if beside is alone else None
-    return model.network(forward, prime, pieces, recheck)
+        def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
+            hidden, cache = chunked(params, tokens_T, begin, start, end, window, prompt)
+            held = window_of(cache, start, window)
+            seen = Seen(start, cache, held, see_from, start + window)
+            return beside(model, params, hidden[None], seen)[0], cache
+
+        return prime
+
+    prime = prime_of(trusted)
+    if beside is not alone:
+        return model.network(forward, prime)
+    opening = prime_of(model) if numerics == "guarded" else None
+    pieces, recheck = _pieces_of(model, length), further(chunks_of(trusted))
+    return model.network(forward, prime, pieces, recheck, opening)
+
+
+def _fast_chunk() -> int:
+    """Tokens per pass of a prefill where any shape will do; a CPU is busy with few."""
+    return TILE if jax.default_backend() == "cpu" else FAST_CHUNK
 
 
 def _pieces_of(model: Model, length: int):

@@ -133,12 +133,14 @@ class Model:
         picked = columns(kernel, lambda a: a[..., ids_RM])
         return contract("re,erm->rm", hidden_RE, picked)
 
-    def network(self, forward, prime, pieces=None, recheck=None) -> Network:
+    def network(
+        self, forward, prime, pieces=None, recheck=None, opening=None
+    ) -> Network:
         """The network with this model's head."""
         c = self.config
         return Network(
             forward, prime, self.logits, self.logits_at, c.vocab_rows, c.vocab_size,
-            c.banned_ids, self.chunk, pieces=pieces, recheck=recheck,
+            c.banned_ids, self.chunk, pieces=pieces, recheck=recheck, opening=opening,
         )  # fmt: skip
 
 
