@@ -19,7 +19,6 @@ call more where a decision was too close to call.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -30,7 +29,7 @@ from jaxdave import calls
 from jaxdave.cache import put_rows, put_some, put_windows
 from jaxdave.draft import DraftFn
 from jaxdave.grid import Grid, past_known
-from jaxdave.outcome import Info, Judged, settle
+from jaxdave.outcome import Info, Judged, no_info, settle
 from jaxdave.pace import fastest
 from jaxdave.sampling import Sampling, request_key
 from jaxdave.state import RowState
@@ -138,32 +137,32 @@ class Program:
         def settled(held, cache):
             del cache
             judged, row, rests = held
-            return self._unless(rests, row, lambda: settle(self, params, judged))
+            there = row, no_info()
+            act = lambda: (settle(self, params, judged), judged.info)  # noqa: E731
+            if self.exact:
+                return jax.lax.cond(rests, lambda: there, act)
+            # Side by side a cond would copy all that it reads, weights too, per row.
+            return jax.tree.map(lambda a, b: jnp.where(rests, a, b), there, act())
 
         held = judged, state.rows, resting_B
-        moved = self.over_rows(settled)(held, ())
+        moved, info = self.over_rows(settled)(held, ())
         cache = put_windows(state.cache, judged.kept.added, state.rows.start)
-        return DecodeState(moved, cache), judged.info
+        return DecodeState(moved, cache), info
 
     def _of_size(self, size: int, params: Any, terms: Terms, resting_B: jax.Array):
-        """state -> the outcome of calls of one size; of rows that rest, nothing."""
+        """state -> the outcome of calls of one size; of rows that rest, anything."""
         program = dataclasses.replace(self, draft_steps=size)
 
         def call(held, cache) -> Judged:
             row, rests = held
             act = lambda: calls.judge(program, params, terms, row, cache)  # noqa: E731
+            if not self.exact:
+                return act()
             like = jax.eval_shape(act)
             none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-            return self._unless(rests, none, act)
+            return jax.lax.cond(rests, lambda: none, act)
 
         return lambda state: self.over_rows(call)((state.rows, resting_B), state.cache)
-
-    def _unless(self, rests: jax.Array, there: Any, act: Callable[[], Any]):
-        """What `act` makes, or what is there already where a row rests."""
-        if self.exact:
-            return jax.lax.cond(rests, lambda: there, act)
-        # Side by side a cond would copy all that it reads, weights too, per row.
-        return jax.tree.map(lambda a, b: jnp.where(rests, a, b), there, act())
 
     def _rechecked(self, params: Any, state: DecodeState) -> DecodeState:
         """The state after the guard calls of those rows that doubt."""
