@@ -134,19 +134,31 @@ class _Chunk(NamedTuple):
 
 def _best(y, z, index) -> _Best:
     size = y.shape[1]
-    local_R = jnp.argmax(y, axis=1).astype(jnp.int32)
-    chosen = jnp.arange(size)[None] == local_R[:, None]
+    top_R, local_R = _highest(y)
+    chosen = jnp.arange(size, dtype=jnp.int32)[None] == local_R[:, None]
     others_R = jax.nn.logsumexp(jnp.where(chosen, NEVER, z), axis=1)
-    pick = lambda a: jnp.max(jnp.where(chosen, a, -jnp.inf), axis=1)  # noqa: E731
-    rest = jnp.where(chosen, -jnp.inf, y)
-    runner_R = index * size + jnp.argmax(rest, axis=1).astype(jnp.int32)
-    told = pick(y), index * size + local_R, pick(z), others_R
-    return _Best(*told, jnp.max(rest, axis=1), runner_R)
+    told_R = jnp.max(jnp.where(chosen, z, -jnp.inf), axis=1) if y is not z else top_R
+    runner_y, runner_R = _highest(jnp.where(chosen, -jnp.inf, y))
+    ids = index * size + local_R, index * size + runner_R
+    return _Best(top_R, ids[0], told_R, others_R, runner_y, ids[1])
+
+
+def _highest(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The highest value of each row, and its first place.
+
+    On a CPU two plain reductions take a third of the time of `argmax`, which reduces
+    pairs.
+    """
+    size = a.shape[1]
+    top_R = jnp.max(a, axis=1)
+    place_X = jnp.arange(size, dtype=jnp.int32)[None]
+    place_R = jnp.min(jnp.where(a == top_R[:, None], place_X, size - 1), axis=1)
+    return top_R, place_R
 
 
 def _spread(z) -> _Spread:
-    top_R = jnp.max(z, axis=1)
-    first = jnp.arange(z.shape[1])[None] == jnp.argmax(z, axis=1)[:, None]
+    top_R, place_R = _highest(z)
+    first = jnp.arange(z.shape[1], dtype=jnp.int32)[None] == place_R[:, None]
     second_R = jnp.max(jnp.where(first, NEVER, z), axis=1)
     # Ids that may not be predicted weigh nothing; a whole chunk may be of them.
     live = (z > NEVER) & ~first
