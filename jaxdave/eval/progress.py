@@ -1,8 +1,9 @@
 """What a terminal sees of a run: how far it is, how long it will take, how right."""
 
 import contextlib
+import datetime
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from rich.console import Console
@@ -10,22 +11,39 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from jaxdave.eval.cells import Cell
 from jaxdave.eval.records import Record
 from jaxdave.eval.runner import Watch
 
 
+class Left(ProgressColumn):
+    """The time left, at the pace of this run so far.
+
+    An item may take minutes, a batch comes at once, and what an earlier run has left
+    comes in no time: rich's own column takes each for a pace.
+    """
+
+    def render(self, task: Task) -> Text:
+        made = task.completed - task.fields["done"]
+        if not made or task.remaining is None:
+            return Text("-:--:-- left")
+        seconds = (task.elapsed or 0.0) / made * task.remaining
+        return Text(f"{datetime.timedelta(seconds=int(seconds))} left")
+
+
 class Shown(NamedTuple):
-    """counted(title, total) -> what to call total times. watch(cell) -> what is to be
-    told of every record of the cell."""
+    """counted(title, total) -> what to call total times. watch(cell, the records of an
+    earlier run) -> what is to be told of every record that is made now."""
 
     counted: Callable[[str, int], Callable[[], None]]
-    watch: Callable[[Cell], Watch]
+    watch: Callable[[Cell, Collection[Record]], Watch]
 
 
 @contextlib.contextmanager
@@ -38,29 +56,36 @@ def watching(console: Console | None = None) -> Iterator[Shown]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[right]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        Left(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
 
         def counted(title: str, total: int) -> Callable[[], None]:
-            task = bars.add_task(title, total=total, right="")
+            task = bars.add_task(title, total=total, right="", done=0)
             return lambda: bars.advance(task)
 
         yield Shown(counted, functools.partial(_cell, bars, console))
 
 
-def _cell(bars: Progress, console: Console, cell: Cell) -> Watch:
+def _cell(
+    bars: Progress, console: Console, cell: Cell, done: Collection[Record]
+) -> Watch:
     total = len(cell.entries)
     title = f"{cell.task.name} {cell.method.title(cell.settings)}"
-    task = bars.add_task(title, total=total, right="")
-    seen: list[bool] = []
+    there = len(done)
+    task = bars.add_task(title, total=total, completed=there, right="", done=there)
+    seen = [record.right for record in done]
 
-    def watch(record: Record) -> None:
-        seen.append(record.right)
+    def show() -> None:
         text = f"{100 * sum(seen) / len(seen):.1f} % right"
         bars.update(task, completed=len(seen), right=text)
         if len(seen) == total and not console.is_terminal:
             console.print(f"{title}: {total} items, {text}")
 
+    def watch(record: Record) -> None:
+        seen.append(record.right)
+        show()
+
+    if seen:
+        show()
     return watch

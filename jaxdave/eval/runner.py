@@ -45,10 +45,8 @@ def steps(held: Ready, known: Verdicts, watch: Watch) -> Iterator[tuple[Record, 
     """The records of a cell, those of an earlier run first, then batch by batch.
 
     A batch is on the disk when it is yielded. known: grades of this benchmark's texts
-    so far; the same text is graded once. watch: told every record.
+    so far; the same text is graded once. watch: told every record that is made.
     """
-    for record in held.done.values():
-        watch(record)
     yield tuple(held.done.values())
     warm = dict(held.warm)
     with _kept(held.cell) as add:

@@ -20,6 +20,8 @@ NOTE = (
     "Compiling, with a warm-up call for every shape, is in no rate."
 )
 
+PUBLISHED = " As published, TraDo's prompts and what follows an end count as answers."
+
 
 def markdown(report: Mapping[str, Any]) -> str:
     """All tables of a report, with what they were made by."""
@@ -30,7 +32,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             parts.append(f"{title}\n\n{_table(HEADS, map(_paper_row, cells))}")
     lines = [_row_behind(cell) for cell in report["cells"]]
     parts.append(f"Behind the tables\n\n{_table(BEHIND, lines)}")
-    return "\n\n".join([*parts, NOTE + _sources(report)]) + "\n"
+    counted = PUBLISHED if report["as_published"] else ""
+    return "\n\n".join([*parts, NOTE + counted + _sources(report)]) + "\n"
 
 
 def _sources(report: Mapping[str, Any]) -> str:
