@@ -157,15 +157,18 @@ def test_progress_shows_how_right_and_how_long():
     [
         (0, 0, "-:--:-- left"),
         (80, 80, "-:--:-- left"),
-        # Two of this run's took 100 s, whatever was there before, and 18 are left.
-        (80, 82, "0:15:00 left"),
-        (0, 50, "0:01:40 left"),
+        (100, 100, "0:00:00 left"),
+        # Two of this run's took 100 s, whatever was there before, and 18 are left; and
+        # the next has been waited for 7 s.
+        (80, 82, "0:14:53 left"),
+        (0, 50, "0:01:33 left"),
+        (0, 99, "0:00:00 left"),
         (0, 100, "0:00:00 left"),
     ],
 )
 def test_time_left_is_by_the_pace_of_this_run(done, completed, text):
-    fields = {"done": done}
-    task = Task(TaskID(0), "", 100, completed, lambda: 107.0, fields=fields)
+    fields = {"done": done, "at": 107.0}
+    task = Task(TaskID(0), "", 100, completed, lambda: 114.0, fields=fields)
     task.start_time = 7.0
     assert progress.Left().render(task).plain == text
 

@@ -24,18 +24,19 @@ from jaxdave.eval.runner import Watch
 
 
 class Left(ProgressColumn):
-    """The time left, at the pace of this run so far.
+    """The time left, at the pace of this run up to the last item; `at`: when that was.
 
     An item may take minutes, a batch comes at once, and what an earlier run has left
     comes in no time: rich's own column takes each for a pace.
     """
 
     def render(self, task: Task) -> Text:
-        made = task.completed - task.fields["done"]
-        if not made or task.remaining is None:
+        made, at = task.completed - task.fields["done"], task.fields["at"]
+        left, begun = task.remaining, task.start_time
+        if left is None or begun is None or (left and not made):
             return Text("-:--:-- left")
-        seconds = (task.elapsed or 0.0) / made * task.remaining
-        return Text(f"{datetime.timedelta(seconds=int(seconds))} left")
+        seconds = left and (at - begun) / made * left - (task.get_time() - at)
+        return Text(f"{datetime.timedelta(seconds=max(0, int(seconds)))} left")
 
 
 class Shown(NamedTuple):
@@ -61,8 +62,8 @@ def watching(console: Console | None = None) -> Iterator[Shown]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
 
         def counted(title: str, total: int) -> Callable[[], None]:
-            task = bars.add_task(title, total=total, right="", done=0)
-            return lambda: bars.advance(task)
+            task = bars.add_task(title, total=total, right="", done=0, at=0.0)
+            return lambda: bars.update(task, advance=1, at=bars.get_time())
 
         yield Shown(counted, functools.partial(_cell, bars, console))
 
@@ -73,12 +74,13 @@ def _cell(
     total = len(cell.entries)
     title = f"{cell.task.name} {cell.method.title(cell.settings)}"
     there = len(done)
-    task = bars.add_task(title, total=total, completed=there, right="", done=there)
+    own = {"right": "", "done": there, "at": 0.0}
+    task = bars.add_task(title, total=total, completed=there, **own)
     seen = [record.right for record in done]
 
     def show() -> None:
         text = f"{100 * sum(seen) / len(seen):.1f} % right"
-        bars.update(task, completed=len(seen), right=text)
+        bars.update(task, completed=len(seen), right=text, at=bars.get_time())
         if len(seen) == total and not console.is_terminal:
             console.print(f"{title}: {total} items, {text}")
 
