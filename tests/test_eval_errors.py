@@ -81,6 +81,15 @@ def test_a_folder_that_cannot_be_written_is_said_before_decoding(
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_benchmark_file_that_is_another_is_refused(run, model, tmp_path):
+    (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "?", "answer": "1"}\n')
+    asked = ("--tasks", "gsm8k", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    code, printed, err = run("eval", "--model", model, *asked)
+    assert (code, printed, err.count("\n")) == (2, "", 1)
+    assert "gsm8k_test.jsonl: sha256 " in err and "fetch the published file" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["gsm8k_test.jsonl"]
+
+
 def test_code_of_models_runs_only_if_allowed(run):
     code, out, err = run("eval", "--tasks", "demo-math,mbpp")
     assert (code, out) == (2, "") and "say --allow-code-execution" in err

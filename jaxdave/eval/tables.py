@@ -46,11 +46,13 @@ def _sources(report: Mapping[str, Any]) -> str:
 def _headline(report: Mapping[str, Any]) -> str:
     machine, first = report["machine"], report["cells"][0]["settings"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    # As published, rows over a threshold are not filtered, so that they need no exact.
+    numerics = dict.fromkeys(c["settings"]["numerics"] for c in report["cells"])
     defects = " as published" if report["as_published"] else ""
     load = " ".join(f"{one:g}" for one in machine["load"])
     return (
         f"`{machine['command']}`\n\n{report['model']}, preset {report['preset']}"
-        f"{defects}, {first['dtype']}, {first['numerics']} numerics, batch of "
+        f"{defects}, {first['dtype']}, {' and '.join(numerics)} numerics, batch of "
         f"{first['batch_size']}; {machine['device']}, {versions}; load {load}, "
         f"{machine['date']}"
     )
