@@ -89,14 +89,18 @@ def draft_steps(text: str) -> int | Literal["auto"]:
         ) from None
 
 
-def make_decoder(config, settings: Settings, tables=None, has_draft_text: bool = False):
+def make_decoder(
+    config, settings: Settings, tables=None, has_draft_text: bool = False, wrap=None
+):
     """The decoder of the settings. Raises ValueError for one out of range.
 
     tables: the draft trees of the model; has_draft_text: whether it must read one.
+    wrap(settings, policy) -> the policy that is decoded with; None: as it is.
     """
     from jaxdave import decoders, policies
 
     s, policy = settings, policy_of(settings)
+    policy = policy if wrap is None else wrap(s, policy)
     policy = policies.demote(policy, config.stop_ids) if s.stop_last else policy
     common = {name: getattr(s, name) for name in _COMMON}
     common["draft"] = _draft(config, s, policy, tables or {}, has_draft_text)

@@ -1,5 +1,7 @@
 """`jaxdave eval` with bad input: one line, exit code 2, and nothing left behind."""
 
+import os
+
 import folders
 import pytest
 
@@ -32,6 +34,7 @@ def model(tmp_path_factory) -> str:
         (("--threshold", 2), "threshold=2.0 must be"),
         (("--data-dir", "none"), "data_dir=none is no folder"),
         (("--tasks", "gsm8k", "--data-dir", "."), "gsm8k_test.jsonl: cannot be read"),
+        (("--limit", "abc"), "Invalid value for '--limit'"),
         (("--preset", "sdar", "--as-published"), "has no published form"),
         (("--sweep", "threshold"), "sweep='threshold' is unknown"),
         (("--sweep", "draft_steps", "--methods", "static"), "add freedave"),
@@ -60,6 +63,31 @@ def test_figures_need_a_folder_and_a_folder_is_no_file(run, tmp_path):
     assert file.read_text() == "mine"
     code, _, err = run("eval", "--sweep", "draft_steps")
     assert code == 2 and "--out FOLDER" in err
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_decoding(
+    run, model, tmp_path, monkeypatch
+):
+    made = monkeypatch.setattr
+    made("jaxdave.eval.command._decoded", lambda *_: pytest.fail("decodes"))
+    file, given = tmp_path / "file", ("eval", "--model", model, "--limit", 1, "--out")
+    file.write_text("mine")
+    for out, reason in ((file / "out", "Not a directory"), (tmp_path, "read-only")):
+        code, printed, err = run(*given, out)
+        assert (code, printed, err.count("\n")) == (2, "", 1)
+        assert f"out={out} cannot be written to" in err and reason in err
+        # As root is told no for nothing else, the second folder is of this kind.
+        made("os.access", lambda path, mode: not mode & os.W_OK)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_benchmark_file_that_is_another_is_refused(run, model, tmp_path):
+    (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "?", "answer": "1"}\n')
+    asked = ("--tasks", "gsm8k", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    code, printed, err = run("eval", "--model", model, *asked)
+    assert (code, printed, err.count("\n")) == (2, "", 1)
+    assert "gsm8k_test.jsonl: sha256 " in err and "fetch the published file" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["gsm8k_test.jsonl"]
 
 
 def test_code_of_models_runs_only_if_allowed(run):

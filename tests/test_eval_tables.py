@@ -5,6 +5,7 @@ import re
 import evaluations
 import pytest
 from rich.console import Console
+from rich.progress import Task, TaskID
 
 from jaxdave.cli_settings import Settings
 from jaxdave.eval import demo_tasks, figures, memory, progress, report, runner, tables
@@ -142,13 +143,34 @@ def test_progress_shows_how_right_and_how_long():
     made = made._replace(entries=(None,) * 4)  # pyright: ignore
     with console.capture() as capture, progress.watching(console) as shown:
         shown.counted("compiling", 1)()
-        watch = shown.watch(made)
-        for one in FAST:
+        watch = shown.watch(made, FAST[:1])
+        for one in FAST[1:]:
             watch(one)
     text = capture.get()
     assert "compiling" in text and "1/1" in text and "left" in text
     assert "demo-math FreeDave d=8" in text and "4/4" in text
     assert "75.0 % right" in text
+
+
+@pytest.mark.parametrize(
+    ("done", "completed", "text"),
+    [
+        (0, 0, "-:--:-- left"),
+        (80, 80, "-:--:-- left"),
+        (100, 100, "0:00:00 left"),
+        # Two of this run's took 100 s, whatever was there before, and 18 are left; and
+        # the next has been waited for 7 s.
+        (80, 82, "0:14:53 left"),
+        (0, 50, "0:01:33 left"),
+        (0, 99, "0:00:00 left"),
+        (0, 100, "0:00:00 left"),
+    ],
+)
+def test_time_left_is_by_the_pace_of_this_run(done, completed, text):
+    fields = {"done": done, "at": 107.0}
+    task = Task(TaskID(0), "", 100, completed, lambda: 114.0, fields=fields)
+    task.start_time = 7.0
+    assert progress.Left().render(task).plain == text
 
 
 def test_cells_take_turns_to_and_fro():

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxdave.cli_settings import Settings
 from jaxdave.decoders import Decoder
 from jaxdave.eval import records
+from jaxdave.eval.habits import Output, answer
 from jaxdave.eval.methods import Method
 from jaxdave.eval.records import Header, Record
 from jaxdave.eval.types import Item, Prompt, Task
@@ -27,7 +28,10 @@ class Entry(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One row of a table: a benchmark by one method. path: None keeps nothing."""
+    """One row of a table: a benchmark by one method. path: None keeps nothing.
+
+    output: as in `Habits`.
+    """
 
     task: Task
     method: Method
@@ -36,6 +40,7 @@ class Cell(NamedTuple):
     entries: tuple[Entry, ...]
     path: Path | None
     header: Header
+    output: Callable[..., Output] = answer
 
 
 def entry(codec: Codec, task: Task, item: Item, index: int, asked: Prompt) -> Entry:

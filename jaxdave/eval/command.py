@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -31,13 +32,26 @@ def run(wanted: Wanted) -> None:
     )  # fmt: skip
     cells = plan.cells(wanted, model)
     if wanted.out is not None:
-        wanted.out.mkdir(parents=True, exist_ok=True)
+        _open(wanted.out)
     with watching() as shown:
         found = _decoded(cells, model, shown)
     made = report.report(wanted, found)
     if wanted.out is not None:
         _write(wanted.out, made)
     sys.stdout.write(tables.markdown(made))
+
+
+def _open(out: Path) -> None:
+    """Make the output folder. Raises ValueError where nothing can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writable, reason = os.access(out, os.W_OK | os.X_OK), "it is read-only"
+    except OSError as error:
+        writable, reason = False, error.strerror
+    if not writable:
+        raise ValueError(
+            f"out={out} cannot be written to ({reason}); choose another folder"
+        )
 
 
 def _decoded(cells: Sequence[Cell], model: Model, shown: Shown) -> report.Found:
@@ -54,7 +68,8 @@ def _decoded(cells: Sequence[Cell], model: Model, shown: Shown) -> report.Found:
         known: Verdicts = {}
         some = list(group)
         turns = [
-            runner.steps(held[id(cell)], known, shown.watch(cell)) for cell in some
+            runner.steps(one, known, shown.watch(one.cell, one.done.values()))
+            for one in (held[id(cell)] for cell in some)
         ]
         found += zip(some, map(_by_item, some, runner.in_turn(turns)), strict=True)
     return found

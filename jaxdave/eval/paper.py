@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdave.eval import demo_tasks, prompts
+from jaxdave.eval.habits import Habits, endless, filtered_first, with_prompt
 from jaxdave.eval.types import Item, Prompt, Task
 
 Settings = Mapping[str, Any]
@@ -65,6 +66,22 @@ def settings(name: str, as_published: bool, family: str, task: Task) -> Settings
         filters = {"top_p": 0.95, "top_k": 40} if family == "dream" else {}
         return {**common, **heat, **filters}
     return {**common, **heat, "top_k": 1} if as_published else common
+
+
+def habits(name: str, as_published: bool, family: str, task: Task) -> Habits:
+    """What the paper's evaluation does beside its settings, where that is wanted.
+
+    Rows over a threshold are sampled (and Dream's have short blocks), confidence is
+    read behind the top-k filter, TraDo decodes on after the end, and its prompt counts.
+    """
+    if not as_published or name == DLLM_RL or task.name in demo_tasks.TASKS:
+        return Habits()
+    block = {"block_length": 4} if family == "dream" else {}
+    rows = {"threshold": {"top_k": 0, **block}}
+    made = Habits(rows, filtered_first)
+    if family != "sdar":
+        return made
+    return made._replace(config=endless, output=with_prompt)
 
 
 NAMES = ("paper-2025", THINKING, DLLM_RL)

@@ -78,10 +78,12 @@ def _entries(w: Wanted, model: Model, preset: Preset, task: Task) -> tuple[Entry
 
 
 def _settings(
-    w: Wanted, model: Model, preset: Preset, task: Task
+    w: Wanted, model: Model, preset: Preset, task: Task, base: str = "static"
 ) -> tuple[Settings, float]:
-    """What all methods share, and the threshold of those that have one."""
-    given = dict(preset.settings(model.config.family, task))
+    """What all methods of a base share, and the threshold of those that have one."""
+    family = model.config.family
+    own = preset.habits(family, task).rows.get(base, {})
+    given = {**preset.settings(family, task), **own}
     said = given.pop("threshold", THRESHOLD)
     made = settings(w, {"max_new_tokens": model.max_new_tokens, **given})
     return made, said if w.threshold is None else w.threshold
@@ -91,8 +93,8 @@ def _chosen(
     w: Wanted, model: Model, preset: Preset, task: Task
 ) -> Iterator[tuple[Method, Settings]]:
     """Methods and their settings; under a sweep drafted ones at every length."""
-    common, threshold = _settings(w, model, preset, task)
     for method in methods_of(w):
+        common, threshold = _settings(w, model, preset, task, method.base)
         chosen = method.choose(common, threshold)
         swept = SWEEP if w.sweep is not None and method.drafted else ()
         for steps in swept or (chosen.draft_steps,):
@@ -100,7 +102,10 @@ def _chosen(
 
 
 def _cell(w: Wanted, model, preset, task, method, chosen, entries, of_weights) -> Cell:
-    decoder = make_decoder(model.config, chosen, model.tables)
+    habits = preset.habits(model.config.family, task)
+    decoder = make_decoder(
+        habits.config(model.config), chosen, model.tables, wrap=habits.policy
+    )
     said = {**dataclasses.asdict(chosen), "model": model.name, "weights": of_weights}
     if not (method.drafted or decoder.numerics == "exact"):
         # What is not in force must not make two runs differ.
@@ -122,7 +127,7 @@ def _cell(w: Wanted, model, preset, task, method, chosen, entries, of_weights) -
     steps = f".d{chosen.draft_steps}" if method.drafted else ""
     name = f"{model.name}.{task.name}.{method.name}{steps}.jsonl".replace("/", "_")
     path = None if w.out is None else w.out / name
-    return Cell(task, method, chosen, decoder, entries, path, header)
+    return Cell(task, method, chosen, decoder, entries, path, header, habits.output)
 
 
 def _weights(model: Model) -> str:

@@ -33,6 +33,7 @@ def open_preset(
             name,
             functools.partial(paper.prompt, name, as_published),
             functools.partial(paper.settings, name, as_published),
+            functools.partial(paper.habits, name, as_published),
         )
     return Preset(
         name,

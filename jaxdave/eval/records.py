@@ -20,7 +20,8 @@ FORMAT = 1
 class Record:
     """One item, decoded and graded.
 
-    digest: of its prompt's ids and its reference. decoded_tokens, reference_nfe,
+    digest: of its prompt's ids and its reference. text, valid_tokens: what was graded,
+    and counted as output (`Habits.output`). decoded_tokens, reference_nfe,
     committed_at, steps: as in `result.Row`. nfe: calls by kind. rows: states that the
     calls have evaluated. batch_rows: how many were decoded together; seconds: this
     item's share of their time. compile_seconds, memory: of the warm-up call that was

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from jaxdave.checkpoint import Model
 from jaxdave.eval import memory, records
 from jaxdave.eval.cells import Cell, Entry, batches, finished, shape
+from jaxdave.eval.habits import Output
 from jaxdave.eval.memory import Warm
 from jaxdave.eval.records import Record
 from jaxdave.eval.types import Task, Verdict
@@ -44,10 +45,8 @@ def steps(held: Ready, known: Verdicts, watch: Watch) -> Iterator[tuple[Record, 
     """The records of a cell, those of an earlier run first, then batch by batch.
 
     A batch is on the disk when it is yielded. known: grades of this benchmark's texts
-    so far; the same text is graded once. watch: told every record.
+    so far; the same text is graded once. watch: told every record that is made.
     """
-    for record in held.done.values():
-        watch(record)
     yield tuple(held.done.values())
     warm = dict(held.warm)
     with _kept(held.cell) as add:
@@ -114,21 +113,26 @@ def _one_call(asked: dict[str, Any]) -> None:
 
 def _batch(held: Ready, batch, known: Verdicts, warm: dict) -> tuple[Record, ...]:
     """One batch decoded and graded; the first of a shape tells what that took."""
-    cell, codec = held.cell, held.model.codec
+    cell = held.cell
     result = generate(**_asked(cell, held.model, batch))
-    texts = [
-        one.prefill + codec.decode(row.token_ids)
-        for one, row in zip(batch, result.rows, strict=True)
+    outputs = [
+        _output(held, one, row) for one, row in zip(batch, result.rows, strict=True)
     ]
-    verdicts = _graded(cell.task, batch, texts, known)
+    verdicts = _graded(cell.task, batch, [out.text for out in outputs], known)
     first, *rest = (
         _record(cell, *parts, result)
-        for parts in zip(batch, texts, verdicts, result.rows, strict=True)
+        for parts in zip(batch, outputs, verdicts, result.rows, strict=True)
     )
     seconds, used = warm.pop(shape(cell, batch), Warm(0.0, None))
     seconds += result.compile_seconds
     first = dataclasses.replace(first, compile_seconds=seconds, memory=used)
     return first, *rest
+
+
+def _output(held: Ready, one: Entry, row: Row) -> Output:
+    """What is graded and counted; the opening that was given is part of the text."""
+    out = held.cell.output(held.model.codec, one.prompt, row)
+    return out._replace(text=one.prefill + out.text)
 
 
 def _graded(task: Task, batch, texts: Sequence[str], known: Verdicts):
@@ -142,7 +146,7 @@ def _graded(task: Task, batch, texts: Sequence[str], known: Verdicts):
 
 
 def _record(
-    cell: Cell, one: Entry, text: str, verdict: Verdict, row: Row, result: Result
+    cell: Cell, one: Entry, out: Output, verdict: Verdict, row: Row, result: Result
 ) -> Record:
     nfe = row.nfe
     branching = cell.decoder.program.policy.branching
@@ -155,11 +159,11 @@ def _record(
         right=verdict.right,
         extracted=verdict.extracted,
         reason=verdict.reason,
-        text=text,
+        text=out.text,
         token_ids=row.token_ids,
         committed_at=row.committed_at,
         finish_reason=row.finish_reason,
-        valid_tokens=row.valid_tokens,
+        valid_tokens=out.tokens,
         decoded_tokens=row.decoded_tokens,
         nfe=nfe.counts(),
         rows=nfe.total - nfe.verify + drafted,

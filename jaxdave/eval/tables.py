@@ -20,6 +20,8 @@ NOTE = (
     "Compiling, with a warm-up call for every shape, is in no rate."
 )
 
+PUBLISHED = " As published, TraDo's prompts and what follows an end count as answers."
+
 
 def markdown(report: Mapping[str, Any]) -> str:
     """All tables of a report, with what they were made by."""
@@ -30,7 +32,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             parts.append(f"{title}\n\n{_table(HEADS, map(_paper_row, cells))}")
     lines = [_row_behind(cell) for cell in report["cells"]]
     parts.append(f"Behind the tables\n\n{_table(BEHIND, lines)}")
-    return "\n\n".join([*parts, NOTE + _sources(report)]) + "\n"
+    counted = PUBLISHED if report["as_published"] else ""
+    return "\n\n".join([*parts, NOTE + counted + _sources(report)]) + "\n"
 
 
 def _sources(report: Mapping[str, Any]) -> str:
@@ -43,11 +46,13 @@ def _sources(report: Mapping[str, Any]) -> str:
 def _headline(report: Mapping[str, Any]) -> str:
     machine, first = report["machine"], report["cells"][0]["settings"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    # As published, rows over a threshold are not filtered, so that they need no exact.
+    numerics = dict.fromkeys(c["settings"]["numerics"] for c in report["cells"])
     defects = " as published" if report["as_published"] else ""
     load = " ".join(f"{one:g}" for one in machine["load"])
     return (
         f"`{machine['command']}`\n\n{report['model']}, preset {report['preset']}"
-        f"{defects}, {first['dtype']}, {first['numerics']} numerics, batch of "
+        f"{defects}, {first['dtype']}, {' and '.join(numerics)} numerics, batch of "
         f"{first['batch_size']}; {machine['device']}, {versions}; load {load}, "
         f"{machine['date']}"
     )

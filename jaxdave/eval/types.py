@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from jaxdave.eval.habits import Habits
 from jaxdave.tokenizer import Messages
 
 
@@ -62,8 +63,10 @@ class Preset(NamedTuple):
     settings(family, task): keywords for the decoders (`max_new_tokens`, `block_length`,
     `temperature`, `top_k`, `top_p`, `cache`), and `threshold`, `draft_steps` and
     `tokens_per_step` for those that take them; a key left out is the model's own.
+    habits(family, task): all that it does beside.
     """
 
     name: str
     prompt: Callable[[str, Task, Item], Prompt]
     settings: Callable[[str, Task], Mapping[str, Any]]
+    habits: Callable[[str, Task], Habits] = lambda family, task: Habits()

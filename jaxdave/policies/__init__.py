@@ -36,6 +36,7 @@ from jaxdave.policies.sdar import sequential as sequential
 from jaxdave.policies.sliding import deferred as deferred
 from jaxdave.policies.steadiness import klass as klass
 from jaxdave.policies.wide import wino as wino
+from jaxdave.policies.wrappers import certain as certain
 from jaxdave.policies.wrappers import demote as demote
 from jaxdave.policies.wrappers import first_alone as first_alone
 from jaxdave.policies.wrappers import small_blocks as small_blocks

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.policies.checks import check_count
-from jaxdave.policies.common import NEVER
+from jaxdave.policies.common import NEVER, blind
 from jaxdave.types import Memory, Policy, View
 
 
@@ -76,6 +76,28 @@ def demote(policy: Policy, ids: Sequence[int]) -> Policy:
 
     name = f"demote({policy.name}, {'+'.join(map(str, sorted(ids)))})"
     return _seeing(policy, name, change)
+
+
+def certain(policy: Policy) -> Policy:
+    """The policy, shown every token as certain, so that its orders are ties.
+
+    Probability 1, margin and gap the largest, entropy 0; ties resolve from the left.
+    Source: what confidence becomes where it is read behind a top-k filter of 1, as in
+    FreeDave's evaluation of 2025 (there a tie may also resolve otherwise).
+    """
+
+    def change(view: View) -> View:
+        most = jnp.full_like(view.pred.score, -NEVER)
+        shown = dict(score=most, gap=most, margin=most, entropy=jnp.zeros_like(most))
+        return view._replace(pred=view.pred._replace(**shown))
+
+    def sure(view: View, memory: Memory, error: jax.Array) -> jax.Array:
+        # No score of the model comes through.
+        del memory
+        return blind(view, error)
+
+    seeing = _seeing(policy, f"certain({policy.name})", change)
+    return seeing._replace(sure=policy.sure and sure)
 
 
 def _seeing(policy: Policy, name: str, change: Callable[[View], View]) -> Policy:
