@@ -46,7 +46,7 @@ def fresh_row(
     calls = tokens_T.shape[0] * (2 if program.guarded else 1)
     stats = Stats(
         zero, zero, zero, jnp.zeros((len(program.sizes),), jnp.int32),
-        Doubt(none, none), jnp.full(tokens_T.shape, -1, jnp.int32),
+        Doubt.every(none), jnp.full(tokens_T.shape, -1, jnp.int32),
         jnp.zeros((calls,), jnp.int32),
     )  # fmt: skip
     return RowState(
@@ -112,10 +112,19 @@ def _apart(program: "Program", row: RowState, pred_SW, block) -> Doubt:
     open_W = grid.cut(grid.active(grid.window(row), row)[1], block)
     told_W = open_W & (then.token >= 0)
     same_W = then.token == now.token
-    lead_W = jnp.where(same_W, now.lead - then.lead, now.lead + then.lead)
-    largest = lambda a, of_W: jnp.max(jnp.where(of_W, jnp.abs(a), 0.0))  # noqa: E731
-    score = largest(now.score - then.score, told_W & same_W)
-    return Doubt(score, largest(lead_W, told_W))
+    # With the other token in front a lead points the other way.
+    then = then._replace(lead=jnp.where(same_W, then.lead, -then.lead))
+
+    def largest(name: str, of_W: jax.Array) -> jax.Array:
+        one_W, other_W = getattr(now, name), getattr(then, name)
+        # What is infinite in both is the same.
+        off_W = jnp.where(one_W == other_W, 0.0, jnp.abs(one_W - other_W))
+        return jnp.max(jnp.where(of_W, off_W, 0.0))
+
+    among = dict.fromkeys(Doubt._fields, told_W) | {"score": told_W & same_W}
+    # A rule may look at gaps of known positions too.
+    among["gap"] = then.token >= 0
+    return Doubt(**{name: largest(name, of_W) for name, of_W in among.items()})
 
 
 def verify(program: "Program", params, terms: "Terms", row: RowState, cache):

@@ -36,11 +36,10 @@ Run = Callable[[Any, Terms, DecodeState], DecodeState]
 
 
 class Measured(NamedTuple):
-    """Seconds of a round by size; largest differences of scores and leads."""
+    """Seconds of a round by size; the largest differences, in the order of `Doubt`."""
 
     seconds: tuple[float, ...]
-    score: float
-    lead: float
+    error: tuple[float, ...]
 
 
 KNOWN: dict[Any, tuple[Any, Measured]] = {}
@@ -60,7 +59,7 @@ def terms_for(
     found, seconds = _known(program, run, params, fresh, shapes)
     bound = lambda seen: put(np.float32(max(SAFETY * seen, LEAST_DOUBT)))  # noqa: E731
     told = terms._replace(
-        doubt=Doubt(bound(found.score), bound(found.lead)),
+        doubt=Doubt(*map(bound, found.error)),
         seconds_Z=put(np.asarray(found.seconds, np.float32)),
     )
     return told, seconds
@@ -68,18 +67,17 @@ def terms_for(
 
 def measure(program: Program, run: Run, params, fresh) -> Measured:
     """Time calls of every size, and let every decision be made twice for a while."""
-    seconds, score, lead = [], 0.0, 0.0
+    seconds, error = [], np.zeros(len(Doubt._fields))
     for size in range(len(program.sizes)):
         terms = program.terms(program.most)._replace(forced=put(np.int32(size)))
         if program.guarded:
-            always = Doubt(put(np.float32(np.inf)), put(np.float32(np.inf)))
+            always = Doubt.every(put(np.float32(np.inf)))
             checked = terms._replace(calls=put(np.int32(CHECKED)), doubt=always)
-            error = jax.device_get(run(params, checked, fresh()).rows.stats.error)
-            score = max(score, float(np.max(error.score)))
-            lead = max(lead, float(np.max(error.lead)))
+            seen = jax.device_get(run(params, checked, fresh()).rows.stats.error)
+            error = np.maximum(error, [np.max(one) for one in seen])
         timed = terms._replace(calls=put(np.int32(TIMED)))
         seconds.append(_seconds(run, params, timed, fresh) / TIMED)
-    return Measured(tuple(seconds), score, lead)
+    return Measured(tuple(seconds), tuple(error.tolist()))
 
 
 def _seconds(run: Run, params, terms: Terms, fresh) -> float:
@@ -133,7 +131,9 @@ def _read(name: str | None) -> Measured | None:
         return None
     try:
         raw = json.loads(path.read_text())
-        return Measured(tuple(raw["seconds"]), raw["score"], raw["lead"])
+        if len(raw["error"]) != len(Doubt._fields):
+            return None  # of another version
+        return Measured(tuple(raw["seconds"]), tuple(raw["error"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # what is broken is measured anew
 
