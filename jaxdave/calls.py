@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxdave.draft import Outlook
 from jaxdave.evaluate import Evaluated, Kept, evaluate, window_only
-from jaxdave.predict import decide, guess, nothing
+from jaxdave.predict import decide, difference, guess, nothing
 from jaxdave.state import Drafts, Guess, RowState, Stand, Stats
 from jaxdave.steps import ahead, arrive, simulate, sure
 from jaxdave.types import Doubt, Prediction
@@ -110,21 +110,7 @@ def _apart(program: "Program", row: RowState, pred_SW, block) -> Doubt:
     then = Prediction(*(grid.cut(part[0], block) for part in row.pred))
     now = Prediction(*(part[0] for part in pred_SW))
     open_W = grid.cut(grid.active(grid.window(row), row)[1], block)
-    told_W = open_W & (then.token >= 0)
-    same_W = then.token == now.token
-    # With the other token in front a lead points the other way.
-    then = then._replace(lead=jnp.where(same_W, then.lead, -then.lead))
-
-    def largest(name: str, of_W: jax.Array) -> jax.Array:
-        one_W, other_W = getattr(now, name), getattr(then, name)
-        # What is infinite in both is the same.
-        off_W = jnp.where(one_W == other_W, 0.0, jnp.abs(one_W - other_W))
-        return jnp.max(jnp.where(of_W, off_W, 0.0))
-
-    among = dict.fromkeys(Doubt._fields, told_W) | {"score": told_W & same_W}
-    # A rule may look at gaps of known positions too.
-    among["gap"] = then.token >= 0
-    return Doubt(**{name: largest(name, of_W) for name, of_W in among.items()})
+    return difference(now, then, open_W)
 
 
 def verify(program: "Program", params, terms: "Terms", row: RowState, cache):

@@ -95,7 +95,10 @@ class Prediction(NamedTuple):
 
 
 class Doubt(NamedTuple):
-    """How far the numbers of a prediction may be off, each by its name."""
+    """How far the numbers of a prediction may be off, each by its name.
+
+    entropy: a share of it, as where nearly all is certain it is off by hardly anything.
+    """
 
     score: jax.Array
     lead: jax.Array

@@ -94,7 +94,7 @@ def view_of(numbers, open_W, n: int):
 
 
 def doubt_of(error: float) -> Doubt:
-    sizes = {"score": 1.0, "lead": 1.0, "gap": 2.0, "margin": 0.5, "entropy": 0.25}
+    sizes = {"score": 1.0, "lead": 1.0, "gap": 2.0, "margin": 0.5, "entropy": 1.0}
     return Doubt(**{k: jnp.float32(error * v) for k, v in sizes.items()})
 
 
@@ -145,7 +145,9 @@ def outcome(policy, seed: int, error: float, numbers=close_calls) -> Outcome:
     way_PFW = pushes(rng)
     # A little less than the error, as sums are rounded to float32.
     size_F = 0.999 * np.array([float(getattr(doubt, name)) for name in KNOWN])
-    near = second[:, None] + (size_F[:, None] * way_PFW)[None]
+    way_PFW = size_F[:, None] * way_PFW
+    near = second[:, None] + way_PFW[None]
+    near[:, :, 3] = second[:, None, 3] * (1 + size_F[3]) ** (way_PFW[:, 3] / size_F[3])
     many = lambda a: np.repeat(a, len(way_PFW), axis=0)  # noqa: E731
     split = lambda a: tuple(np.moveaxis(a, 1, 0).astype(np.float32))  # noqa: E731
     told = split(many(first)), split(near.reshape(-1, len(KNOWN), WIDE)), many(open_CW)

@@ -132,8 +132,8 @@ def test_transformers_keep_their_text_in_any_shape(cache, dtype):
 @pytest.mark.parametrize(
     "rule",
     [
-        "factor:factor=0.5",
         "entropy:steps=4",
+        pytest.param("factor:factor=0.5", marks=pytest.mark.slow),
         pytest.param("topk_margin:steps=4,alg_temp=0.5", marks=pytest.mark.slow),
         pytest.param("eb_sampler:gamma=2,proxy=confidence", marks=pytest.mark.slow),
         pytest.param("hierarchical:threshold=0.5", marks=pytest.mark.slow),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdave.policies.common import ahead, commit
+from jaxdave.policies.common import NEVER, ahead, commit
 from jaxdave.types import Doubt, Policy, Prediction, View
 
 SLACK = 2e-6
@@ -46,8 +46,10 @@ Choose = Callable[[View, Told], Span]
 
 def exactly(pred: Prediction) -> Told:
     """The numbers as they stand."""
-    spans = map(same, (pred.score, pred.gap, pred.margin, pred.entropy))
-    return Told(*spans, slack=0.0)  # pyright: ignore[reportCallIssue]
+    score, gap, margin, entropy = map(
+        same, (pred.score, pred.gap, pred.margin, pred.entropy)
+    )
+    return Told(score, gap, margin, entropy, slack=0.0)
 
 
 def within(pred: Prediction, doubt: Doubt) -> Told:
@@ -58,16 +60,19 @@ def within(pred: Prediction, doubt: Doubt) -> Told:
     """
     token_W = pred.lead > doubt.lead
 
-    def around(name: str) -> Span:
-        value_W, error = getattr(pred, name), getattr(doubt, name)
+    def around(value_W: jax.Array, error: jax.Array) -> Span:
         known_W = token_W & jnp.isfinite(value_W) & jnp.isfinite(error)
         return Span(
             jnp.where(known_W, value_W - error, -jnp.inf),
             jnp.where(known_W, value_W + error, jnp.inf),
         )
 
-    spans = map(around, ("score", "gap", "margin", "entropy"))
-    return Told(*spans, slack=SLACK)  # pyright: ignore[reportCallIssue]
+    # A share r of the smaller of two is no more than r of either.
+    share_W = doubt.entropy * jnp.where(pred.entropy < -NEVER, pred.entropy, 1.0)
+    return Told(
+        around(pred.score, doubt.score), around(pred.gap, doubt.gap),
+        around(pred.margin, doubt.margin), around(pred.entropy, share_W), SLACK,
+    )  # fmt: skip
 
 
 def same(value: jax.Array) -> Span:
