@@ -189,7 +189,8 @@ def test_most_of_what_no_push_changes_is_sure(policy):
     assert np.mean(found.sure) > 0.9
     close = [outcome(policy, seed, 0.02) for seed in range(4)]
     calm = sum(np.sum(~one.moved) for one in close)
-    assert sum(np.sum(one.sure) for one in close) > 0.7 * calm
+    # Of eb_sampler by confidence only what keeps its order; of others nearly all.
+    assert sum(np.sum(one.sure) for one in close) > 0.5 * calm
 
 
 @of_sighted
@@ -227,7 +228,9 @@ def test_numbers_of_a_known_position_are_not_sure_with_its_token():
     numbers = [jnp.arange(WIDE, dtype=jnp.float32)] * len(KNOWN)
     view = view_of(numbers, open_W, 3)
     memory, doubt = policy.init(WIDE, 6), doubt_of(1e-3)
-    assert policy.sure is not None and policy.sure(view, memory, doubt)
+    assert policy.sure is not None
+    sure = jax.jit(lambda view: policy.sure(view, memory, doubt))  # pyright: ignore
+    assert sure(view)
     lead_W = view.pred.lead.at[3].set(0.0)
     view = view._replace(pred=view.pred._replace(lead=lead_W))
-    assert not policy.sure(view, memory, doubt)
+    assert not sure(view)
