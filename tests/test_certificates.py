@@ -226,11 +226,13 @@ def test_numbers_of_a_known_position_are_not_sure_with_its_token():
     rule = policies.prophet(4, 2, 1.5, 1, answer_start=1, answer_length=3)
     policy, open_W = policies.demote(rule, (END,)), jnp.arange(WIDE) != 3
     numbers = [jnp.arange(WIDE, dtype=jnp.float32)] * len(KNOWN)
-    view = view_of(numbers, open_W, 3)
-    memory, doubt = policy.init(WIDE, 6), doubt_of(1e-3)
-    assert policy.sure is not None
-    sure = jax.jit(lambda view: policy.sure(view, memory, doubt))  # pyright: ignore
-    assert sure(view)
-    lead_W = view.pred.lead.at[3].set(0.0)
-    view = view._replace(pred=view.pred._replace(lead=lead_W))
-    assert not sure(view)
+
+    @jax.jit
+    def sure(lead_W):
+        view = view_of(numbers, open_W, 3)
+        view = view._replace(pred=view.pred._replace(lead=lead_W))
+        assert policy.sure is not None
+        return policy.sure(view, policy.init(WIDE, 6), doubt_of(1e-3))
+
+    lead_W = jnp.full(WIDE, 99.0)
+    assert sure(lead_W) and not sure(lead_W.at[3].set(0.0))
