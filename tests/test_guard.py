@@ -5,15 +5,19 @@ are the shape that is trusted. The oracle only knows the trusted numbers.
 """
 
 import dataclasses
+import json
 
 import jax
+import jax.numpy as jnp
 import oracle
 import pytest
 import toys
 from toys import build, capped, prompts_of, texts, weights
 
-from jaxdave import decoders, policies
+from jaxdave import decoders, policies, tune
+from jaxdave.predict import difference
 from jaxdave.run import generate, stream
+from jaxdave.types import Doubt, Prediction
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -155,3 +159,32 @@ def test_other_rules_have_one_text_too(rule):
         assert [row.token_ids for row in found] == [row.token_ids for row in want]
         changed += texts(generate(loose, net, prompts)) != [w.token_ids for w in want]
     assert changed, "numbers as loose must change the text that nobody guards"
+
+
+def test_differences_are_of_what_is_open_and_said():
+    row = lambda *values: jnp.asarray(values, jnp.float32)  # noqa: E731
+    then = Prediction(
+        jnp.array([5, 6, -1, 7]), row(1, 2, 0, 4), row(1, 2, 9, 4),
+        row(1, jnp.inf, 9, 4), row(1e-8, 0, 1, 3), jnp.zeros(4), row(1, 2, 9, 9),
+    )  # fmt: skip
+    now = Prediction(
+        jnp.array([5, 8, 1, 7]), row(1.5, 9, 9, 9), row(1, 2, 0, 4.25),
+        row(1, jnp.inf, 0, 9), row(2e-8, 0, 9, 9), jnp.zeros(4), row(1, 1, 0, 0),
+    )  # fmt: skip
+    found = difference(now, then, jnp.array([True, True, True, False]))
+    # Of the second the other token leads by 1, of the third nothing was said, and of
+    # the last, which is known, only its gap may be looked at.
+    want = Doubt(*row(0.5, 3, 0.25, 0, 1))
+    assert jax.tree.map(float, found) == pytest.approx(jax.tree.map(float, want))
+
+
+def test_measurements_of_another_version_are_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "_path", lambda name: tmp_path / "one.json")
+    made = tune.Measured((0.5, 1.0), (1e-6, 2e-6, 3e-6, 4e-6, 5e-6))
+    tune._write("one", made)
+    assert tune._read("one") == made
+    old = {"seconds": [0.5], "score": 1e-6, "lead": 1e-6}
+    short = {"seconds": [0.5], "error": [1e-6, 1e-6]}
+    for raw in (old, short):
+        (tmp_path / "one.json").write_text(json.dumps(raw))
+        assert tune._read("one") is None
