@@ -20,6 +20,7 @@ from jaxdave.decoders import Decoder
 from jaxdave.result import Row
 from jaxdave.run import generate
 from jaxdave.tasks import frozen
+from jaxdave.types import Doubt
 
 DRAFTS, BATCHES = (1, 8, 32), (1, 8)
 MOST_GUARDS = 0.05
@@ -103,8 +104,10 @@ def main() -> None:
     report.claims.append(common.Claim(sentence, worst <= MOST_GUARDS))
     seen = [found for _, found in tune.KNOWN.values()]
     if seen:
-        most = max(found.score for found in seen), max(found.lead for found in seen)
-        print(f"largest differences measured: score {most[0]:.2g}, lead {most[1]:.2g}")
+        most = map(max, zip(*(found.error for found in seen), strict=True))
+        told = zip(Doubt._fields, most, strict=True)
+        told = ", ".join(f"{name} {error:.2g}" for name, error in told)
+        print(f"largest differences measured: {told}")
     report.finish(args.out)
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxdave.draft import Outlook
 from jaxdave.evaluate import evaluate, window_only
 from jaxdave.outcome import Info, Judged, counted, no_info, settle, walked_from
-from jaxdave.predict import decide, nothing
+from jaxdave.predict import decide, difference, nothing
 from jaxdave.state import Drafts, Guess, RowState, Stand, Stats
 from jaxdave.steps import ahead, simulate
 from jaxdave.types import Doubt, Prediction
@@ -45,7 +45,7 @@ def fresh_row(
     calls = tokens_T.shape[0] * (2 if program.guarded else 1)
     stats = Stats(
         zero, zero, zero, jnp.zeros((len(program.sizes),), jnp.int32),
-        Doubt(none, none), jnp.full(tokens_T.shape, -1, jnp.int32),
+        Doubt.every(none), jnp.full(tokens_T.shape, -1, jnp.int32),
         jnp.zeros((calls,), jnp.int32),
     )  # fmt: skip
     return RowState(
@@ -118,12 +118,7 @@ def _apart(program: "Program", row: RowState, pred_SW, block) -> Doubt:
     then = Prediction(*(grid.cut(part[0], block) for part in row.pred))
     now = Prediction(*(part[0] for part in pred_SW))
     open_W = grid.cut(grid.active(grid.window(row), row)[1], block)
-    told_W = open_W & (then.token >= 0)
-    same_W = then.token == now.token
-    lead_W = jnp.where(same_W, now.lead - then.lead, now.lead + then.lead)
-    largest = lambda a, of_W: jnp.max(jnp.where(of_W, jnp.abs(a), 0.0))  # noqa: E731
-    score = largest(now.score - then.score, told_W & same_W)
-    return Doubt(score, largest(lead_W, told_W))
+    return difference(now, then, open_W)
 
 
 def judge(program: "Program", params, terms: "Terms", row: RowState, cache) -> Judged:

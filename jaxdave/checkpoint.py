@@ -156,7 +156,7 @@ def _placed(params: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
 def _model(
     name: str, folder: Path, config, params: Params, codec: Codec, quantize: str | None
 ) -> Model:
-    found = tables.read(folder)
+    found = tables.fitting(tables.read(folder), quantize)
     return Model(name, folder, config, params, codec, _room(folder), found, quantize)
 
 

@@ -161,6 +161,7 @@ def calibrate(
         int | None, typer.Option(help="Room for the answer; the model's, or 256.")
     ] = None,
     dtype: options.Dtype = "float32",
+    quantize: options.Quantize = None,
     batch_size: options.BatchSize = 8,
     no_compile_cache: options.NoCache = False,
 ) -> None:
@@ -173,6 +174,7 @@ def calibrate(
         block_length=block_length,
         max_new_tokens=max_new_tokens,
         dtype=dtype,
+        quantize=quantize,
         batch_size=batch_size,
     )
     keep_compiled(no_compile_cache)

@@ -29,8 +29,9 @@ def run(settings: Settings, prompts: Path | None, problems: int) -> None:
     from jaxdave.tasks.mixture import training_problem
 
     model = checkpoint.load(
-        settings.model, dtype=settings.dtype, block_length=settings.block_length
-    )
+        settings.model, dtype=settings.dtype, block_length=settings.block_length,
+        quantize=settings.quantize,
+    )  # fmt: skip
     room = settings.max_new_tokens or model.max_new_tokens
     # A block-causal window is as long as its drafts need; others are not.
     drafts = MOST_DRAFTS if model.config.attention == "block_causal" else 2
@@ -49,5 +50,6 @@ def run(settings: Settings, prompts: Path | None, problems: int) -> None:
             decoder, model.params, batches, lambda n: progress.advance(task, n)
         )
     key = tables.key_of(model.config, settings.block_length, settings.cache)
+    key = tables.of_weights(key, settings.quantize)
     tables.write(model.folder, key, table)
     print(f"wrote {model.folder / tables.FILE} ({key}); use it with --draft tree")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxdave.sampling import NEVER, position_keys, read, scale_of
 from jaxdave.state import RowState
-from jaxdave.types import Look, Network, Prediction
+from jaxdave.types import Doubt, Look, Network, Prediction
 
 if TYPE_CHECKING:
     from jaxdave.decode import Program
@@ -64,6 +64,26 @@ def predict(program: "Program", params, hidden, key, step, place) -> Prediction:
         key_R,
     )
     return Prediction(*(part.reshape(step.shape) for part in pred))
+
+
+def difference(now: Prediction, then: Prediction, open_W: jax.Array) -> Doubt:
+    """How far two predictions of a stretch are apart; -1 as a token: none at hand."""
+    told_W, same_W = then.token >= 0, then.token == now.token
+    # With the other token in front a lead points the other way.
+    then = then._replace(lead=jnp.where(same_W, then.lead, -then.lead))
+
+    def largest(name: str, of_W: jax.Array) -> jax.Array:
+        one_W, other_W = getattr(now, name), getattr(then, name)
+        # What is infinite in both is the same.
+        off_W = jnp.where(one_W == other_W, 0.0, jnp.abs(one_W - other_W))
+        if name == "entropy":
+            off_W = jnp.where(off_W > 0, off_W / jnp.minimum(one_W, other_W), 0.0)
+        return jnp.max(jnp.where(of_W, off_W, 0.0))
+
+    among = dict.fromkeys(Doubt._fields, told_W & open_W)
+    # Scores are of a token. A rule may look at gaps of known positions too.
+    among |= {"score": told_W & open_W & same_W, "gap": told_W}
+    return Doubt(**{name: largest(name, of_W) for name, of_W in among.items()})
 
 
 def chunk_logits(

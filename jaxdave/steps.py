@@ -79,7 +79,7 @@ def sure(
     assert rule is not None, "guarded numerics need a policy that can tell"
     view, _ = _view(program, params, row, stand, pred, hidden_WE)
     same_W = ~view.open_W | (pred.lead > doubt.lead)
-    return jnp.all(same_W) & rule(view, stand.memory, doubt.score)
+    return jnp.all(same_W) & rule(view, stand.memory, doubt)
 
 
 def simulate(program: "Program", params, row: RowState, stand: Stand, depth) -> Guess:

@@ -9,7 +9,7 @@ positions are left and where the order is first in doubt are a context: finer on
 import functools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxdave.config import ModelConfig
 from jaxdave.files import replace_file
+from jaxdave.quantize import WAYS
 from jaxdave.tokenizer import read_json
 
 FILE = "drafts.json"
@@ -114,6 +115,26 @@ def key_of(config: ModelConfig, block_length: int | None, cache: str | None) -> 
     """What a table is kept under; None: the model's own."""
     usual = "exact" if config.attention == "block_causal" else "dual"
     return f"static(1), block {block_length or config.block_length}, {cache or usual}"
+
+
+def of_weights(key: str, quantize: str | None) -> str:
+    """The key of a table in a file: quantised weights have tables of their own."""
+    return key if quantize is None else f"{key}, {quantize}"
+
+
+def fitting(found: Mapping[str, Table], quantize: str | None) -> dict[str, Table]:
+    """The tables of a folder that serve a model, under the keys of `key_of`.
+
+    Quantised weights have their own where they were calibrated, else those of the
+    weights that they were made of: nearly right, and no draft changes a word.
+    """
+    ends = tuple(of_weights("", way) for way in WAYS)
+    plain = {key: table for key, table in found.items() if not key.endswith(ends)}
+    if quantize is None:
+        return plain
+    end = of_weights("", quantize)
+    own = {key.removesuffix(end): found[key] for key in found if key.endswith(end)}
+    return plain | own
 
 
 def read(folder: Path) -> dict[str, Table]:

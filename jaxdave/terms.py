@@ -39,7 +39,7 @@ class Prompts(NamedTuple):
 def plain_terms(cap: int, calls: int, sizes: int) -> Terms:
     """Terms by which nothing is doubted and all `sizes` cost the same."""
     whole = lambda value: put(np.int32(value))  # noqa: E731
-    none = Doubt(put(np.float32(0)), put(np.float32(0)))
+    none = Doubt.every(put(np.float32(0)))
     same = put(np.ones(sizes, np.float32))
     return Terms(whole(cap), whole(calls), none, same, whole(-1))
 

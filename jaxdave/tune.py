@@ -37,11 +37,10 @@ Fresh = Callable[[Terms], DecodeState]
 
 
 class Measured(NamedTuple):
-    """Seconds of a round by size; largest differences of scores and leads."""
+    """Seconds of a round by size; the largest differences, in the order of `Doubt`."""
 
     seconds: tuple[float, ...]
-    score: float
-    lead: float
+    error: tuple[float, ...]
 
 
 KNOWN: dict[Any, tuple[Any, Measured]] = {}
@@ -60,7 +59,7 @@ def terms_for(
     found, seconds = _known(program, run, params, fresh, shapes)
     bound = lambda seen: put(np.float32(max(SAFETY * seen, LEAST_DOUBT)))  # noqa: E731
     told = terms._replace(
-        doubt=Doubt(bound(found.score), bound(found.lead)),
+        doubt=Doubt(*map(bound, found.error)),
         seconds_Z=put(np.asarray(found.seconds, np.float32)),
     )
     return told, seconds
@@ -72,8 +71,8 @@ def measure(program: Program, run: Run, params, fresh: Fresh) -> Measured:
     At first every decision is; then those after some that nobody looked at, so that
     what earlier calls have left in the cache is as they made it.
     """
-    seconds, errors = [], []
-    always = Doubt(put(np.float32(np.inf)), put(np.float32(np.inf)))
+    seconds, error = [], np.zeros(len(Doubt._fields))
+    always = Doubt.every(put(np.float32(np.inf)))
     for size in range(len(program.sizes)):
         terms = program.terms(program.most)._replace(forced=put(np.int32(size)))
         timed = terms._replace(calls=put(np.int32(TIMED)))
@@ -82,11 +81,9 @@ def measure(program: Program, run: Run, params, fresh: Fresh) -> Measured:
         if program.guarded:
             checked = terms._replace(calls=put(np.int32(CHECKED)), doubt=always)
             for state in (fresh(checked), later):
-                errors.append(run(params, checked, state).rows.stats.error)
-    largest = lambda parts: max((float(np.max(part)) for part in parts), default=0.0)  # noqa: E731
-    told: list[Doubt] = jax.device_get(errors)
-    score, lead = largest(e.score for e in told), largest(e.lead for e in told)
-    return Measured(tuple(seconds), score, lead)
+                seen = jax.device_get(run(params, checked, state).rows.stats.error)
+                error = np.maximum(error, [np.max(one) for one in seen])
+    return Measured(tuple(seconds), tuple(error.tolist()))
 
 
 def _seconds(run: Run, params, terms: Terms, fresh: Fresh) -> tuple[float, DecodeState]:
@@ -140,7 +137,9 @@ def _read(name: str | None) -> Measured | None:
         return None
     try:
         raw = json.loads(path.read_text())
-        return Measured(tuple(raw["seconds"]), raw["score"], raw["lead"])
+        if len(raw["error"]) != len(Doubt._fields):
+            return None  # of another version
+        return Measured(tuple(raw["seconds"]), tuple(raw["error"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # what is broken is measured anew
 

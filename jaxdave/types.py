@@ -98,10 +98,21 @@ class Prediction(NamedTuple):
 
 
 class Doubt(NamedTuple):
-    """How far numbers of a prediction may be off: of its score, and of its lead."""
+    """How far the numbers of a prediction may be off, each by its name.
+
+    entropy: a share of it, as where nearly all is certain it is off by hardly anything.
+    """
 
     score: jax.Array
     lead: jax.Array
+    gap: jax.Array
+    margin: jax.Array
+    entropy: jax.Array
+
+    @classmethod
+    def every(cls, error: jax.Array) -> "Doubt":
+        """All of them by as much."""
+        return cls(*[error] * len(cls._fields))
 
 
 class Look(NamedTuple):
@@ -174,9 +185,9 @@ class Policy(NamedTuple):
     branching: for a policy whose step commits nothing yet, but leaves `Branches` as its
     memory for the network to weigh. shadow: whether it asks for `Look.shadow_at`; the
     network is evaluated with shadows then. lossless: False for a rule that speculates
-    with the text itself. sure(view, memory, error) -> whether the step would be the
-    same if every score were off by up to `error` and no token changed; None: the rule
-    cannot tell, so that it is only decoded under exact numerics.
+    with the text itself. sure(view, memory, Doubt) -> whether the step would be the
+    same if every number were off by as much and no open position had another token;
+    None: the rule cannot tell, so that it is only decoded under exact numerics.
     """
 
     name: str
@@ -186,4 +197,4 @@ class Policy(NamedTuple):
     lossless: bool = True
     branching: Branching | None = None
     shadow: bool = False
-    sure: Callable[[View, Memory, jax.Array], jax.Array] | None = None
+    sure: Callable[[View, Memory, Doubt], jax.Array] | None = None

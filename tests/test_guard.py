@@ -5,19 +5,19 @@ are the shape that is trusted. The oracle only knows the trusted numbers.
 """
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import oracle
-import policy_films
 import pytest
 import toys
 from toys import build, capped, prompts_of, texts, weights
 
-from jaxdave import decoders, policies
+from jaxdave import decoders, policies, tune
+from jaxdave.predict import difference
 from jaxdave.run import generate, stream
-from jaxdave.types import Prediction
+from jaxdave.types import Doubt, Prediction
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -135,44 +135,57 @@ def test_transformers_keep_their_text_in_any_shape(cache, dtype):
 
 
 @pytest.mark.parametrize(
-    "policy",
-    [policies.parse(e.name) for e in policies.listing() if e.lossless],
-    ids=lambda p: p.name,
+    "rule",
+    [
+        "entropy:steps=4",
+        pytest.param("factor:factor=0.5", marks=pytest.mark.slow),
+        pytest.param("topk_margin:steps=4,alg_temp=0.5", marks=pytest.mark.slow),
+        pytest.param("eb_sampler:gamma=2,proxy=confidence", marks=pytest.mark.slow),
+        pytest.param("hierarchical:threshold=0.5", marks=pytest.mark.slow),
+        pytest.param("prophet:steps=4,early=2,mid=1", marks=pytest.mark.slow),
+        pytest.param("sched:steps=4,tau_high=2,tau_low=1", marks=pytest.mark.slow),
+    ],
 )
-def test_a_rule_that_is_sure_decides_the_same_on_near_scores(policy):
-    if policy.sure is None:
-        pytest.skip("it cannot tell")
-    size, error = 6, 0.05
-
-    @jax.jit
-    @jax.vmap
-    def decide(score_W, open_W):
-        view = view_of(score_W, open_W)
-        memory = policy.init(size, 6)
-        return policy.step(view, memory)[0], policy.sure(  # pyright: ignore
-            view, memory, jnp.float32(error)
-        )
-
-    rng = np.random.default_rng(0)
-    open_CW = rng.random((400, size)) < 0.7
-    open_CW[:, 0] |= ~open_CW.any(axis=1)
-    score_CW = rng.choice([0.5, 2.2], (400, size)) + rng.normal(0, 0.2, (400, size))
-    tokens_CW, sure_C = decide(score_CW.astype(np.float32), open_CW)
-    assert 20 < np.sum(sure_C)
-    for _ in range(30):
-        moved_CW = score_CW + rng.uniform(-error, error, score_CW.shape)
-        near_CW, _ = decide(moved_CW.astype(np.float32), open_CW)
-        same_C = np.all(np.asarray(near_CW) == np.asarray(tokens_CW), axis=1)
-        assert (same_C | ~np.asarray(sure_C)).all()
+def test_other_rules_have_one_text_too(rule):
+    policy, prompts = policies.parse(rule), prompts_of([3, 17, 9], 2)
+    plain, drafted = (build(policy, d, 4, 30, numerics="guarded") for d in (1, 4))
+    loose = dataclasses.replace(
+        drafted, program=dataclasses.replace(drafted.program, guarded=False)
+    )
+    changed = 0
+    for seed in range(6):
+        net = weights(seed, fuzz=FUZZ)
+        want = generate(plain, net, prompts).rows
+        found = generate(drafted, net, prompts).rows
+        assert [row.token_ids for row in found] == [row.token_ids for row in want]
+        changed += texts(generate(loose, net, prompts)) != [w.token_ids for w in want]
+    assert changed, "numbers as loose must change the text that nobody guards"
 
 
-def view_of(score_W, open_W):
-    """A block some of which is open, in the first step of a request."""
-    size = score_W.shape[0]
-    tokens_W = jnp.where(open_W, policy_films.MASK, 7).astype(jnp.int32)
-    token_W = jnp.arange(size, dtype=jnp.int32) + 10
-    pred = Prediction(token_W, *[score_W] * 4, runner=-token_W, lead=score_W)
-    return policy_films.view_of(
-        pred, jnp.zeros((size, 6)), tokens_W, jnp.int32(0), jnp.int32(size),
-        jnp.int32(3), policy_films.key_of(0, 3),
+def test_differences_are_of_what_is_open_and_said():
+    row = lambda *values: jnp.asarray(values, jnp.float32)  # noqa: E731
+    then = Prediction(
+        jnp.array([5, 6, -1, 7]), row(1, 2, 0, 4), row(1, 2, 9, 4),
+        row(1, jnp.inf, 9, 4), row(1e-8, 0, 1, 3), jnp.zeros(4), row(1, 2, 9, 9),
     )  # fmt: skip
+    now = Prediction(
+        jnp.array([5, 8, 1, 7]), row(1.5, 9, 9, 9), row(1, 2, 0, 4.25),
+        row(1, jnp.inf, 0, 9), row(2e-8, 0, 9, 9), jnp.zeros(4), row(1, 1, 0, 0),
+    )  # fmt: skip
+    found = difference(now, then, jnp.array([True, True, True, False]))
+    # Of the second the other token leads by 1, of the third nothing was said, and of
+    # the last, which is known, only its gap may be looked at.
+    want = Doubt(*row(0.5, 3, 0.25, 0, 1))
+    assert jax.tree.map(float, found) == pytest.approx(jax.tree.map(float, want))
+
+
+def test_measurements_of_another_version_are_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "_path", lambda name: tmp_path / "one.json")
+    made = tune.Measured((0.5, 1.0), (1e-6, 2e-6, 3e-6, 4e-6, 5e-6))
+    tune._write("one", made)
+    assert tune._read("one") == made
+    old = {"seconds": [0.5], "score": 1e-6, "lead": 1e-6}
+    short = {"seconds": [0.5], "error": [1e-6, 1e-6]}
+    for raw in (old, short):
+        (tmp_path / "one.json").write_text(json.dumps(raw))
+        assert tune._read("one") is None

@@ -15,6 +15,7 @@ from toys import VARIANTS, capped, prompts_of, texts, weights
 
 from jaxdave import calibrate, checkpoint, policies, tables, trees
 from jaxdave.draft import nested
+from jaxdave.quantize import Int8
 from jaxdave.run import generate
 from jaxdave.tables import LEFTS, chain
 
@@ -173,9 +174,24 @@ def test_the_command_line_calibrates_and_uses_it(run, tmp_path, demo_copy):
     assert a["token_ids"] == b["token_ids"]
 
 
+def test_int8_weights_are_calibrated_beside_the_floats(run, demo_copy, monkeypatch):
+    def seen(decoder, params, batches, tick):
+        return same_everywhere((), edge=float(isinstance(params["embedding"], Int8)))
+
+    monkeypatch.setattr(calibrate, "calibrate", seen)
+    words = ("calibrate", "--model", demo_copy, "--max-new-tokens", 8, "--problems", 1)
+    for more, key in (((), "exact"), (("--quantize", "int8"), "exact, int8")):
+        code, out, _ = run(*words, *more)
+        assert code == 0 and f"(static(1), block 4, {key})" in out
+    for quantize, edge in ((None, 0.0), ("int8", 1.0)):
+        found = checkpoint.load(demo_copy, quantize=quantize).tables
+        assert found == {"static(1), block 4, exact": same_everywhere((), edge=edge)}
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (("calibrate", "--quantize", "int3"), "quantize='int3' is unknown"),
         (("calibrate", "--problems", 0), "problems=0"),
         (("calibrate", "--prompts", "missing.jsonl"), "missing.jsonl"),
         (("generate", "x", "--draft", "forest"), "draft='forest' is unknown"),

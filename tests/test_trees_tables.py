@@ -97,6 +97,19 @@ def test_tables_are_read_as_they_were_written(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [tables.FILE]
 
 
+def test_quantised_weights_have_their_own_tables_or_those_of_the_floats():
+    a, b, c = (same_everywhere((), edge=edge) for edge in (1.0, 2.0, 3.0))
+    found = {"x": a, tables.of_weights("x", "int8"): b, "y": c}
+    assert tables.fitting(found, None) == {"x": a, "y": c}
+    assert tables.fitting(found, "int8") == {"x": b, "y": c}
+    alone = {tables.of_weights("x", "int8"): b}
+    assert (tables.fitting(alone, None), tables.fitting(alone, "int8")) == (
+        {},
+        {"x": b},
+    )
+    assert tables.of_weights("x", None) == "x"
+
+
 GOOD = {"edge": 0.5, "leaf_of": [[0] * CONTEXTS[1]] * CONTEXTS[0], "leaves": [[]]}
 
 

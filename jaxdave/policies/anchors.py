@@ -1,10 +1,20 @@
 """LocalLeap."""
 
-import jax
 import jax.numpy as jnp
 
 from jaxdave.policies.checks import check_count, check_share
-from jaxdave.policies.common import best, log_odds, looking, named
+from jaxdave.policies.common import log_odds, named
+from jaxdave.policies.spans import (
+    Span,
+    Told,
+    both,
+    either,
+    looking,
+    reaching,
+    rising,
+    same,
+    top,
+)
 from jaxdave.types import Policy, View
 
 
@@ -22,13 +32,15 @@ def local_leap(
     check_count(4, radius=radius)
     high, low = (jnp.float32(log_odds(p)) for p in (threshold, relaxed_threshold))
 
-    def choose(view: View) -> jax.Array:
-        score_W = view.pred.score
-        anchor_W = view.open_W & (score_W >= high)
-        at_W = jnp.arange(score_W.shape[0])
+    def choose(view: View, told: Told) -> Span:
+        score = told.score
+        anchors = both(same(view.open_W), reaching(score, high))
+        at_W = jnp.arange(view.open_W.shape[0])
         near_WW = jnp.abs(at_W[:, None] - at_W[None, :]) <= radius
-        near_W = jnp.any(near_WW & anchor_W[None, :], axis=1)
-        return best(view, 1, score_W) | anchor_W | (near_W & (score_W >= low))
+        # More anchors have no fewer neighbours.
+        beside = lambda anchor_W: jnp.any(near_WW & anchor_W[None, :], axis=1)  # noqa: E731
+        near = both(rising(beside, anchors), reaching(score, low))
+        return either(top(view, 1, score), anchors, near)
 
     name = named(
         "local_leap",

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.policies.common import apart, blind, commit, count, masked
-from jaxdave.types import Memory, Policy, View
+from jaxdave.policies.common import commit, count, masked
+from jaxdave.policies.spans import Span, Told, agreed, exactly, within
+from jaxdave.types import Doubt, Memory, Policy, View
 
 NOWHERE = -(2**31)
 """No block begins there."""
@@ -37,12 +38,12 @@ def per_block(
     step: BlockStep,
     init: Callable[[int, int], Memory] = lambda size, width: (),
     revises: bool = False,
-    sure: Callable[[View, Clock, jax.Array], jax.Array] | None = None,
+    sure: Callable[[View, Clock, Memory, Doubt], jax.Array] | None = None,
 ) -> Policy:
     """A policy whose memory is that of `init` whenever another block comes to be seen.
 
-    step(view, clock, memory) -> (tokens_W, memory); sure(view, clock, error) as in
-    `Policy`.
+    step(view, clock, memory) -> (tokens_W, memory); sure(view, clock, memory, Doubt) as
+    in `Policy`.
     """
 
     def first(size: int, width: int) -> Memory:
@@ -67,35 +68,44 @@ def per_block(
     made = Policy(name, moved, first, revises)
     if sure is None:
         return made
-    by_clock = lambda view, memory, error: sure(view, told(view, memory)[0], error)  # noqa: E731
-    return made._replace(sure=by_clock)
+
+    def certain(view: View, memory: Memory, doubt: Doubt) -> jax.Array:
+        clock, (_, inner) = told(view, memory)
+        return sure(view, clock, inner, doubt)
+
+    return made._replace(sure=certain)
 
 
-Choose = Callable[[View, Clock], jax.Array]
+Decide = Callable[[View, Clock, Memory, Told], tuple[Span, Memory]]
 
 
-def scheduled(
+def deciding(
     name: str,
-    choose: Choose,
-    sure: Callable[[View, Clock, jax.Array], jax.Array] | None = None,
+    decide: Decide,
+    init: Callable[[int, int], Memory] = lambda size, width: (),
 ) -> Policy:
-    """A policy that remembers nothing but the clock of its block."""
+    """A policy from what it chooses, and what it will remember of its block.
+
+    The memory may be made of tokens of open positions and of what is exact, so that no
+    error can change it: a certificate looks at the choice alone.
+    """
 
     def step(view: View, clock: Clock, memory: Memory) -> tuple[jax.Array, Memory]:
-        return commit(view, choose(view, clock)), memory
+        choice, memory = decide(view, clock, memory, exactly(view.pred))
+        return commit(view, choice.least), memory
 
-    return per_block(name, step, sure=sure)
+    def sure(view: View, clock: Clock, memory: Memory, doubt: Doubt) -> jax.Array:
+        choice, _ = decide(view, clock, memory, within(view.pred, doubt))
+        return agreed(view, choice)
+
+    return per_block(name, step, init, sure=sure)
 
 
-def unsighted(view: View, clock: Clock, error: jax.Array) -> jax.Array:
-    """`Policy.sure` of a scheduled rule that does not look at scores."""
-    del clock
-    return blind(view, error)
-
-
-def by_rank(choose: Choose) -> Callable[[View, Clock, jax.Array], jax.Array]:
-    """`Policy.sure` of a scheduled rule that takes the best positions by score."""
-    return lambda view, clock, error: apart(view, choose(view, clock), error)
+def scheduled(name: str, choose: Callable[[View, Clock, Told], Span]) -> Policy:
+    """A policy that remembers nothing but the clock of its block."""
+    return deciding(
+        name, lambda view, clock, memory, told: (choose(view, clock, told), memory)
+    )
 
 
 def even_split(masks: jax.Array | int, steps: int, clock: Clock) -> jax.Array:

@@ -1,15 +1,30 @@
 """Rules that spend a budget of entropy: SDAR's entropy_bounded, and EB-Sampler."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxdave.policies.checks import check_amount, check_choice
-from jaxdave.policies.common import best, looking, named, rank
+from jaxdave.policies.common import count, named, rank
+from jaxdave.policies.dream import clarity
+from jaxdave.policies.spans import Span, Told, best, looking, ranks, rising
 from jaxdave.types import Policy, View
 
-PROXIES = ("entropy", "confidence")
+
+class Line(NamedTuple):
+    """Open positions by an order: what orders them, their entropies in that order
+    (0 after the last), and up to where it is known which they are."""
+
+    order: Span
+    entropy: Span
+    known_W: jax.Array
+
+
+Holds = Callable[[jax.Array, jax.Array], jax.Array]
+"""(sum, maximum of the first entropies) -> whether so many may be committed; it must
+not begin to hold as the sum rises, nor cease to as the maximum does."""
 
 
 def entropy_bounded(eb_threshold: float = 0.35) -> Policy:
@@ -21,12 +36,12 @@ def entropy_bounded(eb_threshold: float = 0.35) -> Policy:
     """
     check_amount(0.35, eb_threshold=eb_threshold)
     bound = jnp.float32(eb_threshold)
-    return looking(
-        named("entropy_bounded", eb_threshold=eb_threshold),
-        lambda view: _within(
-            view, -view.pred.entropy, lambda sum_W, max_W: sum_W < bound
-        ),
-    )
+
+    def choose(view: View, told: Told) -> Span:
+        line = _by_entropy(view, told)
+        return _within(view, line, lambda sum_W, max_W: sum_W < bound)
+
+    return looking(named("entropy_bounded", eb_threshold=eb_threshold), choose)
 
 
 def eb_sampler(gamma: float = 0.1, proxy: str = "entropy") -> Policy:
@@ -38,29 +53,60 @@ def eb_sampler(gamma: float = 0.1, proxy: str = "entropy") -> Policy:
     0.001 in d2Cache. Raises ValueError for a parameter out of range.
     """
     check_amount(0.1, gamma=gamma)
-    check_choice(PROXIES, proxy=proxy)
+    check_choice(tuple(PROXIES), proxy=proxy)
     bound = jnp.float32(gamma)
 
-    def choose(view: View) -> jax.Array:
-        score_W = -view.pred.entropy if proxy == "entropy" else view.pred.score
-        return _within(view, score_W, lambda sum_W, max_W: sum_W - max_W <= bound)
+    def choose(view: View, told: Told) -> Span:
+        line = PROXIES[proxy](view, told)
+        return _within(view, line, lambda sum_W, max_W: sum_W - max_W <= bound)
 
     return looking(named("eb_sampler", gamma=gamma, proxy=proxy), choose)
 
 
-def _within(
-    view: View, score_W: jax.Array, holds: Callable[[jax.Array, jax.Array], jax.Array]
-) -> jax.Array:
+def _by_entropy(view: View, told: Told) -> Line:
+    """The lowest entropy first."""
+    # Sorted numbers rise with the numbers, whoever is where.
+    put = lambda value_W: _line(view, rank(view.open_W, -value_W), value_W)  # noqa: E731
+    known_W = jnp.ones_like(view.open_W)
+    return Line(clarity(told), rising(put, told.entropy), known_W)
+
+
+def _by_score(view: View, told: Told) -> Line:
+    """The most confident first; known up to the first two that may change places."""
+    rank = ranks(view.open_W, told.score)
+    size = view.open_W.shape[0]
+    slot_W = jnp.where(rank.least == rank.most, rank.least, size)
+    put = lambda value_W: _line(view, slot_W, value_W)  # noqa: E731
+    is_empty_W = jnp.arange(size) >= count(view.open_W)
+    is_known_W = _line(view, slot_W, jnp.ones_like(view.open_W)) | is_empty_W
+    known_W = jnp.cumsum(~is_known_W, dtype=jnp.int32) == 0
+    return Line(told.score, rising(put, told.entropy), known_W)
+
+
+PROXIES = {"entropy": _by_entropy, "confidence": _by_score}
+
+
+def _line(view: View, slot_W: jax.Array, value_W: jax.Array) -> jax.Array:
+    """The values of open positions in their slots."""
+    slot_W = jnp.where(view.open_W, slot_W, value_W.shape[0])
+    return jnp.zeros_like(value_W).at[slot_W].set(value_W, mode="drop")
+
+
+def _within(view: View, line: Line, holds: Holds) -> Span:
     """The longest run of best positions whose entropies' sum and maximum hold.
 
-    The running sums are a fixed tree of additions, the same in any batch.
+    The running sums are a fixed tree of additions, the same in any batch, and rise
+    with what is added. The first position is committed whether it holds or not.
     """
-    size = score_W.shape[0]
-    rank_W = rank(view.open_W, score_W)
-    slot_W = jnp.where(view.open_W, rank_W, size)
-    sorted_W = jnp.zeros(size).at[slot_W].set(view.pred.entropy, mode="drop")
-    sum_W = jax.lax.associative_scan(jnp.add, sorted_W)
-    max_W = jax.lax.associative_scan(jnp.maximum, sorted_W)
-    fails_W = ~holds(sum_W, max_W)
-    first = jnp.min(jnp.where(fails_W, jnp.arange(size, dtype=jnp.int32), size))
-    return best(view, first, score_W)
+    sums = rising(lambda a: jax.lax.associative_scan(jnp.add, a), line.entropy)
+    tops = rising(lambda a: jax.lax.associative_scan(jnp.maximum, a), line.entropy)
+    hold = Span(
+        holds(sums.most, tops.least) & line.known_W,
+        holds(sums.least, tops.most) | ~line.known_W,
+    )
+    at_W = jnp.arange(view.open_W.shape[0], dtype=jnp.int32)
+
+    def run(hold_W: jax.Array) -> jax.Array:
+        return jnp.min(jnp.where((at_W > 0) & ~hold_W, at_W, at_W.shape[0]))
+
+    return best(view.open_W, rising(run, hold), line.order)

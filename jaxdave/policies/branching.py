@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxdave.policies.checks import check_amount, check_count, check_share
 from jaxdave.policies.common import best, commit, count, log_odds, named, rank, total
 from jaxdave.policies.fast_dllm import surest
+from jaxdave.policies.spans import exactly
 from jaxdave.types import Branches, Branching, Memory, Policy, View
 
 
@@ -69,7 +70,7 @@ def lopa(branches: int = 8, threshold: float = 0.9) -> Policy:
     sure = jnp.float32(log_odds(threshold))
 
     def step(view: View, memory: Memory) -> tuple[jax.Array, Memory]:
-        anchor_W = surest(view, sure)
+        anchor_W = surest(view, exactly(view.pred), sure).least & view.open_W
         rest_W = view.open_W & ~anchor_W
         rank_W = rank(rest_W, view.pred.score)
         bolder_N = jnp.arange(branches, dtype=jnp.int32)[:, None] - 1

@@ -6,12 +6,11 @@ Sums run over a fixed tree of additions, so that they are the same in any batch.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxdave.types import Policy, View
+from jaxdave.types import View
 
 NEVER = -1e30
 """A score below every other, with which sums stay finite."""
@@ -23,14 +22,17 @@ def rank(open_W: jax.Array, score_W: jax.Array) -> jax.Array:
     Counted, not sorted, so that ties resolve the same in windows of any length. Only
     the places of open positions mean anything.
     """
-    return jnp.sum(ahead(score_W) & open_W[None, :], axis=1, dtype=jnp.int32)
+    return jnp.sum(ahead(score_W, score_W) & open_W[None, :], axis=1, dtype=jnp.int32)
 
 
-def ahead(score_W: jax.Array) -> jax.Array:
-    """[W, W]: whether the second position comes before the first, as `rank` orders."""
-    place_W = jnp.arange(score_W.shape[0])
-    higher_WW = score_W[None, :] > score_W[:, None]
-    tied_WW = score_W[None, :] == score_W[:, None]
+def ahead(rival_W: jax.Array, mine_W: jax.Array) -> jax.Array:
+    """[W, W]: whether the second position comes before the first, as `rank` orders.
+
+    rival_W: the scores of the second, mine_W: those of the first.
+    """
+    place_W = jnp.arange(mine_W.shape[0])
+    higher_WW = rival_W[None, :] > mine_W[:, None]
+    tied_WW = rival_W[None, :] == mine_W[:, None]
     return higher_WW | (tied_WW & (place_W[None, :] < place_W[:, None]))
 
 
@@ -90,49 +92,6 @@ def gumbels(view: View) -> jax.Array:
         jax.random.fold_in(view.key, place), mode="high"
     )
     return jax.vmap(draw)(view.place_W)
-
-
-Sure = Callable[[View, jax.Array], jax.Array]
-
-
-def looking(
-    name: str, choose: Callable[[View], jax.Array], sure: Sure | None = None
-) -> Policy:
-    """A policy without memory from the positions that it chooses.
-
-    sure(view, error) as in `Policy`.
-    """
-    made = Policy(name, lambda view, memory: (commit(view, choose(view)), memory))
-    if sure is None:
-        return made
-    return made._replace(sure=lambda view, memory, error: sure(view, error))
-
-
-def blind(view: View, error: jax.Array) -> jax.Array:
-    """`Policy.sure` of a rule that does not look at scores."""
-    del view, error
-    return jnp.bool_(True)
-
-
-def by_score(choose: Callable[[View], jax.Array]) -> Sure:
-    """`Policy.sure` of a rule that takes the best positions by score."""
-    return lambda view, error: apart(view, choose(view), error)
-
-
-def apart(view: View, chosen_W: jax.Array, error: jax.Array) -> jax.Array:
-    """Whether the chosen positions stay ahead of all other open ones.
-
-    Scores that are ruled out altogether (`NEVER`) are equal by decree, not by chance.
-    """
-    score_W, others_W = view.pred.score, view.open_W & ~chosen_W
-    least = jnp.min(jnp.where(chosen_W, score_W, jnp.inf))
-    most = jnp.max(jnp.where(others_W, score_W, -jnp.inf))
-    return (least - most > 2 * error) | (most <= NEVER)
-
-
-def far_from(view: View, bound: jax.Array, error: jax.Array) -> jax.Array:
-    """Whether no open position's score could cross a bound."""
-    return jnp.all(~view.open_W | (jnp.abs(view.pred.score - bound) > error))
 
 
 def named(name: str, **parameters: object) -> str:

@@ -14,10 +14,19 @@ import jax.numpy as jnp
 
 from jaxdave.policies.block import Clock, by_time, scheduled, time_shares
 from jaxdave.policies.checks import check_amount, check_count
-from jaxdave.policies.common import best, count, gumbels, masked, named, uniforms
-from jaxdave.types import Policy, Prediction, View
+from jaxdave.policies.common import count, gumbels, masked, named, uniforms
+from jaxdave.policies.spans import (
+    Span,
+    Told,
+    either,
+    falling,
+    rising,
+    same,
+    top,
+)
+from jaxdave.types import Policy, View
 
-Feature = Callable[[Prediction], jax.Array]
+Feature = Callable[[Told], Span]
 EPS = 1e-3
 
 
@@ -30,9 +39,10 @@ def origin(steps: int = 512, eps: float = EPS) -> Policy:
     """
     shares = checked_shares(steps, eps)
 
-    def choose(view: View, clock: Clock) -> jax.Array:
+    def choose(view: View, clock: Clock, told: Told) -> Span:
         drawn_W = uniforms(view)
-        return best(view, 1, -drawn_W) | (drawn_W < by_time(shares, clock))
+        timely = same(drawn_W < by_time(shares, clock))
+        return either(top(view, 1, same(-drawn_W)), timely)
 
     return scheduled(named("origin", steps=steps, eps=eps), choose)
 
@@ -47,8 +57,8 @@ def maskgit_plus(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> P
     return _timed(
         named("maskgit_plus", steps=steps, eps=eps, alg_temp=alg_temp),
         (steps, eps, alg_temp),
-        order=lambda pred: pred.score,
-        confidence=lambda pred: jax.nn.sigmoid(pred.score),
+        order=lambda told: told.score,
+        confidence=lambda told: rising(jax.nn.sigmoid, told.score),
     )
 
 
@@ -61,8 +71,8 @@ def topk_margin(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> Po
     return _timed(
         named("topk_margin", steps=steps, eps=eps, alg_temp=alg_temp),
         (steps, eps, alg_temp),
-        order=lambda pred: pred.margin,
-        confidence=lambda pred: -jnp.expm1(-pred.margin),
+        order=lambda told: told.margin,
+        confidence=lambda told: rising(lambda m_W: -jnp.expm1(-m_W), told.margin),
     )
 
 
@@ -76,8 +86,8 @@ def entropy(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> Policy
     return _timed(
         named("entropy", steps=steps, eps=eps, alg_temp=alg_temp),
         (steps, eps, alg_temp),
-        order=lambda pred: -pred.entropy,
-        confidence=lambda pred: -pred.entropy,
+        order=clarity,
+        confidence=clarity,
     )
 
 
@@ -101,11 +111,24 @@ def _timed(name: str, settings, order: Feature, confidence: Feature) -> Policy:
     shares = checked_shares(steps, eps)
     check_amount(0.0, alg_temp=alg_temp)
 
-    def choose(view: View, clock: Clock) -> jax.Array:
-        score_W = order(view.pred)
+    def choose(view: View, clock: Clock, told: Told) -> Span:
+        score = order(told)
         if alg_temp > 0:
-            # The best of c / temperature + Gumbel are draws without replacement.
-            score_W = confidence(view.pred) / jnp.float32(alg_temp) + gumbels(view)
-        return best(view, time_count(view, shares, clock), score_W)
+            score = drawn(confidence(told), alg_temp, view, told.slack)
+        return top(view, time_count(view, shares, clock), score)
 
     return scheduled(name, choose)
+
+
+def clarity(told: Told) -> Span:
+    """The entropy, below 0."""
+    return falling(jnp.negative, told.entropy)
+
+
+def drawn(confidence: Span, temperature: float, view: View, slack: float) -> Span:
+    """Numbers whose best are draws without replacement: c / temperature + Gumbel."""
+    noise_W = gumbels(view)
+    score = rising(lambda c_W: c_W / jnp.float32(temperature) + noise_W, confidence)
+    # Both terms are made with exponentials, c of at most 1 or an entropy of a few nats.
+    loose_W = jnp.float32(slack) * (1 + 1 / temperature + jnp.abs(noise_W))
+    return Span(score.least - loose_W, score.most + loose_W)

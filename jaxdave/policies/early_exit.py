@@ -13,10 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.policies.block import Clock, even_split, per_block, scheduled
+from jaxdave.policies.block import Clock, deciding, even_split, scheduled
 from jaxdave.policies.checks import check_amount, check_choice, check_count, check_share
-from jaxdave.policies.common import best, commit, count, mean, named
-from jaxdave.policies.dream import EPS, checked_shares, time_count
+from jaxdave.policies.common import count, mean, named
+from jaxdave.policies.dream import EPS, checked_shares, clarity, time_count
+from jaxdave.policies.spans import (
+    Span,
+    Told,
+    both,
+    either,
+    reaching,
+    rising,
+    same,
+    top,
+)
 from jaxdave.types import Memory, Policy, View
 
 MODES = ("cosine", "linear", "exp")
@@ -46,12 +56,13 @@ def prophet(
     if answer_start < -1:
         raise ValueError(f"answer_start={answer_start} must be -1 (all masks) or more")
 
-    def choose(view: View, clock: Clock) -> jax.Array:
+    def choose(view: View, clock: Clock, told: Told) -> Span:
         third = jnp.minimum(3 * clock.index // steps, 2)
         needed = jnp.asarray([early, mid, late], jnp.float32)[third]
-        clear = _answer_gap(view, answer_start, answer_length) >= needed
+        # A mean rises with what it is of.
+        gap = rising(lambda a: _answer(view, a, answer_start, answer_length), told.gap)
         some = even_split(clock.masks, steps, clock)
-        return jnp.where(clear, view.open_W, best(view, some, view.pred.score))
+        return either(top(view, some, told.score), reaching(gap, needed))
 
     name = named(
         "prophet", steps=steps, early=early, mid=mid, late=late,
@@ -86,17 +97,18 @@ def sched(
     check_share(0.0, min_progress=min_progress, max_change_ratio=max_change_ratio)
     bounds = _bounds(steps, tau_high, tau_low, mode, k)
 
-    def step(view: View, clock: Clock, memory: Memory) -> tuple[jax.Array, Memory]:
+    def decide(view: View, clock: Clock, memory: Memory, told: Told):
         then_W, steady = memory
         keeps = _keeps(view, then_W, min_progress, max_change_ratio)
         steady = jnp.where(keeps, steady + 1, 0)
         needed = jnp.asarray(bounds)[jnp.minimum(clock.index, steps - 1)]
-        clear = (mean(view.pred.gap, view.open_W) >= needed) & (steady > patience)
+        gap = rising(lambda gap_W: mean(gap_W, view.open_W), told.gap)
+        clear = both(reaching(gap, needed), same(steady > patience))
         some = time_count(view, shares, clock)
-        chosen_W = best(view, some, -view.pred.entropy) | clear
-        return commit(view, chosen_W), (view.pred.token, steady)
+        choice = either(top(view, some, clarity(told)), clear)
+        return choice, (view.pred.token, steady)
 
-    return per_block(name, step, _unseen)
+    return deciding(name, decide, _unseen)
 
 
 def _unseen(size: int, width: int) -> Memory:
@@ -104,12 +116,12 @@ def _unseen(size: int, width: int) -> Memory:
     return jnp.full(size, -1, jnp.int32), jnp.int32(0)
 
 
-def _answer_gap(view: View, start: int, length: int) -> jax.Array:
+def _answer(view: View, gap_W: jax.Array, start: int, length: int) -> jax.Array:
     """The mean logit gap over an answer; -inf where the block does not hold it."""
     if start < 0:
-        return mean(view.pred.gap, view.open_W)
+        return mean(gap_W, view.open_W)
     answer_W = (view.place_W >= start) & (view.place_W < start + length)
-    gap = mean(view.pred.gap, answer_W)
+    gap = mean(gap_W, answer_W)
     return jnp.where(count(answer_W) == length, gap, -jnp.inf)
 
 

@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdave.policies.checks import check_amount, check_share
-from jaxdave.policies.common import apart, best, far_from, log_odds, looking, rank
+from jaxdave.policies.common import log_odds, rank
+from jaxdave.policies.spans import (
+    Span,
+    Told,
+    best,
+    either,
+    looking,
+    reaching,
+    rising,
+    top,
+)
 from jaxdave.types import Policy, View
 
 
@@ -18,18 +28,13 @@ def threshold(threshold: float = 0.9) -> Policy:
     check_share(0.9, threshold=threshold)
     bound = jnp.float32(log_odds(threshold))
 
-    def sure(view: View, error: jax.Array) -> jax.Array:
-        is_any = jnp.any(view.open_W & (view.pred.score >= bound))
-        one = best(view, 1, view.pred.score)
-        return far_from(view, bound, error) & (is_any | apart(view, one, error))
-
-    return looking(f"threshold({threshold})", lambda view: surest(view, bound), sure)
+    choose = lambda view, told: surest(view, told, bound)  # noqa: E731
+    return looking(f"threshold({threshold})", choose)
 
 
-def surest(view: View, bound: jax.Array) -> jax.Array:
+def surest(view: View, told: Told, bound: jax.Array) -> Span:
     """Open positions whose log-odds reach the bound, and the best one in any case."""
-    sure_W = view.open_W & (view.pred.score >= bound)
-    return best(view, 1, view.pred.score) | sure_W
+    return either(top(view, 1, told.score), reaching(told.score, bound))
 
 
 def factor(factor: float = 1.0) -> Policy:
@@ -42,12 +47,17 @@ def factor(factor: float = 1.0) -> Policy:
     """
     check_amount(1.0, factor=factor)
 
-    def choose(view: View) -> jax.Array:
+    def choose(view: View, told: Told) -> Span:
         size = view.open_W.shape[0]
         needed = [log_odds(1 - factor / (n + 1)) for n in range(1, size + 1)]
         needed_W = jnp.asarray(np.array([-np.inf, *needed[1:]], np.float32))
-        rank_W = rank(view.open_W, view.pred.score)
-        fails_W = view.open_W & (view.pred.score < needed_W[rank_W])
-        return best(view, jnp.min(jnp.where(fails_W, rank_W, size)), view.pred.score)
+
+        def run(score_W):
+            # Rises: the n-th highest of scores that are higher is higher.
+            rank_W = rank(view.open_W, score_W)
+            fails_W = view.open_W & (score_W < needed_W[rank_W])
+            return jnp.min(jnp.where(fails_W, rank_W, size))
+
+        return best(view.open_W, rising(run, told.score), told.score)
 
     return looking(f"factor({factor})", choose)

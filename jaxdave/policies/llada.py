@@ -1,10 +1,9 @@
 """LLaDA's remasking rules: an even share of a block's masks in every step."""
 
-import jax
-
-from jaxdave.policies.block import Clock, by_rank, even_split, scheduled, unsighted
+from jaxdave.policies.block import Clock, even_split, scheduled
 from jaxdave.policies.checks import check_count
-from jaxdave.policies.common import best, named, uniforms
+from jaxdave.policies.common import named, uniforms
+from jaxdave.policies.spans import Span, Told, same, top
 from jaxdave.types import Policy, View
 
 
@@ -19,10 +18,10 @@ def low_confidence(steps: int = 128) -> Policy:
     """
     check_count(128, steps=steps)
 
-    def choose(view: View, clock: Clock) -> jax.Array:
-        return best(view, even_split(clock.masks, steps, clock), view.pred.score)
+    def choose(view: View, clock: Clock, told: Told) -> Span:
+        return top(view, even_split(clock.masks, steps, clock), told.score)
 
-    return scheduled(named("low_confidence", steps=steps), choose, by_rank(choose))
+    return scheduled(named("low_confidence", steps=steps), choose)
 
 
 def random(steps: int = 128) -> Policy:
@@ -33,7 +32,8 @@ def random(steps: int = 128) -> Policy:
     """
     check_count(128, steps=steps)
 
-    def choose(view: View, clock: Clock) -> jax.Array:
-        return best(view, even_split(clock.masks, steps, clock), uniforms(view))
+    def choose(view: View, clock: Clock, told: Told) -> Span:
+        drawn = same(uniforms(view))
+        return top(view, even_split(clock.masks, steps, clock), drawn)
 
-    return scheduled(named("random", steps=steps), choose, unsighted)
+    return scheduled(named("random", steps=steps), choose)

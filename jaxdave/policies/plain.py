@@ -1,10 +1,10 @@
 """A fixed number of tokens a step, by confidence or from the left."""
 
-import jax
 import jax.numpy as jnp
 
 from jaxdave.policies.checks import check_count
-from jaxdave.policies.common import best, blind, by_score, looking
+from jaxdave.policies.common import best
+from jaxdave.policies.spans import Span, Told, looking, same, top
 from jaxdave.types import Policy, View
 
 
@@ -16,10 +16,10 @@ def static(tokens_per_step: int = 1) -> Policy:
     """
     check_count(1, tokens_per_step=tokens_per_step)
 
-    def choose(view: View) -> jax.Array:
-        return best(view, tokens_per_step, view.pred.score)
+    def choose(view: View, told: Told) -> Span:
+        return top(view, tokens_per_step, told.score)
 
-    return looking(f"static({tokens_per_step})", choose, by_score(choose))
+    return looking(f"static({tokens_per_step})", choose)
 
 
 def left_to_right(tokens_per_step: int = 1) -> Policy:
@@ -28,8 +28,8 @@ def left_to_right(tokens_per_step: int = 1) -> Policy:
     FreeDave's alg_temp=-1 without a threshold. Raises ValueError below 1.
     """
     check_count(1, tokens_per_step=tokens_per_step)
-    return looking(
-        f"left_to_right({tokens_per_step})",
-        lambda view: best(view, tokens_per_step, jnp.zeros_like(view.pred.score)),
-        blind,
-    )
+
+    def choose(view: View, told: Told) -> Span:
+        return same(best(view, tokens_per_step, jnp.zeros_like(view.pred.score)))
+
+    return looking(f"left_to_right({tokens_per_step})", choose)

@@ -1,10 +1,10 @@
 """dInfer's hierarchical decoding."""
 
-import jax
 import jax.numpy as jnp
 
 from jaxdave.policies.checks import check_share
-from jaxdave.policies.common import ahead, best, log_odds, looking, named
+from jaxdave.policies.common import ahead, log_odds, named
+from jaxdave.policies.spans import Span, Told, above, both, either, looking, top
 from jaxdave.types import Policy, View
 
 
@@ -20,14 +20,20 @@ def hierarchical(threshold: float = 0.9, low_threshold: float = 0.4) -> Policy:
     check_share(0.4, low_threshold=low_threshold)
     high, low = (jnp.float32(log_odds(p)) for p in (threshold, low_threshold))
 
-    def choose(view: View) -> jax.Array:
-        score_W, open_W = view.pred.score, view.open_W
+    def choose(view: View, told: Told) -> Span:
+        score, open_W = told.score, view.open_W
         starts_W = open_W & ~jnp.pad(open_W[:-1], (1, 0))
         run_W = jnp.cumsum(starts_W, dtype=jnp.int32)
         rivals_WW = (run_W[:, None] == run_W[None, :]) & open_W[None, :]
-        head_W = ~jnp.any(ahead(score_W) & rivals_WW, axis=1)
-        chosen_W = (head_W & (score_W > low)) | (score_W > high)
-        return best(view, 1, score_W) | chosen_W
+        rivals_WW &= ~jnp.eye(open_W.shape[0], dtype=bool)
+
+        # Heads in any case are those that none can pass at its most and their least.
+        def leads(rival_W, mine_W):
+            return ~jnp.any(ahead(rival_W, mine_W) & rivals_WW, axis=1)
+
+        heads = Span(leads(score.most, score.least), leads(score.least, score.most))
+        sure_heads = both(heads, above(score, low))
+        return either(top(view, 1, score), sure_heads, above(score, high))
 
     name = named("hierarchical", threshold=threshold, low_threshold=low_threshold)
     return looking(name, choose)

@@ -6,12 +6,12 @@ its command line's defaults). Deviations: at least one token a step, never a pos
 that is not masked, and the last step takes all. `entropy_bounded`: `bounded.py`.
 """
 
-import jax
 import jax.numpy as jnp
 
-from jaxdave.policies.block import Clock, by_rank, even_split, scheduled, unsighted
+from jaxdave.policies.block import Clock, even_split, scheduled
 from jaxdave.policies.checks import check_count, check_share
-from jaxdave.policies.common import apart, best, count, far_from, log_odds, named
+from jaxdave.policies.common import log_odds, named
+from jaxdave.policies.spans import Span, Told, above, either, same, top
 from jaxdave.types import Policy, View
 
 
@@ -22,14 +22,14 @@ def sequential(steps: int = 4) -> Policy:
     """
     check_count(4, steps=steps)
 
-    def choose(view: View, clock: Clock) -> jax.Array:
+    def choose(view: View, clock: Clock, told: Told) -> Span:
         size = view.open_W.shape[0]
         at_W = jnp.arange(size, dtype=jnp.int32)
         first = jnp.min(jnp.where(view.open_W, at_W, size))
         some = jnp.maximum(even_split(size, steps, clock), 1)
-        return view.open_W & (at_W < first + some)
+        return same(view.open_W & (at_W < first + some))
 
-    return scheduled(named("sequential", steps=steps), choose, unsighted)
+    return scheduled(named("sequential", steps=steps), choose)
 
 
 def low_confidence_static(steps: int = 4) -> Policy:
@@ -39,13 +39,11 @@ def low_confidence_static(steps: int = 4) -> Policy:
     """
     check_count(4, steps=steps)
 
-    def choose(view: View, clock: Clock) -> jax.Array:
+    def choose(view: View, clock: Clock, told: Told) -> Span:
         some = even_split(view.open_W.shape[0], steps, clock)
-        return best(view, some, view.pred.score)
+        return top(view, some, told.score)
 
-    return scheduled(
-        named("low_confidence_static", steps=steps), choose, by_rank(choose)
-    )
+    return scheduled(named("low_confidence_static", steps=steps), choose)
 
 
 def low_confidence_dynamic(steps: int = 4, threshold: float = 0.85) -> Policy:
@@ -59,17 +57,10 @@ def low_confidence_dynamic(steps: int = 4, threshold: float = 0.85) -> Policy:
     check_share(0.85, threshold=threshold)
     bound = jnp.float32(log_odds(threshold))
 
-    def choose(view: View, clock: Clock) -> jax.Array:
+    def choose(view: View, clock: Clock, told: Told) -> Span:
         some = even_split(view.open_W.shape[0], steps, clock)
-        sure_W = view.open_W & (view.pred.score > bound)
-        enough = count(sure_W) >= jnp.maximum(some, 1)
-        return jnp.where(enough, sure_W, best(view, some, view.pred.score))
-
-    def sure(view: View, clock: Clock, error: jax.Array) -> jax.Array:
-        chosen_W = choose(view, clock)
-        is_by_bound = jnp.all(chosen_W == (view.open_W & (view.pred.score > bound)))
-        is_told = is_by_bound | apart(view, chosen_W, error)
-        return far_from(view, bound, error) & is_told
+        # H is the run of best tokens of its length, so the longer of the two is both.
+        return either(above(told.score, bound), top(view, some, told.score))
 
     name = named("low_confidence_dynamic", steps=steps, threshold=threshold)
-    return scheduled(name, choose, sure)
+    return scheduled(name, choose)

@@ -1,10 +1,11 @@
 """Deferred Commitment Decoding."""
 
-import jax
 import jax.numpy as jnp
 
 from jaxdave.policies.checks import check_count, check_share
-from jaxdave.policies.common import best, log_odds, looking, named, rank
+from jaxdave.policies.common import log_odds, named, rank
+from jaxdave.policies.fast_dllm import surest
+from jaxdave.policies.spans import Span, Told, both, looking, same
 from jaxdave.types import Policy, View
 
 
@@ -24,14 +25,14 @@ def deferred(window: int = 32, threshold: float = 0.9, max_window: int = 128) ->
     check_share(0.9, threshold=threshold)
     bound = jnp.float32(log_odds(threshold))
 
-    def choose(view: View) -> jax.Array:
-        score_W, size = view.pred.score, view.open_W.shape[0]
+    def choose(view: View, told: Told) -> Span:
+        size = view.open_W.shape[0]
         at_W = jnp.arange(size, dtype=jnp.int32)
         left = jnp.min(jnp.where(view.open_W, at_W, size))
-        inside_W = rank(view.open_W, jnp.zeros_like(score_W)) < window
+        inside_W = rank(view.open_W, jnp.zeros_like(view.pred.score)) < window
         inside_W &= view.open_W & (at_W < left + max_window)
         seen = view._replace(open_W=inside_W)
-        return best(seen, 1, score_W) | (inside_W & (score_W >= bound))
+        return both(surest(seen, told, bound), same(inside_W))
 
     name = named("deferred", window=window, threshold=threshold, max_window=max_window)
     return looking(name, choose)

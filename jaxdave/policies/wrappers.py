@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.policies.checks import check_count
-from jaxdave.policies.common import NEVER, blind
-from jaxdave.types import Memory, Policy, View
+from jaxdave.policies.common import NEVER
+from jaxdave.types import Doubt, Memory, Policy, View
 
 
 def first_alone(policy: Policy) -> Policy:
@@ -28,7 +28,10 @@ def first_alone(policy: Policy) -> Policy:
         open_W = view.open_W & (first_W | ~is_alone)
         is_told_W = ~first_W | is_alone
         nothing = jax.tree.map(jnp.zeros_like, view.pred)
-        nothing = nothing._replace(token=view.tokens_W, runner=nothing.runner - 1)
+        nothing = nothing._replace(
+            token=view.tokens_W, runner=nothing.runner - 1,
+            lead=jnp.full_like(nothing.lead, jnp.inf),
+        )  # fmt: skip
         pred = jax.tree.map(lambda a, b: jnp.where(is_told_W, a, b), view.pred, nothing)
         return view._replace(
             open_W=open_W, decoded_W=view.decoded_W & ~first_W, pred=pred
@@ -91,10 +94,10 @@ def certain(policy: Policy) -> Policy:
         shown = dict(score=most, gap=most, margin=most, entropy=jnp.zeros_like(most))
         return view._replace(pred=view.pred._replace(**shown))
 
-    def sure(view: View, memory: Memory, error: jax.Array) -> jax.Array:
+    def sure(view: View, memory: Memory, doubt: Doubt) -> jax.Array:
         # No score of the model comes through.
-        del memory
-        return blind(view, error)
+        del view, memory, doubt
+        return jnp.bool_(True)
 
     seeing = _seeing(policy, f"certain({policy.name})", change)
     return seeing._replace(sure=policy.sure and sure)
@@ -108,8 +111,8 @@ def _seeing(policy: Policy, name: str, change: Callable[[View], View]) -> Policy
 
     is_sure = policy.sure
 
-    def sure(view: View, memory: Memory, error: jax.Array) -> jax.Array:
+    def sure(view: View, memory: Memory, doubt: Doubt) -> jax.Array:
         assert is_sure is not None
-        return is_sure(change(view), memory, error)
+        return is_sure(change(view), memory, doubt)
 
     return policy._replace(name=name, step=step, sure=is_sure and sure)
