@@ -24,8 +24,9 @@ SAFETY = 8.0
 """A decision is doubted within so many times the largest difference that was seen."""
 LEAST_DOUBT = 1e-5
 """Log-odds; no fewer, however equal the numbers were."""
-CHECKED = 24
-"""Rounds per size in which every decision is made twice."""
+CHECKED = 12
+"""Rounds per size in which every decision is made twice: from a fresh cache, and again
+from one that calls have filled."""
 TIMED = 6
 """Rounds per timing; the fastest of `REPEATS` counts."""
 REPEATS = 3
