@@ -14,7 +14,7 @@ import numpy as np
 from bench import common
 from jaxdave.config import ModelConfig
 from jaxdave.decode import Program
-from jaxdave.model import denoiser
+from jaxdave.model.params import abstract
 from jaxdave.pieces import most_pieces
 
 SIDE = 1024
@@ -78,6 +78,6 @@ def call_work(config: ModelConfig, program: Program) -> Work:
 
 def matrices(config: ModelConfig) -> tuple[int, int]:
     """Weights that every token is multiplied with: of the layers, and of the head."""
-    like = denoiser.abstract(config)
+    like = abstract(config)
     layers = sum(a.size for a in jax.tree.leaves(like["blocks"]) if a.ndim == 3)
     return layers, config.hidden * config.vocab_rows

@@ -15,7 +15,7 @@ from jaxdave import described, families, stored, tables, weights
 from jaxdave import quantize as ways
 from jaxdave.config import ModelConfig
 from jaxdave.files import open_up, swap
-from jaxdave.model.denoiser import Params
+from jaxdave.model.params import Params
 from jaxdave.sharding import shardings
 from jaxdave.sources import DEMO as DEMO
 from jaxdave.sources import find
@@ -39,7 +39,7 @@ _KEPT = (*TOKENIZER, "README.md", "LICENSE")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Everything that decoding text needs; params as in `denoiser.abstract`.
+    """Everything that decoding text needs; params as in `params.abstract`.
 
     max_new_tokens: the room for an answer that the folder's generation defaults name.
     tables: draft trees that `jaxdave calibrate` has left (`trees.best_of`).

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxdave import names, weights
 from jaxdave.config import ModelConfig
-from jaxdave.model import denoiser
+from jaxdave.model.params import abstract
 
 # Where attention is full, blocks only order the decoding; the public samplers use 32.
 FULL_ATTENTION_BLOCK = 32
@@ -238,7 +238,7 @@ def _filled(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def targets(family: Family, config: ModelConfig) -> dict[str, Target]:
     """Source tensor -> its target, for exactly the tensors that the config needs."""
-    leaves = weights.leaves_of(denoiser.abstract(config))
+    leaves = weights.leaves_of(abstract(config))
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     slots = names.slots(shapes, config.num_layers, family.tensors)
     return {

@@ -46,7 +46,7 @@ def partition(path: str, config: ModelConfig, parts: int) -> PartitionSpec:
 
 
 def shardings(like: Any, config: ModelConfig, mesh: Mesh) -> Any:
-    """A tree as `like` (see `denoiser.abstract`) of shardings over the mesh.
+    """A tree as `like` (see `params.abstract`) of shardings over the mesh.
 
     Raises ValueError when the mesh has no axis named "model".
     """

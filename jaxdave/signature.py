@@ -12,6 +12,7 @@ import hashlib
 import os
 import types
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,12 +53,11 @@ def _sources() -> bytes:
 
 def _surroundings() -> bytes:
     """Sources, versions, devices and settings, which all programs depend on."""
-    import flax
     from jaxlib import version
 
     device = jax.devices()[0]
     where = [
-        jax.__version__, version.__version__, np.__version__, flax.__version__,
+        jax.__version__, version.__version__, np.__version__, metadata.version("flax"),
         device.platform, device.device_kind, device.client.platform_version,
         jax.device_count(), os.cpu_count(), _processor(),
     ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Converted checkpoints: a folder with our config.json and orbax weights.
 
-`weights/` is an orbax checkpoint of exactly the tree of `denoiser.abstract`, one folder
+`weights/` is an orbax checkpoint of exactly the tree of `params.abstract`, one folder
 of uncompressed zarr chunks for each parameter.
 """
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.config import ModelConfig
-from jaxdave.model import denoiser
+from jaxdave.model.params import Params, abstract
 from jaxdave.sharding import shardings
 from jaxdave.tokenizer import read_json
 from jaxdave.weights import DTYPES, leaves_of
@@ -57,7 +57,7 @@ def config_of(raw: dict[str, Any], folder: Path) -> ModelConfig:
 
 def restore(
     folder: Path, config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None
-) -> denoiser.Params:
+) -> Params:
     """The parameters of a converted checkpoint, straight onto their devices.
 
     mesh: split over its axis "model" (see `sharding`); None: all on the first device.
@@ -65,7 +65,7 @@ def restore(
     """
     import orbax.checkpoint as ocp
 
-    like = denoiser.abstract(config, DTYPES[dtype])
+    like = abstract(config, DTYPES[dtype])
     check(folder, like)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     places = (

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from jaxdave import names
 from jaxdave.config import ModelConfig
-from jaxdave.model import denoiser
+from jaxdave.model.params import Params, abstract
 from jaxdave.quantize import Finish, as_it_is, finished
 from jaxdave.tokenizer import read_json
 
@@ -36,8 +36,8 @@ def read(
     dtype: str,
     tensors: Mapping[str, str],
     finish: Finish = as_it_is,
-) -> denoiser.Params:
-    """The parameters of a folder, in the structure of `denoiser.abstract`.
+) -> Params:
+    """The parameters of a folder, in the structure of `params.abstract`.
 
     tensors: parameter path -> tensor, as `names.TENSORS`. finish: what is kept of each
     parameter once it is whole, so that no more than one is held twice.
@@ -45,7 +45,7 @@ def read(
     Raises one ValueError that names everything wrong with the folder's weights.
     """
     check_dtype(dtype)
-    like = denoiser.abstract(config, DTYPES[dtype])
+    like = abstract(config, DTYPES[dtype])
     shapes = {path: leaf.shape for path, leaf in leaves_of(like).items()}
     slots = names.slots(list(shapes), config.num_layers, tensors)
     wanted = {name: stored_shape(slot, shapes) for name, slot in slots.items()}
@@ -78,7 +78,7 @@ def write(
     Raises ValueError when the parameters are not those of the config.
     """
     check_dtype(dtype)
-    wanted = {p: leaf.shape for p, leaf in leaves_of(denoiser.abstract(config)).items()}
+    wanted = {p: leaf.shape for p, leaf in leaves_of(abstract(config)).items()}
     leaves = leaves_of(params)
     if any(leaf.dtype == jnp.int8 for leaf in leaves.values()):
         raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxdave import checkpoint
 from jaxdave.config import ModelConfig
-from jaxdave.model import denoiser
+from jaxdave.model.params import abstract
 
 TOKENIZER = Path(str(importlib.resources.files("jaxdave") / "demo" / "sdar-1m"))
 CONFIG = ModelConfig(
@@ -50,7 +50,7 @@ def random(config: ModelConfig = CONFIG, seed: int = 0):
         middle = float("scale" in jax.tree_util.keystr(path))
         return jnp.asarray(middle + 0.25 * draw(size=like.shape), like.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, denoiser.abstract(config))
+    return jax.tree_util.tree_map_with_path(leaf, abstract(config))
 
 
 def assert_equal(a, b) -> None:

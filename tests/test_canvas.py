@@ -10,9 +10,9 @@ from folders import TOKENIZER, random
 from tokenizers import Tokenizer
 
 from jaxdave.config import preset
-from jaxdave.model import denoiser
 from jaxdave.model.attention import dense
-from jaxdave.model.layers import rope_table
+from jaxdave.model.params import Binder, abstract
+from jaxdave.model.rope import rope_table
 from jaxdave.train.canvas import PADDING_WEIGHT, canvas_loss, step_canvases
 from jaxdave.train.recipes import CANVAS, RECIPES
 from jaxdave.train.warm import widen
@@ -63,13 +63,13 @@ def test_the_loss_is_the_cross_entropy_of_what_is_hidden(batches, shift):
     for noisy, begin, answer, shares in zip(*batch, strict=True):
         end = int(begin) + CANVAS  # alone, without padding
         see = jnp.ones((1, end, end), bool)
-        hidden, _ = denoiser.Binder(config)(params).hidden(
+        hidden, _ = Binder(config)(params).hidden(
             jnp.asarray(noisy[None, :end]),
             (jnp.asarray(cos)[:end], jnp.asarray(sin)[:end]),
             lambda _, q, k, v, see=see: dense(q, k, v, see),
             jnp.zeros((config.num_layers,)),
         )
-        logits = denoiser.Binder(config)(params).logits(hidden)[0]
+        logits = Binder(config)(params).logits(hidden)[0]
         told = np.asarray(jax.nn.log_softmax(logits), np.float64)
         for place in np.flatnonzero(shares):
             at = begin + place - (shift == "full")
@@ -82,7 +82,7 @@ def test_the_loss_is_the_cross_entropy_of_what_is_hidden(batches, shift):
 def test_a_start_repeats_heads_and_gives_kernels_the_size_of_their_norms(name):
     source, config = preset("sdar-1m", **SMALL), preset(name, **SMALL)
     old, new = random(source), widen(config, random(source))
-    like = denoiser.abstract(config)
+    like = abstract(config)
     assert jax.tree.map(lambda a: a.shape, new) == jax.tree.map(lambda a: a.shape, like)
     np.testing.assert_array_equal(new["embedding"], old["embedding"])
     times = config.kv_heads // source.kv_heads

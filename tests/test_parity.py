@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxdave.config import ModelConfig
-from jaxdave.model import denoiser
 from jaxdave.model.causal import causal_network
+from jaxdave.model.params import abstract
 from jaxdave.model.whole import whole
 from jaxdave.types import KVCache
 
@@ -83,7 +83,7 @@ def renamed(weights, config):
         assert array.shape == like.shape, keys
         return jnp.asarray(array)
 
-    return jax.tree_util.tree_map_with_path(leaf, denoiser.abstract(config))
+    return jax.tree_util.tree_map_with_path(leaf, abstract(config))
 
 
 def block_causal(size, block):

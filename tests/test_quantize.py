@@ -12,7 +12,7 @@ from laws import saved_calls
 
 from jaxdave import checkpoint, decoders, policies
 from jaxdave.layout import layout
-from jaxdave.model.denoiser import Binder
+from jaxdave.model.params import Binder
 from jaxdave.model.whole import whole
 from jaxdave.probe import slot_probe
 from jaxdave.quantize import Int8, channel_axis, contract, int8, rows, tree_int8

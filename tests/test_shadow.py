@@ -13,10 +13,10 @@ from jaxdave import decoders, policies
 from jaxdave.config import preset
 from jaxdave.model.attention import dense
 from jaxdave.model.causal import causal_network
-from jaxdave.model.denoiser import Binder
 from jaxdave.model.guidance import guided
-from jaxdave.model.layers import rope_table
 from jaxdave.model.network import cached_network, whole_network
+from jaxdave.model.params import Binder
+from jaxdave.model.rope import rope_table
 from jaxdave.model.shadow import shadowed
 from jaxdave.predict import look
 from jaxdave.run import generate

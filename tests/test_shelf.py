@@ -104,7 +104,7 @@ def test_what_comes_out_of_the_cache_of_jax_is_not_kept(tmp_path):
     script = (
         "import jax, jax.numpy as jnp\n"
         "from jaxdave.executables import Wanted, compiled\n"
-        "from jaxdave.model.layers import rope_table\n"
+        "from jaxdave.model.rope import rope_table\n"
         "from jaxdave.hints import told\n"
         "from jaxdave.tune import _sample\n"
         "f, _ = compiled(Wanted(None, 'sample', _sample, ([jnp.ones((40, 40))],)))\n"

@@ -1,13 +1,17 @@
 """One compilation per bucket, and settings refused when a decoder is built."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdave import decoders, policies
-from jaxdave.config import ModelConfig, preset
+from jaxdave.config import PRESETS, ModelConfig, preset
 from jaxdave.model import denoiser
+from jaxdave.model.params import abstract
 from jaxdave.run import generate
 
 CONFIG = ModelConfig(
@@ -148,5 +152,22 @@ def test_layouts_that_do_not_fit_are_refused(name, settings, named):
 )
 def test_presets_have_the_published_number_of_parameters(name, parameters):
 
-    shapes = jax.tree.leaves(denoiser.abstract(preset(name)))
+    shapes = jax.tree.leaves(abstract(preset(name)))
     assert sum(int(np.prod(leaf.shape)) for leaf in shapes) == parameters
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_shapes_of_parameters_are_those_of_the_module(name):
+    config = preset(name)
+    made = jax.eval_shape(lambda: denoiser.init(config, 0, jnp.bfloat16))
+    assert abstract(config, jnp.bfloat16) == made
+
+
+def test_loading_and_building_leave_flax_alone():
+    code = (
+        "import sys, jaxdave\n"
+        "model = jaxdave.load('sdar-1m')\n"
+        "jaxdave.freedave(model.config, max_new_tokens=8)\n"
+        "assert 'flax' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

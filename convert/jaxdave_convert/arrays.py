@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxdave import stored
 from jaxdave.families import Target
-from jaxdave.model import denoiser
+from jaxdave.model.params import abstract
 from jaxdave.weights import DTYPES, leaves_of
 from jaxdave_convert.plan import Plan
 
@@ -75,7 +75,7 @@ def grid(target: Target) -> Grid:
 
 def make_weights(folder: Path, plan: Plan) -> None:
     """Make folder/weights: an orbax checkpoint whose arrays have no chunks yet."""
-    leaves = leaves_of(denoiser.abstract(plan.config))
+    leaves = leaves_of(abstract(plan.config))
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     home = folder / stored.WEIGHTS
     home.mkdir()

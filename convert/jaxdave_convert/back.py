@@ -14,7 +14,7 @@ import numpy as np
 from jaxdave import families, stored
 from jaxdave.config import ModelConfig
 from jaxdave.files import open_up
-from jaxdave.model import denoiser
+from jaxdave.model.params import abstract
 from jaxdave.tokenizer import read_json
 from jaxdave.weights import DTYPES, INDEX
 from jaxdave_convert import arrays, bins, headers, transfer
@@ -38,7 +38,7 @@ def export(src: Path, out: Path, tick: transfer.Tick = lambda _: None) -> None:
     if out.exists():
         raise ValueError(f"{out} exists; choose a new folder to export to")
     config = stored.config_of(raw, src)
-    stored.check(src, denoiser.abstract(config))
+    stored.check(src, abstract(config))
     record = read_json(src / MANIFEST)
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxdave import stored
 from jaxdave.files import swap
-from jaxdave.model import denoiser
+from jaxdave.model.params import abstract
 from jaxdave.tokenizer import read_json
 from jaxdave_convert import arrays, manifest, plan, progress, verify
 from jaxdave_convert.arrays import Grid
@@ -114,7 +114,7 @@ def _make(made: Plan, work: Path, count: int, tick: Tick, say) -> None:
         done[shard.file] = _copy(made, shard, work, mark, tick)
         progress.write(work, made, done)
     _check_alias(made, done)
-    stored.check(work, denoiser.abstract(made.config))
+    stored.check(work, abstract(made.config))
     manifest.write(work, made, {file: one.sha256 for file, one in done.items()})
     try:
         verify.verify(made, work, count)

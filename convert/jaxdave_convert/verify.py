@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxdave import stored
-from jaxdave.model import denoiser
+from jaxdave.model.params import abstract
 from jaxdave.tokenizer import open_tokenizer
 from jaxdave.weights import leaves_of
 from jaxdave_convert import bins, transfer
@@ -43,7 +43,7 @@ def _check_tree(plan: Plan, folder: Path) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         found: Any = checkpointer.metadata((folder / stored.WEIGHTS).absolute())
     leaves = leaves_of(found.item_metadata.tree)
-    wanted = leaves_of(denoiser.abstract(plan.config))
+    wanted = leaves_of(abstract(plan.config))
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     if shapes != {path: leaf.shape for path, leaf in wanted.items()}:
         raise ValueError(f"{folder}: orbax reads another tree than was written")

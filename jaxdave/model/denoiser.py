@@ -5,7 +5,6 @@ time does not grow with depth. `split` separates it once; everything outside thi
 package sees plain arrays and pure functions.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +14,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdave.config import ModelConfig
-from jaxdave.model.layers import Block, Linear, RMSNorm, Rope
+from jaxdave.model.layers import Block, Linear, RMSNorm
+from jaxdave.model.params import Params
+from jaxdave.model.rope import Rope
 from jaxdave.quantize import Int8, contract, rows, transposed
 from jaxdave.types import KVCache
 
-Params = Any
 LayerAttend = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -132,25 +132,15 @@ def init(config: ModelConfig, seed: int, dtype=jnp.float32) -> Params:
     return jax.jit(lambda: split(_build(config, dtype, seed))[1])()
 
 
-def abstract(config: ModelConfig, dtype=jnp.float32) -> Params:
-    """The shapes and dtypes of the parameters, without making them."""
-    return jax.eval_shape(lambda: split(_build(config, dtype, 0))[1])
-
-
 def split(model: Denoiser) -> tuple[Any, Params]:
     """The graph and the plain parameters of a module."""
     graph, state = nnx.split(model)
-    return graph, nnx.as_pure(state)
+    return graph, nnx.to_pure_dict(state)
 
 
-@dataclasses.dataclass(frozen=True)
-class Binder:
-    """Puts parameters back into a module of this config, for use inside jit."""
-
-    config: ModelConfig
-
-    def __call__(self, params: Params) -> Denoiser:
-        return nnx.merge(_graph(self.config), params)
+def bound(config: ModelConfig, params: Params) -> Denoiser:
+    """Parameters back in a module of this config (see `params.Binder`)."""
+    return nnx.merge(_graph(config), params)
 
 
 @functools.cache

@@ -20,9 +20,9 @@ from jaxdave.model.attention import (
     tiled,
     two_part,
 )
-from jaxdave.model.denoiser import Binder
-from jaxdave.model.layers import rope_table
+from jaxdave.model.params import Binder
 from jaxdave.model.prime import shifted
+from jaxdave.model.rope import rope_table
 from jaxdave.quantize import columns, contract
 from jaxdave.types import KVCache, Network
 

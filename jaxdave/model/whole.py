@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from jaxdave.config import ModelConfig
 from jaxdave.model.attention import dense
-from jaxdave.model.denoiser import Binder
-from jaxdave.model.layers import rope_table
+from jaxdave.model.params import Binder
+from jaxdave.model.rope import rope_table
 
 Whole = Callable[..., jax.Array]
 

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 
 from jaxdave.config import ModelConfig
 from jaxdave.model.attention import dense
-from jaxdave.model.denoiser import Binder, Params
-from jaxdave.model.layers import rope_table
+from jaxdave.model.params import Binder, Params
+from jaxdave.model.rope import rope_table
 from jaxdave.train.batches import grouped_pairs
 from jaxdave.train.recipes import CANVAS, Recipe
 from jaxdave.train.tokenizer import END, MASK

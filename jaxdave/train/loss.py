@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from jaxdave.config import ModelConfig
 from jaxdave.model.attention import dense
-from jaxdave.model.denoiser import Binder, Params
-from jaxdave.model.layers import rope_table
+from jaxdave.model.params import Binder, Params
+from jaxdave.model.rope import rope_table
 from jaxdave.train.batches import Batch
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.config import ModelConfig
-from jaxdave.model import denoiser
+from jaxdave.model.params import abstract
 
 
 def widen(config: ModelConfig, params: Any) -> Any:
@@ -45,7 +45,7 @@ def widen(config: ModelConfig, params: Any) -> Any:
             )
         return value.astype(like.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, denoiser.abstract(config))
+    return jax.tree_util.tree_map_with_path(leaf, abstract(config))
 
 
 def _named(params: Any) -> dict[str, jax.Array]:

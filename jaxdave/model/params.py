@@ -1,0 +1,70 @@
+"""Parameters: what shapes they have, and how they become a module inside jit.
+
+Nothing here imports Flax, so that a process which finds its compiled programs on disk
+need not either: `denoiser` is what the shapes are of, and is imported when traced.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdave.config import ModelConfig
+
+if TYPE_CHECKING:
+    from jaxdave.model.denoiser import Denoiser
+
+Params = Any
+"""Dicts of dicts of arrays, those of the layers stacked [N, ...]."""
+
+
+def abstract(config: ModelConfig, dtype=jnp.float32) -> Params:
+    """The shapes and dtypes of the parameters, without making them."""
+    c = config
+    q_size, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    norm = {"scale": (c.hidden,)}
+
+    def linear(fan_in: int, fan_out: int, bias: bool = False):
+        return {"kernel": (fan_in, fan_out)} | ({"bias": (fan_out,)} if bias else {})
+
+    attn: dict[str, Any] = {
+        "q": linear(c.hidden, q_size, c.qkv_bias),
+        "k": linear(c.hidden, kv_size, c.qkv_bias),
+        "v": linear(c.hidden, kv_size, c.qkv_bias),
+        "o": linear(q_size, c.hidden),
+    }
+    if c.qk_norm:
+        attn |= {name: {"scale": (c.head_dim,)} for name in ("q_norm", "k_norm")}
+    mlp = {
+        "gate": linear(c.hidden, c.inter),
+        "up": linear(c.hidden, c.inter),
+        "down": linear(c.inter, c.hidden),
+    }
+    block = {"norm1": norm, "attn": attn, "norm2": norm, "mlp": mlp}
+    whole = {"embedding": (c.vocab_rows, c.hidden), "norm": norm}
+    if not c.tie_embeddings:
+        whole |= {"head": linear(c.hidden, c.vocab_rows)}
+    layers = {"blocks": _shapes(block, (c.num_layers,), dtype)}
+    return _shapes(whole, (), dtype) | layers
+
+
+def _shapes(tree: dict[str, Any], lead: tuple[int, ...], dtype) -> dict[str, Any]:
+    return {
+        name: _shapes(part, lead, dtype)
+        if isinstance(part, dict)
+        else jax.ShapeDtypeStruct((*lead, *part), dtype)
+        for name, part in tree.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Binder:
+    """Puts parameters back into a module of this config, for use inside jit."""
+
+    config: ModelConfig
+
+    def __call__(self, params: Params) -> "Denoiser":
+        from jaxdave.model.denoiser import bound
+
+        return bound(self.config, params)
