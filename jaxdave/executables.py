@@ -39,8 +39,8 @@ class Wanted(NamedTuple):
 def compiled(wanted: Wanted) -> tuple[Any, float]:
     """The executable, and the seconds spent on getting it now."""
     start = time.perf_counter()
-    making = _begun(wanted)
-    return making.made.result(), time.perf_counter() - start
+    making, is_new = _begun(wanted)
+    return making.made.result(), _spent(start, is_new)
 
 
 def compiled_in_turn(
@@ -51,10 +51,15 @@ def compiled_in_turn(
     second_of(shapes of that) -> Wanted. It is traced while the first is being compiled.
     """
     start = time.perf_counter()
-    one = _begun(first)
-    two = _begun(second_of(one.out))
+    one, is_first_new = _begun(first)
+    two, is_second_new = _begun(second_of(one.out))
     made = one.made.result(), two.made.result()
-    return *made, time.perf_counter() - start
+    return *made, _spent(start, is_first_new or is_second_new)
+
+
+def _spent(start: float, is_new: bool) -> float:
+    """Seconds since then; none were spent on what this process had."""
+    return time.perf_counter() - start if is_new else 0.0
 
 
 class _Making(NamedTuple):
@@ -64,18 +69,18 @@ class _Making(NamedTuple):
     out: Any
 
 
-def _begun(wanted: Wanted) -> _Making:
-    """The executable of this process, or of the disk, or a new one on its way."""
+def _begun(wanted: Wanted) -> tuple[_Making, bool]:
+    """The executable of this process, or one of the disk or on its way, and if so."""
     leaves, tree = jax.tree.flatten(wanted.args)
     shapes = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
     key = (wanted.owner, wanted.name, tree, shapes)
     if key in KEPT and not _has_failed(KEPT[key].made):
         KEPT.move_to_end(key)
-        return KEPT[key]
+        return KEPT[key], False
     KEPT[key] = making = _found(wanted)
     if len(KEPT) > MOST_EXECUTABLES:
         KEPT.popitem(last=False)
-    return making
+    return making, True
 
 
 def _found(wanted: Wanted) -> _Making:

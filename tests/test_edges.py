@@ -190,8 +190,8 @@ def test_no_draft_function_can_change_the_text(temperature):
 @pytest.mark.parametrize(
     ("policy", "drafts", "length", "sampling"),
     [
-        (policies.static(1), 8, 4, {}),
-        (policies.threshold(0.3), 5, 8, {}),
+        pytest.param(policies.static(1), 8, 4, {}, marks=pytest.mark.slow),
+        pytest.param(policies.threshold(0.3), 5, 8, {}, marks=pytest.mark.slow),
         (policies.static(1), 8, 4, {"temperature": 1.0, "top_k": 5}),
     ],
     ids=["static", "threshold", "sampled"],

@@ -70,7 +70,7 @@ def against_the_oracle(shape, batch):
                 assert row.nfe.total == row.steps
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(shapes(), st.lists(batches(), min_size=3, max_size=3))
 def test_any_drafts_give_the_oracles_text(shape, cases):
     for batch in cases:
@@ -85,7 +85,7 @@ def test_any_drafts_give_the_oracles_text_at_length(shape, cases):
         against_the_oracle(shape, batch)
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(
     shapes(), st.sampled_from((0.7, 1.0)), st.lists(batches(), min_size=3, max_size=3)
 )
@@ -104,8 +104,18 @@ def test_noise_is_the_policys_own(shape, temperature, cases):
             assert a.nfe.total <= b.nfe.total == b.steps
 
 
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(
+    ("cache", "shift"),
+    [
+        ("dual", True),
+        ("none", False),
+        *(
+            pytest.param(*other, marks=pytest.mark.slow)
+            for other in (("dual", False), ("none", True))
+            + (("prefix", False), ("prefix", True))
+        ),
+    ],
+)
 def test_streams_say_what_generate_says_and_a_batch_what_a_row_says(cache, shift):
     decoder = build(policies.static(1), 4, 4, 16, cache, shift)
     net, prompts = weights(3, **VARIANTS["stops"]), prompts_of([5, 30, 11], 3, STOP)
@@ -118,7 +128,11 @@ def test_streams_say_what_generate_says_and_a_batch_what_a_row_says(cache, shift
         assert generate(decoder, net, [prompt]).rows[0] == row
 
 
-@pytest.mark.parametrize("policy", [policies.saber(), policies.wino()])
+@pytest.mark.parametrize(
+    "policy",
+    [pytest.param(policies.saber(), marks=pytest.mark.slow), policies.wino()],
+    ids=["saber", "wino"],
+)
 def test_what_has_been_streamed_is_never_taken_back(policy):
     for decoder in (
         build(policy, 4, 8, 16, "dual"),
@@ -136,7 +150,9 @@ def test_what_has_been_streamed_is_never_taken_back(policy):
 
 
 @pytest.mark.parametrize(("drafts", "length"), [(4, 8), (8, 16)])
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(
+    "cache", ["none", pytest.param("prefix", marks=pytest.mark.slow), "dual"]
+)
 def test_calls_have_a_formula(drafts, length, cache):
     """Perfect drafts: the refresh takes a block's first step, a call d of the rest."""
     decoder = build(policies.static(1), drafts, length, 32, cache)
