@@ -1,5 +1,7 @@
 """Full attention's networks against the plainest reading of the model, on bits too."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,9 +39,14 @@ def primed(net, params, tokens_T, start, window):
     return jax.jit(lambda t: net.prime(params, t, *at, window, CAPACITY))(tokens_T)
 
 
+@functools.cache
+def whole_of(config):
+    return jax.jit(whole(config))
+
+
 def expected(config, params, tokens_T, start, window):
     """Logits of a window by the model over the whole canvas, nothing cached."""
-    said = whole(config)(params, tokens_T[None, :END])[0]
+    said = whole_of(config)(params, tokens_T[None, :END])[0]
     return np.asarray(said)[start : start + window]
 
 
