@@ -39,9 +39,9 @@ def shapes(draw):
 
 
 @st.composite
-def batches(draw):
-    """Three prompts of mixed lengths, and a network."""
-    lengths = draw(st.lists(st.integers(1, 40), min_size=3, max_size=3))
+def batches(draw, most: int = 40):
+    """Three prompts of mixed lengths (20: a shape below is one program), a network."""
+    lengths = draw(st.lists(st.integers(1, most), min_size=3, max_size=3))
     salt = draw(st.integers(0, 999))
     variant = draw(st.sampled_from(sorted(VARIANTS)))
     return prompts_of(lengths, salt, STOP), weights(salt, **VARIANTS[variant])
@@ -70,11 +70,20 @@ def against_the_oracle(shape, batch):
                 assert row.nfe.total == row.steps
 
 
-@settings(max_examples=5)
-@given(shapes(), st.lists(batches(), min_size=3, max_size=3))
-def test_any_drafts_give_the_oracles_text(shape, cases):
-    for batch in cases:
-        against_the_oracle(shape, batch)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (policies.static(1), 4, 4, 24, "dual", True),
+        (policies.static(2), 8, 8, 16, "none", False),
+        (policies.left_to_right(1), 3, 3, 24, "prefix", True),
+        (policies.threshold(0.3), 16, 8, 24, "dual", False),
+        (policies.threshold(0.0), 2, 8, 16, "none", True),
+    ],
+    ids=lambda shape: f"{shape[0].name}-{shape[4]}",
+)
+@given(batches(20))
+def test_any_drafts_give_the_oracles_text(shape, batch):
+    against_the_oracle(shape, batch)
 
 
 @pytest.mark.slow
@@ -85,23 +94,26 @@ def test_any_drafts_give_the_oracles_text_at_length(shape, cases):
         against_the_oracle(shape, batch)
 
 
-@settings(max_examples=3)
-@given(
-    shapes(), st.sampled_from((0.7, 1.0)), st.lists(batches(), min_size=3, max_size=3)
+@pytest.mark.parametrize(
+    ("shape", "temperature"),
+    [
+        ((policies.static(1), 8, 8, 16, "none", False), 1.0),
+        ((policies.left_to_right(1), 4, 4, 24, "prefix", False), 0.7),
+        ((policies.threshold(0.3), 3, 8, 24, "dual", True), 0.7),
+    ],
+    ids=["none", "prefix", "dual"],
 )
-def test_noise_is_the_policys_own(shape, temperature, cases):
-    policy, drafts, length, room, cache, shift = shape
-    decoder = build(
-        policy, drafts, length, room, cache, shift, temperature=temperature, top_k=5
-    )
-    for prompts, net in cases:
-        plain = generate(capped(decoder, 1), net, prompts, seed=3)
-        quick = generate(decoder, net, prompts, seed=3)
-        assert texts(quick) == texts(plain)
-        turned = generate(decoder, net, prompts[::-1], seed=3)
-        assert texts(turned) == texts(plain)[::-1]
-        for a, b in zip(quick.rows, plain.rows, strict=True):
-            assert a.nfe.total <= b.nfe.total == b.steps
+@given(batches(20))
+def test_noise_is_the_policys_own(shape, temperature, batch):
+    decoder = build(*shape, temperature=temperature, top_k=5)
+    prompts, net = batch
+    plain = generate(capped(decoder, 1), net, prompts, seed=3)
+    quick = generate(decoder, net, prompts, seed=3)
+    assert texts(quick) == texts(plain)
+    turned = generate(decoder, net, prompts[::-1], seed=3)
+    assert texts(turned) == texts(plain)[::-1]
+    for a, b in zip(quick.rows, plain.rows, strict=True):
+        assert a.nfe.total <= b.nfe.total == b.steps
 
 
 @pytest.mark.parametrize(
