@@ -1,12 +1,14 @@
 """Training: a killed run resumes on the same curve, to the same weights."""
 
 import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from folders import TOKENIZER
 from tokenizers import Tokenizer
 
@@ -41,7 +43,7 @@ def small() -> Recipe:
     fields = {**vars(SDAR_1M), **shape, "head_dim": 8, "rotary_dim": 8}
     return Recipe(
         config=type(SDAR_1M)(**fields),
-        steps=STEPS, batch=8, warmup=2, decay=2, save_every=2,
+        steps=STEPS, batch=32, warmup=2, decay=2, save_every=2,
     )  # fmt: skip
 
 
@@ -57,6 +59,7 @@ def finish(folder: Path):
     return state.params, (folder / "loss.csv").read_text().splitlines()
 
 
+@pytest.mark.usefixtures("quick_compiles")
 def test_a_killed_run_resumes_on_the_same_curve(tmp_path, monkeypatch):
     # Compiled once here; the process that is killed compiles its own.
     monkeypatch.setattr(loop, "make_step", functools.cache(loop.make_step))
@@ -67,6 +70,8 @@ def test_a_killed_run_resumes_on_the_same_curve(tmp_path, monkeypatch):
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(cut)],
         cwd=Path(__file__).parent,
+        # Compiled as here, to the same bits.
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
     )
     assert done.returncode == -9, done.stderr.decode()[-2000:]
