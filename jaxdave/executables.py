@@ -70,7 +70,7 @@ class _Making(NamedTuple):
 
 
 def _begun(wanted: Wanted) -> tuple[_Making, bool]:
-    """The executable of this process, or one of the disk or on its way, and if so."""
+    """What this process has and False, or what it finds or begins to make and True."""
     leaves, tree = jax.tree.flatten(wanted.args)
     shapes = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
     key = (wanted.owner, wanted.name, tree, shapes)

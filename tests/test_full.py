@@ -161,7 +161,9 @@ def test_what_has_been_streamed_is_never_taken_back(policy):
         assert all(found == sorted(set(found)) for found in places)
 
 
-@pytest.mark.parametrize(("drafts", "length"), [(4, 8), (8, 16)])
+@pytest.mark.parametrize(
+    ("drafts", "length"), [pytest.param(4, 8, marks=pytest.mark.slow), (8, 16)]
+)
 @pytest.mark.parametrize(
     "cache", ["none", pytest.param("prefix", marks=pytest.mark.slow), "dual"]
 )

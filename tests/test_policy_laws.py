@@ -123,7 +123,7 @@ def test_drafts_keep_the_text_of_every_policy(kind):
 
     @hypothesis.seed(SEEDS[kind])
     @PROGRAMS
-    @given(shapes(), several(8))
+    @given(shapes(), several(5))
     def law(shape, cases):
         saved = holds(kind, shape, names, cases)
         # Policies that fill a block at once leave drafts nothing to save.

@@ -19,7 +19,9 @@ PARAMS = denoiser.init(CONFIG, 0)
 
 
 @pytest.mark.usefixtures("quick_compiles")
-@pytest.mark.parametrize("numerics", ["exact", "fast", "guarded"])
+@pytest.mark.parametrize(
+    "numerics", ["exact", pytest.param("fast", marks=pytest.mark.slow), "guarded"]
+)
 def test_a_bucket_is_compiled_once(numerics):
     decoder = decoders.freedave(
         CONFIG, draft_steps=4, max_new_tokens=8, numerics=numerics
