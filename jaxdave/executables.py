@@ -40,7 +40,7 @@ def compiled(wanted: Wanted) -> tuple[Any, float]:
     """The executable, and the seconds spent on getting it now; 0 if it was here."""
     start = time.perf_counter()
     making, is_new = _begun(wanted)
-    return making.made.result(), time.perf_counter() - start if is_new else 0.0
+    return making.made.result(), _spent(start, is_new)
 
 
 def compiled_in_turn(
@@ -51,10 +51,15 @@ def compiled_in_turn(
     second_of(shapes of that) -> Wanted. It is traced while the first is being compiled.
     """
     start = time.perf_counter()
-    one, is_new = _begun(first)
-    two, is_new_too = _begun(second_of(one.out))
+    one, is_first_new = _begun(first)
+    two, is_second_new = _begun(second_of(one.out))
     made = one.made.result(), two.made.result()
-    return *made, time.perf_counter() - start if is_new or is_new_too else 0.0
+    return *made, _spent(start, is_first_new or is_second_new)
+
+
+def _spent(start: float, is_new: bool) -> float:
+    """Seconds since then; none were spent on what this process had."""
+    return time.perf_counter() - start if is_new else 0.0
 
 
 class _Making(NamedTuple):
@@ -65,10 +70,7 @@ class _Making(NamedTuple):
 
 
 def _begun(wanted: Wanted) -> tuple[_Making, bool]:
-    """The executable of this process, or of the disk, or a new one on its way.
-
-    Also whether this process did not have it.
-    """
+    """What this process has and False, or what it finds or begins to make and True."""
     leaves, tree = jax.tree.flatten(wanted.args)
     shapes = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
     key = (wanted.owner, wanted.name, tree, shapes)

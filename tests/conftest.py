@@ -7,11 +7,12 @@ import shutil
 import sys
 
 import chex
+import compiling
 import hypothesis
 import jax
 import pytest
 
-from jaxdave import cli, decoders, executables
+from jaxdave import cli, decoders
 from jaxdave.executables import forget_executables
 from jaxdave.files import NO_CACHE
 
@@ -60,14 +61,10 @@ def few_programs():
 
 
 @pytest.fixture
-def quick_compiles(monkeypatch):
-    """For the hash network, which computes in whole numbers: compile with less care."""
-    options = {"xla_cpu_use_fusion_emitters": False}
-    if jax.default_backend() == "cpu":
-        monkeypatch.setattr(executables, "OPTIONS", options)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def quick_compiles():
+    """For the hash network, which computes in whole numbers, and for command lines."""
+    with compiling.quickly():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +106,7 @@ def shared_cache(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, shared_cache):
+def run(capsys, monkeypatch, shared_cache, quick_compiles):
     """Run a command line; gives (exit code, stdout, stderr)."""
     if sys.platform == "linux":
         # Most command lines want the same few programs.

@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import pytest
 import toys
 from hypothesis import settings
 from toys import capped, texts
@@ -14,6 +15,11 @@ from jaxdave.run import generate
 
 NAMES = [entry.name for entry in policies.listing() if entry.lossless]
 LAYOUTS = ("causal", "none", "prefix", "dual")
+KINDS = [
+    pytest.param(kind, marks=() if kind in ("causal", "dual") else pytest.mark.slow)
+    for kind in LAYOUTS
+]
+"""Every layout; those that say no more than the others do are slow."""
 PROGRAMS = settings.get_profile("programs")
 MORE = {
     "bold": lambda: policies.threshold(0.4),

@@ -13,6 +13,8 @@ from bench.subjects import Subject, config_of
 from jaxdave import decoders
 from jaxdave.run import generate
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 ROOM = 16
 PROMPT = [1, 2, 3, 4, 5]
 BIG = dict(vocab_rows=96, vocab_size=96, mask_id=90, pad_id=91, stop_ids=(92,))

@@ -254,6 +254,7 @@ def test_streams_and_wrappers_take_policies_that_weigh():
     assert [tuple(row) for row in sent] == [row.token_ids for row in plain.rows]
 
 
+@quick
 def test_a_real_network_keeps_the_text_too():
     decoder = decoders.freedave(
         toys.TINY, policies.info_gain(candidates=3), draft_steps=3, max_new_tokens=12

@@ -19,7 +19,7 @@ NOISY = {"temperature": 0.7, "top_k": 5}
 @pytest.mark.parametrize(
     ("policy", "drafts", "length"),
     [
-        (policies.threshold(0.0), 3, 4),
+        pytest.param(policies.threshold(0.0), 3, 4, marks=pytest.mark.slow),
         (policies.static(8), 9, 4),
         (policies.threshold(0.0), 4, 32),
     ],
@@ -38,7 +38,14 @@ def test_drafts_may_fill_the_whole_window(policy, drafts, length):
 
 @quick
 @pytest.mark.parametrize(
-    ("drafts", "length"), [(1, 4), (5, 1), (8, 4), (3, 8), (16, 32)]
+    ("drafts", "length"),
+    [
+        pytest.param(1, 4, marks=pytest.mark.slow),
+        (5, 1),
+        (8, 4),
+        pytest.param(3, 8, marks=pytest.mark.slow),
+        (16, 32),
+    ],
 )
 def test_calls_have_a_formula(drafts, length):
     decoder = build(policies.static(1), drafts, length, 37)
@@ -142,7 +149,7 @@ def test_stop_ids_in_a_prompt_end_nothing(noisy):
 
 
 @quick
-@pytest.mark.parametrize("room", [1, 2, 3])
+@pytest.mark.parametrize("room", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_more_drafts_than_masks(room):
     decoder = build(policies.static(1), 32, 4, room)
     net, prompts = weights(4), prompts_of([4, 6, 7])
@@ -190,8 +197,8 @@ def test_no_draft_function_can_change_the_text(temperature):
 @pytest.mark.parametrize(
     ("policy", "drafts", "length", "sampling"),
     [
-        (policies.static(1), 8, 4, {}),
-        (policies.threshold(0.3), 5, 8, {}),
+        pytest.param(policies.static(1), 8, 4, {}, marks=pytest.mark.slow),
+        pytest.param(policies.threshold(0.3), 5, 8, {}, marks=pytest.mark.slow),
         (policies.static(1), 8, 4, {"temperature": 1.0, "top_k": 5}),
     ],
     ids=["static", "threshold", "sampled"],

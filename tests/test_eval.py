@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compiling
 import folders
-import jax
 import pytest
 
 from jaxdave import checkpoint, cli, cli_settings
@@ -42,9 +42,11 @@ def grade(items, texts):
         os.kill(os.getpid(), signal.SIGKILL)
     return task.grade(items, texts)
 demo_tasks.TASKS = MappingProxyType({"demo-math": task._replace(grade=grade)})
+from jaxdave import executables
+executables.OPTIONS = OPTIONS
 from jaxdave.cli import main
 main(sys.argv[1:])
-"""
+""".replace("= OPTIONS", f"= {compiling.OPTIONS}")
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +73,8 @@ def quickly(shared_cache):
         patch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")
         patch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "strict")
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
+        with compiling.quickly():
+            yield
         forget_executables()
 
 

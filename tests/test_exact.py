@@ -66,9 +66,9 @@ WITH_SHADOWS = shadowed(causal_network, BLOCK)
     [
         (0, 32, 2, False, causal_network),
         (1, 64, 3, True, causal_network),
-        (2, 128, 2, False, causal_network),
+        pytest.param(2, 128, 2, False, causal_network, marks=pytest.mark.slow),
         (3, 256, 2, False, causal_network),
-        (4, 64, 2, False, WITH_SHADOWS),
+        pytest.param(4, 64, 2, False, WITH_SHADOWS, marks=pytest.mark.slow),
         (5, 128, 2, True, WITH_SHADOWS),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_state_has_one_set_of_bits(seed, hidden, layers, rope_fp32, maker):
         )
 
 
-@pytest.mark.parametrize("hidden", [32, 128])
+@pytest.mark.parametrize("hidden", [pytest.param(32, marks=pytest.mark.slow), 128])
 def test_capacity_does_not_change_bits(hidden):
     empty, forward = make(5, hidden, 2, False)
     rng = np.random.default_rng(5)

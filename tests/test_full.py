@@ -39,9 +39,9 @@ def shapes(draw):
 
 
 @st.composite
-def batches(draw):
-    """Three prompts of mixed lengths, and a network."""
-    lengths = draw(st.lists(st.integers(1, 40), min_size=3, max_size=3))
+def batches(draw, most: int = 40):
+    """Three prompts of mixed lengths (20: a shape below is one program), a network."""
+    lengths = draw(st.lists(st.integers(1, most), min_size=3, max_size=3))
     salt = draw(st.integers(0, 999))
     variant = draw(st.sampled_from(sorted(VARIANTS)))
     return prompts_of(lengths, salt, STOP), weights(salt, **VARIANTS[variant])
@@ -70,11 +70,20 @@ def against_the_oracle(shape, batch):
                 assert row.nfe.total == row.steps
 
 
-@settings(max_examples=10)
-@given(shapes(), st.lists(batches(), min_size=3, max_size=3))
-def test_any_drafts_give_the_oracles_text(shape, cases):
-    for batch in cases:
-        against_the_oracle(shape, batch)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (policies.static(1), 4, 4, 24, "dual", True),
+        (policies.static(2), 8, 8, 16, "none", False),
+        (policies.left_to_right(1), 3, 3, 24, "prefix", True),
+        (policies.threshold(0.3), 16, 8, 24, "dual", False),
+        (policies.threshold(0.0), 2, 8, 16, "none", True),
+    ],
+    ids=lambda shape: f"{shape[0].name}-{shape[4]}",
+)
+@given(batches(20))
+def test_any_drafts_give_the_oracles_text(shape, batch):
+    against_the_oracle(shape, batch)
 
 
 @pytest.mark.slow
@@ -85,27 +94,40 @@ def test_any_drafts_give_the_oracles_text_at_length(shape, cases):
         against_the_oracle(shape, batch)
 
 
-@settings(max_examples=5)
-@given(
-    shapes(), st.sampled_from((0.7, 1.0)), st.lists(batches(), min_size=3, max_size=3)
+@pytest.mark.parametrize(
+    ("shape", "temperature"),
+    [
+        ((policies.static(1), 8, 8, 16, "none", False), 1.0),
+        ((policies.left_to_right(1), 4, 4, 24, "prefix", False), 0.7),
+        ((policies.threshold(0.3), 3, 8, 24, "dual", True), 0.7),
+    ],
+    ids=["none", "prefix", "dual"],
 )
-def test_noise_is_the_policys_own(shape, temperature, cases):
-    policy, drafts, length, room, cache, shift = shape
-    decoder = build(
-        policy, drafts, length, room, cache, shift, temperature=temperature, top_k=5
-    )
-    for prompts, net in cases:
-        plain = generate(capped(decoder, 1), net, prompts, seed=3)
-        quick = generate(decoder, net, prompts, seed=3)
-        assert texts(quick) == texts(plain)
-        turned = generate(decoder, net, prompts[::-1], seed=3)
-        assert texts(turned) == texts(plain)[::-1]
-        for a, b in zip(quick.rows, plain.rows, strict=True):
-            assert a.nfe.total <= b.nfe.total == b.steps
+@given(batches(20))
+def test_noise_is_the_policys_own(shape, temperature, batch):
+    decoder = build(*shape, temperature=temperature, top_k=5)
+    prompts, net = batch
+    plain = generate(capped(decoder, 1), net, prompts, seed=3)
+    quick = generate(decoder, net, prompts, seed=3)
+    assert texts(quick) == texts(plain)
+    turned = generate(decoder, net, prompts[::-1], seed=3)
+    assert texts(turned) == texts(plain)[::-1]
+    for a, b in zip(quick.rows, plain.rows, strict=True):
+        assert a.nfe.total <= b.nfe.total == b.steps
 
 
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(
+    ("cache", "shift"),
+    [
+        ("dual", True),
+        ("none", False),
+        *(
+            pytest.param(*other, marks=pytest.mark.slow)
+            for other in (("dual", False), ("none", True))
+            + (("prefix", False), ("prefix", True))
+        ),
+    ],
+)
 def test_streams_say_what_generate_says_and_a_batch_what_a_row_says(cache, shift):
     decoder = build(policies.static(1), 4, 4, 16, cache, shift)
     net, prompts = weights(3, **VARIANTS["stops"]), prompts_of([5, 30, 11], 3, STOP)
@@ -118,7 +140,11 @@ def test_streams_say_what_generate_says_and_a_batch_what_a_row_says(cache, shift
         assert generate(decoder, net, [prompt]).rows[0] == row
 
 
-@pytest.mark.parametrize("policy", [policies.saber(), policies.wino()])
+@pytest.mark.parametrize(
+    "policy",
+    [pytest.param(policies.saber(), marks=pytest.mark.slow), policies.wino()],
+    ids=["saber", "wino"],
+)
 def test_what_has_been_streamed_is_never_taken_back(policy):
     for decoder in (
         build(policy, 4, 8, 16, "dual"),
@@ -135,8 +161,12 @@ def test_what_has_been_streamed_is_never_taken_back(policy):
         assert all(found == sorted(set(found)) for found in places)
 
 
-@pytest.mark.parametrize(("drafts", "length"), [(4, 8), (8, 16)])
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(
+    ("drafts", "length"), [pytest.param(4, 8, marks=pytest.mark.slow), (8, 16)]
+)
+@pytest.mark.parametrize(
+    "cache", ["none", pytest.param("prefix", marks=pytest.mark.slow), "dual"]
+)
 def test_calls_have_a_formula(drafts, length, cache):
     """Perfect drafts: the refresh takes a block's first step, a call d of the rest."""
     decoder = build(policies.static(1), drafts, length, 32, cache)

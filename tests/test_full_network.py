@@ -1,5 +1,7 @@
 """Full attention's networks against the plainest reading of the model, on bits too."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,9 +39,14 @@ def primed(net, params, tokens_T, start, window):
     return jax.jit(lambda t: net.prime(params, t, *at, window, CAPACITY))(tokens_T)
 
 
+@functools.cache
+def whole_of(config):
+    return jax.jit(whole(config))
+
+
 def expected(config, params, tokens_T, start, window):
     """Logits of a window by the model over the whole canvas, nothing cached."""
-    said = whole(config)(params, tokens_T[None, :END])[0]
+    said = whole_of(config)(params, tokens_T[None, :END])[0]
     return np.asarray(said)[start : start + window]
 
 
@@ -49,8 +56,19 @@ def logits(net, params, hidden):
     return said.reshape(*hidden.shape[:-1], -1)
 
 
-@pytest.mark.parametrize("numerics", ["exact", "fast"])
-@pytest.mark.parametrize("name", ["llada-1m", "dream-1m"])
+def pairs(first, second):
+    """Every pair of two and two, half of them slow: each of the four is in one."""
+    return [
+        pytest.param(a, b, marks=pytest.mark.slow if (i + j) % 2 else ())
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+    ]
+
+
+NAMES = "llada-1m", "dream-1m"
+
+
+@pytest.mark.parametrize(("name", "numerics"), pairs(NAMES, ("exact", "fast")))
 @pytest.mark.parametrize("kind", MAKERS)
 def test_priming_says_what_the_whole_model_says(kind, name, numerics):
     config, params = model(name)
@@ -61,8 +79,7 @@ def test_priming_says_what_the_whole_model_says(kind, name, numerics):
         np.testing.assert_allclose(logits(net, params, hidden), want, atol=2e-5)
 
 
-@pytest.mark.parametrize("numerics", ["exact", "fast"])
-@pytest.mark.parametrize("name", ["llada-1m", "dream-1m"])
+@pytest.mark.parametrize(("name", "numerics"), pairs(NAMES, ("exact", "fast")))
 def test_a_window_without_a_cache_is_the_whole_model(name, numerics):
     config, params = model(name)
     net = whole_network(config, numerics=numerics, positions=256)
@@ -77,12 +94,12 @@ def test_a_window_without_a_cache_is_the_whole_model(name, numerics):
         np.testing.assert_allclose(said, want, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["llada-1m", "dream-1m"])
-@pytest.mark.parametrize(("start", "window"), [(BEGIN + 8, 8), (BEGIN + 8, 32)])
-def test_a_frozen_cache_is_read_alike_by_both_attentions(name, start, window):
+@pytest.mark.parametrize(("name", "window"), pairs(NAMES, (8, 32)))
+def test_a_frozen_cache_is_read_alike_by_both_attentions(name, window):
     """A window as it was primed gives the whole model's logits; a changed one gives the
     same by tiles and in two parts, which share no line, and differs from no cache."""
     config, params = model(name)
+    start = BEGIN + 8
     changed = np.random.default_rng(2).integers(0, 48, window).astype(np.int32)
     same = np.asarray(canvas()[start : start + window])
     said = {}

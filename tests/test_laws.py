@@ -35,9 +35,12 @@ def shapes(draw):
 
 
 @st.composite
-def batches(draw):
-    """Three prompts of mixed lengths, pad and stop ids included, and a network."""
-    lengths = draw(st.lists(st.integers(1, 40), min_size=3, max_size=3))
+def batches(draw, most: int = 40):
+    """Three prompts of mixed lengths, pad and stop ids included, and a network.
+
+    most: tokens of a prompt; with 20 a shape below is one program.
+    """
+    lengths = draw(st.lists(st.integers(1, most), min_size=3, max_size=3))
     salt = draw(st.integers(0, 999))
     variant = draw(st.sampled_from(sorted(VARIANTS)))
     return prompts_of(lengths, salt, MASK), weights(salt, **VARIANTS[variant])
@@ -69,10 +72,21 @@ def against_the_oracle(policy, drafts, length, room, batch):
     return truth
 
 
-@given(shapes(), st.integers(1, 40), st.lists(batches(), min_size=6, max_size=6))
-def test_any_drafts_give_the_oracles_text(shape, room, cases):
-    for batch in cases:
-        against_the_oracle(*shape, room, batch)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (policies.static(1), 13, 2, 19),
+        (policies.static(2), 7, 4, 37),
+        (policies.left_to_right(1), 16, 1, 24),
+        (policies.threshold(0.3), 5, 8, 40),
+        (policies.threshold(0.9), 4, 32, 33),
+        (policies.threshold(0.0), 3, 4, 30),
+    ],
+    ids=lambda shape: shape[0].name,
+)
+@given(batches(20))
+def test_any_drafts_give_the_oracles_text(shape, batch):
+    against_the_oracle(*shape, batch)
 
 
 def with_noise(policy, drafts, length, room, sampling, cases):
@@ -91,16 +105,20 @@ def with_noise(policy, drafts, length, room, sampling, cases):
         assert texts(turned) == texts(plain)[::-1]
 
 
-@settings(max_examples=8)
-@given(
-    shapes(),
-    st.integers(1, 40),
-    st.sampled_from((0.7, 1.0)),
-    st.sampled_from(FILTERS),
-    st.lists(batches(), min_size=8, max_size=8),
+@pytest.mark.parametrize(
+    ("shape", "temperature", "filters"),
+    [
+        ((policies.static(1), 13, 4, 30), 0.7, FILTERS[0]),
+        ((policies.static(2), 6, 32, 33), 1.0, FILTERS[1]),
+        ((policies.left_to_right(1), 9, 2, 19), 1.0, FILTERS[2]),
+        ((policies.threshold(0.3), 5, 8, 40), 0.7, FILTERS[3]),
+    ],
+    ids=["static(1)", "static(2)", "left_to_right", "threshold"],
 )
-def test_noise_is_the_policys_own(shape, room, temperature, filters, cases):
-    with_noise(*shape, room, {"temperature": temperature, **filters}, cases)
+@settings(max_examples=6)
+@given(batches(20))
+def test_noise_is_the_policys_own(shape, temperature, filters, batch):
+    with_noise(*shape, {"temperature": temperature, **filters}, [batch])
 
 
 @pytest.mark.slow

@@ -33,12 +33,13 @@ def cases(draw):
     return tokens.astype(np.int32), active, wanted, int(rng.integers(shape[0])), most
 
 
+CUT = jax.jit(pieces.cut, static_argnums=(4, 5))
+ALONG = jax.jit(pieces.along)
+
+
 def cut(tokens, active, wanted, far, most):
-    made = pieces.cut(
-        jnp.asarray(tokens), jnp.asarray(active, jnp.int32), jnp.asarray(wanted),
-        jnp.int32(far), MASK, most,
-    )  # fmt: skip
-    return jax.tree.map(np.asarray, made)
+    arrays = tokens, active.astype(np.int32), wanted, np.int32(far)
+    return jax.device_get(CUT(*arrays, MASK, most))
 
 
 def states_of(tokens, active, wanted, far):
@@ -72,8 +73,8 @@ def test_every_state_is_evaluated_once(case):
         assert made.fits_S[s] == all(part in held for part in needed)
         if made.fits_S[s]:
             assert chain(made.seat_S[s]) == state
-            along = pieces.along(made, jnp.int32(s), jnp.int32(active[s]))
-            own = [chain(int(m)) for m in np.asarray(along)[: active[s] + 1]]
+            along = jax.device_get(ALONG(made, np.int32(s), np.int32(active[s])))
+            own = [chain(int(m)) for m in along[: active[s] + 1]]
             assert own == needed
 
 
@@ -94,8 +95,10 @@ def test_it_looks_ahead_from_the_most_open_state(case):
             np.testing.assert_array_equal(held, tokens[far, : j + 1])
 
 
+@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
-    ("drafts", "length"), [(8, 1), (8, 4), (16, 4), (8, 32), (1, 4)]
+    ("drafts", "length"),
+    [(8, 1), pytest.param(8, 4, marks=pytest.mark.slow), (16, 4), (8, 32), (1, 4)],
 )
 def test_nested_drafts_always_fit(drafts, length):
     """Every draft that is worth it is evaluated: pieces of one path have room."""

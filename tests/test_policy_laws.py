@@ -14,7 +14,7 @@ import pytest
 import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import LAYOUTS, MORE, NAMES, PROGRAMS, made, saved_calls
+from laws import KINDS, LAYOUTS, MORE, NAMES, PROGRAMS, made, saved_calls
 from toys import VARIANTS, capped, prompts_of, texts, weights
 
 from jaxdave import decoders, policies
@@ -109,22 +109,21 @@ def holds(kind: str, shape: Shape, names, cases) -> dict[str, int]:
 
 
 def some_of(kind: str) -> list[str]:
-    """Half of the policies: over the layouts, each of them on two neighbours."""
-    turn, names = LAYOUTS.index(kind), [*NAMES, *MORE]
-    return [name for at, name in enumerate(names) if (at - turn) % len(LAYOUTS) < 2]
+    """Half of the policies: every one on one of the layouts that are not slow."""
+    return [*NAMES, *MORE][LAYOUTS.index(kind) % 2 :: 2]
 
 
 SEEDS = {"causal": 11, "none": 14, "prefix": 39, "dual": 46}
 """For draws that are unlike: blocks of 4, 8 and 32, with a shift, at a temperature."""
 
 
-@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_drafts_keep_the_text_of_every_policy(kind):
     names = some_of(kind)
 
     @hypothesis.seed(SEEDS[kind])
     @PROGRAMS
-    @given(shapes(), several(8))
+    @given(shapes(), several(5))
     def law(shape, cases):
         saved = holds(kind, shape, names, cases)
         # Policies that fill a block at once leave drafts nothing to save.

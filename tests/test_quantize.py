@@ -100,7 +100,11 @@ def test_logits_are_those_of_the_rounded_weights(config):
 
 @pytest.mark.parametrize(
     ("cache", "temperature", "dtype"),
-    [(None, 0.7, jnp.float32), (None, 0.0, jnp.bfloat16), ("dual", 0.0, jnp.float32)],
+    [
+        pytest.param(None, 0.7, jnp.float32, marks=pytest.mark.slow),
+        (None, 0.0, jnp.bfloat16),
+        ("dual", 0.0, jnp.float32),
+    ],
 )
 def test_drafts_keep_the_text(cache, temperature, dtype):
     config = toys.TINY if cache is None else FULL
@@ -109,7 +113,7 @@ def test_drafts_keep_the_text(cache, temperature, dtype):
         cache=cache, temperature=temperature,
     )  # fmt: skip
     saved = 0
-    for seed, cap, lengths in ((0, 2, [3]), (1, 8, [40]), (2, 5, [3, 17, 9, 30])):
+    for seed, cap, lengths in ((0, 2, [33]), (1, 8, [40]), (2, 5, [3, 17, 9, 30])):
         drawn = toys.scaled(config, seed)
         params = tree_int8(jax.tree.map(lambda a: a.astype(dtype), drawn))
         prompts = toys.prompts_of(lengths, seed)

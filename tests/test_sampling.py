@@ -1,5 +1,7 @@
 """Reading predictions: chunks, scores that do not saturate, filters, keyed noise."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,14 +20,16 @@ def keys(rows=ROWS, seed=0, request=0, step=0):
 
 def take(logits_RV, chunk, sampling, key_R=None):
     """`read` of explicit logits, in chunks."""
-    rows, size = logits_RV.shape
-    table = jnp.asarray(logits_RV, jnp.float32)
+    key_R = keys(logits_RV.shape[0]) if key_R is None else key_R
+    return taken(jnp.asarray(logits_RV, jnp.float32), key_R, chunk, sampling)
 
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def taken(table_RV, key_R, chunk, sampling):
     def part(index):
-        return jax.lax.dynamic_slice_in_dim(table, index * chunk, chunk, axis=1)
+        return jax.lax.dynamic_slice_in_dim(table_RV, index * chunk, chunk, axis=1)
 
-    key_R = keys(rows) if key_R is None else key_R
-    return jax.jit(lambda: read(part, size // chunk, chunk, sampling, key_R))()
+    return read(part, table_RV.shape[1] // chunk, chunk, sampling, key_R)
 
 
 def drawn(seed=0, scale=3.0):
@@ -120,9 +124,11 @@ def test_scores_do_not_saturate(gap):
 def test_banned_ids_never_come_out(temperature):
     table = drawn(scale=0.1)
     table[:, 10:] = NEVER
-    for step in range(20):
-        token, score = take(table, 16, Sampling(temperature), keys(step=step))[:2]
-        assert (np.asarray(token) < 10).all() and np.isfinite(score).all()
+    # All steps in one call: 20 rows of keys for every row of the table.
+    key_R = jnp.concatenate([keys(step=step) for step in range(20)])
+    table = np.tile(table, (20, 1))
+    token, score = take(table, 16, Sampling(temperature), key_R)[:2]
+    assert (np.asarray(token) < 10).all() and np.isfinite(score).all()
 
 
 def test_top_one_is_the_best_token_with_its_own_confidence():

@@ -22,7 +22,10 @@ CONFIG = ModelConfig(
 PARAMS = denoiser.init(CONFIG, 0)
 
 
-@pytest.mark.parametrize("numerics", ["exact", "fast", "guarded"])
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize(
+    "numerics", ["exact", pytest.param("fast", marks=pytest.mark.slow), "guarded"]
+)
 def test_a_bucket_is_compiled_once(numerics):
     decoder = decoders.freedave(
         CONFIG, draft_steps=4, max_new_tokens=8, numerics=numerics
@@ -34,6 +37,7 @@ def test_a_bucket_is_compiled_once(numerics):
     assert generate(decoder, PARAMS, [[4] * 70]).compile_seconds > 0
 
 
+@pytest.mark.usefixtures("quick_compiles")
 def test_numpy_parameters_decode_too():
     decoder = decoders.static(CONFIG, max_new_tokens=4)
 
@@ -44,6 +48,7 @@ def test_numpy_parameters_decode_too():
     assert rows[0] == rows[1]
 
 
+@pytest.mark.usefixtures("quick_compiles")
 def test_bfloat16_keeps_its_cache_in_bfloat16():
 
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), PARAMS)

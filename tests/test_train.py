@@ -1,14 +1,18 @@
 """Training: a killed run resumes on the same curve, to the same weights."""
 
+import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from folders import TOKENIZER
 from tokenizers import Tokenizer
 
+from jaxdave.train import loop
 from jaxdave.train.loop import train
 from jaxdave.train.recipes import SDAR_1M, Recipe
 
@@ -55,7 +59,10 @@ def finish(folder: Path):
     return state.params, (folder / "loss.csv").read_text().splitlines()
 
 
-def test_a_killed_run_resumes_on_the_same_curve(tmp_path):
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_killed_run_resumes_on_the_same_curve(tmp_path, monkeypatch):
+    # Compiled once here; the process that is killed compiles its own.
+    monkeypatch.setattr(loop, "make_step", functools.cache(loop.make_step))
     whole, curve = finish(tmp_path / "whole")
     # A curve that does not move would prove nothing.
     assert len({line.split(",")[1] for line in curve[1:]}) == STEPS
@@ -63,6 +70,8 @@ def test_a_killed_run_resumes_on_the_same_curve(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(cut)],
         cwd=Path(__file__).parent,
+        # Compiled as here, to the same bits.
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
     )
     assert done.returncode == -9, done.stderr.decode()[-2000:]

@@ -11,6 +11,7 @@ import toys
 from drafting import guess_of, looking, same_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import KINDS
 from toys import VARIANTS, capped, prompts_of, texts, weights
 
 from jaxdave import calibrate, checkpoint, policies, tables, trees
@@ -92,7 +93,7 @@ def test_the_context_is_where_the_order_is_in_doubt():
 
 
 @quick
-@pytest.mark.parametrize("kind", ["causal", "none", "prefix", "dual"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_trees_keep_the_text(kind):
     def built(drafts, draft):
         if kind == "causal":
