@@ -14,6 +14,10 @@ from jaxdave.tasks import frozen
 DTYPES = ("float32", "bfloat16")
 
 
+FIXED = (2, 4, 8)
+"""Draft lengths that automatic ones are held against."""
+
+
 def exactness(subject: Subject, plan: Plan, book: Book) -> None:
     """M1 of the trained model, guard calls counted. `bench.guard` decodes more."""
     loaded = common.load(subject.config.name)
@@ -35,7 +39,7 @@ def exactness(subject: Subject, plan: Plan, book: Book) -> None:
 
 def regret(subject: Subject, plan: Plan, book: Book) -> None:
     """M14: choosing the draft length against the best fixed one, and against static."""
-    names: list[Any] = ["auto", "static", *decoders.CPU_SIZES[1:]]
+    names: list[Any] = ["auto", "static", *FIXED]
     benches = [_bench(subject, name) for name in names]
     texts = {bench.result().rows[0].token_ids for bench in benches}
     book.note("M14", subject.label, "texts, chosen or fixed", len(texts), "1")

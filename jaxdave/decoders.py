@@ -25,9 +25,9 @@ MOST_DRAFTS = 32
 NUMERICS = ("guarded", "exact", "fast")
 SIZES = (1, 2, 4, 8, 16, 32)
 """Drafts that a call may carry when their number is chosen call by call."""
-CPU_SIZES = (1, 4, 8)
-"""The same on a CPU, which is busy with eight: more never paid in any measurement, and
-every size is seconds of compiling."""
+CPU_SIZES = (1, 4)
+"""The same on a CPU, which is busy with four: more never took less time in any
+measurement, and every size is seconds of compiling."""
 DraftSteps = int | tuple[int, ...] | Literal["auto"]
 USUAL = 8
 """Drafts of a call where one program must serve all."""

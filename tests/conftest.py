@@ -12,7 +12,7 @@ import hypothesis
 import jax
 import pytest
 
-from jaxdave import cli, decoders
+from jaxdave import cli
 from jaxdave.executables import forget_executables
 from jaxdave.files import NO_CACHE
 
@@ -112,8 +112,6 @@ def run(capsys, monkeypatch, shared_cache, quick_compiles):
         # Most command lines want the same few programs.
         monkeypatch.delenv(NO_CACHE, raising=False)
         monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
-    # Every size is one more step to compile.
-    monkeypatch.setattr(decoders, "CPU_SIZES", (1, 4))
 
     def call(*args: object):
         with pytest.raises(SystemExit) as caught:

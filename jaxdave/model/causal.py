@@ -23,6 +23,7 @@ from jaxdave.model.network import (
 from jaxdave.model.prime import Chunks, further, in_chunks
 from jaxdave.types import KVCache, Network, Pieces
 
+CPU_CHUNK = 32
 FAST_CHUNK = 512
 """The most tokens per pass of a prefill."""
 
@@ -59,7 +60,9 @@ def causal_network(
 
     def chunks_of(model: Model) -> Chunks:
         forward = functools.partial(plain, model)
-        return Chunks(forward, TILE if model.exact else _fast_chunk(), model.align)
+        return Chunks(
+            forward, TILE if model.exact else _fast_chunk(length), model.align
+        )
 
     def prime_of(model: Model):
         chunked = in_chunks(chunks_of(model), _empty_cache(config))
@@ -80,9 +83,12 @@ def causal_network(
     return model.network(forward, prime, pieces, recheck, opening)
 
 
-def _fast_chunk() -> int:
-    """Tokens per pass of a prefill where any shape will do; a CPU is busy with few."""
-    return TILE if jax.default_backend() == "cpu" else FAST_CHUNK
+def _fast_chunk(length: int) -> int:
+    """Tokens per pass of a prefill where any shape will do; a CPU is busy with few.
+
+    length: of a block, which no pass may cut.
+    """
+    return max(length, CPU_CHUNK) if jax.default_backend() == "cpu" else FAST_CHUNK
 
 
 def _pieces_of(model: Model, length: int):
