@@ -23,9 +23,8 @@ from jaxdave.model.network import (
 from jaxdave.model.prime import Chunks, further, in_chunks
 from jaxdave.types import KVCache, Network, Pieces
 
-CPU_CHUNK = 32
-FAST_CHUNK = 512
-"""The most tokens per pass of a prefill."""
+CPU_CHUNK, FAST_CHUNK = 32, 512
+"""The most tokens per pass of a prefill, on a CPU and elsewhere."""
 
 
 def causal_network(
