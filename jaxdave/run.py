@@ -19,7 +19,7 @@ from jaxdave.grid import past_seen
 from jaxdave.hints import check_hints
 from jaxdave.model.attention import TILE
 from jaxdave.result import Result, read_rows, settled
-from jaxdave.terms import Prompts, Terms, put
+from jaxdave.terms import Prompts, Terms, hosted
 from jaxdave.tune import terms_for
 
 
@@ -86,7 +86,7 @@ def stream(
     made = ready(decoder, params, prompts, seed, requests, draft_text)
     # One round a call of the very loop that `generate` runs: the same bits.
     state = made.init(params, made.terms, made.prompts)
-    terms = made.terms._replace(calls=put(np.int32(1)))
+    terms = made.terms._replace(calls=hosted(np.int32(1)))
     sent = [len(prompt) for prompt in prompts]
     open_rows = set(range(len(prompts)))
     for call in range(2 * decoder.max_new_tokens + 1):
@@ -181,12 +181,12 @@ def _pack(
     begin = np.asarray(lengths, np.int32)
     ids = np.zeros(len(prompts), np.int32) if requests is None else requests
     arrays = Prompts(
-        put(tokens),
-        put(begin),
-        put(begin + np.int32(decoder.max_new_tokens)),
-        put(_padded([ids[:capacity] for ids in hints], capacity, -1)),
-        put(np.full(len(prompts), seed, np.uint32)),
-        put(np.asarray(ids, np.uint32)),
+        hosted(tokens),
+        hosted(begin),
+        hosted(begin + np.int32(decoder.max_new_tokens)),
+        hosted(_padded([ids[:capacity] for ids in hints], capacity, -1)),
+        hosted(np.full(len(prompts), seed, np.uint32)),
+        hosted(np.asarray(ids, np.uint32)),
     )
     return arrays, room
 

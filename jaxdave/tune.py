@@ -17,7 +17,7 @@ from jaxdave.decode import DecodeState, Program
 from jaxdave.executables import Wanted, compiled
 from jaxdave.files import cache_folder, replace_file
 from jaxdave.signature import signature
-from jaxdave.terms import Terms, put
+from jaxdave.terms import Terms, hosted
 from jaxdave.types import Doubt
 
 SAFETY = 8.0
@@ -58,10 +58,10 @@ def terms_for(
     if not program.guarded and len(program.sizes) == 1:
         return terms, 0.0
     found, seconds = _known(program, run, params, fresh, shapes)
-    bound = lambda seen: put(np.float32(max(SAFETY * seen, LEAST_DOUBT)))  # noqa: E731
+    bound = lambda seen: hosted(np.float32(max(SAFETY * seen, LEAST_DOUBT)))  # noqa: E731
     told = terms._replace(
         doubt=Doubt(*map(bound, found.error)),
-        seconds_Z=put(np.asarray(found.seconds, np.float32)),
+        seconds_Z=hosted(np.asarray(found.seconds, np.float32)),
     )
     return told, seconds
 
@@ -73,14 +73,14 @@ def measure(program: Program, run: Run, params, fresh: Fresh) -> Measured:
     what earlier calls have left in the cache is as they made it.
     """
     seconds, error = [], np.zeros(len(Doubt._fields))
-    always = Doubt.every(put(np.float32(np.inf)))
+    always = Doubt.every(hosted(np.float32(np.inf)))
     for size in range(len(program.sizes)):
-        terms = program.terms(program.most)._replace(forced=put(np.int32(size)))
-        timed = terms._replace(calls=put(np.int32(TIMED)))
+        terms = program.terms(program.most)._replace(forced=hosted(np.int32(size)))
+        timed = terms._replace(calls=hosted(np.int32(TIMED)))
         spent, later = _seconds(run, params, timed, fresh)
         seconds.append(spent / TIMED)
         if program.guarded:
-            checked = terms._replace(calls=put(np.int32(CHECKED)), doubt=always)
+            checked = terms._replace(calls=hosted(np.int32(CHECKED)), doubt=always)
             for state in (fresh(checked), later):
                 seen = jax.device_get(run(params, checked, state).rows.stats.error)
                 error = np.maximum(error, [np.max(one) for one in seen])
