@@ -10,7 +10,7 @@ import jax
 
 from jaxdave import shelf
 
-MOST_EXECUTABLES = 128
+MOST_EXECUTABLES = 48
 """Executables that a process keeps, the latest ones. Each holds hundreds of memory maps
 on Linux, where a process may hold 65,530 by default."""
 
