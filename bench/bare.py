@@ -111,7 +111,7 @@ class Bench:
             mapped = self.decoder.program.over_rows(lambda x, c: part(params, x, c))
             return mapped(lanes, cache)
 
-        made = jax.jit(over)
+        made = jax.jit(over, compiler_options=executables.options())
         jax.block_until_ready(made(self.params, lanes, cache))
         return lambda: made(self.params, lanes, cache)
 

@@ -6,16 +6,11 @@ import numpy as np
 
 from bench import common, guard
 from bench.bare import Bench
-from bench.measure import Book, Plan
+from bench.measure import Book, Plan, aims
 from bench.subjects import Subject
-from jaxdave import decoders
 from jaxdave.tasks import frozen
 
 DTYPES = ("float32", "bfloat16")
-
-
-FIXED = (2, 4, 8)
-"""Draft lengths that automatic ones are held against."""
 
 
 def exactness(subject: Subject, plan: Plan, book: Book) -> None:
@@ -39,7 +34,7 @@ def exactness(subject: Subject, plan: Plan, book: Book) -> None:
 
 def regret(subject: Subject, plan: Plan, book: Book) -> None:
     """M14: choosing the draft length against the best fixed one, and against static."""
-    names: list[Any] = ["auto", "static", *FIXED]
+    names: list[Any] = ["auto", "static", *aims().fixed]
     benches = [_bench(subject, name) for name in names]
     texts = {bench.result().rows[0].token_ids for bench in benches}
     book.note("M14", subject.label, "texts, chosen or fixed", len(texts), "1")
@@ -49,7 +44,7 @@ def regret(subject: Subject, plan: Plan, book: Book) -> None:
     best = min(fixed, key=lambda name: float(np.median(taken[name])))
     against = lambda name: common.spread(taken["auto"] / taken[name])  # noqa: E731
     what = f"auto / best fixed ({best})"
-    book.at_most("M14", subject.label, what, against(best), 1.05)
+    book.at_most("M14", subject.label, what, against(best), aims().regret)
     book.at_most("M14", subject.label, "auto / static", against("static"), 1.03)
     quick = common.spread(taken["static"] / taken["auto"])
     if subject.acceptance is None:
@@ -57,8 +52,4 @@ def regret(subject: Subject, plan: Plan, book: Book) -> None:
 
 
 def _bench(subject: Subject, name: Any) -> Bench:
-    steps = 1 if name == "static" else name
-    decoder = decoders.freedave(
-        subject.config, draft_steps=steps, max_new_tokens=subject.room
-    )
-    return Bench(decoder, subject.params, subject.prompts[:1])
+    return subject.bench(1 if name == "static" else name, numerics="guarded")

@@ -10,6 +10,7 @@ from bench import common
 from bench.machine import matrices, query_tokens
 from bench.measure import Book, Plan
 from bench.subjects import Subject
+from jaxdave.backend import compiler_options, on_cpu
 from jaxdave.types import KVCache, Pieces
 
 DRAFTS, ROWS, STEPS = 8, 8, 12
@@ -18,7 +19,7 @@ SHORT, LONG = 512, 8192
 
 def sequence(subject: Subject, plan: Plan, book: Book) -> None:
     """M9: one call's forward at two lengths, over what its operations grow by."""
-    c, program = subject.config, subject.program(DRAFTS)
+    c, program = subject.config, subject.program(DRAFTS, plan.numerics)
     tokens, grid = query_tokens(program), program.grid
     count = tokens // grid.length
     index_M = jnp.minimum(jnp.arange(count, dtype=jnp.int32), grid.blocks - 1)
@@ -26,8 +27,9 @@ def sequence(subject: Subject, plan: Plan, book: Book) -> None:
     cut = Pieces(jnp.zeros((count, grid.length), jnp.int32), index_M, chain_MJ)
     shape = (c.num_layers, LONG + 64 * 4, c.kv_heads, c.head_dim)
     cache = KVCache(jnp.ones(shape), jnp.ones(shape))
-    assert program.network.pieces is not None
-    forward = jax.jit(program.network.pieces)
+    pieces = program.network.pieces
+    assert pieces is not None
+    forward = jax.jit(pieces, compiler_options=compiler_options())
     end = jnp.int32(LONG + 128)
     timers = [
         lambda at=at: common.seconds(
@@ -37,13 +39,21 @@ def sequence(subject: Subject, plan: Plan, book: Book) -> None:
     ]
     found = common.alternate(timers, plan.rounds)
     ratio = common.spread(found[:, 1] / found[:, 0])
-    layers, _ = matrices(c)
-    attention = 2 * c.num_layers * c.heads * c.head_dim
-    window = grid.window_length
-    short, long = (layers + attention * (at + window) for at in (SHORT, LONG))
-    bound = long / short
-    what = f"t(S={LONG}) / t(S={SHORT}), d={DRAFTS}; operations grow {bound:.2f}x"
+    short, long = (_work(subject, at + grid.window_length) for at in (SHORT, LONG))
+    kind, bound = ("operations" if on_cpu() else "bytes"), long / short
+    what = f"t(S={LONG}) / t(S={SHORT}), d={DRAFTS}; {kind} grow {bound:.2f}x"
     book.at_most("M9", subject.label, what, ratio, round(1.1 * bound, 2))
+
+
+def _work(subject: Subject, keys: int) -> int:
+    """What a token costs with so many keys: multiply-adds, or bytes off a CPU."""
+    c = subject.config
+    layers, _ = matrices(c)
+    if on_cpu():
+        return layers + 2 * c.num_layers * c.heads * c.head_dim * keys
+    return (
+        subject.weight * layers + 4 * 2 * c.num_layers * c.kv_heads * c.head_dim * keys
+    )
 
 
 def batch(subject: Subject, plan: Plan, book: Book) -> None:

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import common
+from jaxdave.backend import on_cpu
 from jaxdave.config import ModelConfig
 from jaxdave.decode import Program
 from jaxdave.model.params import abstract
 from jaxdave.pieces import most_pieces
 
-SIDE = 1024
-STREAM = 4096
-"""Side of the matrix whose product with one vector reads 64 MB."""
+SIDE, STREAM = (1024, 4096) if on_cpu() else (8192, 32768)
+"""Sides of the square product, and of the matrix that is read: 64 MB on a CPU, 2 or 4
+GB elsewhere."""
 
 
 class Work(NamedTuple):
@@ -40,13 +41,14 @@ class Rates(NamedTuple):
         return np.maximum(work.flops / self.flops, work.bytes / self.bytes)
 
 
-def probes() -> list[Callable[[], float]]:
+def probes(dtype) -> list[Callable[[], float]]:
     """Timers of a square product and of two readings of memory; see `rates`."""
     high = jax.lax.Precision.HIGHEST
     times = jax.jit(lambda a, b: jnp.matmul(a, b, precision=high))
-    moved = jax.jit(lambda a: a + 1.0)
-    square = jnp.ones((SIDE, SIDE), jnp.float32)
-    large, line = jnp.ones((STREAM, STREAM)), jnp.ones((1, STREAM))
+    moved = jax.jit(lambda a: a + 1)
+    drawn = lambda shape: jax.random.normal(jax.random.key(0), shape, dtype)  # noqa: E731
+    square, large = drawn((SIDE, SIDE)), drawn((STREAM, STREAM))
+    line = drawn((1, STREAM))
     tries = (
         lambda: times(square, square),
         lambda: times(line, large),
@@ -55,9 +57,10 @@ def probes() -> list[Callable[[], float]]:
     return [lambda f=f: common.seconds(f, 3) for f in tries]
 
 
-def rates(seconds: np.ndarray) -> Rates:
-    """The rates of rounds [R, 3] of the probes' seconds."""
-    read, copied = 4 * STREAM**2 / seconds[:, 1], 8 * STREAM**2 / seconds[:, 2]
+def rates(seconds: np.ndarray, size: int) -> Rates:
+    """The rates of rounds [R, 3] of the seconds of probes of so many bytes a number."""
+    whole = size * STREAM**2
+    read, copied = whole / seconds[:, 1], 2 * whole / seconds[:, 2]
     return Rates(2 * SIDE**3 / seconds[:, 0], np.maximum(read, copied))
 
 
@@ -66,14 +69,17 @@ def query_tokens(program: Program) -> int:
     return most_pieces(program.slots, program.grid.blocks) * program.grid.length
 
 
-def call_work(config: ModelConfig, program: Program) -> Work:
-    """What a bare call computes: the layers, and the head where it must be read."""
+def call_work(config: ModelConfig, program: Program, size: int) -> Work:
+    """What a bare call computes: the layers, and the head where it must be read.
+
+    size: bytes of a weight.
+    """
     layers, head = matrices(config)
     grid = program.grid
     ahead = grid.window_length if program.draft_steps > 1 else 0
     reads = program.slots * grid.length + ahead
     flops = 2.0 * (layers * query_tokens(program) + head * reads)
-    return Work(flops, 4.0 * (layers + head))
+    return Work(flops, float(size * (layers + head)))
 
 
 def matrices(config: ModelConfig) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from bench import common
+from jaxdave.backend import on_cpu
 
 
 class Finding(NamedTuple):
@@ -15,6 +16,27 @@ class Finding(NamedTuple):
     found: str
     aim: str
     verdict: str
+
+
+class Aims(NamedTuple):
+    """What is aimed at, where it depends on the machine (performance.md section 6).
+
+    small, large: loop efficiency (M4); roofline: M6; regret: of choosing the draft
+    length (M14); fixed: draft lengths that it is held against.
+    """
+
+    small: float
+    large: float
+    roofline: float
+    regret: float
+    fixed: tuple[int, ...]
+
+
+def aims() -> Aims:
+    """The aims on this machine."""
+    if on_cpu():
+        return Aims(0.80, 0.98, 0.7, 1.05, (2, 4, 8))
+    return Aims(0.80, 0.97, 0.8, 1.03, (4, 8, 16))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,20 +4,23 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from bench import common
 from bench.bare import Bench
 from bench.scripted import scripted
 from jaxdave import decoders
 from jaxdave.config import ModelConfig, preset
 from jaxdave.decode import Program
-from jaxdave.decoders import Decoder
+from jaxdave.decoders import Decoder, DraftSteps
 from jaxdave.model import denoiser
 
 ACCEPTANCE = 0.8
 """Of a scripted draft's next token, given that those before it held."""
-_SHAPE = dict(head_dim=64, rotary_dim=64, max_positions=16384)
+LONGEST = 16384
+_SHAPE = dict(head_dim=64, rotary_dim=64, max_positions=LONGEST)
 _CONFIGS = {
-    "1M": dict(max_positions=16384),
+    "1M": dict(max_positions=LONGEST),
     "30M": dict(
         _SHAPE, num_layers=8, hidden=512, inter=1536, heads=8, kv_heads=4,
         vocab_rows=4096, vocab_size=4096,
@@ -27,7 +30,9 @@ _CONFIGS = {
         vocab_rows=49152, vocab_size=49152, tie_embeddings=True,
     ),
 }  # fmt: skip
-SIZES = ("demo", *_CONFIGS)
+_LARGE = {"4B": "sdar-4b", "8B": "sdar-8b"}
+"""Presets, in bfloat16; for a GPU."""
+SIZES = ("demo", *_CONFIGS, *_LARGE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +50,17 @@ class Subject:
     acceptance: float | None
 
     @property
+    def weight(self) -> int:
+        """Bytes of a weight."""
+        return self.params["embedding"].dtype.itemsize
+
+    @property
     def label(self) -> str:
         """The name, and what acceptance is."""
         kind = "trained" if self.acceptance is None else f"scripted {self.acceptance}"
         return f"{self.name} ({kind})"
 
-    def decoder(self, draft_steps: int, numerics: str = "exact") -> Decoder:
+    def decoder(self, draft_steps: DraftSteps, numerics: str = "exact") -> Decoder:
         """FreeDave; of one draft, static in its own fastest shape."""
         network = None
         if self.acceptance is not None:
@@ -60,7 +70,9 @@ class Subject:
             numerics=numerics, network=network,
         )  # fmt: skip
 
-    def bench(self, draft_steps: int, rows: int = 1, numerics: str = "exact") -> Bench:
+    def bench(
+        self, draft_steps: DraftSteps, rows: int = 1, numerics: str = "exact"
+    ) -> Bench:
         """A decode of so many rows."""
         decoder = self.decoder(draft_steps, numerics)
         return Bench(decoder, self.params, self.prompts[:rows])
@@ -72,6 +84,8 @@ class Subject:
 
 def config_of(size: str) -> ModelConfig:
     """The config of a random model."""
+    if size in _LARGE:
+        return dataclasses.replace(preset(_LARGE[size]), max_positions=LONGEST)
     changes = {"name": f"random-{size}", **_CONFIGS[size]}
     return dataclasses.replace(preset("sdar-1m"), **changes)
 
@@ -82,9 +96,11 @@ def subject(size: str, equal_lengths: Callable[..., list[list[int]]]) -> Subject
         loaded = common.load("sdar-1m")
         prompts = equal_lengths(loaded, 8)
         return Subject(size, loaded.config, loaded.params, prompts, 64, None)
-    if size not in _CONFIGS:
+    if size not in SIZES:
         raise ValueError(f"size {size!r} is unknown; use {', '.join(SIZES)}")
     config = config_of(size)
     prompts = [[(7 * i + 3 * row) % 64 for i in range(40)] for row in range(8)]
-    room = 16 if size == "135M" else 32
-    return Subject(size, config, denoiser.init(config, 0), prompts, room, ACCEPTANCE)
+    room = {"135M": 16, "4B": 128, "8B": 128}.get(size, 32)
+    dtype = jnp.bfloat16 if size in _LARGE else jnp.float32
+    params = denoiser.init(config, 0, dtype)
+    return Subject(size, config, params, prompts, room, ACCEPTANCE)

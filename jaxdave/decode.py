@@ -29,9 +29,10 @@ from jaxdave import calls
 from jaxdave.cache import put_rows, put_some, put_windows
 from jaxdave.draft import DraftFn
 from jaxdave.grid import Grid, past_known
+from jaxdave.noise import request_key
 from jaxdave.outcome import Info, Judged, no_info, settle
 from jaxdave.pace import fastest
-from jaxdave.sampling import Sampling, request_key
+from jaxdave.sampling import Sampling
 from jaxdave.state import RowState
 from jaxdave.terms import Prompts, Terms, plain_terms
 from jaxdave.types import Network, Policy

@@ -8,9 +8,8 @@ import dataclasses
 import functools
 from typing import Literal
 
-import jax
-
 from jaxdave import policies
+from jaxdave.backend import on_cpu
 from jaxdave.config import ModelConfig
 from jaxdave.decode import Program
 from jaxdave.draft import DraftFn, nested
@@ -188,7 +187,7 @@ def _check(
 def sizes_of(draft_steps: DraftSteps, numerics: str) -> tuple[int, ...]:
     """How many drafts a call may carry."""
     if draft_steps == "auto":
-        many = CPU_SIZES if jax.default_backend() == "cpu" else SIZES
+        many = CPU_SIZES if on_cpu() else SIZES
         return (USUAL,) if numerics == "exact" else many
     return (draft_steps,) if isinstance(draft_steps, int) else tuple(draft_steps)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdave import shelf
+from jaxdave.backend import compiler_options
 
 MOST_EXECUTABLES = 48
 """Executables that a process keeps, the latest ones. Each holds hundreds of memory maps
@@ -18,6 +19,11 @@ OPTIONS: dict[str, Any] = {}
 """Options of the compiler; tests of logic compile with less care."""
 
 KEPT: collections.OrderedDict[Any, Any] = collections.OrderedDict()
+
+
+def options() -> dict[str, Any]:
+    """The options of the compiler on this machine, and those set by hand."""
+    return compiler_options() | OPTIONS
 
 
 def forget_executables() -> None:
@@ -86,7 +92,7 @@ def _begun(wanted: Wanted) -> tuple[_Making, bool]:
 def _found(wanted: Wanted) -> _Making:
     """The executable that an earlier process has kept, or a new one."""
     _, _, function, args, donate = wanted
-    label = shelf.label(function, donate, OPTIONS, args)
+    label = shelf.label(function, donate, options(), args)
     found = None if label is None else shelf.take(label, args)
     if found is not None:
         return _Making(_done(found), _shapes(found.out_info, at_home=True))
@@ -95,7 +101,7 @@ def _found(wanted: Wanted) -> _Making:
     lowered = traced.lower()
 
     def make() -> Any:
-        made, is_whole = shelf.whole(lambda: lowered.compile(OPTIONS))
+        made, is_whole = shelf.whole(lambda: lowered.compile(options()))
         if label is not None and is_whole:
             shelf.put(label, made)
         return made

@@ -71,7 +71,7 @@ def _llada_tensors() -> dict[str, str]:
         "embedding": "model.transformer.wte.weight",
         "norm/scale": "model.transformer.ln_f.weight",
         # The head has the name of the layers' last projection.
-        "head/kernel": "model.transformer.ff_out.weight",
+        "head": "model.transformer.ff_out.weight",
         **{f"blocks/{ours}": f"{layer}.{theirs}" for ours, theirs in parts.items()},
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 TENSORS: dict[str, str] = {
     "embedding": "model.embed_tokens.weight",
     "norm/scale": "model.norm.weight",
-    "head/kernel": "lm_head.weight",
+    "head": "lm_head.weight",
     "blocks/norm1/scale": "model.layers.{layer}.input_layernorm.weight",
     "blocks/norm2/scale": "model.layers.{layer}.post_attention_layernorm.weight",
     "blocks/attn/q/kernel": "model.layers.{layer}.self_attn.q_proj.weight",

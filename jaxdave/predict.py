@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxdave.sampling import NEVER, position_keys, read, scale_of
+from jaxdave.noise import position_keys
+from jaxdave.sampling import NEVER, over_chunks, read, scale_of
 from jaxdave.state import RowState
 from jaxdave.types import Doubt, Look, Network, Prediction
 
@@ -142,7 +143,7 @@ def odds(logits, chunks: int, scale: float, ids_W) -> jax.Array:
         return jnp.maximum(held[0], mine), jnp.logaddexp(held[1], others)
 
     low = jnp.full(ids_W.shape, NEVER)
-    mine, others = jax.lax.fori_loop(0, chunks, fold, (low, low))
+    mine, others = over_chunks(0, chunks, fold, (low, low))
     return mine - others
 
 
@@ -167,7 +168,7 @@ def _divergence(logits, chunks: int, scale: float) -> jax.Array:
 
     size = jax.eval_shape(halves, jnp.int32(0))[0].shape[0]
     low, zero = jnp.full((size,), NEVER), jnp.zeros((size,), jnp.float32)
-    top, total, cross, then = jax.lax.fori_loop(0, chunks, fold, (low, zero, zero, low))
+    top, total, cross, then = over_chunks(0, chunks, fold, (low, zero, zero, low))
     return jnp.maximum(cross / total - (top + jnp.log(total)) + then, 0.0)
 
 

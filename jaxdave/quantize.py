@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdave.backend import on_cpu
+
 MOST = 127.0
 """Levels on either side of zero. -128 is not used, so that signs are alike."""
 
@@ -27,7 +29,7 @@ Finish = Callable[[str, Any], Any]
 class Int8(NamedTuple):
     """A matrix: int8 values [..., in, out] and float32 scales [..., out].
 
-    Of the embedding: values [V, E], scales [V].
+    Of the embedding and the head: values [V, E], scales [V].
     """
 
     values: jax.Array
@@ -93,14 +95,15 @@ def _wide(spec: str, x: jax.Array, values: jax.Array) -> jax.Array:
 
     Off a CPU the activations are cut into two parts of 8 bits each, so that the matrix
     units read weights as they are stored; what is lost is below 2^-16 of an activation.
+    The parts are rows of one product, so that weights are read once.
     (`reduce_precision`, as a cast there and back may be optimised away.)
     """
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return _dot(spec, x, values.astype(x.dtype))
     high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-    parts = (part.astype(jnp.bfloat16) for part in (high, x - high))
-    first, second = (_dot(spec, part, values.astype(jnp.bfloat16)) for part in parts)
-    return first + second
+    parts = jnp.stack([high, x - high]).astype(jnp.bfloat16)
+    ins, out = spec.split("->")
+    return jnp.sum(_dot(f"z{ins}->z{out}", parts, values.astype(jnp.bfloat16)), axis=0)
 
 
 def _dot(spec: str, x: jax.Array, values: jax.Array) -> jax.Array:
@@ -140,7 +143,7 @@ def as_it_is(path: str, leaf: jax.Array | np.ndarray) -> jax.Array:
 
 def channel_axis(path: str) -> int | None:
     """The axis that a channel of a parameter runs along; None: it has no channels."""
-    if path == "embedding":
+    if path in ("embedding", "head"):
         return -1
     return -2 if path.endswith("/kernel") else None
 

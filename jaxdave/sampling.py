@@ -1,21 +1,21 @@
 """From hidden states to predictions, a chunk of the vocabulary at a time.
 
-Noise is counter-based: a position's Gumbel noise at a policy step is a function of
-(seed, request, step index, position, token id) alone, so a draft at depth k can use the
-noise that the policy itself will use k steps later, and no rejected draft consumes any
-(a Gumbel coupling). Logits never exist for more than one chunk.
+Logits never exist for more than one chunk.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxdave.noise import gumbel
 from jaxdave.types import Prediction
 
 NEVER = -1e30
+SPELLED_OUT = 8
+"""Chunks; more are a loop."""
 NUCLEUS = 1024
 """Top-p without top-k looks at this many of the best tokens."""
 
@@ -84,22 +84,33 @@ def read(
         y = z
         if sampling.noisy:
             y = jnp.where(
-                z >= floor_R[:, None], z + _gumbel(key_R, index, chunk), -jnp.inf
+                z >= floor_R[:, None], z + gumbel(key_R, index, chunk), -jnp.inf
             )
             y = jnp.where(z > NEVER, y, -jnp.inf)
         return _Chunk(_best(y, z, index), _spread(z))
 
     found = best_of(jnp.int32(0))
     if chunks > 1:
-        found = jax.lax.fori_loop(
-            1, chunks, lambda i, held: _merge(held, best_of(i)), found
-        )
+        found = over_chunks(1, chunks, lambda i, held: _merge(held, best_of(i)), found)
     chosen, spread = found
     runner_R = jnp.where(chosen.runner_y > NEVER, chosen.runner, -1)
     gap, margin, entropy = _features(*spread)
     lead = chosen.y - chosen.runner_y if sampling.noisy else gap
     odds_R = chosen.z - chosen.others
     return Prediction(chosen.token, odds_R, gap, margin, entropy, runner_R, lead)
+
+
+def over_chunks(first: int, chunks: int, fold: Callable[[jax.Array, Any], Any], held):
+    """fold(index, held) -> held for the chunks from `first` on.
+
+    Few are spelled out: what each reads then lies at a place that is known when the
+    program is compiled, and a GPU reads it there instead of from a copy.
+    """
+    if chunks > SPELLED_OUT:
+        return jax.lax.fori_loop(first, chunks, fold, held)
+    for index in range(first, chunks):
+        held = fold(jnp.int32(index), held)
+    return held
 
 
 class _Best(NamedTuple):
@@ -223,7 +234,7 @@ def _floor(tempered, chunks: int, chunk: int, rows: int, sampling: Sampling):
         return jax.lax.top_k(jnp.concatenate([top_RM, z], axis=1), most)[0], total_R
 
     empty = jnp.full((rows, most), NEVER), jnp.full((rows,), NEVER)
-    top_RM, total_R = jax.lax.fori_loop(0, chunks, gather, empty)
+    top_RM, total_R = over_chunks(0, chunks, gather, empty)
     if sampling.top_k:
         total_R = jax.nn.logsumexp(top_RM, axis=1)
     share_RM = jnp.exp(top_RM - total_R[:, None])
@@ -231,24 +242,3 @@ def _floor(tempered, chunks: int, chunk: int, rows: int, sampling: Sampling):
     # The first token stays whatever its share; the last kept is the one that crosses p.
     kept_RM = (before_RM < sampling.top_p) & (top_RM > NEVER)
     return jnp.min(jnp.where(kept_RM, top_RM, jnp.inf), axis=1)
-
-
-def _gumbel(key_R, index, chunk: int):
-    # "high": the default mode cannot produce events rarer than about 1e-7.
-    draw = lambda key: jax.random.gumbel(  # noqa: E731
-        jax.random.fold_in(key, index), (chunk,), jnp.float32, mode="high"
-    )
-    return jax.vmap(draw)(key_R)
-
-
-def position_keys(key: jax.Array, step_R: jax.Array, position_R: jax.Array):
-    """Keys [R, 2] of (request key, policy-step index, position)."""
-    fold = lambda n, at: jax.random.fold_in(  # noqa: E731
-        jax.random.fold_in(key, n), at
-    )
-    return jax.vmap(fold)(step_R, position_R)
-
-
-def request_key(seed: jax.Array, request: jax.Array) -> jax.Array:
-    """The key of one request of a seed: uint32[2]."""
-    return jax.random.fold_in(jax.random.PRNGKey(seed), request)

@@ -15,7 +15,7 @@ AXIS = "model"
 # Heads are units, so that no device holds a part of one.
 _SPLITS = {
     "embedding": (0, "vocab_rows"),
-    "head/kernel": (1, "vocab_rows"),
+    "head": (0, "vocab_rows"),
     "blocks/attn/q/kernel": (2, "heads"),
     "blocks/attn/k/kernel": (2, "kv_heads"),
     "blocks/attn/v/kernel": (2, "kv_heads"),
@@ -65,7 +65,7 @@ def shardings(like: Any, config: ModelConfig, mesh: Mesh) -> Any:
 
 def _of_scale(path: str, dimension: int) -> int | None:
     """Where a matrix's split falls in its scales, which lack the channels' own axis."""
-    # Layers come first in every kernel but the head's; the embedding has rows.
+    # Layers come first in every kernel; the embedding and the head have rows.
     ndim = 3 if path.startswith("blocks/") else 2
     gone = (channel_axis(path) or 0) % ndim
     return None if dimension == gone else dimension - (dimension > gone)

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from toys import MASK, ROWS, SIZE, VARIANTS, capped, prompts_of, texts, weights
 
 from jaxdave import decoders, policies
+from jaxdave.noise import request_key
 from jaxdave.policies.registry import MAKERS
 from jaxdave.run import generate, stream
-from jaxdave.sampling import request_key
 from jaxdave.steps import OWN_NOISE
 
 quick = pytest.mark.usefixtures("quick_compiles")

@@ -37,7 +37,7 @@ def test_llada_calls_two_tensors_ff_out():
     head = found["model.transformer.ff_out.weight"]
     down = found["model.transformer.blocks.3.ff_out.weight"]
     gate = found["model.transformer.blocks.3.ff_proj.weight"]
-    assert (head.slot.path, head.shape) == ("head/kernel", (126464, 4096))
+    assert (head.slot.path, head.shape) == ("head", (126464, 4096))
     assert (down.slot.path, down.slot.layer) == ("blocks/mlp/down/kernel", 3)
     assert (gate.slot.path, gate.shape) == ("blocks/mlp/gate/kernel", (12288, 4096))
 

@@ -39,7 +39,7 @@ for folder in sys.argv[1:]:
         assert part("blocks/attn/o/kernel") == (2, 64 // parts, 16)
         assert part("blocks/mlp/down/kernel") == (2, 24 // parts, 16)
         assert part("embedding") == (784 // parts, 16)
-        assert part("head/kernel") == (16, 784 // parts)
+        assert part("head") == (784 // parts, 16)
         assert part("norm/scale") == (16,)
         # Two heads of keys: whole where there are more devices than heads.
         assert part("blocks/attn/k/kernel") == (2, 16, 16)
@@ -57,7 +57,7 @@ for folder in sys.argv[1:]:
         assert part("blocks/attn/o/kernel/scale") == (2, 16)
         assert part("blocks/mlp/down/kernel/scale") == (2, 16)
         assert part("embedding/scale") == (784 // parts,)
-        assert part("head/kernel/scale") == (784 // parts,)
+        assert part("head/scale") == (784 // parts,)
         logits = logits_of(rounded.params, tokens)
         assert np.abs(np.asarray(int8_logits) - np.asarray(logits)).max() < 1e-4
 try:

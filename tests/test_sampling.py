@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdave.sampling import NEVER, Sampling, position_keys, read, request_key
+from jaxdave import sampling as sampling_module
+from jaxdave.noise import DRAWN, gumbel, position_keys, request_key
+from jaxdave.sampling import NEVER, Sampling, read
 
 ROWS, SIZE = 12, 48
 
@@ -24,12 +26,14 @@ def take(logits_RV, chunk, sampling, key_R=None):
     return taken(jnp.asarray(logits_RV, jnp.float32), key_R, chunk, sampling)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def taken(table_RV, key_R, chunk, sampling):
+def told(table_RV, key_R, chunk, sampling):
     def part(index):
         return jax.lax.dynamic_slice_in_dim(table_RV, index * chunk, chunk, axis=1)
 
     return read(part, table_RV.shape[1] // chunk, chunk, sampling, key_R)
+
+
+taken = jax.jit(told, static_argnums=(2, 3))
 
 
 def drawn(seed=0, scale=3.0):
@@ -188,3 +192,21 @@ def test_noise_depends_on_seed_request_step_and_position_alone():
 def test_values_out_of_range_are_refused(values, named):
     with pytest.raises(ValueError, match=named):
         Sampling(*values)
+
+
+def test_noise_does_not_depend_on_how_much_is_drawn_at_once():
+    key_R = keys(2)
+    twice = gumbel(key_R, jnp.int32(1), 2 * DRAWN)
+    parts = [gumbel(key_R, jnp.int32(index), DRAWN) for index in (2, 3)]
+    np.testing.assert_array_equal(twice, np.concatenate(parts, axis=1))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, top_k=5)])
+def test_chunks_spelled_out_are_read_as_chunks_in_a_loop(monkeypatch, sampling):
+    table, found = jnp.asarray(drawn()), []
+    for most in (0, SIZE):
+        monkeypatch.setattr(sampling_module, "SPELLED_OUT", most)
+        anew = functools.partial(told, chunk=8, sampling=sampling)
+        found.append(jax.jit(anew)(table, keys()))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)

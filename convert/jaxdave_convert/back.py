@@ -88,7 +88,7 @@ def _grids(config: ModelConfig) -> dict[str, Grid]:
     targets = families.targets(family, config)
     found = {name: arrays.grid(target) for name, target in targets.items()}
     if config.tie_embeddings:  # a stored head is the embedding once more
-        found[family.tensors["head/kernel"]] = found[family.tensors["embedding"]]
+        found[family.tensors["head"]] = found[family.tensors["embedding"]]
     return found
 
 

@@ -76,7 +76,7 @@ def make(text: str, options: Options) -> Plan:
         mask_id=options.mask_id,
     )
     targets = families.targets(family, config)
-    alias = family.tensors["head/kernel"] if config.tie_embeddings else None
+    alias = family.tensors["head"] if config.tie_embeddings else None
     alias = alias if alias in source.tensor_names else None
     problems += _mismatches(source, targets, family, alias, bool(problems))
     raise_problems(source.folder, problems)

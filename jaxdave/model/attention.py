@@ -20,6 +20,9 @@ NEVER = -1e30
 TILE = 64
 """Keys per step of `tiled`; a multiple of every block length."""
 
+SPLIT = 256
+"""Keys that are summed in one go off a CPU, at most."""
+
 See = Callable[[jax.Array], jax.Array]
 """Key positions [S] -> bool [K or 1, L or 1, S]: which queries see them."""
 
@@ -98,7 +101,17 @@ def two_part(q, k, v, cache: KVCache, start, see: See, reach, begun=None, tile=N
     def more(held: Attended, keys, values, see_KLS, of: str) -> Attended:
         scores = _dot(f"gklrd,{of}->gklrs", q_GKLRD, keys) / math.sqrt(q.shape[-1])
         scores = jnp.where(see_KLS[None, :, :, None], scores, NEVER)
-        weigh = lambda w: _dot(f"gklrs,{of}->gklrd", w.astype(v.dtype), values)  # noqa: E731
+        part = _split(values.shape[0]) if tile is None and of == "sgd" else None
+
+        def weigh(weights):
+            weights = weights.astype(v.dtype)
+            if part is None:
+                return _dot(f"gklrs,{of}->gklrd", weights, values)
+            # One long sum to an output keeps few processors busy: sums of parts.
+            weights = weights.reshape(*weights.shape[:-1], -1, part)
+            apart = values.reshape(-1, part, *values.shape[1:])
+            return jnp.sum(_dot("gklrcs,csgd->cgklrd", weights, apart), axis=0)
+
         return _more(held, scores, weigh)
 
     def fold(index, held: Attended) -> Attended:
@@ -158,6 +171,11 @@ def block_causal(place_KL, length: int) -> See:
 def everything(end) -> See:
     """Queries see all keys before `end`."""
     return lambda place_S: place_S[None, None] < end
+
+
+def _split(keys: int) -> int:
+    """Keys per part of a sum over so many."""
+    return math.gcd(keys, SPLIT)
 
 
 def _overlay(window, index, stored, offset_S):

@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxdave.backend import on_cpu
 from jaxdave.config import ModelConfig
 from jaxdave.model.attention import TILE, block_causal
 from jaxdave.model.network import (
@@ -87,7 +88,7 @@ def _fast_chunk(length: int) -> int:
 
     length: of a block, which no pass may cut.
     """
-    return max(length, CPU_CHUNK) if jax.default_backend() == "cpu" else FAST_CHUNK
+    return max(length, CPU_CHUNK) if on_cpu() else FAST_CHUNK
 
 
 def _pieces_of(model: Model, length: int):

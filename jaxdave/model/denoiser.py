@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdave.config import ModelConfig
-from jaxdave.model.layers import Block, Linear, RMSNorm
+from jaxdave.model.layers import Block, RMSNorm
 from jaxdave.model.params import Params
 from jaxdave.model.rope import Rope
 from jaxdave.quantize import Int8, contract, rows, transposed
@@ -38,10 +38,11 @@ class Denoiser(nnx.Module):
 
         self.blocks = stack(rngs)
         self.norm = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
+        # A row an id, as in the embedding, so that a chunk of ids lies in one piece.
         self.head = (
             None
             if config.tie_embeddings
-            else Linear(config.hidden, config.vocab_rows, dtype=dtype, rngs=rngs)
+            else nnx.Param(init(rngs.params(), table.shape[::-1], dtype).T)
         )
 
     def hidden(
@@ -122,9 +123,8 @@ class Denoiser(nnx.Module):
 
     def head_kernel(self) -> jax.Array | Int8:
         """The output projection [hidden, vocab_rows]."""
-        if self.head is None:
-            return transposed(self.embedding.get_value())
-        return self.head.kernel.get_value()
+        table = self.embedding if self.head is None else self.head
+        return transposed(table.get_value())
 
 
 def init(config: ModelConfig, seed: int, dtype=jnp.float32) -> Params:

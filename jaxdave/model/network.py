@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxdave.backend import on_cpu
 from jaxdave.config import ModelConfig
 from jaxdave.model.attention import (
     TILE,
@@ -23,12 +24,13 @@ from jaxdave.model.attention import (
 from jaxdave.model.params import Binder
 from jaxdave.model.prime import shifted
 from jaxdave.model.rope import rope_table
+from jaxdave.noise import DRAWN
 from jaxdave.quantize import columns, contract
 from jaxdave.types import KVCache, Network
 
-HEAD_CHUNK = 8192
-"""Ids of the vocabulary that are looked at together. Keyed noise is drawn per chunk, so
-another value would draw other samples."""
+CPU_HEAD, HEAD_CHUNK = DRAWN, 4 * DRAWN
+"""Ids of the vocabulary that are looked at together, on a CPU and elsewhere, where a
+pass costs a dozen launches whatever its size."""
 
 Numerics = Literal["guarded", "exact", "fast"]
 CacheRule = Literal["none", "prefix", "dual"]
@@ -71,13 +73,13 @@ class Model:
         self.config, self.exact = config, exact
         self.dtype = jnp.float32 if wide else None
         # On a CPU a fold over tiles is faster, as it ends where the keys do.
-        tile = TILE if jax.default_backend() == "cpu" else None
+        tile = TILE if on_cpu() else None
         attend = tiled if exact else functools.partial(two_part, tile=tile)
         self.bind, self.attend = Binder(config), attend
         self.cos, self.sin = rope_table(config, positions)
         self.shift = int(config.logits_shift != "none")
         self.align = shifted if self.shift else lambda hidden: hidden
-        self.chunk = min(HEAD_CHUNK, config.vocab_rows)
+        self.chunk = _head_chunk(config.vocab_rows)
 
     def rope(self, place):
         """Cosines and sines of positions."""
@@ -212,6 +214,12 @@ def whole_network(
         return recheck(params, tokens_T, None, start, end, window, cache)
 
     return model.network(forward_of(model), prime, recheck=recheck)
+
+
+def _head_chunk(rows: int) -> int:
+    """Ids per chunk of the head: all, or a multiple of what noise is drawn for."""
+    most = CPU_HEAD if on_cpu() else HEAD_CHUNK
+    return rows if rows <= DRAWN else min(most, rows // DRAWN * DRAWN)
 
 
 def _frozen(forward):

@@ -44,7 +44,7 @@ def abstract(config: ModelConfig, dtype=jnp.float32) -> Params:
     block = {"norm1": norm, "attn": attn, "norm2": norm, "mlp": mlp}
     whole = {"embedding": (c.vocab_rows, c.hidden), "norm": norm}
     if not c.tie_embeddings:
-        whole |= {"head": linear(c.hidden, c.vocab_rows)}
+        whole |= {"head": (c.vocab_rows, c.hidden)}
     layers = {"blocks": _shapes(block, (c.num_layers,), dtype)}
     return _shapes(whole, (), dtype) | layers
 
