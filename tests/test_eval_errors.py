@@ -6,7 +6,7 @@ import folders
 import pytest
 
 from jaxdave import checkpoint
-from jaxdave.eval import cells, demo_tasks, wanted
+from jaxdave.eval import cells, command, demo_tasks, wanted
 from jaxdave.eval.methods import METHODS
 from jaxdave.eval.types import Item, Prompt
 
@@ -79,6 +79,17 @@ def test_a_folder_that_cannot_be_written_is_said_before_decoding(
         # As root is told no for nothing else, the second folder is of this kind.
         made("os.access", lambda path, mode: not mode & os.W_OK)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_two_runs_do_not_write_to_one_folder(run, model, tmp_path):
+    args = ("eval", "--model", model, "--limit", 1, "--out", tmp_path)
+    with command._alone(tmp_path):
+        code, _, err = run(*args)
+        assert code == 2 and err.count("\n") == 1
+        assert f"out={tmp_path} is being written to by another run" in err
+    assert not list(tmp_path.iterdir())
+    with command._alone(tmp_path):
+        pass  # what has ended holds nothing
 
 
 def test_a_benchmark_file_that_is_another_is_refused(run, model, tmp_path):

@@ -1,13 +1,16 @@
 """`jaxdave eval`: a model loaded, every cell run, the tables printed and written."""
 
+import contextlib
 import itertools
 import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from jaxdave import checkpoint
 from jaxdave.checkpoint import Model
@@ -18,6 +21,8 @@ from jaxdave.eval.records import Record
 from jaxdave.eval.runner import Verdicts
 from jaxdave.eval.wanted import Wanted
 from jaxdave.files import replace_file
+
+LOCK = ".lock"
 
 
 def run(wanted: Wanted) -> None:
@@ -30,15 +35,42 @@ def run(wanted: Wanted) -> None:
         wanted.model, dtype=wanted.dtype, block_length=wanted.block_length,
         quantize=wanted.quantize,
     )  # fmt: skip
-    cells = plan.cells(wanted, model)
-    if wanted.out is not None:
-        _open(wanted.out)
-    with watching() as shown:
-        found = _decoded(cells, model, shown)
-    made = report.report(wanted, found)
-    if wanted.out is not None:
-        _write(wanted.out, made)
+    out = wanted.out
+    with contextlib.ExitStack() as held:
+        # Records of an earlier run are read with the cells.
+        if out is not None and out.is_dir():
+            held.enter_context(_alone(out))
+        cells = plan.cells(wanted, model)
+        if out is not None and not out.is_dir():
+            held.enter_context(_alone(out))
+        with watching() as shown:
+            found = _decoded(cells, model, shown)
+        made = report.report(wanted, found)
+        if out is not None:
+            _write(out, made)
     sys.stdout.write(tables.markdown(made))
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Make the output folder and keep other runs out of it.
+
+    Raises ValueError where one is in there, or nothing can be written.
+    """
+    _open(out)
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"out={out} is being written to by another run; wait until it has ended, "
+            "or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        (out / LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 def _open(out: Path) -> None:
