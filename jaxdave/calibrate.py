@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxdave import calls, trees
 from jaxdave.decoders import Decoder
+from jaxdave.executables import options
 from jaxdave.run import begin
 from jaxdave.tables import CLOSE, CONTEXTS, PLACES, Leaf, Slot, Table, grown
 
@@ -138,7 +139,8 @@ def _eyes(decoder: Decoder, params) -> _Eyes:
     step = jax.jit(
         lambda params, cap, state: program.step(
             params, program.terms(1)._replace(cap=cap), state
-        )[0]
+        )[0],
+        compiler_options=options(),
     )
     return _Eyes(functools.partial(step, params), jax.jit(jax.vmap(look)))
 

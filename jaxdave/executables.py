@@ -11,9 +11,11 @@ import jax
 from jaxdave import shelf
 from jaxdave.backend import compiler_options
 
-MOST_EXECUTABLES = 48
-"""Executables that a process keeps, the latest ones. Each holds hundreds of memory maps
-on Linux, where a process may hold 65,530 by default."""
+MOST_EXECUTABLES, LEAST_EXECUTABLES = 128, 8
+"""Executables that a process keeps, the latest ones: at most, and in any case."""
+MOST_MAPS = 40_000
+"""Memory maps of a process past which it keeps fewer. An executable holds hundreds, and
+Linux allows 65,530 by default."""
 
 OPTIONS: dict[str, Any] = {}
 """Options of the compiler; tests of logic compile with less care."""
@@ -84,9 +86,26 @@ def _begun(wanted: Wanted) -> tuple[_Making, bool]:
         KEPT.move_to_end(key)
         return KEPT[key], False
     KEPT[key] = making = _found(wanted)
+    _make_room()
+    return making, True
+
+
+def _make_room() -> None:
+    """Let go of the executables that were made first, if there are too many."""
     if len(KEPT) > MOST_EXECUTABLES:
         KEPT.popitem(last=False)
-    return making, True
+    while len(KEPT) > LEAST_EXECUTABLES and _maps() > MOST_MAPS:
+        for _ in range(max(1, len(KEPT) // 8)):
+            KEPT.popitem(last=False)
+
+
+def _maps() -> int:
+    """Memory maps of this process, where the system tells."""
+    try:
+        with open("/proc/self/maps", "rb") as lines:
+            return sum(1 for _ in lines)
+    except OSError:
+        return 0
 
 
 def _found(wanted: Wanted) -> _Making:

@@ -6,6 +6,7 @@ what travels beside it. It holds on XLA's CPU backend (`tests/test_exact.py`); o
 another backend it is a question, and this asks it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdave.decode import Program
+from jaxdave.executables import options
 from jaxdave.model.attention import TILE
 from jaxdave.pieces import most_pieces
 from jaxdave.predict import predict
@@ -135,7 +137,7 @@ def _evaluator(program: Program, lines: _Lines, params, rng: np.random.Generator
     )
     key = jnp.zeros((2,), jnp.uint32)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options())
     def evaluate(params, tokens_KL, start, cache):
         hidden_KLE, added = lines.forward(params, tokens_KL, start, end, cache)
         place_L = start + jnp.arange(lines.length, dtype=jnp.int32)

@@ -126,10 +126,10 @@ class _Best(NamedTuple):
 
 
 class _Spread(NamedTuple):
-    """A distribution seen from its best logit.
+    """A distribution seen from its second best logit, which has weight 1.
 
-    top, second: the two best logits. rest: sum of exp(z - top) over all but one best.
-    moment: sum of (top - z) exp(z - top).
+    top, second: the two best logits. rest: sum of exp(z - second) over all but one
+    best. moment: sum of (second - z) exp(z - second) over the same.
     """
 
     top: jax.Array
@@ -173,7 +173,7 @@ def _spread(z) -> _Spread:
     second_R = jnp.max(jnp.where(first, NEVER, z), axis=1)
     # Ids that may not be predicted weigh nothing; a whole chunk may be of them.
     live = (z > NEVER) & ~first
-    below = jnp.where(live, top_R[:, None] - z, 0.0)
+    below = jnp.where(live, second_R[:, None] - z, 0.0)
     weight = jnp.where(live, jnp.exp(-below), 0.0)
     moment_R = jnp.sum(weight * below, axis=1)
     return _Spread(top_R, second_R, jnp.sum(weight, axis=1), moment_R)
@@ -186,14 +186,23 @@ def _merge(a: _Chunk, b: _Chunk) -> _Chunk:
         _Spread(*(jnp.where(first, x, w) for x, w in zip(*pair, strict=True)))
         for pair in ((a.spread, b.spread), (b.spread, a.spread))
     )
-    below = win.top - lose.top
-    fade = jnp.exp(-below)
-    spread = _Spread(
-        win.top,
-        jnp.maximum(win.second, lose.top),
-        win.rest + fade * (1.0 + lose.rest),
-        win.moment + fade * (below * (1.0 + lose.rest) + lose.moment),
+    second = jnp.maximum(win.second, lose.top)
+
+    def seen(rest, moment, old):
+        """A sum seen from a logit that is no lower than the one it was seen from."""
+        # Where nothing was alive there is nothing to see.
+        below = jnp.where(rest > 0, second - old, 0.0)
+        fade = jnp.exp(-below)
+        return fade * rest, fade * (below * rest + moment)
+
+    is_alive = (lose.top > NEVER).astype(jnp.float32)
+    parts = (
+        seen(win.rest, win.moment, win.second),
+        seen(lose.rest, lose.moment, lose.second),
+        seen(is_alive, jnp.zeros_like(is_alive), lose.top),
     )
+    rest, moment = (sum(part, jnp.float32(0)) for part in zip(*parts, strict=True))
+    spread = _Spread(win.top, second, rest, moment)
     return _Chunk(_merge_best(a.best, b.best), spread)
 
 
@@ -212,15 +221,19 @@ def _merge_best(a: _Best, b: _Best) -> _Best:
 
 
 def _features(top, second, rest, moment):
-    """(gap, margin, entropy) of a distribution, none of which saturates.
+    """(gap, margin, entropy) of a distribution.
 
-    With r the sum over all but the best of exp(z - top): the best has probability
-    1 / (1 + r), so 1 - (p_best - p_second) = (r + exp(-gap)) / (1 + r), and the entropy
-    is log(1 + r) + moment / (1 + r).
+    With e = exp(-gap) and r = e * rest the best has probability 1 / (1 + r). The
+    margin is -log(1 - p_best + p_second), which is -log(e (1 + rest) / (1 + r)); the
+    entropy is log(1 + r) + e (gap * rest + moment) / (1 + r). None saturates, but that
+    an entropy of less than about 1e-36 is 0.
     """
     gap = top - second
-    margin = jnp.log1p(rest) - jnp.log(rest + jnp.exp(-gap))
-    return gap, margin, jnp.log1p(rest) + moment / (1.0 + rest)
+    small = jnp.exp(-gap)
+    others = small * rest
+    margin = jnp.log1p(others) + gap - jnp.log1p(rest)
+    spread = small * (jnp.where(rest > 0, gap, 0.0) * rest + moment)
+    return gap, margin, jnp.log1p(others) + spread / (1.0 + others)
 
 
 def _floor(tempered, chunks: int, chunk: int, rows: int, sampling: Sampling):

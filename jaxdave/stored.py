@@ -22,7 +22,7 @@ from jaxdave.tokenizer import read_json
 from jaxdave.weights import DTYPES, leaves_of
 
 FORMAT = "jaxdave"
-VERSION = 1
+VERSION = 2
 WEIGHTS = "weights"
 _ZARR_TYPES = {"float32": "<f4", "bfloat16": "bfloat16"}
 _MOST_SHOWN = 5

@@ -6,6 +6,7 @@ compiled programs, and asked for once in a process.
 
 import json
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ class Measured(NamedTuple):
     error: tuple[float, ...]
 
 
-KNOWN: dict[Any, tuple[Any, Measured]] = {}
+KNOWN: dict[Any, tuple[tuple[weakref.ref, ...], Measured]] = {}
 
 
 def terms_for(
@@ -100,18 +101,20 @@ def _seconds(run: Run, params, terms: Terms, fresh: Fresh) -> tuple[float, Decod
 
 def _known(program: Program, run: Run, params, fresh: Fresh, shapes):
     """What was measured, and the seconds that it took just now."""
-    # The smallest weights stand for all; kept alive, they cannot be mistaken.
-    anchor = min(jax.tree.leaves(params), key=lambda a: a.size)
-    key = program, shapes, id(anchor)
+    leaves = jax.tree.leaves(params)
+    key = program, shapes, tuple(map(id, leaves))
     if key in KNOWN:
-        return KNOWN[key][1], 0.0
+        held, made = KNOWN[key]
+        # What has been let go of may have left its id to another.
+        if all(ref() is leaf for ref, leaf in zip(held, leaves, strict=True)):
+            return made, 0.0
     start = time.perf_counter()
     name = _name(program, params, shapes)
     made = _read(name)
     if made is None:
         made = measure(program, run, params, fresh)
         _write(name, made)
-    KNOWN[key] = anchor, made
+    KNOWN[key] = tuple(map(weakref.ref, leaves)), made
     return made, time.perf_counter() - start
 
 
@@ -119,7 +122,9 @@ def _name(program: Program, params, shapes) -> str | None:
     """A name for all that a measurement depends on; None where that has none."""
     if cache_folder(FOLDER) is None:
         return None
-    return signature(program, shapes, sample(params))
+    lying = [(a.shape, str(a.dtype), str(getattr(a, "sharding", None)))
+             for a in jax.tree.leaves(params)]  # fmt: skip
+    return signature(program, shapes, sample(params), lying)
 
 
 def sample(params: Any) -> list[np.ndarray]:

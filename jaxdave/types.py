@@ -136,7 +136,7 @@ class View(NamedTuple):
     open_W: True where a masked position may be committed now. decoded_W: True where a
     generated token stands (never the prompt). place_W: positions counted from the first
     generated one. room: how many there are. step: policy-step index n of this state.
-    key: PRNG key of (request, n) for a policy's own noise; `sampling.position_keys`
+    key: PRNG key of (request, n) for a policy's own noise; `noise.position_keys`
     makes one per position of it.
     """
 

@@ -236,3 +236,20 @@ def test_numbers_of_a_known_position_are_not_sure_with_its_token():
 
     lead_W = jnp.full(WIDE, 99.0)
     assert sure(lead_W) and not sure(lead_W.at[3].set(0.0))
+
+
+@pytest.mark.parametrize(
+    "rule", ["entropy:steps=3", "eb_sampler", "entropy_bounded", TIMED[-1]]
+)
+def test_what_a_float_loses_of_an_entropy_turns_no_step(rule):
+    """Of three nearly certain positions one program says 0, and another 1e-36."""
+    lost_CW = np.zeros((4, WIDE), np.float32)
+    lost_CW[1, 0], lost_CW[2, 1], lost_CW[3, 2] = 1.1e-36, 2e-31, 5e-38
+    lost_CW[:, 3:] = 0.7
+    others = [jnp.ones((4, WIDE), jnp.float32)] * 3
+    told, open_CW = [*others, jnp.asarray(lost_CW)], jnp.ones((4, WIDE), bool)
+    tokens_CW, _, sure, _ = decider(policies.parse(rule))(
+        told, told, open_CW, doubt_of(2e-4)
+    )
+    assert (np.asarray(tokens_CW) == np.asarray(tokens_CW)[:1]).all()
+    assert sure.all() or not rule.startswith("entropy:")

@@ -59,3 +59,16 @@ def test_arguments_that_are_yet_to_be_made_lie_at_home():
     shapes = jax.ShapeDtypeStruct((3,), jnp.float32)
     made, _ = compiled(Wanted("owner", "doubled", doubled, (shapes,)))
     assert made(jnp.ones(3))["twice"].devices() == {jax.devices()[0]}
+
+
+def test_executables_are_let_go_of_where_there_are_too_many(monkeypatch):
+    for most, maps, left in ((3, 0, 3), (99, 50_000, 2), (99, 0, 5)):
+        monkeypatch.setattr(executables, "MOST_EXECUTABLES", most)
+        monkeypatch.setattr(executables, "LEAST_EXECUTABLES", 2)
+        monkeypatch.setattr(executables, "_maps", lambda maps=maps: maps)
+        executables.KEPT.clear()
+        for size in range(1, 6):
+            latest = Wanted("owner", "doubled", doubled, (jnp.ones(size),))
+            compiled(latest)
+        assert len(executables.KEPT) == left
+        assert compiled(latest)[1] == 0.0

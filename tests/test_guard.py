@@ -6,6 +6,7 @@ are the shape that is trusted. The oracle only knows the trusted numbers.
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -189,3 +190,24 @@ def test_measurements_of_another_version_are_made_anew(tmp_path, monkeypatch):
     for raw in (old, short):
         (tmp_path / "one.json").write_text(json.dumps(raw))
         assert tune._read("one") is None
+
+
+def test_a_measurement_is_of_weights_that_are_all_the_same(monkeypatch):
+    """One leaf in common does not make a model; nor does the id of one that is gone."""
+    made = []
+    monkeypatch.setattr(tune, "KNOWN", {})
+    monkeypatch.setattr(tune, "_name", lambda *_: None)
+    monkeypatch.setattr(
+        tune, "measure", lambda *_: made.append(1) or tune.Measured((), ())
+    )
+    none: Any = None
+    ask = lambda params: tune._known(none, none, params, none, "shapes")  # noqa: E731
+    shared, first, second = (jnp.ones(n) for n in (1, 2, 2))
+    for params in ({"a": shared, "b": first}, {"a": shared, "b": second}) * 2:
+        ask(params)
+    assert len(made) == 2
+    ((held, found),) = [v for k, v in tune.KNOWN.items() if id(first) in k[2]]
+    key = next(k for k in tune.KNOWN if id(first) in k[2])
+    monkeypatch.setitem(tune.KNOWN, key, (held[::-1], found))
+    ask({"a": shared, "b": first})
+    assert len(made) == 3

@@ -22,6 +22,10 @@ from jaxdave.types import Doubt, Policy, Prediction, View
 SLACK = 2e-6
 """Exponentials and logarithms near 1 are off by less, and not alike in all programs."""
 
+FAINT = 1e-24
+"""Nats; less counts as none. Exponentials that are too small for a float are lost, and
+so up to 1e-30 of an entropy: more than all of one, if that may be as small."""
+
 
 class Span(NamedTuple):
     """The ends of a number; of a choice: what is chosen in any case, and perhaps."""
@@ -46,10 +50,8 @@ Choose = Callable[[View, Told], Span]
 
 def exactly(pred: Prediction) -> Told:
     """The numbers as they stand."""
-    score, gap, margin, entropy = map(
-        same, (pred.score, pred.gap, pred.margin, pred.entropy)
-    )
-    return Told(score, gap, margin, entropy, slack=0.0)
+    score, gap, margin = map(same, (pred.score, pred.gap, pred.margin))
+    return Told(score, gap, margin, _told(same(pred.entropy)), slack=0.0)
 
 
 def within(pred: Prediction, doubt: Doubt) -> Told:
@@ -71,8 +73,13 @@ def within(pred: Prediction, doubt: Doubt) -> Told:
     share_W = doubt.entropy * jnp.where(pred.entropy < -NEVER, pred.entropy, 1.0)
     return Told(
         around(pred.score, doubt.score), around(pred.gap, doubt.gap),
-        around(pred.margin, doubt.margin), around(pred.entropy, share_W), SLACK,
+        around(pred.margin, doubt.margin), _told(around(pred.entropy, share_W)), SLACK,
     )  # fmt: skip
+
+
+def _told(entropy: Span) -> Span:
+    """An entropy as rules are told it."""
+    return rising(lambda value_W: jnp.where(value_W < FAINT, 0.0, value_W), entropy)
 
 
 def same(value: jax.Array) -> Span:

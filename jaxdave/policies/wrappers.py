@@ -94,13 +94,7 @@ def certain(policy: Policy) -> Policy:
         shown = dict(score=most, gap=most, margin=most, entropy=jnp.zeros_like(most))
         return view._replace(pred=view.pred._replace(**shown))
 
-    def sure(view: View, memory: Memory, doubt: Doubt) -> jax.Array:
-        # No score of the model comes through.
-        del view, memory, doubt
-        return jnp.bool_(True)
-
-    seeing = _seeing(policy, f"certain({policy.name})", change)
-    return seeing._replace(sure=policy.sure and sure)
+    return _seeing(policy, f"certain({policy.name})", change)
 
 
 def _seeing(policy: Policy, name: str, change: Callable[[View], View]) -> Policy:
