@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.noise import gumbel
+from jaxdave.spread import NEVER, Spread, features, highest, merged, spread_of
 from jaxdave.types import Prediction
 
-NEVER = -1e30
 SPELLED_OUT = 8
 """Chunks; more are a loop."""
 NUCLEUS = 1024
@@ -87,14 +87,14 @@ def read(
                 z >= floor_R[:, None], z + gumbel(key_R, index, chunk), -jnp.inf
             )
             y = jnp.where(z > NEVER, y, -jnp.inf)
-        return _Chunk(_best(y, z, index), _spread(z))
+        return _Chunk(_best(y, z, index), spread_of(z))
 
     found = best_of(jnp.int32(0))
     if chunks > 1:
         found = over_chunks(1, chunks, lambda i, held: _merge(held, best_of(i)), found)
     chosen, spread = found
     runner_R = jnp.where(chosen.runner_y > NEVER, chosen.runner, -1)
-    gap, margin, entropy = _features(*spread)
+    gap, margin, entropy = features(spread)
     lead = chosen.y - chosen.runner_y if sampling.noisy else gap
     odds_R = chosen.z - chosen.others
     return Prediction(chosen.token, odds_R, gap, margin, entropy, runner_R, lead)
@@ -125,85 +125,25 @@ class _Best(NamedTuple):
     runner: jax.Array
 
 
-class _Spread(NamedTuple):
-    """A distribution seen from its second best logit, which has weight 1.
-
-    top, second: the two best logits. rest: sum of exp(z - second) over all but one
-    best. moment: sum of (second - z) exp(z - second) over the same.
-    """
-
-    top: jax.Array
-    second: jax.Array
-    rest: jax.Array
-    moment: jax.Array
-
-
 class _Chunk(NamedTuple):
     best: _Best
-    spread: _Spread
+    spread: Spread
 
 
 def _best(y, z, index) -> _Best:
     size = y.shape[1]
-    top_R, local_R = _highest(y)
+    top_R, local_R = highest(y)
     chosen = jnp.arange(size, dtype=jnp.int32)[None] == local_R[:, None]
     others_R = jax.nn.logsumexp(jnp.where(chosen, NEVER, z), axis=1)
     told_R = jnp.max(jnp.where(chosen, z, -jnp.inf), axis=1) if y is not z else top_R
-    runner_y, runner_R = _highest(jnp.where(chosen, -jnp.inf, y))
+    runner_y, runner_R = highest(jnp.where(chosen, -jnp.inf, y))
     ids = index * size + local_R, index * size + runner_R
     return _Best(top_R, ids[0], told_R, others_R, runner_y, ids[1])
 
 
-def _highest(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The highest value of each row, and its first place.
-
-    On a CPU two plain reductions take a third of the time of `argmax`, which reduces
-    pairs.
-    """
-    size = a.shape[1]
-    top_R = jnp.max(a, axis=1)
-    place_X = jnp.arange(size, dtype=jnp.int32)[None]
-    place_R = jnp.min(jnp.where(a == top_R[:, None], place_X, size - 1), axis=1)
-    return top_R, place_R
-
-
-def _spread(z) -> _Spread:
-    top_R, place_R = _highest(z)
-    first = jnp.arange(z.shape[1], dtype=jnp.int32)[None] == place_R[:, None]
-    second_R = jnp.max(jnp.where(first, NEVER, z), axis=1)
-    # Ids that may not be predicted weigh nothing; a whole chunk may be of them.
-    live = (z > NEVER) & ~first
-    below = jnp.where(live, second_R[:, None] - z, 0.0)
-    weight = jnp.where(live, jnp.exp(-below), 0.0)
-    moment_R = jnp.sum(weight * below, axis=1)
-    return _Spread(top_R, second_R, jnp.sum(weight, axis=1), moment_R)
-
-
 def _merge(a: _Chunk, b: _Chunk) -> _Chunk:
     """The two chunks as one; of equal values the earlier one is the best."""
-    first = a.spread.top >= b.spread.top
-    win, lose = (
-        _Spread(*(jnp.where(first, x, w) for x, w in zip(*pair, strict=True)))
-        for pair in ((a.spread, b.spread), (b.spread, a.spread))
-    )
-    second = jnp.maximum(win.second, lose.top)
-
-    def seen(rest, moment, old):
-        """A sum seen from a logit that is no lower than the one it was seen from."""
-        # Where nothing was alive there is nothing to see.
-        below = jnp.where(rest > 0, second - old, 0.0)
-        fade = jnp.exp(-below)
-        return fade * rest, fade * (below * rest + moment)
-
-    is_alive = (lose.top > NEVER).astype(jnp.float32)
-    parts = (
-        seen(win.rest, win.moment, win.second),
-        seen(lose.rest, lose.moment, lose.second),
-        seen(is_alive, jnp.zeros_like(is_alive), lose.top),
-    )
-    rest, moment = (sum(part, jnp.float32(0)) for part in zip(*parts, strict=True))
-    spread = _Spread(win.top, second, rest, moment)
-    return _Chunk(_merge_best(a.best, b.best), spread)
+    return _Chunk(_merge_best(a.best, b.best), merged(a.spread, b.spread))
 
 
 def _merge_best(a: _Best, b: _Best) -> _Best:
@@ -218,22 +158,6 @@ def _merge_best(a: _Best, b: _Best) -> _Best:
     of_b = jnp.where(keep, b.y, b.runner_y), jnp.where(keep, b.token, b.runner)
     runner = (jnp.where(from_a, x, w) for x, w in zip(of_a, of_b, strict=True))
     return _Best(y, token, z, others, *runner)
-
-
-def _features(top, second, rest, moment):
-    """(gap, margin, entropy) of a distribution.
-
-    With e = exp(-gap) and r = e * rest the best has probability 1 / (1 + r). The
-    margin is -log(1 - p_best + p_second), which is -log(e (1 + rest) / (1 + r)); the
-    entropy is log(1 + r) + e (gap * rest + moment) / (1 + r). None saturates, but that
-    an entropy of less than about 1e-36 is 0.
-    """
-    gap = top - second
-    small = jnp.exp(-gap)
-    others = small * rest
-    margin = jnp.log1p(others) + gap - jnp.log1p(rest)
-    spread = small * (jnp.where(rest > 0, gap, 0.0) * rest + moment)
-    return gap, margin, jnp.log1p(others) + spread / (1.0 + others)
 
 
 def _floor(tempered, chunks: int, chunk: int, rows: int, sampling: Sampling):
