@@ -48,7 +48,10 @@ def random(config: ModelConfig = CONFIG, seed: int = 0):
 
     def leaf(path, like):
         middle = float("scale" in jax.tree_util.keystr(path))
-        return jnp.asarray(middle + 0.25 * draw(size=like.shape), like.dtype)
+        # The head lies by ids, and was drawn when it did not.
+        is_head = "head" in jax.tree_util.keystr(path)
+        drawn = draw(size=like.shape[::-1]).T if is_head else draw(size=like.shape)
+        return jnp.asarray(middle + 0.25 * drawn, like.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, abstract(config))
 
