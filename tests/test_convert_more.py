@@ -123,7 +123,7 @@ def test_a_chunk_that_is_gone_is_noticed(tmp_path, source):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 2}, "version=2 in config.json must be 1"),
+        ({"version": 1}, "version=1 in config.json must be 2"),
         ({"model": {"name": "x"}}, "does not describe a model"),
         ({"model": ...}, "does not describe a model"),
     ],
