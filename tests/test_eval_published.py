@@ -5,6 +5,7 @@ import functools
 
 import folders
 import jax.numpy as jnp
+import policy_films
 import policy_rules as rules
 import pytest
 from policy_films import WIDE, film, play, replay
@@ -18,6 +19,7 @@ from jaxdave.eval.habits import Habits
 from jaxdave.eval.presets import open_preset
 from jaxdave.eval.progress import watching
 from jaxdave.eval.wanted import Wanted, methods_of
+from jaxdave.types import Doubt, Prediction
 
 ROOM = 8
 MANY = ("static", "threshold", "freedave", "freedave-threshold")
@@ -85,8 +87,23 @@ def test_a_certain_model_is_decoded_from_the_left(quick_compiles):
 
 
 def test_a_certain_model_leaves_nothing_in_doubt():
-    tied = policies.certain(policies.static(1))
-    assert tied.sure is not None and tied.sure(None, (), jnp.float32(9))  # pyright: ignore
+    near_W, lead_W = jnp.linspace(0.0, 1.0, 4), jnp.full(4, 99.0)
+    token_W = jnp.arange(4, dtype=jnp.int32)
+    pred = Prediction(token_W, near_W, near_W, near_W, near_W, -token_W, lead_W)
+    masks_W = jnp.full(4, policy_films.MASK, jnp.int32)
+    view = policy_films.view_of(
+        pred, jnp.zeros((4, 6)), masks_W, jnp.int32(0), jnp.int32(4), jnp.int32(0),
+        policy_films.key_of(0, 0),
+    )  # fmt: skip
+    for plain in (policies.static(1), policies.low_confidence(3)):
+        tied, memory = policies.certain(plain), plain.init(4, 6)
+        assert tied.sure is not None and plain.sure is not None
+        assert tied.sure(view, memory, Doubt.every(jnp.float32(9)))
+        assert not plain.sure(view, memory, Doubt.every(jnp.float32(9)))
+    # What is random by itself is not made certain.
+    drawn = policies.certain(policies.maskgit_plus(4, alg_temp=1e-30))
+    assert drawn.sure is not None
+    assert not drawn.sure(view, drawn.init(4, 6), Doubt.every(jnp.float32(0)))
     assert policies.certain(policies.wino()).sure is None
 
 
