@@ -79,7 +79,7 @@ def renamed(weights, config):
         elif keys[0] == "norm":
             array = w["model.norm.weight"]
         else:
-            array = w["lm_head.weight"].T
+            array = w["lm_head.weight"]
         assert array.shape == like.shape, keys
         return jnp.asarray(array)
 
