@@ -23,8 +23,8 @@ SLACK = 2e-6
 """Exponentials and logarithms near 1 are off by less, and not alike in all programs."""
 
 FAINT = 1e-24
-"""Nats; less counts as none. Exponentials that are too small for a float are lost, and
-so up to 1e-30 of an entropy: more than all of one, if that may be as small."""
+"""Nats; less counts as none. Exponentials too small for a float are lost, in one
+program and not in another, and with them up to 1e-30 of an entropy."""
 
 
 class Span(NamedTuple):
