@@ -197,6 +197,7 @@ def test_no_draft_function_can_change_the_text(temperature):
                 assert row.token_ids == want.token_ids
 
 
+@quick
 @pytest.mark.parametrize(
     ("policy", "drafts", "length", "sampling"),
     [

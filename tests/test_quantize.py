@@ -98,6 +98,7 @@ def test_logits_are_those_of_the_rounded_weights(config):
     assert np.abs(np.asarray(found) - np.asarray(plain)).max() > 1e-3
 
 
+@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("cache", "temperature", "dtype"),
     [
@@ -113,7 +114,7 @@ def test_drafts_keep_the_text(cache, temperature, dtype):
         cache=cache, temperature=temperature,
     )  # fmt: skip
     saved = 0
-    for seed, cap, lengths in ((0, 2, [33]), (1, 8, [40]), (2, 5, [3, 17, 9, 30])):
+    for seed, cap, lengths in ((0, 2, [33, 2]), (1, 8, [5, 40]), (2, 5, [3, 17])):
         drawn = toys.scaled(config, seed)
         params = tree_int8(jax.tree.map(lambda a: a.astype(dtype), drawn))
         prompts = toys.prompts_of(lengths, seed)
