@@ -77,7 +77,9 @@ def against_the_oracle(shape, batch):
         (policies.static(2), 8, 8, 16, "none", False),
         (policies.left_to_right(1), 3, 3, 24, "prefix", True),
         (policies.threshold(0.3), 16, 8, 24, "dual", False),
-        (policies.threshold(0.0), 2, 8, 16, "none", True),
+        pytest.param(
+            (policies.threshold(0.0), 2, 8, 16, "none", True), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda shape: f"{shape[0].name}-{shape[4]}",
 )
@@ -98,7 +100,11 @@ def test_any_drafts_give_the_oracles_text_at_length(shape, cases):
     ("shape", "temperature"),
     [
         ((policies.static(1), 8, 8, 16, "none", False), 1.0),
-        ((policies.left_to_right(1), 4, 4, 24, "prefix", False), 0.7),
+        pytest.param(
+            (policies.left_to_right(1), 4, 4, 24, "prefix", False),
+            0.7,
+            marks=pytest.mark.slow,
+        ),
         ((policies.threshold(0.3), 3, 8, 24, "dual", True), 0.7),
     ],
     ids=["none", "prefix", "dual"],

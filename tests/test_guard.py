@@ -65,8 +65,8 @@ def test_the_text_is_that_of_every_draft_length_and_batch(temperature):
     settings = {"numerics": "guarded", "temperature": temperature}
     plain = build(policies.static(1), 1, 4, 30, **settings)
     want = texts(generate(plain, net, prompts, seed=3))
-    decoder = build(policies.static(1), (1, 2, 6), 4, 30, **settings)
-    for cap in (1, 3, 4, 6):
+    decoder = build(policies.static(1), (1, 6), 4, 30, **settings)
+    for cap in (1, 3, 6):
         quick = generate(capped(decoder, cap), net, prompts, seed=3)
         assert texts(quick) == want
     alone = generate(decoder, net, prompts[1:2], seed=3)
@@ -126,11 +126,10 @@ def test_transformers_keep_their_text_in_any_shape(cache, dtype):
     plain = decoders.static(config, **common)
     want = generate(plain, params, prompts).rows
     assert plain.numerics == "guarded"
-    for drafts in (4, (2, 6)):
-        decoder = decoders.freedave(config, draft_steps=drafts, **common)
-        rows = generate(decoder, params, prompts).rows
-        assert [r.token_ids for r in rows] == [r.token_ids for r in want]
-        assert sum(r.nfe.total for r in rows) < sum(r.nfe.total for r in want)
+    decoder = decoders.freedave(config, draft_steps=(2, 6), **common)
+    rows = generate(decoder, params, prompts).rows
+    assert [r.token_ids for r in rows] == [r.token_ids for r in want]
+    assert sum(r.nfe.total for r in rows) < sum(r.nfe.total for r in want)
     alone = generate(decoder, params, prompts[:1]).rows[0]
     assert alone.token_ids == want[0].token_ids
 

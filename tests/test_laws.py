@@ -76,11 +76,11 @@ def against_the_oracle(policy, drafts, length, room, batch):
     "shape",
     [
         (policies.static(1), 13, 2, 19),
-        (policies.static(2), 7, 4, 37),
+        pytest.param((policies.static(2), 7, 4, 37), marks=pytest.mark.slow),
         (policies.left_to_right(1), 16, 1, 24),
         (policies.threshold(0.3), 5, 8, 40),
         (policies.threshold(0.9), 4, 32, 33),
-        (policies.threshold(0.0), 3, 4, 30),
+        pytest.param((policies.threshold(0.0), 3, 4, 30), marks=pytest.mark.slow),
     ],
     ids=lambda shape: shape[0].name,
 )
@@ -109,8 +109,15 @@ def with_noise(policy, drafts, length, room, sampling, cases):
     ("shape", "temperature", "filters"),
     [
         ((policies.static(1), 13, 4, 30), 0.7, FILTERS[0]),
-        ((policies.static(2), 6, 32, 33), 1.0, FILTERS[1]),
-        ((policies.left_to_right(1), 9, 2, 19), 1.0, FILTERS[2]),
+        pytest.param(
+            (policies.static(2), 6, 32, 33), 1.0, FILTERS[1], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            (policies.left_to_right(1), 9, 2, 19),
+            1.0,
+            FILTERS[2],
+            marks=pytest.mark.slow,
+        ),
         ((policies.threshold(0.3), 5, 8, 40), 0.7, FILTERS[3]),
     ],
     ids=["static(1)", "static(2)", "left_to_right", "threshold"],

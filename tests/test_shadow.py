@@ -34,9 +34,16 @@ KINDS = {
     "sdar": ("sdar-1m", causal_network),
     "fast-dllm": ("fast-dllm-v2-7b", causal_network),
 }
-CASES = [(kind, "exact") for kind in KINDS] + [
+CASES = [
+    ("dream none", "exact"),
+    ("llada cached", "exact"),
+    ("sdar", "exact"),
     ("dream cached", "fast"),
     ("sdar", "fast"),
+    *(
+        pytest.param(kind, "exact", marks=pytest.mark.slow)
+        for kind in ("llada none", "dream cached", "fast-dllm")
+    ),
 ]
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -190,7 +197,13 @@ def test_guidance_mixes_what_the_shadows_of_two_canvases_say():
 
 @pytest.mark.parametrize(
     "kind",
-    ["llada none", "dream prefix", "llada dual", "dream dual", "sdar", "fast-dllm"],
+    [
+        *("llada none", "dream prefix", "fast-dllm"),
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("llada dual", "dream dual", "sdar")
+        ),
+    ],
 )
 def test_drafts_keep_the_text_of_real_networks(kind):
     name, _, cache = kind.partition(" ")
