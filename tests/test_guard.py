@@ -65,7 +65,7 @@ def test_the_text_is_that_of_every_draft_length_and_batch(temperature):
     settings = {"numerics": "guarded", "temperature": temperature}
     plain = build(policies.static(1), 1, 4, 30, **settings)
     want = texts(generate(plain, net, prompts, seed=3))
-    decoder = build(policies.static(1), (1, 6), 4, 30, **settings)
+    decoder = build(policies.static(1), (1, 2, 6), 4, 30, **settings)
     for cap in (1, 3, 6):
         quick = generate(capped(decoder, cap), net, prompts, seed=3)
         assert texts(quick) == want
