@@ -8,6 +8,24 @@ import jax.numpy as jnp
 from jaxdave.types import KVCache
 
 
+def side_by_side(function):
+    """A function of one row (and its cache) as a function of all, by `vmap`.
+
+    A single row goes as it is: its slices stay slices, where those of many become
+    gathers and scatters, and what it decides is a branch, where many select.
+    rows: arrays [B, ...]; cache: [N, B, ...].
+    """
+
+    def mapped(rows, *cache):
+        if jax.tree.leaves(rows)[0].shape[0] > 1:
+            return jax.vmap(function, (0, 1)[: 1 + len(cache)])(rows, *cache)
+        only = lambda axis: lambda a: jax.lax.squeeze(a, (axis,))  # noqa: E731
+        made = function(jax.tree.map(only(0), rows), *jax.tree.map(only(1), cache))
+        return jax.tree.map(lambda a: a[None], made)
+
+    return mapped
+
+
 def put_row(cache: KVCache, window: KVCache, at) -> KVCache:
     """The window's keys and values [N, L, G, D] written into one row's cache."""
     return jax.tree.map(
@@ -44,7 +62,8 @@ def put_rows(function, rows: Any, cache: Any, chosen_B, one_by_one: bool):
     chosen costing nothing; otherwise side by side.
     """
     if not one_by_one:
-        moved, made = jax.vmap(function, out_axes=(0, 1))(rows)
+        moved, made = side_by_side(function)(rows)
+        made = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), made)
         rows = jax.tree.map(lambda a, b: _chosen(chosen_B, a, b, 0), moved, rows)
         return rows, jax.tree.map(lambda a, b: _chosen(chosen_B, a, b, 1), made, cache)
 

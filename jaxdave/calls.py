@@ -1,10 +1,11 @@
 """The network calls of one row, and what each one moves.
 
 A call evaluates states and so makes the policy's next state known. There are three
-kinds: `prime` evaluates the state that a row stands at from its tokens alone, and makes
-the cache that later calls read (the prefill, and the refresh of a full-attention
-model); `judge` evaluates drafts of the window against that cache; `recheck` evaluates
-one state again where a call under guarded numerics was too close to call.
+kinds: `opened` and `refresh` evaluate the state that a row stands at from its tokens
+alone, and make the cache that later calls read (the prefill, and what a full-attention
+model needs at a new block); `judge` evaluates drafts of the window against that cache;
+`recheck` evaluates one state again where a call under guarded numerics was too close to
+call.
 
 What decides (the targets) is read from the active block only, always in the same
 shapes; what merely guesses (the stale prediction of the whole window) is read apart
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 
 from jaxdave.draft import Outlook
 from jaxdave.evaluate import evaluate, window_only
+from jaxdave.noise import request_key
 from jaxdave.outcome import Info, Judged, counted, no_info, settle, walked_from
 from jaxdave.predict import decide, difference, nothing
 from jaxdave.state import Drafts, Guess, RowState, Stand, Stats
@@ -28,18 +30,18 @@ from jaxdave.types import Doubt, Prediction
 
 if TYPE_CHECKING:
     from jaxdave.decode import Program
-    from jaxdave.terms import Terms
+    from jaxdave.terms import Prompts, Terms
 
 
 PRIMED = 8
 """A call from the tokens alone looks ahead as far as so many drafts reach."""
 
 
-def fresh_row(
-    program: "Program", tokens_T, begin, end, told_T, key, hidden
-) -> RowState:
-    """A row before its first call. hidden: shape and dtype of its vectors [L, E]."""
+def _fresh_row(program: "Program", prompt: "Prompts", hidden_LE) -> RowState:
+    """A row before its first call, which will make such vectors."""
+    tokens_T, begin, end, told_T, seed, request = prompt
     grid, policy = program.grid, program.policy
+    shape = grid.window_length, hidden_LE.shape[-1]
     zero, no, none = jnp.int32(0), jnp.bool_(False), jnp.float32(0)
     # With a guard call after every verify call there are two calls a position.
     calls = tokens_T.shape[0] * (2 if program.guarded else 1)
@@ -49,31 +51,50 @@ def fresh_row(
         jnp.zeros((calls,), jnp.int32),
     )  # fmt: skip
     return RowState(
-        tokens_T, jnp.zeros(hidden.shape, hidden.dtype), nothing(program), begin, end,
+        tokens_T, jnp.zeros(shape, hidden_LE.dtype), nothing(program), begin, end,
         told_T, grid.first(begin), jnp.bool_(True), zero,
-        policy.init(grid.length, hidden.shape[-1]), no, key, no, zero,
+        policy.init(grid.length, shape[-1]), no, request_key(seed, request), no, zero,
         jnp.zeros((2,), jnp.float32), stats,
     )  # fmt: skip
 
 
-def prime(
-    program: "Program", params, row: RowState, size: int, doubt: Doubt | None = None
+def opened(
+    program: "Program", params, prompt: "Prompts", size: int, doubt: Doubt | None
 ):
-    """One call from the tokens alone: (the row after it, its new cache [N, T, ...]).
+    """A row's first call, the prefill: (the row after it, its cache [N, T, ...]).
 
     size: of the prompt, a power of two. doubt: the call may be made in any shape, and
     its numbers be off by so much; None: in the trusted shape.
     """
-    near = program.grid.near(min(program.most, PRIMED))
     call = program.network.prime if doubt is None else program.network.opening
     assert call is not None, "no call may open a row but the trusted one"
-    hidden_LE, cache = call(
-        params, row.tokens_T, row.begin, row.start, row.end, near, size
+    tokens_T, begin, end, *_ = prompt
+    start = program.grid.first(begin)
+    hidden_LE, cache = _primed(
+        program, call, params, (tokens_T, begin, start, end), size
     )
-    chex.assert_shape(hidden_LE, (near, None))
-    solid = row.start if doubt is None else jnp.int32(0)
+    row = _fresh_row(program, prompt, hidden_LE)
+    solid = start if doubt is None else jnp.int32(0)
     row = dataclasses.replace(row, solid=solid)
     return _from_tokens(program, params, row, hidden_LE, doubt)[0], cache
+
+
+def refresh(program: "Program", params, row: RowState):
+    """One call that makes a row's cache anew: (the row after it, its cache)."""
+    canvas = row.tokens_T, row.begin, row.start, row.end
+    size = row.tokens_T.shape[0]
+    hidden_LE, cache = _primed(program, program.network.prime, params, canvas, size)
+    stats = row.stats._replace(refresh=row.stats.refresh + 1)
+    row = dataclasses.replace(row, solid=row.start, stats=stats)
+    return _from_tokens(program, params, row, hidden_LE, None)[0], cache
+
+
+def _primed(program: "Program", call, params, canvas, size: int):
+    """A call from the tokens alone, which tells of the window's next few blocks."""
+    near = program.grid.near(min(program.most, PRIMED))
+    hidden_LE, cache = call(params, *canvas, near, size)
+    chex.assert_shape(hidden_LE, (near, None))
+    return hidden_LE, cache
 
 
 def recheck(program: "Program", params, row: RowState, cache):

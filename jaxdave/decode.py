@@ -19,6 +19,7 @@ call more where a decision was too close to call.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -26,10 +27,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave import calls
-from jaxdave.cache import put_rows, put_some, put_windows
+from jaxdave.cache import put_rows, put_some, put_windows, side_by_side
 from jaxdave.draft import DraftFn
 from jaxdave.grid import Grid, past_known
-from jaxdave.noise import request_key
 from jaxdave.outcome import Info, Judged, no_info, settle
 from jaxdave.pace import fastest
 from jaxdave.sampling import Sampling
@@ -95,22 +95,13 @@ class Program:
         is_loose = self.guarded and self.network.opening is not None
         doubt = terms.doubt if is_loose else None
         rows, capacity = prompts.tokens_BT.shape
-        hidden = jax.eval_shape(
-            lambda tokens_T: self.network.prime(
-                params, tokens_T, jnp.int32(0), jnp.int32(0), jnp.int32(1),
-                self.grid.window_length, prefill_length,
-            )[0],
-            jax.ShapeDtypeStruct((capacity,), jnp.int32),
-        )  # fmt: skip
 
         def one(prompt: Prompts):
-            tokens_T, begin, end, told_T, seed, request = prompt
-            key = request_key(seed, request)
-            row = calls.fresh_row(self, tokens_T, begin, end, told_T, key, hidden)
-            return calls.prime(self, params, row, prefill_length, doubt)
+            return calls.opened(self, params, prompt, prefill_length, doubt)
 
         apart = self.exact or (self.guarded and not is_loose)
-        states, cache = jax.lax.map(one, prompts) if apart else jax.vmap(one)(prompts)
+        over = functools.partial(jax.lax.map, one) if apart else side_by_side(one)
+        states, cache = over(prompts)
         chex.assert_shape(states.tokens_T, (rows, capacity))
         return DecodeState(states, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))
 
@@ -179,9 +170,7 @@ class Program:
         stale_B = state.rows.stale & ~state.rows.done
 
         def one(row: RowState):
-            stats = row.stats._replace(refresh=row.stats.refresh + 1)
-            row = dataclasses.replace(row, stats=stats)
-            return calls.prime(self, params, row, row.tokens_T.shape[0])
+            return calls.refresh(self, params, row)
 
         def some(held: DecodeState) -> DecodeState:
             apart = self.exact or self.guarded
@@ -193,7 +182,7 @@ class Program:
     def over_rows(self, function):
         """A function of (one row, its cache) as a function of all rows."""
         if not self.exact:
-            return jax.vmap(function, in_axes=(0, 1))
+            return side_by_side(function)
 
         def mapped(rows, cache):
             def one(index):

@@ -163,8 +163,9 @@ def network(length: int, chunk: int = CHUNK) -> Network:
         said = table(params, hidden_RE[:, :1], hidden_RE[:, 1:2], ids[None], as_float)
         return said + off(params, hidden_RE, ids[None])
 
-    def empty_cache(rows, capacity):
-        zero = jnp.zeros((1, rows, capacity, 1, 1), jnp.int32)
+    def empty_cache(params, capacity):
+        del params
+        zero = jnp.zeros((1, capacity, 1, 1), jnp.int32)
         return KVCache(zero, zero)
 
     def logits_at(params, hidden_RE, ids_RM):
@@ -176,13 +177,17 @@ def network(length: int, chunk: int = CHUNK) -> Network:
         # As if computed where no piece ever sits.
         return hidden_LE.at[:, np.array([2, 5])].set(OPENING), cache
 
-    chunks = Chunks(forward, TILE)
+    chunks = Chunks(forward, TILE, lambda params: VECTOR)
     prime = in_chunks(chunks, empty_cache)
     plain = Network(
         forward, prime, logits, logits_at, ROWS, SIZE, (MASK,), chunk, pieces=pieces,
         recheck=further(chunks), opening=opening,
     )  # fmt: skip
     return halved(plain)
+
+
+VECTOR = jax.ShapeDtypeStruct((6,), jnp.uint32)
+"""What the hash network makes of a position."""
 
 
 def as_masked(hash_KL, place_L):

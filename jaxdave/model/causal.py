@@ -60,12 +60,11 @@ def causal_network(
 
     def chunks_of(model: Model) -> Chunks:
         forward = functools.partial(plain, model)
-        return Chunks(
-            forward, TILE if model.exact else _fast_chunk(length), model.align
-        )
+        size = TILE if model.exact else _fast_chunk(length)
+        return Chunks(forward, size, model.vector, model.align)
 
     def prime_of(model: Model):
-        chunked = in_chunks(chunks_of(model), _empty_cache(config))
+        chunked = in_chunks(chunks_of(model), _empty_cache_of(model))
 
         def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
             hidden, cache = chunked(params, tokens_T, begin, start, end, window, prompt)
@@ -126,10 +125,11 @@ def _aligned(hidden_MPE: jax.Array, cut: Pieces) -> jax.Array:
     return jnp.concatenate([first_ME[:, None], hidden_MPE[:, :-1]], axis=1)
 
 
-def _empty_cache(config: ModelConfig):
-    def empty_cache(rows: int, capacity: int):
-        c = config
-        shape = (c.num_layers, rows, capacity, c.kv_heads, c.head_dim)
-        return KVCache(jnp.zeros(shape), jnp.zeros(shape))
+def _empty_cache_of(model: Model):
+    def empty_cache(params, capacity: int):
+        c = model.config
+        shape = (c.num_layers, capacity, c.kv_heads, c.head_dim)
+        empty = jnp.zeros(shape, model.vector(params).dtype)
+        return KVCache(empty, empty)
 
     return empty_cache

@@ -81,6 +81,11 @@ class Model:
         self.align = shifted if self.shift else lambda hidden: hidden
         self.chunk = _head_chunk(config.vocab_rows)
 
+    def vector(self, params) -> jax.ShapeDtypeStruct:
+        """What is made of a position: a vector of this shape, K/V of this dtype."""
+        dtype = params["norm"]["scale"].dtype if self.dtype is None else self.dtype
+        return jax.ShapeDtypeStruct((self.config.hidden,), dtype)
+
     def rope(self, place):
         """Cosines and sines of positions."""
         return jnp.asarray(self.cos)[place], jnp.asarray(self.sin)[place]

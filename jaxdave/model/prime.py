@@ -1,7 +1,7 @@
 """The call that evaluates a state from its tokens alone and makes the cache."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +16,26 @@ Align = Callable[[jax.Array], jax.Array]
 class Chunks(NamedTuple):
     """How a block-causal network evaluates a canvas: at most `size` tokens per pass.
 
-    forward: as `Network.forward`, its vectors not aligned yet.
+    forward: as `Network.forward`, its vectors not aligned yet; like(params) -> shape
+    and dtype of one vector, told without tracing what makes it.
     """
 
     forward: Forward
     size: int
+    like: Callable[[Any], jax.ShapeDtypeStruct]
     align: Align = lambda hidden: hidden
 
 
 def in_chunks(chunks: Chunks, empty_cache):
-    """`Network.prime`: the prefill of a block-causal network."""
+    """`Network.prime`: the prefill of a block-causal network.
+
+    empty_cache(params, capacity) -> cache of one row, in the dtypes of what is kept.
+    """
 
     def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
         del begin
         own = chunks._replace(size=min(chunks.size, prompt))
-        cache = jax.tree.map(lambda a: a[:, 0], empty_cache(1, tokens_T.shape[0]))
-        _, kv = jax.eval_shape(
-            own.forward, params, tokens_T[None, : own.size], jnp.int32(0), end, cache
-        )
-        # Keys and values are kept in the dtype that the network makes them in.
-        cache = jax.tree.map(lambda a, new: a.astype(new.dtype), cache, kv)
+        cache = empty_cache(params, tokens_T.shape[0])
         return _run(own, params, tokens_T, jnp.int32(0), start, end, window, cache)
 
     return prime
@@ -70,11 +70,9 @@ def _run(chunks: Chunks, params, tokens_T, first, start, end, window: int, cache
         hidden_QE = jax.lax.dynamic_update_slice(hidden_QE, hidden[0], (place, 0))
         return put_row(cache, jax.tree.map(lambda a: a[:, 0], new), at), hidden_QE
 
-    hidden, _ = jax.eval_shape(
-        chunks.forward, params, tokens_T[None, :size], jnp.int32(0), end, cache
-    )
+    like = chunks.like(params)
     most = (window + size - 1) // size + 1
-    hidden_QE = jnp.zeros((most * size, hidden.shape[-1]), hidden.dtype)
+    hidden_QE = jnp.zeros((most * size, *like.shape), like.dtype)
     cache, hidden_QE = jax.lax.fori_loop(first, count, one, (cache, hidden_QE))
     told_QE = chunks.align(hidden_QE)
     return jax.lax.dynamic_slice_in_dim(told_QE, start - kept * size, window), cache
