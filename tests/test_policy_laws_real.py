@@ -122,6 +122,7 @@ SEEDS = {"causal": 6, "none": 8, "prefix": 2, "dual": 9}
 """For draws that are unlike: both families, two temperatures, 4 to 13 drafts."""
 
 
+@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("kind", KINDS)
 def test_drafts_keep_the_text_of_transformers(kind):
     """Some policies, as compiling them takes long; one layout has rows alone."""
@@ -148,6 +149,7 @@ def test_drafts_keep_the_text_of_transformers_everywhere(kind):
     law()
 
 
+@pytest.mark.usefixtures("quick_compiles")
 def test_saber_keeps_its_text_on_a_shifted_block_causal_model():
     """What predicts a block's first token lies in the window or before it, depending
     on where the window stands; SABER would ask for it once the token is decided."""
