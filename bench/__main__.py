@@ -92,7 +92,6 @@ def main() -> None:
     plan = measure.QUICK if args.quick else Plan()
     if args.rounds is not None:
         plan = dataclasses.replace(plan, rounds=args.rounds)
-    plan = plan if on_cpu() else dataclasses.replace(plan, numerics="guarded")
     sizes = args.sizes or (("demo", "1M") if args.quick else usual())
     report = common.begin(", ".join(sizes))
     report.machine["commit"] = commit()

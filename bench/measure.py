@@ -50,7 +50,7 @@ class Plan:
     rounds: int = 7
     drafts: tuple[int, ...] = (1, 2, 4, 8, 16)
     large: tuple[int, ...] = (1, 4, 8)
-    numerics: str = "exact"
+    numerics: str = "guarded"
     problems: int = 24
 
 

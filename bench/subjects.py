@@ -60,7 +60,7 @@ class Subject:
         kind = "trained" if self.acceptance is None else f"scripted {self.acceptance}"
         return f"{self.name} ({kind})"
 
-    def decoder(self, draft_steps: DraftSteps, numerics: str = "exact") -> Decoder:
+    def decoder(self, draft_steps: DraftSteps, numerics: str = "guarded") -> Decoder:
         """FreeDave; of one draft, static in its own fastest shape."""
         network = None
         if self.acceptance is not None:
@@ -71,13 +71,13 @@ class Subject:
         )  # fmt: skip
 
     def bench(
-        self, draft_steps: DraftSteps, rows: int = 1, numerics: str = "exact"
+        self, draft_steps: DraftSteps, rows: int = 1, numerics: str = "guarded"
     ) -> Bench:
         """A decode of so many rows."""
         decoder = self.decoder(draft_steps, numerics)
         return Bench(decoder, self.params, self.prompts[:rows])
 
-    def program(self, draft_steps: int, numerics: str = "exact") -> Program:
+    def program(self, draft_steps: int, numerics: str = "guarded") -> Program:
         """The program of a decoder."""
         return self.decoder(draft_steps, numerics).program
 
