@@ -65,12 +65,13 @@ def dependence(subject: Subject, plan: Plan, book: Book) -> None:
     base = subject.bench(_TO, numerics=plan.numerics)
     base.result()
     longer = dataclasses.replace(subject, prompts=[subject.prompts[0] * 12])
-    wide = _changed(subject, vocab_rows=8192, vocab_size=8192)
-    wider = _changed(subject, vocab_rows=32768, vocab_size=32768)
+    # From two chunks on; a head of one is not cut at all.
+    wide = _changed(subject, vocab_rows=16384, vocab_size=16384)
+    wider = _changed(subject, vocab_rows=65536, vocab_size=65536)
     plain = used(base)["fresh"]
     for what, before, after in (
         ("KB more at a bucket 8 times longer", None, longer),
-        ("KB more at vocabulary 32768 than at 8192 (one head chunk)", wide, wider),
+        ("KB more at vocabulary 65536 than at 16384", wide, wider),
     ):
         sizes = [plain]
         for one in (before, after):

@@ -5,43 +5,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdave.types import KVCache
 
+def put_row(cache: Any, window: Any, at) -> Any:
+    """The window's keys and values [N, L, ...] written into one row's cache."""
 
-def side_by_side(function):
-    """A function of one row (and its cache) as a function of all, by `vmap`.
+    def put(a, b):
+        return jax.lax.dynamic_update_slice(a, b, (0, at, *([0] * (a.ndim - 2))))
 
-    A single row goes as it is: its slices stay slices, where those of many become
-    gathers and scatters, and what it decides is a branch, where many select.
-    rows: arrays [B, ...]; cache: [N, B, ...].
-    """
-
-    def mapped(rows, *cache):
-        if jax.tree.leaves(rows)[0].shape[0] > 1:
-            return jax.vmap(function, (0, 1)[: 1 + len(cache)])(rows, *cache)
-        only = lambda axis: lambda a: jax.lax.squeeze(a, (axis,))  # noqa: E731
-        made = function(jax.tree.map(only(0), rows), *jax.tree.map(only(1), cache))
-        return jax.tree.map(lambda a: a[None], made)
-
-    return mapped
-
-
-def put_row(cache: KVCache, window: KVCache, at) -> KVCache:
-    """The window's keys and values [N, L, G, D] written into one row's cache."""
-    return jax.tree.map(
-        lambda a, b: jax.lax.dynamic_update_slice(a, b, (0, at, 0, 0)),
-        cache,
-        window,
-    )
+    return jax.tree.map(put, cache, window)
 
 
 def put_windows(cache: Any, window: Any, start_B) -> Any:
     """Every row's window [B, N, L, ...] written at the row's own place, in place.
 
-    A window of None adds nothing.
+    A window of None adds nothing. One row alone has no axis B.
     """
     if window is None:
         return cache
+    if start_B.ndim == 0:
+        return put_row(cache, window, start_B)
 
     def put(row, held):
         return jax.tree.map(
@@ -59,11 +41,13 @@ def put_rows(function, rows: Any, cache: Any, chosen_B, one_by_one: bool):
     """Some rows and their caches replaced by function(row) -> (row, its cache).
 
     rows: arrays [B, ...]; cache: [N, B, ...]. one_by_one: in turn, rows that are not
-    chosen costing nothing; otherwise side by side.
+    chosen costing nothing; otherwise side by side. One row alone has no axis B, and is
+    always replaced.
     """
+    if chosen_B.ndim == 0:
+        return function(rows)
     if not one_by_one:
-        moved, made = side_by_side(function)(rows)
-        made = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), made)
+        moved, made = jax.vmap(function, out_axes=(0, 1))(rows)
         rows = jax.tree.map(lambda a, b: _chosen(chosen_B, a, b, 0), moved, rows)
         return rows, jax.tree.map(lambda a, b: _chosen(chosen_B, a, b, 1), made, cache)
 
@@ -82,8 +66,12 @@ def put_rows(function, rows: Any, cache: Any, chosen_B, one_by_one: bool):
 def put_some(function, rows: Any, cache: Any, chosen_B):
     """Chosen rows and their caches replaced by function(row, its cache), in turn.
 
-    A loop of no turns copies nothing, as a cond might.
+    A loop of no turns copies nothing, as a cond might. One row alone has no axis B.
     """
+    if chosen_B.ndim == 0:
+        again = lambda held: (*function(*held[:2]), jnp.bool_(False))  # noqa: E731
+        held = rows, cache, chosen_B
+        return jax.lax.while_loop(lambda held: held[2], again, held)[:2]
 
     def put(held):
         rows, cache, chosen_B = held

@@ -19,7 +19,6 @@ call more where a decision was too close to call.
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -27,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave import calls
-from jaxdave.cache import put_rows, put_some, put_windows, side_by_side
+from jaxdave.cache import put_rows, put_some, put_windows
 from jaxdave.draft import DraftFn
 from jaxdave.grid import Grid, past_known
 from jaxdave.outcome import Info, Judged, no_info, settle
@@ -39,10 +38,28 @@ from jaxdave.types import Network, Policy
 
 
 class DecodeState(NamedTuple):
-    """All rows [B, ...] and their cache [N, B, T, ...]."""
+    """All rows [B, ...] and their cache [N, B, T, ...]; or one, without that axis."""
 
     rows: RowState
     cache: Any
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is one row without an axis."""
+        return self.rows.done.ndim == 0
+
+    def alone(self) -> "DecodeState":
+        """The only row of a batch of one."""
+        return DecodeState(_without(self.rows, 0), _without(self.cache, 1))
+
+    def as_batch(self) -> "DecodeState":
+        """A batch of the one row."""
+        put = lambda tree, at: jax.tree.map(lambda a: jnp.expand_dims(a, at), tree)  # noqa: E731
+        return DecodeState(put(self.rows, 0), put(self.cache, 1))
+
+
+def _without(tree: Any, axis: int) -> Any:
+    return jax.tree.map(lambda a: jax.lax.squeeze(a, (axis,)), tree)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,8 +117,9 @@ class Program:
             return calls.opened(self, params, prompt, prefill_length, doubt)
 
         apart = self.exact or (self.guarded and not is_loose)
-        over = functools.partial(jax.lax.map, one) if apart else side_by_side(one)
-        states, cache = over(prompts)
+        if rows == 1:
+            return DecodeState(*one(_without(prompts, 0))).as_batch()
+        states, cache = jax.lax.map(one, prompts) if apart else jax.vmap(one)(prompts)
         chex.assert_shape(states.tokens_T, (rows, capacity))
         return DecodeState(states, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))
 
@@ -137,7 +155,7 @@ class Program:
             return jax.tree.map(lambda a, b: jnp.where(rests, a, b), there, act())
 
         held = judged, state.rows, resting_B
-        moved, info = self.over_rows(settled)(held, ())
+        moved, info = self._over(state)(settled)(held, ())
         cache = put_windows(state.cache, judged.kept.added, state.rows.start)
         return DecodeState(moved, cache), info
 
@@ -154,7 +172,9 @@ class Program:
             none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
             return jax.lax.cond(rests, lambda: none, act)
 
-        return lambda state: self.over_rows(call)((state.rows, resting_B), state.cache)
+        return lambda state: self._over(state)(call)(
+            (state.rows, resting_B), state.cache
+        )
 
     def _rechecked(self, params: Any, state: DecodeState) -> DecodeState:
         """The state after the guard calls of those rows that doubt."""
@@ -179,10 +199,18 @@ class Program:
 
         return jax.lax.cond(jnp.any(stale_B), some, lambda held: held, state)
 
+    def _over(self, state: DecodeState):
+        """How a function of (one row, its cache) becomes one of the state's rows.
+
+        One row alone is not mapped: its slices stay slices, where those of many become
+        gathers and scatters, and what it decides is a branch, where many select.
+        """
+        return (lambda function: function) if state.is_one else self.over_rows
+
     def over_rows(self, function):
         """A function of (one row, its cache) as a function of all rows."""
         if not self.exact:
-            return side_by_side(function)
+            return jax.vmap(function, in_axes=(0, 1))
 
         def mapped(rows, cache):
             def one(index):
@@ -196,6 +224,8 @@ class Program:
 
     def run(self, params: Any, terms: Terms, state: DecodeState):
         """Step until every row has ended, at most as often as the terms allow."""
+        if state.rows.done.shape == (1,):
+            return self.run(params, terms, state.alone()).as_batch()
 
         def running(held):
             calls, state = held

@@ -24,10 +24,9 @@ USUAL = 3.2, 0.8
 def fastest(sizes: tuple[int, ...], terms: "Terms", rows: RowState) -> jax.Array:
     """Index of the size that is expected to confirm most steps of all rows a second."""
     right, wrong = USUAL
-    p_B = (rows.luck[:, 0] + right) / (
-        rows.luck[:, 0] + rows.luck[:, 1] + right + wrong
-    )
-    live_B = (~rows.done).astype(jnp.float32)
+    right_B, wrong_B = rows.luck.reshape(-1, 2).T
+    p_B = (right_B + right) / (right_B + wrong_B + right + wrong)
+    live_B = (~rows.done).astype(jnp.float32).reshape(-1)
 
     def steps(size: int) -> jax.Array:
         power_KB = p_B[None] ** jnp.arange(size, dtype=jnp.float32)[:, None]

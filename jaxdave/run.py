@@ -19,6 +19,7 @@ from jaxdave.grid import past_seen
 from jaxdave.hints import check_hints
 from jaxdave.model.attention import TILE
 from jaxdave.result import Result, read_rows, settled
+from jaxdave.state import RowState
 from jaxdave.terms import Prompts, Terms, hosted
 from jaxdave.tune import terms_for
 
@@ -56,11 +57,11 @@ def generate(
     made = ready(decoder, params, prompts, seed, requests, draft_text)
     start = time.perf_counter()
     opened = made.init(params, made.terms, made.prompts)
-    state = jax.device_get(made.run(params, made.terms, opened).rows)
+    held = _rows_of(made.run(params, made.terms, opened))
     seconds = time.perf_counter() - start
     grid = decoder.program.grid
     rows = read_rows(
-        DecodeState(state, ()),
+        DecodeState(held, ()),
         length=grid.length,
         mask_id=grid.mask_id,
         stop_ids=grid.stop_ids,
@@ -90,7 +91,8 @@ def stream(
     sent = [len(prompt) for prompt in prompts]
     open_rows = set(range(len(prompts)))
     for call in range(2 * decoder.max_new_tokens + 1):
-        tokens_BT, done_B = jax.device_get((state.rows.tokens_T, state.rows.done))
+        held = _rows_of(state)
+        tokens_BT, done_B = held.tokens_T, held.done
         for row in sorted(open_rows):
             begun, done = len(prompts[row]), bool(done_B[row])
             last = _final(decoder, tokens_BT[row], begun, done)
@@ -139,16 +141,27 @@ def ready(decoder: Decoder, params, prompts: Ids, *packed) -> Ready:
 def begin(decoder: Decoder, params, prompts: Ids) -> DecodeState:
     """The prompts after their prefill, of which nothing is doubted."""
     wanted = _opening(decoder, params, prompts)
-    return compiled(wanted)[0](*wanted.args)
+    state = compiled(wanted)[0](*wanted.args)
+    return state.as_batch() if state.is_one else state
+
+
+def _rows_of(state: DecodeState) -> RowState:
+    """The rows [B, ...] of a state, on the host."""
+    rows = jax.device_get(state.rows)
+    return jax.tree.map(lambda a: a[None], rows) if state.is_one else rows
 
 
 def _opening(decoder: Decoder, params, prompts: Ids, *packed) -> Wanted:
     """The prefill."""
     program = decoder.program
     arrays, length = _pack(decoder, prompts, *packed)
+    is_one = len(prompts) == 1
 
     def init(params, terms: Terms, arrays: Prompts) -> DecodeState:
-        return program.init(params, terms, arrays, length)
+        state = program.init(params, terms, arrays, length)
+        # One row has no axis of its own between the two programs: XLA copies the cache
+        # where a loop's result is laid out with an axis of one.
+        return state.alone() if is_one else state
 
     terms = program.terms(decoder.cap, 2 * decoder.max_new_tokens)
     return Wanted(program, f"init {length}", init, (params, terms, arrays))

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdave.backend import on_cpu
 from jaxdave.noise import gumbel
 from jaxdave.spread import NEVER, Spread, features, highest, merged, spread_of
 from jaxdave.types import Prediction
 
 SPELLED_OUT = 8
-"""Chunks; more are a loop."""
+"""Chunks off a CPU; more are a loop."""
 NUCLEUS = 1024
 """Top-p without top-k looks at this many of the best tokens."""
 
@@ -103,14 +104,20 @@ def read(
 def over_chunks(first: int, chunks: int, fold: Callable[[jax.Array, Any], Any], held):
     """fold(index, held) -> held for the chunks from `first` on.
 
-    Few are spelled out: what each reads then lies at a place that is known when the
-    program is compiled, and a GPU reads it there instead of from a copy.
+    Few are spelled out where that is of use: what each reads then lies at a place that
+    is known when the program is compiled, and a GPU reads it there instead of from a
+    copy. A CPU makes the copy all the same, and of all chunks at once.
     """
-    if chunks > SPELLED_OUT:
+    if chunks > spelled_out():
         return jax.lax.fori_loop(first, chunks, fold, held)
     for index in range(first, chunks):
         held = fold(jnp.int32(index), held)
     return held
+
+
+def spelled_out() -> int:
+    """The most chunks that are not a loop."""
+    return 1 if on_cpu() else SPELLED_OUT
 
 
 class _Best(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 
 from jaxdave import quantize
 from jaxdave.model import network
-from jaxdave.model.attention import block_causal, dense, two_part
+from jaxdave.model.attention import Stored, block_causal, dense, two_part
 from jaxdave.noise import DRAWN
 from jaxdave.types import KVCache
 
@@ -28,7 +28,8 @@ def test_a_cache_read_at_once_is_a_cache_read_by_tiles_and_dense_attention(room,
 
     @functools.partial(jax.jit, static_argnums=0)
     def found(tile):
-        return two_part(q, k, v, cache, jnp.int32(start), see, reach, tile=tile)
+        stored = Stored(jax.tree.map(lambda a: a[None], cache), 0)
+        return two_part(q, k, v, stored, jnp.int32(start), see, reach, tile=tile)
 
     whole, tiles = found(None), found(64)
     np.testing.assert_allclose(whole, tiles, atol=2e-6)

@@ -207,7 +207,7 @@ def test_noise_does_not_depend_on_how_much_is_drawn_at_once():
 def test_chunks_spelled_out_are_read_as_chunks_in_a_loop(monkeypatch, sampling):
     table, found = jnp.asarray(drawn()), []
     for most in (0, SIZE):
-        monkeypatch.setattr(sampling_module, "SPELLED_OUT", most)
+        monkeypatch.setattr(sampling_module, "spelled_out", lambda most=most: most)
         anew = functools.partial(told, chunk=8, sampling=sampling)
         found.append(jax.jit(anew)(table, keys()))
     for one, other in zip(*found, strict=True):

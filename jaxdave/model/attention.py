@@ -29,6 +29,29 @@ See = Callable[[jax.Array], jax.Array]
 Decode = Callable[..., jax.Array]
 
 
+class Stored(NamedTuple):
+    """Keys and values of all layers [N, T, G, D], of which one is read.
+
+    A layer of them would be a copy of all that there is room for; a cut is one tile.
+    """
+
+    cache: KVCache
+    layer: jax.Array | int
+
+    @property
+    def room(self) -> int:
+        return self.cache.k.shape[1]
+
+    def cut(self, at, size: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [S, G, D] of so many positions."""
+
+        def one(stored: jax.Array) -> jax.Array:
+            sizes = 1, size, *stored.shape[2:]
+            return jax.lax.dynamic_slice(stored, (self.layer, at, 0, 0), sizes)[0]
+
+        return one(self.cache.k), one(self.cache.v)
+
+
 class Attended(NamedTuple):
     """A softmax over some of the keys that a query sees, kept so that others can join.
 
@@ -54,13 +77,13 @@ def dense(q, k, v, see):
     return _dot("bgrqs,bsgd->bqgrd", weights, v).astype(q.dtype).reshape(q.shape)
 
 
-def tiled(q, k, v, cache: KVCache, start, see: See, reach, begun=None):
+def tiled(q, k, v, stored: Stored, start, see: See, reach, begun=None):
     """Attention as a fold over tiles of keys on the absolute grid, for exact numerics.
 
     q: [K, Q, H, D], queries of the window or of a piece of it; k, v: [K, L, G, D] of
-    the window; cache: [T, G, D], T a multiple of `TILE`; start: the window's position;
-    reach: no key lies there or beyond. begun: `Attended` of keys that stand beside the
-    canvas, or None.
+    the window; stored: of T positions, a multiple of `TILE`; start: the window's
+    position; reach: no key lies there or beyond. begun: `Attended` of keys that stand
+    beside the canvas, or None.
 
     Tile c always covers positions c * TILE onwards, whether their keys come from the
     cache or from the window, and tiles are folded in order. So the bits of a state's
@@ -71,9 +94,10 @@ def tiled(q, k, v, cache: KVCache, start, see: See, reach, begun=None):
 
     def fold(index, held: Attended) -> Attended:
         place_S = index * TILE + jnp.arange(TILE, dtype=jnp.int32)
+        tiles = stored.cut(index * TILE, TILE)
         keys, values = (
-            _overlay(part, index, stored, place_S - start)
-            for part, stored in ((k, cache.k), (v, cache.v))
+            _overlay(part, tile, place_S - start)
+            for part, tile in zip((k, v), tiles, strict=True)
         )
         scores = _dot("klgrd,ksgd->kgrls", q_KLGRD, keys) / math.sqrt(q.shape[-1])
         scores = jnp.where(see(place_S)[:, None, None], scores, NEVER)
@@ -86,7 +110,7 @@ def tiled(q, k, v, cache: KVCache, start, see: See, reach, begun=None):
     return _normed(held, q)
 
 
-def two_part(q, k, v, cache: KVCache, start, see: See, reach, begun=None, tile=None):
+def two_part(q, k, v, stored: Stored, start, see: See, reach, begun=None, tile=None):
     """Attention over the window and over the cache, under one softmax.
 
     Shapes as in `tiled`. tile: keys of the cache that are read at a time, up to where
@@ -115,12 +139,10 @@ def two_part(q, k, v, cache: KVCache, start, see: See, reach, begun=None, tile=N
         return _more(held, scores, weigh)
 
     def fold(index, held: Attended) -> Attended:
-        size = tile or cache.k.shape[0]
+        size = tile or stored.room
         place_S = index * size + jnp.arange(size, dtype=jnp.int32)
         outside_S = (place_S < start) | (place_S >= end)
-        keys, values = (
-            jax.lax.dynamic_slice_in_dim(a, index * size, size) for a in cache
-        )
+        keys, values = stored.cut(index * size, size)
         return more(held, keys, values, see(place_S) & outside_S[None, None], "sgd")
 
     in_window = see(start + jnp.arange(k.shape[1], dtype=jnp.int32))
@@ -178,10 +200,9 @@ def _split(keys: int) -> int:
     return math.gcd(keys, SPLIT)
 
 
-def _overlay(window, index, stored, offset_S):
+def _overlay(window, stored_SGD, offset_S):
     """One tile of stored keys with the window's laid over it, [K, TILE, G, D]."""
-    tile = jax.lax.dynamic_slice_in_dim(stored, index * TILE, TILE)[None]
-    tile = tile.astype(window.dtype)
+    tile = stored_SGD[None].astype(window.dtype)
     inside_S = (offset_S >= 0) & (offset_S < window.shape[1])
     picked = jnp.take(window, jnp.clip(offset_S, 0, window.shape[1] - 1), axis=1)
     return jnp.where(inside_S[None, :, None, None], picked, tile)

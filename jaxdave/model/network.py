@@ -17,6 +17,7 @@ from jaxdave.config import ModelConfig
 from jaxdave.model.attention import (
     TILE,
     See,
+    Stored,
     everything,
     tiled,
     two_part,
@@ -86,6 +87,11 @@ class Model:
         dtype = params["norm"]["scale"].dtype if self.dtype is None else self.dtype
         return jax.ShapeDtypeStruct((self.config.hidden,), dtype)
 
+    @property
+    def layers(self) -> jax.Array:
+        """An index for every layer."""
+        return jnp.arange(self.config.num_layers, dtype=jnp.int32)
+
     def rope(self, place):
         """Cosines and sines of positions."""
         return jnp.asarray(self.cos)[place], jnp.asarray(self.sin)[place]
@@ -104,12 +110,12 @@ class Model:
         """
         chex.assert_rank(tokens, 2)
 
-        def layer(stored, q, k, v):
-            k, v = window_of(k), window_of(v)
+        def layer(index, q, k, v):
+            k, v, stored = window_of(k), window_of(v), Stored(cache, index)
             return self.attend(q, k, v, stored, start, see, reach)
 
-        bound = self.bind(params)
-        hidden, kv = bound.hidden(tokens, self.rope(place), layer, cache, self.dtype)
+        bound, rope = self.bind(params), self.rope(place)
+        hidden, kv = bound.hidden(tokens, rope, layer, self.layers, self.dtype)
         return hidden, KVCache(*kv)
 
     def canvas(self, params, tokens_T, end):
@@ -118,7 +124,8 @@ class Model:
         place_CS = jnp.arange(tokens_T.shape[0], dtype=jnp.int32).reshape(-1, TILE)
 
         def attend(index, q, k, v, stored):
-            return self.attend(q, k, v, stored, index * TILE, everything(end), end)
+            whole = Stored(jax.tree.map(lambda a: a[None], stored), 0)
+            return self.attend(q, k, v, whole, index * TILE, everything(end), end)
 
         over = jax.vmap if not self.exact else lambda f: lambda a: jax.lax.map(f, a)
         bound = self.bind(params)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxdave.model.attention import in_groups
+from jaxdave.model.attention import Stored, in_groups
 from jaxdave.model.network import Model, Seen
 from jaxdave.types import Network
 
@@ -53,13 +53,13 @@ def shadows(length: int, model: Model, params, hidden_KLE, seen: Seen):
     see_LL = jnp.broadcast_to(visible(said_L)[0], (size, size))
 
     def layer(stored, q, k, v):
-        cache, window = stored
+        index, window = stored
         own = in_groups(q, k, v, see_LL, length)
-        start, reach = seen.start, seen.reach
+        cache, start, reach = Stored(seen.cache, index), seen.start, seen.reach
         return model.attend(q, window.k, window.v, cache, start, see_others, reach, own)
 
     masks_KL = jnp.full((drafts, size), model.config.mask_id, jnp.int32)
-    stored = seen.cache, seen.window
+    stored = model.layers, seen.window
     bound = model.bind(params)
     mine_KLE, _ = bound.hidden(masks_KL, model.rope(said_L), layer, stored)
     return jnp.concatenate([hidden_KLE, mine_KLE], axis=-1)
