@@ -204,6 +204,8 @@ def main() -> None:
     parser.add_argument("--numerics", choices=decoders.NUMERICS, default="guarded")
     parser.add_argument("--kept", type=Path, help="file of the cases done so far")
     args = parser.parse_args()
+    if args.decodes < 1:
+        parser.error(f"--decodes {args.decodes} must be at least 1")
     report = common.begin(args.weights)
     loaded = common.load(args.weights)
     prompts = loaded.ids([p for name in SETS for p in frozen.load(name)])

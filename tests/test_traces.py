@@ -1,5 +1,6 @@
 """One compilation per bucket, and settings refused when a decoder is built."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdave import decoders, policies
+from jaxdave import decoders, executables, policies
 from jaxdave.config import PRESETS, ModelConfig, preset
 from jaxdave.model import denoiser
 from jaxdave.model.params import abstract
@@ -35,6 +36,21 @@ def test_a_bucket_is_compiled_once(numerics):
     twin = decoders.static(CONFIG, slots=4, max_new_tokens=8, numerics=numerics)
     assert generate(twin, PARAMS, [[5, 6]]).compile_seconds == 0
     assert generate(decoder, PARAMS, [[4] * 70]).compile_seconds > 0
+
+
+def test_one_row_never_copies_its_cache():
+    """Temporaries of the loop grow by less than one layer's keys."""
+    config = dataclasses.replace(CONFIG, max_positions=2048, num_layers=2)
+    decoder = decoders.freedave(config, draft_steps=4, max_new_tokens=8)
+    params = denoiser.init(config, 0)
+    short, long = (_temporaries(decoder, params, size) for size in (100, 1000))
+    layer = 4 * config.kv_heads * config.head_dim
+    assert long - short < (1000 - 100) * layer / 2
+
+
+def _temporaries(decoder, params, size: int) -> int:
+    generate(decoder, params, [[1] * size])
+    return executables.analysed(decoder.program, "run").temp_size_in_bytes
 
 
 @pytest.mark.usefixtures("quick_compiles")
