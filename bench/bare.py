@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from bench import common
 from jaxdave import calls, executables, predict, run
-from jaxdave.decode import DecodeState
+from jaxdave.decode import DecodeState, without
 from jaxdave.decoders import Decoder
 from jaxdave.evaluate import ask, question
 from jaxdave.outcome import settle
@@ -108,8 +108,10 @@ class Bench:
         # The weights are an argument, as in the decode: as constants they would be
         # laid out anew by the compiler.
         def over(params, lanes, cache):
-            mapped = self.decoder.program.over_rows(lambda x, c: part(params, x, c))
-            return mapped(lanes, cache)
+            one = lambda lane, cache: part(params, lane, cache)  # noqa: E731
+            if len(self.prompts) == 1:  # not mapped, as in the decode
+                return one(without(lanes, 0), without(cache, 1))
+            return self.decoder.program.over_rows(one)(lanes, cache)
 
         made = jax.jit(over, compiler_options=executables.options())
         jax.block_until_ready(made(self.params, lanes, cache))

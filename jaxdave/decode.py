@@ -50,7 +50,7 @@ class DecodeState(NamedTuple):
 
     def alone(self) -> "DecodeState":
         """The only row of a batch of one."""
-        return DecodeState(_without(self.rows, 0), _without(self.cache, 1))
+        return DecodeState(without(self.rows, 0), without(self.cache, 1))
 
     def as_batch(self) -> "DecodeState":
         """A batch of the one row."""
@@ -58,7 +58,8 @@ class DecodeState(NamedTuple):
         return DecodeState(put(self.rows, 0), put(self.cache, 1))
 
 
-def _without(tree: Any, axis: int) -> Any:
+def without(tree: Any, axis: int) -> Any:
+    """Arrays without an axis of one."""
     return jax.tree.map(lambda a: jax.lax.squeeze(a, (axis,)), tree)
 
 
@@ -118,7 +119,7 @@ class Program:
 
         apart = self.exact or (self.guarded and not is_loose)
         if rows == 1:
-            return DecodeState(*one(_without(prompts, 0))).as_batch()
+            return DecodeState(*one(without(prompts, 0))).as_batch()
         states, cache = jax.lax.map(one, prompts) if apart else jax.vmap(one)(prompts)
         chex.assert_shape(states.tokens_T, (rows, capacity))
         return DecodeState(states, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))
