@@ -65,13 +65,16 @@ def dependence(subject: Subject, plan: Plan, book: Book) -> None:
     base = subject.bench(_TO, numerics=plan.numerics)
     base.result()
     longer = dataclasses.replace(subject, prompts=[subject.prompts[0] * 12])
-    # From two chunks on; a head of one is not cut at all.
-    wide = _changed(subject, vocab_rows=16384, vocab_size=16384)
-    wider = _changed(subject, vocab_rows=65536, vocab_size=65536)
+    # A head of one chunk is not cut; of two, XLA unrolls the loop.
+    small, wide, wider = (
+        _changed(subject, vocab_rows=rows, vocab_size=rows)
+        for rows in (8192, 32768, 65536)
+    )
     plain = used(base)["fresh"]
     for what, before, after in (
         ("KB more at a bucket 8 times longer", None, longer),
-        ("KB more at vocabulary 65536 than at 16384", wide, wider),
+        ("KB more at vocabulary 32768 than at 8192 (one head chunk)", small, wide),
+        ("KB more at vocabulary 65536 than at 32768", wide, wider),
     ):
         sizes = [plain]
         for one in (before, after):

@@ -119,7 +119,9 @@ class Program:
 
         apart = self.exact or (self.guarded and not is_loose)
         if rows == 1:
-            return DecodeState(*one(without(prompts, 0))).as_batch()
+            # Without its axis from here on: XLA copies the cache where a loop's result
+            # is laid out with an axis of one.
+            return DecodeState(*one(without(prompts, 0)))
         states, cache = jax.lax.map(one, prompts) if apart else jax.vmap(one)(prompts)
         chex.assert_shape(states.tokens_T, (rows, capacity))
         return DecodeState(states, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))

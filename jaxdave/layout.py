@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jaxdave.config import ModelConfig, check_block_length
 from jaxdave.grid import Grid, ahead, nowhere, past_known
 from jaxdave.model.causal import causal_network
-from jaxdave.model.network import cached_network, whole_network
+from jaxdave.model.full import cached_network, whole_network
 from jaxdave.types import Network
 
 CACHES = ("none", "prefix", "dual")

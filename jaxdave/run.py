@@ -19,7 +19,6 @@ from jaxdave.grid import past_seen
 from jaxdave.hints import check_hints
 from jaxdave.model.attention import TILE
 from jaxdave.result import Result, read_rows, settled
-from jaxdave.state import RowState
 from jaxdave.terms import Prompts, Terms, hosted
 from jaxdave.tune import terms_for
 
@@ -57,7 +56,8 @@ def generate(
     made = ready(decoder, params, prompts, seed, requests, draft_text)
     start = time.perf_counter()
     opened = made.init(params, made.terms, made.prompts)
-    held = _rows_of(made.run(params, made.terms, opened))
+    ended = made.run(params, made.terms, opened)
+    held = _of_all(ended, jax.device_get(ended.rows))
     seconds = time.perf_counter() - start
     grid = decoder.program.grid
     rows = read_rows(
@@ -91,8 +91,8 @@ def stream(
     sent = [len(prompt) for prompt in prompts]
     open_rows = set(range(len(prompts)))
     for call in range(2 * decoder.max_new_tokens + 1):
-        held = _rows_of(state)
-        tokens_BT, done_B = held.tokens_T, held.done
+        wanted = state.rows.tokens_T, state.rows.done
+        tokens_BT, done_B = _of_all(state, jax.device_get(wanted))
         for row in sorted(open_rows):
             begun, done = len(prompts[row]), bool(done_B[row])
             last = _final(decoder, tokens_BT[row], begun, done)
@@ -145,23 +145,18 @@ def begin(decoder: Decoder, params, prompts: Ids) -> DecodeState:
     return state.as_batch() if state.is_one else state
 
 
-def _rows_of(state: DecodeState) -> RowState:
-    """The rows [B, ...] of a state, on the host."""
-    rows = jax.device_get(state.rows)
-    return jax.tree.map(lambda a: a[None], rows) if state.is_one else rows
+def _of_all(state: DecodeState, held: Any) -> Any:
+    """What the host holds of a state's rows, with their axis."""
+    return jax.tree.map(lambda a: a[None], held) if state.is_one else held
 
 
 def _opening(decoder: Decoder, params, prompts: Ids, *packed) -> Wanted:
     """The prefill."""
     program = decoder.program
     arrays, length = _pack(decoder, prompts, *packed)
-    is_one = len(prompts) == 1
 
     def init(params, terms: Terms, arrays: Prompts) -> DecodeState:
-        state = program.init(params, terms, arrays, length)
-        # One row has no axis of its own between the two programs: XLA copies the cache
-        # where a loop's result is laid out with an axis of one.
-        return state.alone() if is_one else state
+        return program.init(params, terms, arrays, length)
 
     terms = program.terms(decoder.cap, 2 * decoder.max_new_tokens)
     return Wanted(program, f"init {length}", init, (params, terms, arrays))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxdave.config import preset
+from jaxdave.model.full import cached_network, whole_network
 from jaxdave.model.guidance import guided, without
-from jaxdave.model.network import cached_network, whole_network
 from jaxdave.model.whole import whole
 
 SMALL = dict(

@@ -125,7 +125,8 @@ SEEDS = {"causal": 6, "none": 8, "prefix": 2, "dual": 9}
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("kind", KINDS)
 def test_drafts_keep_the_text_of_transformers(kind):
-    """Some policies, as compiling them takes long; one layout has rows alone."""
+    """Some policies, and compiled with less care, as compiling them takes long; one
+    layout has rows alone. With all care: `test_demo_laws`, `bench.lossless`."""
     turn = LAYOUTS.index(kind)
     names = NAMES[turn :: 2 * len(LAYOUTS)]
 

@@ -13,8 +13,8 @@ from jaxdave import decoders, policies
 from jaxdave.config import preset
 from jaxdave.model.attention import dense
 from jaxdave.model.causal import causal_network
+from jaxdave.model.full import cached_network, whole_network
 from jaxdave.model.guidance import guided
-from jaxdave.model.network import cached_network, whole_network
 from jaxdave.model.params import Binder
 from jaxdave.model.rope import rope_table
 from jaxdave.model.shadow import shadowed

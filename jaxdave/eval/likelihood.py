@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from jaxdave.config import ModelConfig
 from jaxdave.model.causal import causal_network
+from jaxdave.model.full import whole_network
 from jaxdave.model.guidance import guided
-from jaxdave.model.network import Numerics, whole_network
+from jaxdave.model.network import Numerics
 from jaxdave.predict import chunk_logits, chunks_of, odds
 from jaxdave.types import Network
 

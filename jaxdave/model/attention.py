@@ -12,10 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdave.model.softmax import NEVER, Attended, joined, normed, nothing, with_more
 from jaxdave.types import KVCache
-
-NEVER = -1e30
-"""A score that a visible key never has; finite, so that no row turns into NaN."""
 
 TILE = 64
 """Keys per step of `tiled`; a multiple of every block length."""
@@ -52,18 +50,6 @@ class Stored(NamedTuple):
         return one(self.cache.k), one(self.cache.v)
 
 
-class Attended(NamedTuple):
-    """A softmax over some of the keys that a query sees, kept so that others can join.
-
-    Float32: the highest score and the sum of weights [K, G, R, L], the weighted values
-    [K, G, R, L, D], with R queries to a key head.
-    """
-
-    top: jax.Array
-    total: jax.Array
-    context: jax.Array
-
-
 def dense(q, k, v, see):
     """Attention with an explicit mask.
 
@@ -94,20 +80,21 @@ def tiled(q, k, v, stored: Stored, start, see: See, reach, begun=None):
 
     def fold(index, held: Attended) -> Attended:
         place_S = index * TILE + jnp.arange(TILE, dtype=jnp.int32)
-        tiles = stored.cut(index * TILE, TILE)
+        kept = stored.cut(index * TILE, TILE)
         keys, values = (
             _overlay(part, tile, place_S - start)
-            for part, tile in zip((k, v), tiles, strict=True)
+            for part, tile in zip((k, v), kept, strict=True)
         )
         scores = _dot("klgrd,ksgd->kgrls", q_KLGRD, keys) / math.sqrt(q.shape[-1])
         scores = jnp.where(see(place_S)[:, None, None], scores, NEVER)
         weigh = lambda w: _dot("kgrls,ksgd->kgrld", w.astype(v.dtype), values)  # noqa: E731
-        return _more(held, scores, weigh)
+        return with_more(held, scores, weigh)
 
-    nothing = _nothing(jnp.einsum("klgrd->kgrld", q_KLGRD))
+    if begun is None:
+        begun = nothing(jnp.einsum("klgrd->kgrld", q_KLGRD))
     tiles = (reach + TILE - 1) // TILE
-    held = jax.lax.fori_loop(0, tiles, fold, nothing if begun is None else begun)
-    return _normed(held, q)
+    held = jax.lax.fori_loop(0, tiles, fold, begun)
+    return normed(held, q)
 
 
 def two_part(q, k, v, stored: Stored, start, see: See, reach, begun=None, tile=None):
@@ -136,7 +123,7 @@ def two_part(q, k, v, stored: Stored, start, see: See, reach, begun=None, tile=N
             apart = values.reshape(-1, part, *values.shape[1:])
             return jnp.sum(_dot("gklrcs,csgd->cgklrd", weights, apart), axis=0)
 
-        return _more(held, scores, weigh)
+        return with_more(held, scores, weigh)
 
     def fold(index, held: Attended) -> Attended:
         size = tile or stored.room
@@ -146,13 +133,13 @@ def two_part(q, k, v, stored: Stored, start, see: See, reach, begun=None, tile=N
         return more(held, keys, values, see(place_S) & outside_S[None, None], "sgd")
 
     in_window = see(start + jnp.arange(k.shape[1], dtype=jnp.int32))
-    held = more(_nothing(q_GKLRD), k, v, in_window, "ksgd")
+    held = more(nothing(q_GKLRD), k, v, in_window, "ksgd")
     # Keys that end with the window are in the cache up to its start.
     until = jnp.where(reach > end, reach, start)
     tiles = 1 if tile is None else (until + tile - 1) // tile
     held = jax.lax.fori_loop(0, tiles, fold, held)
     by_draft = jax.tree.map(lambda a: jnp.swapaxes(jnp.swapaxes(a, 0, 1), 2, 3), held)
-    return _normed(by_draft if begun is None else _joined(by_draft, begun), q)
+    return normed(by_draft if begun is None else joined(by_draft, begun), q)
 
 
 def in_groups(q, k, v, see_LL, length: int) -> Attended:
@@ -206,35 +193,6 @@ def _overlay(window, stored_SGD, offset_S):
     inside_S = (offset_S >= 0) & (offset_S < window.shape[1])
     picked = jnp.take(window, jnp.clip(offset_S, 0, window.shape[1] - 1), axis=1)
     return jnp.where(inside_S[None, :, None, None], picked, tile)
-
-
-def _nothing(like: jax.Array) -> Attended:
-    """The softmax over no keys, of queries [..., D]."""
-    lead = like.shape[:-1]
-    zero = jnp.zeros(lead, jnp.float32)
-    return Attended(jnp.full(lead, NEVER), zero, jnp.zeros(like.shape, jnp.float32))
-
-
-def _more(held: Attended, scores, weigh) -> Attended:
-    """The softmax with more keys: their scores [..., S], weigh(weights) -> values."""
-    top = jnp.maximum(held.top, jnp.max(scores, axis=-1))
-    weights, fade = jnp.exp(scores - top[..., None]), jnp.exp(held.top - top)
-    total = held.total * fade + jnp.sum(weights, axis=-1)
-    return Attended(top, total, held.context * fade[..., None] + weigh(weights))
-
-
-def _joined(a: Attended, b: Attended) -> Attended:
-    """The softmax over both sets of keys."""
-    top = jnp.maximum(a.top, b.top)
-    fade_a, fade_b = jnp.exp(a.top - top), jnp.exp(b.top - top)
-    context = a.context * fade_a[..., None] + b.context * fade_b[..., None]
-    return Attended(top, a.total * fade_a + b.total * fade_b, context)
-
-
-def _normed(held: Attended, q):
-    """What queries shaped as `q` have attended to."""
-    context = (held.context / held.total[..., None]).astype(q.dtype)
-    return jnp.einsum("kgrld->klgrd", context).reshape(q.shape)
 
 
 def _grouped(q, k):

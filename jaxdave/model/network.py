@@ -1,7 +1,7 @@
 """A `Network` for the decode loop, made from a config: pure functions of parameters.
 
-Three cache rules of full-attention models (models.md C2, C3 and no cache) and the exact
-cache of block-causal ones (`causal.py`) are the same loop with other functions.
+What networks of both kinds of attention share: `causal.py` has those of block-causal
+models, `full.py` those of full-attention ones.
 """
 
 import functools
@@ -34,7 +34,6 @@ CPU_HEAD, HEAD_CHUNK = DRAWN, 4 * DRAWN
 pass costs a dozen launches whatever its size."""
 
 Numerics = Literal["guarded", "exact", "fast"]
-CacheRule = Literal["none", "prefix", "dual"]
 
 
 class Seen(NamedTuple):
@@ -166,92 +165,10 @@ def models(config: ModelConfig, numerics: Numerics, positions: int):
     return (apart if numerics == "exact" else side_by_side), apart
 
 
-def cached_network(
-    config: ModelConfig,
-    *,
-    numerics: Numerics = "exact",
-    positions: int = 4096,
-    beside: Beside = alone,
-) -> Network:
-    """The network of a full-attention model under a cache frozen at each block's start.
-
-    Whether the rule is Fast-dLLM's "prefix" or "dual" is a matter of the window alone:
-    one that reaches to the row's end leaves nothing but the prefix to the cache.
-    """
-    model, trusted = models(config, numerics, positions)
-
-    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
-        del begin, prompt
-        return _evaluated(trusted, beside, params, tokens_T, start, end, window)
-
-    def forward_of(model: Model):
-        def forward(params, tokens_KL, start, end, cache: KVCache):
-            see = everything(end)
-            hidden, kv = model.window(params, tokens_KL, start, cache, see, end)
-            seen = Seen(start, cache, kv, lambda place_L: see, end)
-            return beside(model, params, model.align(hidden), seen), None
-
-        return forward
-
-    recheck = _frozen(forward_of(trusted))
-    return model.network(forward_of(model), prime, recheck=recheck)
-
-
-def whole_network(
-    config: ModelConfig,
-    *,
-    numerics: Numerics = "exact",
-    positions: int = 4096,
-    beside: Beside = alone,
-) -> Network:
-    """The network of a full-attention model without a cache: every call sees it all."""
-    model, trusted = models(config, numerics, positions)
-
-    def forward_of(model: Model):
-        def forward(params, tokens_KL, start, end, cache):
-            def one(tokens_L):
-                put = jax.lax.dynamic_update_slice(cache[0], tokens_L, (start,))
-                size = tokens_L.shape[0]
-                return _evaluated(model, beside, params, put, start, end, size)[0]
-
-            return jax.vmap(one)(tokens_KL), None
-
-        return forward
-
-    recheck = _frozen(forward_of(trusted))
-
-    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
-        del begin, prompt
-        cache = tokens_T[None]
-        return recheck(params, tokens_T, None, start, end, window, cache)
-
-    return model.network(forward_of(model), prime, recheck=recheck)
-
-
 def _head_chunk(rows: int) -> int:
     """Ids per chunk of the head: all, or a multiple of what noise is drawn for."""
     most = CPU_HEAD if on_cpu() else HEAD_CHUNK
     return rows if rows <= DRAWN else min(most, rows // DRAWN * DRAWN)
-
-
-def _frozen(forward):
-    """`Network.recheck` where the cache stays as it was primed: one window alone."""
-
-    def recheck(params, tokens_T, solid, start, end, window: int, cache):
-        del solid
-        tokens_L = jax.lax.dynamic_slice_in_dim(tokens_T, start, window)
-        return forward(params, tokens_L[None], start, end, cache)[0][0], cache
-
-    return recheck
-
-
-def _evaluated(model: Model, beside: Beside, params, tokens_T, start, end, size: int):
-    """A window of a canvas that sees itself, hidden [L, E], and the canvas's K/V."""
-    hidden_TE, stored = model.canvas(params, tokens_T, end)
-    hidden_LE = jax.lax.dynamic_slice_in_dim(hidden_TE, start, size)
-    window, see = window_of(stored, start, size), everything(end)
-    seen = Seen(start, stored, window, lambda place_L: see, end)
-    return beside(model, params, hidden_LE[None], seen)[0], stored
 
 
 def window_of(cache: KVCache, start, size: int) -> KVCache:
