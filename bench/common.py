@@ -20,6 +20,7 @@ import numpy as np
 from jaxdave import checkpoint
 from jaxdave.files import replace_file
 from jaxdave.model import denoiser
+from jaxdave.placing import laid_out
 from jaxdave.tasks import frozen
 from jaxdave.tasks.problem import Problem
 from jaxdave.text import Codec, load_codec
@@ -133,7 +134,8 @@ def load(weights: str) -> Loaded:
     """The model named on the command line; exits 2 with a sentence if there is none."""
     if weights == "random":
         folder = checkpoint.find(checkpoint.DEMO)[1]
-        return Loaded(SDAR_1M, denoiser.init(SDAR_1M, 0), load_codec(folder, None))
+        params = laid_out(denoiser.init(SDAR_1M, 0), SDAR_1M)
+        return Loaded(SDAR_1M, params, load_codec(folder, None))
     try:
         model = checkpoint.load(weights)
     except (ValueError, OSError) as error:

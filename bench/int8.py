@@ -17,6 +17,8 @@ from bench import common, subjects
 from bench.bare import Bench
 from bench.decode import equal_lengths
 from bench.demo import decode
+from jaxdave.config import ModelConfig
+from jaxdave.placing import laid_out, stacked
 from jaxdave.quantize import tree_int8
 from jaxdave.tasks import frozen
 from jaxdave.tasks.grade import grade
@@ -38,6 +40,11 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 """How the parameters of a float32 model become those of each kind."""
 
 
+def of_kind(kind: str, params: Any, config: ModelConfig) -> Any:
+    """A float32 model's parameters as a kind has them, as this machine reads them."""
+    return laid_out(KINDS[kind](stacked(params)), config)
+
+
 def nbytes(params: Any) -> int:
     """Bytes of all leaves."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -48,7 +55,8 @@ def answers(loaded: common.Loaded, name: str, limit: int) -> dict[str, Any]:
     problems = frozen.load(name)[:limit]
     ids, found, texts = loaded.ids(problems), {}, {}
     for kind in ("float32", "bfloat16", "int8"):
-        model = common.Loaded(loaded.config, KINDS[kind](loaded.params), loaded.codec)
+        params = of_kind(kind, loaded.params, loaded.config)
+        model = common.Loaded(loaded.config, params, loaded.codec)
         rows = decode(model, ids, DRAFTS)
         texts[kind] = [row.token_ids for row in rows]
         said = [loaded.codec.decode(row.token_ids) for row in rows]
@@ -62,7 +70,7 @@ def answers(loaded: common.Loaded, name: str, limit: int) -> dict[str, Any]:
 def calls(size: str, rounds: int) -> list[dict[str, Any]]:
     """Bytes, and seconds of a bare call over float32's, of each kind."""
     subject = subjects.subject(size, equal_lengths)
-    params = {kind: of(subject.params) for kind, of in KINDS.items()}
+    params = {kind: of_kind(kind, subject.params, subject.config) for kind in KINDS}
     rows = []
     for d in (1, DRAFTS):
         benches = {

@@ -55,7 +55,7 @@ def _timed(subject: Subject, plan: Plan) -> tuple[list[Timed], machine.Rates]:
         names += [(d, "wall"), *((d, name) for name in parts)]
         timers.append(bench.generate)
         timers += [lambda f=f: common.seconds(f, again) for f in parts.values()]
-    probes = machine.probes(subject.params["embedding"].dtype)
+    probes = machine.probes(subject.params["norm"]["scale"].dtype)
     found = common.alternate([*timers, *probes], plan.rounds)
     taken = dict(zip(names, found.T, strict=False))
     timed = [

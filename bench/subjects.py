@@ -14,6 +14,7 @@ from jaxdave.config import ModelConfig, preset
 from jaxdave.decode import Program
 from jaxdave.decoders import Decoder, DraftSteps
 from jaxdave.model import denoiser
+from jaxdave.placing import laid_out
 
 ACCEPTANCE = 0.8
 """Of a scripted draft's next token, given that those before it held."""
@@ -52,7 +53,7 @@ class Subject:
     @property
     def weight(self) -> int:
         """Bytes of a weight."""
-        return self.params["embedding"].dtype.itemsize
+        return self.params["norm"]["scale"].dtype.itemsize
 
     @property
     def label(self) -> str:
@@ -102,5 +103,5 @@ def subject(size: str, equal_lengths: Callable[..., list[list[int]]]) -> Subject
     prompts = [[(7 * i + 3 * row) % 64 for i in range(40)] for row in range(8)]
     room = {"135M": 16, "4B": 128, "8B": 128}.get(size, 32)
     dtype = jnp.bfloat16 if size in _LARGE else jnp.float32
-    params = denoiser.init(config, 0, dtype)
+    params = laid_out(denoiser.init(config, 0, dtype), config)
     return Subject(size, config, params, prompts, room, ACCEPTANCE)

@@ -1,6 +1,7 @@
 """Models as folders, in the layouts of their families, without torch."""
 
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from jaxdave import quantize as ways
 from jaxdave.config import ModelConfig
 from jaxdave.files import open_up, swap
 from jaxdave.model.params import Params
+from jaxdave.placing import as_read
 from jaxdave.sharding import shardings
 from jaxdave.sources import DEMO as DEMO
 from jaxdave.sources import find
@@ -39,8 +41,10 @@ _KEPT = (*TOKENIZER, "README.md", "LICENSE")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Everything that decoding text needs; params as in `params.abstract`.
+    """Everything that decoding text needs.
 
+    params: as this machine reads them; `placing.stacked` makes what `params.abstract`
+    describes of them.
     max_new_tokens: the room for an answer that the folder's generation defaults name.
     tables: draft trees that `jaxdave calibrate` has left (`trees.best_of`).
     quantize: how the parameters were quantised as they were read, or None.
@@ -82,24 +86,27 @@ def load(
     Raises one ValueError that names everything wrong with the folder's weights.
     """
     weights.check_dtype(dtype)
-    finish = ways.kept_as(quantize)
+    kept = ways.kept_as(quantize)
     name, folder = find(source)
     raw = read_json(folder / "config.json")
     if stored.is_stored(raw):
         config = _stored_config(folder, raw, block_length, mask_id)
-        codec = load_codec(folder, config=config)
-        params = stored.restore(folder, config, dtype, mesh)
-        params = ways.finished(params, finish)
-        return _model(
-            name, folder, config, _placed(params, config, mesh), codec, quantize
+        read = functools.partial(_restored, folder, config, dtype, mesh)
+    else:
+        family = families.detect(raw, None)
+        config = described.config_of(
+            family, raw, folder, name=name, block_length=block_length, mask_id=mask_id
         )
-    family = families.detect(raw, None)
-    config = described.config_of(
-        family, raw, folder, name=name, block_length=block_length, mask_id=mask_id
-    )
+        read = functools.partial(weights.read, folder, config, dtype, family.tensors)
     codec = load_codec(folder, config=config)
-    params = weights.read(folder, config, dtype, family.tensors, finish)
-    return _model(name, folder, config, _placed(params, config, mesh), codec, quantize)
+    if mesh is None:
+        place = as_read(config)
+        params = read(lambda path, leaf: place(path, kept(path, leaf)))
+    else:
+        params = read(kept)
+        params = jax.device_put(params, shardings(params, config, mesh))
+    found = tables.fitting(tables.read(folder), quantize)
+    return Model(name, folder, config, params, codec, _room(folder), found, quantize)
 
 
 def save(
@@ -146,18 +153,8 @@ def save(
         raise
 
 
-def _placed(params: Params, config: ModelConfig, mesh: Mesh | None) -> Params:
-    """The parameters split over a mesh; those that lie there already stay."""
-    if mesh is None:
-        return params
-    return jax.device_put(params, shardings(params, config, mesh))
-
-
-def _model(
-    name: str, folder: Path, config, params: Params, codec: Codec, quantize: str | None
-) -> Model:
-    found = tables.fitting(tables.read(folder), quantize)
-    return Model(name, folder, config, params, codec, _room(folder), found, quantize)
+def _restored(folder: Path, config: ModelConfig, dtype: str, mesh, finish) -> Params:
+    return ways.finished(stored.restore(folder, config, dtype, mesh), finish)
 
 
 def _room(folder: Path) -> int:

@@ -66,12 +66,20 @@ def tree_int8(params: Any) -> Any:
 
 
 def finished(params: Any, finish: Finish) -> Any:
-    """The parameters after `finish`."""
+    """The parameters after `finish`, one after another.
 
-    def one(path, leaf):
-        return finish(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-
-    return jax.tree_util.tree_map_with_path(one, params)
+    What the caller does not keep is let go of on the way, so that no more than one
+    parameter is held twice.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_int8)
+    del params
+    leaves.reverse()
+    made = []
+    while leaves:
+        path, leaf = leaves.pop()
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        made.append(finish(name, leaf))
+    return tree.unflatten(made)
 
 
 def contract(spec: str, x: jax.Array, kernel: jax.Array | Int8) -> jax.Array:
@@ -116,29 +124,10 @@ def _dot(spec: str, x: jax.Array, values: jax.Array) -> jax.Array:
     )
 
 
-def rows(table: jax.Array | Int8, ids: jax.Array, dtype) -> jax.Array:
-    """Rows of an embedding of either kind, [..., E]; only these are scaled."""
-    if not isinstance(table, Int8):
-        return table[ids].astype(dtype)
-    wide = table.values[ids].astype(jnp.float32) * table.scale[ids][..., None]
-    return wide.astype(dtype)
-
-
-def columns(kernel: jax.Array | Int8, pick: Callable[[jax.Array], jax.Array]) -> Any:
-    """Some output channels of a kernel: `pick` acts on the last axis of its arrays."""
-    return jax.tree.map(pick, kernel)
-
-
-def transposed(table: jax.Array | Int8) -> jax.Array | Int8:
-    """The kernel [E, V] that a tied head makes of an embedding."""
-    return Int8(table.values.T, table.scale) if isinstance(table, Int8) else table.T
-
-
-def as_it_is(path: str, leaf: jax.Array | np.ndarray) -> jax.Array:
-    """A parameter on the device, whatever its path."""
+def as_it_is(path: str, leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """A parameter, whatever its path."""
     del path
-    # `jnp.asarray` would compile a program for every shape.
-    return jax.device_put(leaf)
+    return leaf
 
 
 def channel_axis(path: str) -> int | None:
@@ -146,6 +135,10 @@ def channel_axis(path: str) -> int | None:
     if path in ("embedding", "head"):
         return -1
     return -2 if path.endswith("/kernel") else None
+
+
+def _is_int8(leaf: Any) -> bool:
+    return isinstance(leaf, Int8)
 
 
 @jax.jit(static_argnums=1)

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from jaxdave import names
 from jaxdave.config import ModelConfig
 from jaxdave.model.params import Params, abstract
+from jaxdave.placing import stacked
 from jaxdave.quantize import Finish, as_it_is, finished
 from jaxdave.tokenizer import read_json
 
@@ -37,7 +38,7 @@ def read(
     tensors: Mapping[str, str],
     finish: Finish = as_it_is,
 ) -> Params:
-    """The parameters of a folder, in the structure of `params.abstract`.
+    """The parameters of a folder, in the structure of `params.abstract`, on the host.
 
     tensors: parameter path -> tensor, as `names.TENSORS`. finish: what is kept of each
     parameter once it is whole, so that no more than one is held twice.
@@ -79,7 +80,7 @@ def write(
     """
     check_dtype(dtype)
     wanted = {p: leaf.shape for p, leaf in leaves_of(abstract(config)).items()}
-    leaves = leaves_of(params)
+    leaves = leaves_of(stacked(params))
     if any(leaf.dtype == jnp.int8 for leaf in leaves.values()):
         raise ValueError(
             "int8 parameters are not saved, as no family's layout holds them; save "

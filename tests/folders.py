@@ -11,6 +11,7 @@ import numpy as np
 from jaxdave import checkpoint
 from jaxdave.config import ModelConfig
 from jaxdave.model.params import abstract
+from jaxdave.placing import stacked
 
 TOKENIZER = Path(str(importlib.resources.files("jaxdave") / "demo" / "sdar-1m"))
 CONFIG = ModelConfig(
@@ -57,7 +58,8 @@ def random(config: ModelConfig = CONFIG, seed: int = 0):
 
 
 def assert_equal(a, b) -> None:
-    """Same structure, dtypes and bits."""
+    """Same structure, dtypes and bits, however a machine reads either."""
+    a, b = stacked(a), stacked(b)
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.dtype == y.dtype

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdave import quantize
-from jaxdave.model import network
+from jaxdave import placing, quantize
 from jaxdave.model.attention import Stored, block_causal, dense, two_part
 from jaxdave.noise import DRAWN
 from jaxdave.types import KVCache
@@ -45,7 +44,7 @@ def test_a_cache_read_at_once_is_a_cache_read_by_tiles_and_dense_attention(room,
 
 
 @pytest.mark.parametrize(
-    ("spec", "shape"), [("...i,io->...o", (32, 24)), ("re,erm->rm", (32, 5, 6))]
+    ("spec", "shape"), [("...i,io->...o", (32, 24)), ("re,rme->rm", (5, 6, 32))]
 )
 def test_activations_in_two_parts_lose_less_than_a_bfloat16(monkeypatch, spec, shape):
     x = jax.random.normal(jax.random.key(0), (5, 32))
@@ -62,7 +61,7 @@ def test_activations_in_two_parts_lose_less_than_a_bfloat16(monkeypatch, spec, s
 @pytest.mark.parametrize("rows", [776, DRAWN, 2 * DRAWN + 5, 151936])
 def test_a_chunk_of_the_head_is_all_or_whole_parts_of_noise(monkeypatch, rows):
     for is_cpu in (True, False):
-        monkeypatch.setattr(network, "on_cpu", lambda is_cpu=is_cpu: is_cpu)
-        chunk = network._head_chunk(rows)
+        monkeypatch.setattr(placing, "on_cpu", lambda is_cpu=is_cpu: is_cpu)
+        chunk = placing.head_chunk(rows)
         assert chunk <= rows
         assert chunk == rows <= DRAWN or chunk % DRAWN == 0

@@ -11,6 +11,7 @@ from folders import assert_equal
 from safetensors.numpy import load_file, save_file
 
 from jaxdave import checkpoint
+from jaxdave.placing import stacked
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_torch_layout_is_out_in(folder):
     tensors = load_file(folder / "model.safetensors")
     down = tensors["model.layers.1.mlp.down_proj.weight"]
     assert down.shape == (folders.CONFIG.hidden, folders.CONFIG.inter)
-    params = checkpoint.load(folder).params
+    params = stacked(checkpoint.load(folder).params)
     kernel = params["blocks"]["mlp"]["down"]["kernel"][1]
     np.testing.assert_array_equal(np.asarray(kernel), down.T)
 

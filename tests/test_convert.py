@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 import jaxdave
 from jaxdave import cli
+from jaxdave.placing import stacked
 
 TIED = dataclasses.replace(folders.CONFIG, tie_embeddings=True)
 # Sizes that eight parts do not divide, and biases, which the family does not forbid.
@@ -63,7 +64,7 @@ def test_narrower_and_wider_dtypes(tmp_path, stored):
     convert(source, tmp_path / "half", dtype="bfloat16", verify_count=9)
     convert(source, tmp_path / "whole", verify_count=9)
     for name, dtype in (("half", "bfloat16"), ("whole", "float32")):
-        params = jaxdave.load(tmp_path / name, dtype=dtype).params
+        params = stacked(jaxdave.load(tmp_path / name, dtype=dtype).params)
         wanted = exact[EMBEDDING].astype(np.float32).astype(dtype)
         np.testing.assert_array_equal(np.asarray(params["embedding"]), wanted)
         up = exact["model.layers.1.mlp.up_proj.weight"].astype(np.float32).astype(dtype)

@@ -14,6 +14,7 @@ import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, PartitionSpec as P
 import jaxdave
 from jaxdave.model.whole import whole
+from jaxdave.placing import stacked
 def leaves(tree):
     return {jax.tree_util.keystr(p, simple=True, separator="/"): x
             for p, x in jax.tree_util.tree_leaves_with_path(tree)}
@@ -29,7 +30,7 @@ for folder in sys.argv[1:]:
         mesh = jax.make_mesh(shape, ("data", "model"), axis_types=auto)
         split = jaxdave.load(folder, mesh=mesh)
         found = leaves(split.params)
-        for name, leaf in leaves(alone.params).items():
+        for name, leaf in leaves(stacked(alone.params)).items():
             np.testing.assert_array_equal(np.asarray(leaf), np.asarray(found[name]))
             assert len(found[name].sharding.device_set) == 8, name
         parts = shape[1]

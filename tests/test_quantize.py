@@ -12,10 +12,12 @@ from laws import saved_calls
 
 from jaxdave import checkpoint, decoders, policies
 from jaxdave.layout import layout
+from jaxdave.matrices import looked_up
 from jaxdave.model.params import Binder
 from jaxdave.model.whole import whole
+from jaxdave.placing import stacked
 from jaxdave.probe import slot_probe
-from jaxdave.quantize import Int8, channel_axis, contract, int8, rows, tree_int8
+from jaxdave.quantize import Int8, channel_axis, contract, int8, tree_int8
 
 TIED = dataclasses.replace(toys.TINY, tie_embeddings=True)
 FULL = dataclasses.replace(toys.TINY, attention="full", logits_shift="full")
@@ -80,11 +82,11 @@ def test_a_scale_after_the_product_is_a_scale_before_it(dtype):
 
 def test_a_tied_table_looks_up_what_the_head_compares_with():
     params = int8_of(TIED)
-    kernel = Binder(TIED)(params).head_kernel()
-    assert isinstance(kernel, Int8)
+    table = Binder(TIED)(params).head_table()
+    assert isinstance(table, Int8)
     ids = jnp.arange(TIED.vocab_rows, dtype=jnp.int32)
-    looked_up = rows(params["embedding"], ids, jnp.float32)
-    np.testing.assert_array_equal(looked_up.T, spelled_out(kernel, -2))
+    found = looked_up(params["embedding"], ids, jnp.float32)
+    np.testing.assert_array_equal(found, spelled_out(table, -1))
 
 
 @pytest.mark.parametrize("config", [toys.TINY, TIED, FULL])
@@ -149,7 +151,7 @@ def test_loading_rounds_what_it_reads(tmp_path):
     folders.make(tmp_path / "m")
     model = checkpoint.load(tmp_path / "m", quantize="int8")
     folders.assert_equal(
-        model.params, tree_int8(checkpoint.load(tmp_path / "m").params)
+        model.params, tree_int8(stacked(checkpoint.load(tmp_path / "m").params))
     )
     assert model.quantize == "int8"
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdave.config import ModelConfig
+from jaxdave.matrices import Across, dot, looked_up, scanned, uncut
 from jaxdave.model.layers import Block, RMSNorm
 from jaxdave.model.params import Params
 from jaxdave.model.rope import Rope
-from jaxdave.quantize import Int8, contract, rows, transposed
 from jaxdave.types import KVCache
 
 LayerAttend = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -75,18 +75,24 @@ class Denoiser(nnx.Module):
     def _embedded(self, tokens: jax.Array, dtype=None) -> jax.Array:
         """Vectors of tokens, in a dtype, by default that of the norms."""
         dtype = self.norm.scale.get_value().dtype if dtype is None else dtype
-        return rows(self.embedding.get_value(), tokens, dtype)
+        return looked_up(self.embedding.get_value(), tokens, dtype)
 
     def _layers(self, rope: Rope, attend: LayerAttend):
         """One layer as the body of a scan, and the weights of all of them."""
-        graph, layers = nnx.split(self.blocks)
+        given, block_of = self._scanned()
 
         def layer(x, inputs):
             weights, extra = inputs
-            block = nnx.merge(graph, weights)
+            block = block_of(weights)
             return block(x, rope, lambda q, k, v: attend(extra, q, k, v))
 
-        return layer, layers
+        return layer, given
+
+    def _scanned(self):
+        """What a scan over layers is given, and how that becomes a layer."""
+        graph, layers = nnx.split(self.blocks)
+        given, one_of = scanned(layers)
+        return given, lambda weights: nnx.merge(graph, one_of(weights))
 
     def canvas(self, tokens_CS, rope: Rope, attend, over, dtype=None):
         """Final normed hidden states of a canvas cut into tiles, and its K and V.
@@ -97,12 +103,12 @@ class Denoiser(nnx.Module):
         must be computed in one shape whatever the canvas, else `vmap`.
         Returns hidden [T, E] and (keys, values) [N, T, G, D].
         """
-        graph, layers = nnx.split(self.blocks)
+        given, block_of = self._scanned()
         index_C = jnp.arange(tokens_CS.shape[0], dtype=jnp.int32)
         flat = lambda a: a.reshape(-1, *a.shape[2:])  # noqa: E731
 
         def layer(x_CSE, weights):
-            block = nnx.merge(graph, weights)
+            block = block_of(weights)
             q, k, v = over(lambda a: block.project(*a))((x_CSE, rope))
             stored = KVCache(flat(k), flat(v))
 
@@ -114,17 +120,17 @@ class Denoiser(nnx.Module):
             return over(mixed)((x_CSE, index_C, q, k, v)), stored
 
         x = self._embedded(tokens_CS, dtype)
-        x, kv = jax.lax.scan(layer, x, layers)
+        x, kv = jax.lax.scan(layer, x, given)
         return flat(over(self.norm)(x)), kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., vocab_rows] over the whole vocabulary."""
-        return contract("...e,ev->...v", hidden, self.head_kernel())
+        return dot(hidden, Across(uncut(self.head_table())))
 
-    def head_kernel(self) -> jax.Array | Int8:
-        """The output projection [hidden, vocab_rows]."""
+    def head_table(self) -> Any:
+        """The output projection [vocab_rows, hidden], a table of any kind."""
         table = self.embedding if self.head is None else self.head
-        return transposed(table.get_value())
+        return table.get_value()
 
 
 def init(config: ModelConfig, seed: int, dtype=jnp.float32) -> Params:

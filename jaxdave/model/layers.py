@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdave.config import ModelConfig
+from jaxdave.matrices import dot
 from jaxdave.model.rope import Rope, rotate
-from jaxdave.quantize import Int8, contract
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -21,18 +21,14 @@ _INIT = nnx.initializers.normal(0.02)
 
 
 class Linear(nnx.Module):
-    """A matmul with an optional bias; the kernel is [in, out] or such an `Int8`."""
+    """A matmul with an optional bias; the kernel is [in, out], or see `matrices`."""
 
     def __init__(self, fan_in, fan_out, *, bias=False, dtype, rngs: nnx.Rngs):
         self.kernel = nnx.Param(_INIT(rngs.params(), (fan_in, fan_out), dtype))
         self.bias = nnx.Param(jnp.zeros((fan_out,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel.get_value()
-        if isinstance(kernel, Int8) or x.dtype != kernel.dtype:
-            y = contract("...i,io->...o", x, kernel).astype(x.dtype)
-        else:
-            y = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
+        y = dot(x, self.kernel.get_value()).astype(x.dtype)
         if self.bias is None:
             return y
         return y + _row(self.bias[...].astype(y.dtype), y.ndim)

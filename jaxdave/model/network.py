@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxdave.backend import on_cpu
 from jaxdave.config import ModelConfig
+from jaxdave.matrices import chunk_of, dot, picked
 from jaxdave.model.attention import (
     TILE,
     See,
@@ -25,13 +26,9 @@ from jaxdave.model.attention import (
 from jaxdave.model.params import Binder
 from jaxdave.model.prime import shifted
 from jaxdave.model.rope import rope_table
-from jaxdave.noise import DRAWN
-from jaxdave.quantize import columns, contract
+from jaxdave.placing import head_chunk
+from jaxdave.quantize import contract
 from jaxdave.types import KVCache, Network
-
-CPU_HEAD, HEAD_CHUNK = DRAWN, 4 * DRAWN
-"""Ids of the vocabulary that are looked at together, on a CPU and elsewhere, where a
-pass costs a dozen launches whatever its size."""
 
 Numerics = Literal["guarded", "exact", "fast"]
 
@@ -79,7 +76,7 @@ class Model:
         self.cos, self.sin = rope_table(config, positions)
         self.shift = int(config.logits_shift != "none")
         self.align = shifted if self.shift else lambda hidden: hidden
-        self.chunk = _head_chunk(config.vocab_rows)
+        self.chunk = head_chunk(config.vocab_rows)
 
     def vector(self, params) -> jax.ShapeDtypeStruct:
         """What is made of a position: a vector of this shape, K/V of this dtype."""
@@ -134,17 +131,13 @@ class Model:
 
     def logits(self, params, hidden_RE, first):
         """Float32 logits of one chunk of ids."""
-        kernel = self.bind(params).head_kernel()
-        cut = lambda a: jax.lax.dynamic_slice_in_dim(  # noqa: E731
-            a, first, self.chunk, axis=a.ndim - 1
-        )
-        return contract("re,ex->rx", hidden_RE, columns(kernel, cut))
+        table = self.bind(params).head_table()
+        return dot(hidden_RE, chunk_of(table, first, self.chunk))
 
     def logits_at(self, params, hidden_RE, ids_RM):
         """Float32 logits of some ids of each row."""
-        kernel = self.bind(params).head_kernel()
-        picked = columns(kernel, lambda a: a[..., ids_RM])
-        return contract("re,erm->rm", hidden_RE, picked)
+        rows_RME = picked(self.bind(params).head_table(), ids_RM)
+        return contract("re,rme->rm", hidden_RE, rows_RME)
 
     def network(
         self, forward, prime, pieces=None, recheck=None, opening=None
@@ -163,12 +156,6 @@ def models(config: ModelConfig, numerics: Numerics, positions: int):
     apart = Model(config, positions, exact=numerics != "fast", wide=guarded)
     side_by_side = Model(config, positions, exact=False, wide=guarded)
     return (apart if numerics == "exact" else side_by_side), apart
-
-
-def _head_chunk(rows: int) -> int:
-    """Ids per chunk of the head: all, or a multiple of what noise is drawn for."""
-    most = CPU_HEAD if on_cpu() else HEAD_CHUNK
-    return rows if rows <= DRAWN else min(most, rows // DRAWN * DRAWN)
 
 
 def window_of(cache: KVCache, start, size: int) -> KVCache:

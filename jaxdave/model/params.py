@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from jaxdave.model.denoiser import Denoiser
 
 Params = Any
-"""Dicts of dicts of arrays, those of the layers stacked [N, ...]."""
+"""Dicts of dicts of arrays, those of the layers stacked [N, ...]; or what `placing` and
+`quantize` make of them."""
 
 
 def abstract(config: ModelConfig, dtype=jnp.float32) -> Params:

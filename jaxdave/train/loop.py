@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from jaxdave import checkpoint
 from jaxdave.files import replace_file
 from jaxdave.model import denoiser
+from jaxdave.placing import stacked
 from jaxdave.train.batches import step_batches
 from jaxdave.train.canvas import canvas_loss, step_canvases
 from jaxdave.train.loss import make_loss
@@ -124,7 +125,7 @@ def _fresh(recipe: Recipe) -> TrainState:
     if recipe.start is None:
         params = denoiser.init(recipe.config, recipe.seed)
     else:
-        params = widen(recipe.config, checkpoint.load(recipe.start).params)
+        params = widen(recipe.config, stacked(checkpoint.load(recipe.start).params))
     curve = jnp.zeros((recipe.steps,), jnp.float32)
     return TrainState(params, optimiser(recipe).init(params), curve)
 
