@@ -1,6 +1,7 @@
 """Parameters as a CPU reads them: the same numbers, and nothing copied on the way."""
 
 import dataclasses
+import functools
 
 import folders
 import jax
@@ -25,6 +26,7 @@ ROWS = 2 * DRAWN + 40
 WIDE = dataclasses.replace(toys.TINY, vocab_rows=ROWS, vocab_size=ROWS - 3, hidden=16)
 TIED = dataclasses.replace(WIDE, tie_embeddings=True)
 CONFIGS = [pytest.param(c, id=i) for c, i in ((WIDE, "head"), (TIED, "tied"))]
+drawn = functools.cache(toys.scaled)
 KINDS = {"float32": lambda params: params, "int8": tree_int8}
 
 
@@ -38,7 +40,7 @@ def order(request, monkeypatch) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_same_numbers_come_back(config, kind, order):
-    params = KINDS[kind](toys.scaled(config, 0))
+    params = KINDS[kind](drawn(config, 0))
     laid = laid_out(params, config)
     up, table = laid["blocks"]["mlp"]["up"]["kernel"], "embedding"
     table = table if config.tie_embeddings else "head"
@@ -50,7 +52,7 @@ def test_the_same_numbers_come_back(config, kind, order):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_product_is_that_of_the_layers_own_matrix(kind, order):
-    params = KINDS[kind](toys.scaled(toys.TINY, 0))
+    params = KINDS[kind](drawn(toys.TINY, 0))
     stack = params["blocks"]["mlp"]["down"]["kernel"]
     apart = laid_out(params, toys.TINY)["blocks"]["mlp"]["down"]["kernel"]
     x = np.random.default_rng(0).normal(size=(3, 5, 64)).astype(np.float32)
@@ -65,7 +67,7 @@ def test_a_product_is_that_of_the_layers_own_matrix(kind, order):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_a_cut_table_are_those_of_the_whole_one(kind):
-    params = KINDS[kind](toys.scaled(TIED, 0))
+    params = KINDS[kind](drawn(TIED, 0))
     whole_one, cut = params["embedding"], laid_out(params, TIED)["embedding"]
     edges = [0, DRAWN - 1, DRAWN, ROWS - DRAWN - 1, ROWS - DRAWN, 2 * DRAWN, ROWS - 1]
     ids = jnp.asarray([edges, edges[::-1]], jnp.int32)
@@ -82,7 +84,7 @@ def test_rows_of_a_cut_table_are_those_of_the_whole_one(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_cut_head_says_what_the_whole_one_says(config, kind):
-    params = KINDS[kind](toys.scaled(config, 0))
+    params = KINDS[kind](drawn(config, 0))
     laid = laid_out(params, config)
     tokens = jnp.asarray(toys.prompts_of([24], most=34), jnp.int32)
     logits = jax.jit(whole(config))
@@ -114,7 +116,7 @@ def test_drafts_keep_the_text(numerics, monkeypatch):
     decoder = decoders.build(
         config, policies.static(1), 8, 8, max_new_tokens=16, numerics=numerics
     )
-    params = laid_out(toys.scaled(config, 0), config)
+    params = laid_out(drawn(config, 0), config)
     assert saved_calls(decoder, 8, params, toys.prompts_of([3, 20, 33])) > 0
 
 
@@ -126,7 +128,7 @@ def test_nothing_is_copied_out_of_a_stack():
     decoder = decoders.static(config, max_new_tokens=8, numerics="fast")
     found = []
     for made in (laid_out, lambda params, _: params):
-        params = made(toys.scaled(config, 0), config)
+        params = made(drawn(config, 0), config)
         toys.decode(decoder, params, [[1, 2, 3]])
         made = executables.analysed(decoder.program, "run")
         found.append(made.temp_size_in_bytes)
@@ -147,7 +149,7 @@ def test_saved_and_trained_from_as_any(tmp_path, order):
 
 def test_elsewhere_stacks_stay(monkeypatch):
     monkeypatch.setattr(placing, "on_cpu", lambda: False)
-    params = toys.scaled(TIED, 0)
+    params = drawn(TIED, 0)
     laid = laid_out(params, TIED)
     assert jax.tree.structure(laid) == jax.tree.structure(params)
     assert jax.tree.structure(stacked(laid)) == jax.tree.structure(params)
