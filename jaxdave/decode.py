@@ -226,14 +226,15 @@ class Program:
         return mapped
 
     def run(self, params: Any, terms: Terms, state: DecodeState):
-        """Step until every row has ended, at most as often as the terms allow."""
+        """Step until as few rows are left, or as often, as the terms allow."""
         if state.rows.done.shape == (1,):
             return self.run(params, terms, state.alone()).as_batch()
 
         def running(held):
             calls, state = held
-            open_rows = (terms.forced >= 0) | ~jnp.all(state.rows.done)
-            return (calls < terms.calls) & open_rows
+            live = jnp.sum(~state.rows.done, dtype=jnp.int32)
+            goes_on = (terms.forced >= 0) | (live > terms.fewest)
+            return (calls < terms.calls) & goes_on
 
         def body(held):
             calls, state = held

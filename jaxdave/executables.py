@@ -21,6 +21,8 @@ OPTIONS: dict[str, Any] = {}
 """Options of the compiler; tests of logic compile with less care."""
 
 KEPT: collections.OrderedDict[Any, Any] = collections.OrderedDict()
+MISSED: set[Any] = set()
+"""Programs that were looked for on disk and not found."""
 
 
 def options() -> dict[str, Any]:
@@ -31,6 +33,7 @@ def options() -> dict[str, Any]:
 def forget_executables() -> None:
     """Let go of every compiled program; the next decode compiles anew."""
     KEPT.clear()
+    MISSED.clear()
 
 
 class Wanted(NamedTuple):
@@ -49,6 +52,21 @@ def compiled(wanted: Wanted) -> tuple[Any, float]:
     start = time.perf_counter()
     making, is_new = _begun(wanted)
     return making.made.result(), _spent(start, is_new)
+
+
+def at_hand(wanted: Wanted) -> bool:
+    """Whether this process or an earlier one has made a program; the disk is asked
+    once."""
+    key = _key(wanted)
+    if key in KEPT and not _has_failed(KEPT[key].made):
+        return True
+    if key in MISSED:
+        return False
+    name = shelf.label(wanted.function, wanted.donate, options(), wanted.args)
+    found = name is not None and shelf.has(name)
+    if not found:
+        MISSED.add(key)
+    return found
 
 
 def compiled_in_turn(
@@ -79,15 +97,20 @@ class _Making(NamedTuple):
 
 def _begun(wanted: Wanted) -> tuple[_Making, bool]:
     """What this process has and False, or what it finds or begins to make and True."""
-    leaves, tree = jax.tree.flatten(wanted.args)
-    shapes = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
-    key = (wanted.owner, wanted.name, tree, shapes)
+    key = _key(wanted)
     if key in KEPT and not _has_failed(KEPT[key].made):
         KEPT.move_to_end(key)
         return KEPT[key], False
     KEPT[key] = making = _found(wanted)
     _make_room()
     return making, True
+
+
+def _key(wanted: Wanted) -> tuple[Any, ...]:
+    """What tells a program from every other of this process."""
+    leaves, tree = jax.tree.flatten(wanted.args)
+    shapes = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
+    return wanted.owner, wanted.name, tree, shapes
 
 
 def _make_room() -> None:

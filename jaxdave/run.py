@@ -19,6 +19,7 @@ from jaxdave.grid import past_seen
 from jaxdave.hints import check_hints
 from jaxdave.model.attention import TILE
 from jaxdave.result import Result, read_rows, settled
+from jaxdave.shrink import Loop, spent, to_the_end
 from jaxdave.terms import Prompts, Terms, hosted
 from jaxdave.tune import terms_for
 
@@ -55,10 +56,9 @@ def generate(
     """
     made = ready(decoder, params, prompts, seed, requests, draft_text)
     start = time.perf_counter()
-    opened = made.init(params, made.terms, made.prompts)
-    ended = made.run(params, made.terms, opened)
-    held = _of_all(ended, jax.device_get(ended.rows))
-    seconds = time.perf_counter() - start
+    opened = made.init(params, made.loop.terms, made.prompts)
+    held, making = to_the_end(made.loop, params, opened)
+    seconds = time.perf_counter() - start - making
     grid = decoder.program.grid
     rows = read_rows(
         DecodeState(held, ()),
@@ -67,7 +67,7 @@ def generate(
         stop_ids=grid.stop_ids,
         commits=grid.slide is past_seen,
     )
-    return Result(rows, seconds, made.seconds)
+    return Result(rows, seconds, made.seconds + making)
 
 
 def stream(
@@ -86,8 +86,8 @@ def stream(
     """
     made = ready(decoder, params, prompts, seed, requests, draft_text)
     # One round a call of the very loop that `generate` runs: the same bits.
-    state = made.init(params, made.terms, made.prompts)
-    terms = made.terms._replace(calls=hosted(np.int32(1)))
+    state = made.init(params, made.loop.terms, made.prompts)
+    terms = made.loop.terms._replace(calls=hosted(np.int32(1)))
     sent = [len(prompt) for prompt in prompts]
     open_rows = set(range(len(prompts)))
     for call in range(2 * decoder.max_new_tokens + 1):
@@ -105,16 +105,15 @@ def stream(
                 yield Update(row, (), (), call)
         if not open_rows:
             return
-        state = made.run(params, terms, state)
+        state = made.loop.run(params, terms, state)
 
 
 class Ready(NamedTuple):
-    """Compiled code and what it is given: init(params, terms, prompts) -> state,
-    run(params, terms, state) -> state at its end; seconds: spent on getting there."""
+    """Compiled code and what it is given: init(params, terms, prompts) -> state, and
+    the loop; seconds: spent on getting there."""
 
     init: Callable[..., DecodeState]
-    run: Callable[..., DecodeState]
-    terms: Terms
+    loop: Loop
     prompts: Prompts
     seconds: float
 
@@ -135,7 +134,9 @@ def ready(decoder: Decoder, params, prompts: Ids, *packed) -> Ready:
 
     shapes = first.name, *((a.shape, str(a.dtype)) for a in arrays)
     terms, measured = terms_for(program, terms, run, params, fresh, shapes)
-    return Ready(init, run, terms, arrays, seconds + measured)
+    made = Loop(program, len(prompts), run, terms, fresh, shapes)
+    spent(made).made = max(spent(made).made, seconds)
+    return Ready(init, made, arrays, seconds + measured)
 
 
 def begin(decoder: Decoder, params, prompts: Ids) -> DecodeState:

@@ -63,6 +63,12 @@ def _note(event: str, **_: Any) -> None:
         HITS.append(event)
 
 
+def has(name: str) -> bool:
+    """Whether there is an executable of that name."""
+    path = _path(name)
+    return path is not None and path.exists()
+
+
 def take(name: str, args: Sequence[Any]) -> Any | None:
     """The executable of that name, or None where there is none that works."""
     path = _path(name)

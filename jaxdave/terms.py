@@ -12,13 +12,15 @@ class Terms(NamedTuple):
     """What a compiled decode may be told anew at every run; the text is the same.
 
     cap: how many drafts may be used; 1 is the plain policy. calls: at most so many
-    rounds. doubt: how far predictions may be off, under guarded numerics; infinite:
-    every decision is checked. seconds_Z: what a call of each size takes. forced: use
-    this size whatever it takes, and go on after the rows' end (to time it); -1: no.
+    rounds. fewest: until no more rows are left than this. doubt: how far predictions
+    may be off, under guarded numerics; infinite: every decision is checked. seconds_Z:
+    what a call of each size takes. forced: use this size whatever it takes, and go on
+    after the rows' end (to time it); -1: no.
     """
 
     cap: jax.Array
     calls: jax.Array
+    fewest: jax.Array
     doubt: Doubt
     seconds_Z: jax.Array
     forced: jax.Array
@@ -41,7 +43,7 @@ def plain_terms(cap: int, calls: int, sizes: int) -> Terms:
     whole = lambda value: hosted(np.int32(value))  # noqa: E731
     none = Doubt.every(hosted(np.float32(0)))
     same = hosted(np.ones(sizes, np.float32))
-    return Terms(whole(cap), whole(calls), none, same, whole(-1))
+    return Terms(whole(cap), whole(calls), whole(0), none, same, whole(-1))
 
 
 def hosted(value: np.ndarray | np.generic) -> jax.Array:

@@ -1,0 +1,135 @@
+"""Rows that have ended leave a batch, and nothing but the time shows it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import toys
+
+from jaxdave import decoders, shrink, tune
+from jaxdave.decode import Program
+from jaxdave.executables import Wanted, at_hand, compiled, forget_executables
+from jaxdave.files import NO_CACHE
+from jaxdave.run import generate
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+PROMPTS = toys.prompts_of([3, 9, 17, 4, 30, 6])[1:4]
+"""Rows that end at different calls, with `toys.tiny_params(1)` one after another."""
+
+
+def decoder(**more):
+    settings = {"draft_steps": 4, "max_new_tokens": 24, **more}
+    return decoders.freedave(toys.TINY, **settings)
+
+
+@pytest.fixture
+def never(monkeypatch) -> None:
+    """No loop is found that this process has not made."""
+    monkeypatch.setattr(shrink, "at_hand", lambda wanted: False)
+
+
+@pytest.fixture
+def always(monkeypatch) -> None:
+    """Every loop is worth to be made."""
+    monkeypatch.setattr(shrink, "at_hand", lambda wanted: True)
+
+
+def loops(program: Program) -> dict[int, shrink.Spent]:
+    """What is on record of a program's loops, by rows."""
+    return {rows: spent for (rows, _), spent in shrink.BOOK[program].items()}
+
+
+def plain(rows):
+    """What no loop may change: all but the guard calls, which come by chance."""
+    return [
+        dataclasses.replace(row, nfe=None, accepted=(), sizes=(), committed_at=())
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize(("temperature", "weights"), [(0.0, 1), (0.7, 0)])
+@pytest.mark.usefixtures("always")
+def test_texts_are_those_of_the_whole_batch(monkeypatch, temperature, weights):
+    made, params = decoder(temperature=temperature), toys.tiny_params(weights)
+    moved = generate(made, params, PROMPTS, seed=3)
+    assert set(loops(made.program)) >= ({3, 2, 1} if temperature == 0 else {3, 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(shrink, "below", lambda loop, params: 0)
+        whole = generate(made, params, PROMPTS, seed=3)
+    assert plain(moved.rows) == plain(whole.rows)
+    again = generate(made, params, PROMPTS, seed=3)
+    assert again.compile_seconds == 0 and plain(again.rows) == plain(moved.rows)
+
+
+@pytest.mark.usefixtures("never")
+def test_a_loop_is_made_once_waiting_has_cost_as_much():
+    made, params = decoder(draft_steps=3), toys.tiny_params(1)
+    first = generate(made, params, PROMPTS)
+    (whole,) = loops(made.program).values()
+    assert 0 < whole.idle < whole.made
+    before = whole.idle
+    generate(made, params, PROMPTS)
+    assert before < whole.idle < whole.made and len(loops(made.program)) == 1
+    whole.idle = whole.made
+    later = generate(made, params, PROMPTS)
+    assert later.compile_seconds > 0 and len(loops(made.program)) > 1
+    assert plain(later.rows) == plain(first.rows)
+
+
+@pytest.mark.usefixtures("always")
+def test_rows_move_to_the_next_power_of_two():
+    made, params = decoder(), toys.tiny_params(1)
+    seen = []
+
+    def until(loop, params, state, fewest):
+        seen.append((loop.rows, fewest))
+        return until.real(loop, params, state, fewest)
+
+    until.real = shrink._until
+    shrink._until = until
+    try:
+        generate(made, params, PROMPTS)
+    finally:
+        shrink._until = until.real
+    assert seen == [(3, 2), (2, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("numerics", ["exact", "fast"])
+@pytest.mark.usefixtures("always")
+def test_only_guarded_batches_move(numerics):
+    made = decoder(numerics=numerics)
+    generate(made, toys.tiny_params(1), PROMPTS[:2])
+    assert set(loops(made.program)) == {2}
+
+
+@pytest.mark.usefixtures("always")
+def test_doubt_is_that_of_the_loops_on_the_way(monkeypatch):
+    made, found = decoder(), []
+    real = shrink.terms_for
+
+    def surer(*args):
+        terms, seconds = real(*args)
+        return terms._replace(doubt=terms.doubt._replace(score=np.float32(0))), seconds
+
+    def kept(loop, params, state, fewest):
+        found.append(float(loop.terms.doubt.score))
+        return real_until(loop, params, state, fewest)
+
+    real_until = shrink._until
+    monkeypatch.setattr(shrink, "terms_for", surer)
+    monkeypatch.setattr(shrink, "_until", kept)
+    generate(made, toys.tiny_params(1), PROMPTS)
+    assert len(found) > 1 and found[0] > 0 and set(found) == {found[0]}
+
+
+def test_a_program_is_at_hand_in_memory_and_on_disk(tmp_path, monkeypatch):
+    monkeypatch.delenv(NO_CACHE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    wanted = Wanted(None, "sample", tune._sample, ([np.ones(3, np.float32)],))
+    assert not at_hand(wanted)
+    compiled(wanted)
+    assert at_hand(wanted)
+    forget_executables()
+    assert at_hand(wanted)
+    other = wanted._replace(args=([np.ones(4, np.float32)],))
+    assert not at_hand(other) and not at_hand(other)
