@@ -1,6 +1,7 @@
 """M9, M10: how a call grows with the sequence, and a decode with the batch."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,13 @@ from bench.machine import matrices, query_tokens
 from bench.measure import Book, Plan
 from bench.subjects import Subject
 from jaxdave.backend import compiler_options, on_cpu
+from jaxdave.decode import DecodeState
+from jaxdave.run import ready
+from jaxdave.shrink import Loop, spent, to_the_end
+from jaxdave.terms import hosted
 from jaxdave.types import KVCache, Pieces
 
-DRAFTS, ROWS, STEPS = 8, 8, 12
+DRAFTS, ROWS, STEPS = 8, 8, 32
 SHORT, LONG = 512, 8192
 
 
@@ -74,25 +79,43 @@ def batch(subject: Subject, plan: Plan, book: Book) -> None:
 def ended_rows(subject: Subject, plan: Plan, book: Book) -> None:
     """M10: steps of eight rows of which seven have ended, over steps of eight live.
 
-    Several steps at once, since the state is not donated and so copied once a call.
+    And over steps of a batch of one: what a row costs where none has ended beside it.
     """
     for numerics in ("guarded", "exact"):
         _ended_rows(subject, numerics, plan, book)
 
 
 def _ended_rows(subject: Subject, numerics: str, plan: Plan, book: Book) -> None:
-    bench = subject.bench(1, ROWS, numerics)
-    decoder = bench.decoder
-    terms = decoder.program.terms(1, STEPS)
-    state = bench.begun()
-    done_B = jnp.arange(ROWS) > 0
-    rows = dataclasses.replace(state.rows, done=done_B)
-    steps = jax.jit(lambda p, s: decoder.program.run(p, terms, s))
-    timers = [
-        lambda s=s: common.seconds(lambda: steps(subject.params, s), 3)
-        for s in (state, state._replace(rows=rows))
-    ]
+    alone, many = (_begun(subject, rows, numerics) for rows in (1, ROWS))
+    live = dataclasses.replace(many.state.rows, done=jnp.arange(ROWS) > 0)
+    some = many._replace(state=many.state._replace(rows=live))
+    spent(many.loop).idle = float("inf")  # the loop of one row is worth to be made
+    timers = [lambda b=b: _seconds(b, subject.params) for b in (many, some, alone)]
     found = common.alternate(timers, plan.rounds)
     what = f"{numerics}: steps with 1 live row of {ROWS}, over {ROWS} live"
     share = common.spread(found[:, 1] / found[:, 0])
     book.at_most("M10", subject.label, what, share, round(1.1 / ROWS + 0.05, 3))
+    what = f"{numerics}: steps with 1 live row of {ROWS}, over a batch of 1"
+    share = common.spread(found[:, 1] / found[:, 2])
+    book.at_most("M10", subject.label, what, share, 1.1)
+
+
+class _Begun(NamedTuple):
+    """A loop, and a state for it."""
+
+    loop: Loop
+    state: DecodeState
+
+
+def _begun(subject: Subject, rows: int, numerics: str) -> _Begun:
+    bench = subject.bench(1, rows, numerics)
+    made = ready(bench.decoder, bench.params, bench.prompts, 0, None, None)
+    terms = made.loop.terms._replace(calls=hosted(np.int32(STEPS)))
+    state = made.init(bench.params, terms, made.prompts)
+    return _Begun(made.loop._replace(terms=terms), state)
+
+
+def _seconds(begun: _Begun, params) -> float:
+    """Of some steps; the loop uses its state up."""
+    own = jax.block_until_ready(jax.tree.map(jnp.copy, begun.state))
+    return common.seconds(lambda: to_the_end(begun.loop, params, own)[0].n)

@@ -61,7 +61,7 @@ def generate(
     seconds = time.perf_counter() - start - making
     grid = decoder.program.grid
     rows = read_rows(
-        DecodeState(held, ()),
+        held,
         length=grid.length,
         mask_id=grid.mask_id,
         stop_ids=grid.stop_ids,

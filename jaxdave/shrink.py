@@ -1,8 +1,8 @@
 """Rows that have ended leave, and the others go on in a loop of fewer rows.
 
-Side by side, a row that has ended costs what it did before. So under guarded numerics,
-whose texts do not depend on the shapes of calls, a loop comes back when no more rows
-are left than the next smaller power of two, and those move there.
+Side by side, a row that has ended costs what it did before. So a loop comes back when no
+more rows are left than the next smaller power of two, and those move there: under
+guarded and exact numerics, whose texts do not depend on what a row is computed with.
 
 A smaller loop has to be compiled once. That is done when rows that had ended have cost
 as many seconds as this loop took to make (so at worst twice what hindsight had spent),
@@ -20,8 +20,8 @@ import numpy as np
 
 from jaxdave.decode import DecodeState, Program
 from jaxdave.executables import Wanted, at_hand, compiled
+from jaxdave.result import Told, told
 from jaxdave.shelf import on_first_device
-from jaxdave.state import RowState
 from jaxdave.terms import Terms, hosted
 from jaxdave.tune import terms_for
 
@@ -43,10 +43,14 @@ class Loop(NamedTuple):
 
 @dataclasses.dataclass
 class Spent:
-    """Seconds that making a loop took, and that rows which had ended have cost it."""
+    """Seconds that making a loop took, and that rows which had ended have cost it.
+
+    likes: shapes of its state with fewer rows; telling them takes as long as a call.
+    """
 
     made: float = 0.0
     idle: float = 0.0
+    likes: dict[int, DecodeState] = dataclasses.field(default_factory=dict)
 
 
 BOOK: weakref.WeakKeyDictionary[Program, dict[Any, Spent]] = weakref.WeakKeyDictionary()
@@ -59,11 +63,12 @@ def spent(loop: Loop) -> Spent:
     )
 
 
-def to_the_end(loop: Loop, params: Any, state: DecodeState) -> tuple[RowState, float]:
+def to_the_end(loop: Loop, params: Any, state: DecodeState) -> tuple[Told, float]:
     """All rows at their end, on the host, and the seconds spent on making loops."""
-    state, rows = _until(loop, params, state, below(loop, params))
+    fewest = below(loop, params)
+    state, rows = _until(loop, params, state, fewest)
     live_R = np.flatnonzero(~rows.done)
-    if not live_R.size:
+    if not 0 < live_R.size <= fewest:
         return rows, 0.0
     count = 1 << (live_R.size - 1).bit_length()
     found = _smaller(loop, params, state, count)
@@ -84,14 +89,19 @@ def to_the_end(loop: Loop, params: Any, state: DecodeState) -> tuple[RowState, f
 
 def below(loop: Loop, params: Any) -> int:
     """How few rows must be left for a smaller loop to do; 0: there is none."""
-    if not loop.program.guarded or not on_first_device(params):
+    program, rows = loop.program, loop.rows
+    if rows == 1 or not on_first_device(params):
         return 0
-    return (1 << (loop.rows - 1).bit_length()) // 2 if loop.rows > 1 else 0
+    if program.guarded:
+        return (1 << (rows - 1).bit_length()) // 2
+    # Rows that go one after another cost nothing once they have ended; but one alone is
+    # twice as fast as one among them.
+    return 1 if program.exact else 0
 
 
-def on_host(state: DecodeState) -> RowState:
-    """A state's rows, with their axis."""
-    rows = jax.device_get(state.rows)
+def _fetched(state: DecodeState) -> Told:
+    """What is read of a state's rows, on the host, with their axis."""
+    rows = jax.device_get(told(state.rows))
     return jax.tree.map(lambda a: a[None], rows) if state.is_one else rows
 
 
@@ -99,7 +109,7 @@ def _until(loop: Loop, params, state: DecodeState, fewest: int):
     """The state when no more than so many rows are left, and its rows on the host."""
     terms = loop.terms._replace(fewest=hosted(np.int32(fewest)))
     state = loop.run(params, terms, state)
-    return state, on_host(state)
+    return state, _fetched(state)
 
 
 class _Smaller(NamedTuple):
@@ -113,9 +123,11 @@ class _Smaller(NamedTuple):
 def _smaller(loop: Loop, params, state: DecodeState, count: int) -> _Smaller | None:
     """The loop for so many rows, if it is at hand or worth to be made."""
     program, index = loop.program, hosted(np.zeros(count, np.int32))
-    like = jax.eval_shape(_taken, state, index)
-    wanted = Wanted(program, "run", program.run, (params, loop.terms, like), donate=2)
     book = spent(loop)
+    if count not in book.likes:
+        book.likes[count] = jax.eval_shape(_taken, state, index)
+    args = params, loop.terms, book.likes[count]
+    wanted = Wanted(program, "run", program.run, args, donate=2)
     if book.idle < book.made and not at_hand(wanted):
         return None
     take, taking = compiled(Wanted(program, f"take {count}", _taken, (state, index)))
@@ -141,7 +153,7 @@ def _taken(state: DecodeState, index_R: jax.Array) -> DecodeState:
     return some.alone() if index_R.shape == (1,) else some
 
 
-def _put(rows: RowState, others: RowState, index_R: np.ndarray) -> RowState:
+def _put(rows: Told, others: Told, index_R: np.ndarray) -> Told:
     """Rows with some of them replaced."""
 
     def put(a, b):

@@ -43,7 +43,7 @@ def test_parameters_are_the_source_s(tmp_path, config, dtype):
 
 def test_the_weights_are_plain_orbax(tmp_path, shards):
     convert(shards, tmp_path / "ours")
-    expected = jaxdave.load(shards, dtype="bfloat16").params
+    expected = stacked(jaxdave.load(shards, dtype="bfloat16").params)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=place), expected

@@ -94,12 +94,14 @@ def test_rows_move_to_the_next_power_of_two():
     assert seen == [(3, 2), (2, 1), (1, 0)]
 
 
-@pytest.mark.parametrize("numerics", ["exact", "fast"])
+@pytest.mark.parametrize(("numerics", "rows"), [("exact", {3, 1}), ("fast", {3})])
 @pytest.mark.usefixtures("always")
-def test_only_guarded_batches_move(numerics):
-    made = decoder(numerics=numerics)
-    generate(made, toys.tiny_params(1), PROMPTS[:2])
-    assert set(loops(made.program)) == {2}
+def test_exact_rows_move_when_alone_and_fast_ones_never(monkeypatch, numerics, rows):
+    made, params = decoder(numerics=numerics), toys.tiny_params(1)
+    moved = generate(made, params, PROMPTS)
+    assert set(loops(made.program)) == rows
+    monkeypatch.setattr(shrink, "below", lambda loop, params: 0)
+    assert moved.rows == generate(made, params, PROMPTS).rows
 
 
 @pytest.mark.usefixtures("always")

@@ -272,9 +272,9 @@ def decode(decoder, params, prompts, **settings):
     """`generate`, and the canvases as they were left: (Result, tokens_BT)."""
     seen = []
 
-    def spy(state, **kinds):
-        seen.append(np.asarray(state.rows.tokens_T))
-        return run_read_rows(state, **kinds)
+    def spy(rows, **kinds):
+        seen.append(np.asarray(rows.tokens_T))
+        return run_read_rows(rows, **kinds)
 
     with mock.patch.object(run, "read_rows", spy):
         result = generate(decoder, params, prompts, **settings)
