@@ -1,7 +1,7 @@
 """Rows that have ended leave, and the others go on in a loop of fewer rows.
 
-Side by side, a row that has ended costs what it did before. So a loop comes back when no
-more rows are left than the next smaller power of two, and those move there: under
+Side by side, a row that has ended costs what it did before. So a loop comes back when
+no more rows are left than the next smaller power of two, and those move there: under
 guarded and exact numerics, whose texts do not depend on what a row is computed with.
 
 A smaller loop has to be compiled once. That is done when rows that had ended have cost
