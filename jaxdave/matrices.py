@@ -9,6 +9,7 @@ compiled once.
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,25 @@ class Apart(NamedTuple):
     layers: tuple[Any, ...]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Matrices that share their input, side by side in one, in the first one's place.
+
+    Nothing lies in the places of the others; sizes: output channels of each.
+    """
+
+    matrix: Any
+    sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def split(self, y: Any) -> list[Any]:
+        """The part of each matrix in arrays, or `Int8`s, by channels."""
+        cuts = list(itertools.accumulate(self.sizes))[:-1]
+        parts = jax.tree.map(lambda a: jnp.split(a, cuts, axis=-1), y)
+        outer, inner = jax.tree.structure(y), jax.tree.structure([0] * len(self.sizes))
+        return jax.tree.transpose(outer, inner, parts)
+
+
 class Taken(NamedTuple):
     """One of several matrices of a shape, which one is known when the program runs."""
 
@@ -36,7 +56,7 @@ class Taken(NamedTuple):
     index: jax.Array
 
 
-@functools.partial(jax.tree_util.register_dataclass)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cut:
     """A table [V, E] in chunks [X, E] of equal sizes, the last one moved back to fit.

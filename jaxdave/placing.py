@@ -14,9 +14,10 @@ import numpy as np
 
 from jaxdave.backend import on_cpu
 from jaxdave.config import ModelConfig
-from jaxdave.matrices import Across, Apart, Cut, rows_of, uncut
+from jaxdave.matrices import Across, Apart, Cut, Joined, rows_of, uncut
+from jaxdave.model.params import Params
 from jaxdave.noise import DRAWN
-from jaxdave.quantize import Finish, Int8, finished
+from jaxdave.quantize import Int8, is_int8
 
 CPU_HEAD, HEAD_CHUNK = DRAWN, 4 * DRAWN
 """Ids of the vocabulary that are looked at together, on a CPU and elsewhere, where a
@@ -24,6 +25,8 @@ pass costs a dozen launches whatever its size."""
 LARGE = 2**19
 """Numbers in a matrix from where on it has a row a channel: 2 MB, what a core of the
 machine that it was measured on keeps (bench/NOTES.md, "Matrices apart")."""
+JOINED = (("attn", ("q", "k", "v")), ("mlp", ("gate", "up")))
+"""Matrices of a layer that share their input; on a CPU they are one."""
 
 
 def head_chunk(rows: int) -> int:
@@ -32,42 +35,78 @@ def head_chunk(rows: int) -> int:
     return rows if rows <= DRAWN else min(most, rows // DRAWN * DRAWN)
 
 
-def as_read(config: ModelConfig) -> Finish:
-    """What becomes of a whole parameter, host array or not: it is put on the device."""
-    table = "embedding" if config.tie_embeddings else "head"
+def laid_out(params: Params, config: ModelConfig) -> Params:
+    """Parameters of `params.abstract` or `Int8`, on the device, as it reads them best.
 
-    def one(path: str, leaf: Any) -> Any:
-        if on_cpu() and path.endswith("/kernel"):
-            return Apart(tuple(map(_layer, _each(leaf, config.num_layers))))
-        if on_cpu() and path == table and head_chunk(config.vocab_rows) < rows_of(leaf):
-            return _cut(leaf, head_chunk(config.vocab_rows))
-        return jax.device_put(leaf)
+    They may lie on the host. What the caller does not keep is let go of on the way, so
+    that no more than a few are held twice.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_int8)
+    del params
+    held = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+    del leaves
+    order, made = list(held), {}
+    for home, names in JOINED if on_cpu() else ():
+        paths = [f"blocks/{home}/{name}/kernel" for name in names]
+        made |= dict.fromkeys(paths, ())
+        made[paths[0]] = _joined([held.pop(path) for path in paths])
+    for path in list(held):
+        made[path] = _placed(path, held.pop(path), config)
+    return tree.unflatten([made[path] for path in order])
 
-    return one
 
-
-def laid_out(params: Any, config: ModelConfig) -> Any:
-    """All parameters, of `params.abstract` or `Int8`, as this machine reads them."""
-    return finished(params, as_read(config))
-
-
-def stacked(params: Any) -> Any:
+def stacked(params: Params) -> Params:
     """Parameters as `params.abstract` has them, whatever machine they were read for."""
+    made = jax.tree.map(_stack, params, is_leaf=_is_placed)
+    blocks = dict(made["blocks"])
+    for home, (first, *_) in JOINED:
+        joined = params["blocks"][home][first]["kernel"]
+        if isinstance(joined, Joined):
+            names = dict(JOINED)[home]
+            parts = zip(names, joined.split(blocks[home][first]["kernel"]), strict=True)
+            blocks[home] = blocks[home] | {
+                name: blocks[home][name] | {"kernel": part} for name, part in parts
+            }
+    return {**made, "blocks": blocks}
 
-    def one(leaf):
-        if isinstance(leaf, Cut):
-            return uncut(leaf)
-        if not isinstance(leaf, Apart):
-            return leaf
+
+def _is_placed(leaf: Any) -> bool:
+    return isinstance(leaf, Apart | Cut | Joined)
+
+
+def _stack(leaf: Any) -> Any:
+    """What a matrix of any kind was made of; of those that are joined, all of it."""
+    if isinstance(leaf, Joined):
+        return _stack(leaf.matrix)
+    if isinstance(leaf, Apart):
         return jax.tree.map(lambda *own: jnp.stack(own), *map(_down, leaf.layers))
+    return uncut(leaf) if isinstance(leaf, Cut) else leaf
 
-    return jax.tree.map(one, params, is_leaf=lambda a: isinstance(a, Apart | Cut))
+
+def _placed(path: str, leaf: Any, config: ModelConfig) -> Any:
+    """One parameter on the device."""
+    table = "embedding" if config.tie_embeddings else "head"
+    if on_cpu() and path.endswith("/kernel"):
+        return Apart(tuple(map(_layer, _each(leaf))))
+    if on_cpu() and path == table and head_chunk(config.vocab_rows) < rows_of(leaf):
+        return _cut(leaf, head_chunk(config.vocab_rows))
+    return jax.device_put(leaf)
 
 
-def _each(leaf: Any, count: int):
-    """The parts of a stack, on the host: a slice on the device would be compiled."""
-    host = jax.tree.map(np.asarray, leaf)
-    return [jax.tree.map(lambda a, i=i: a[i], host) for i in range(count)]
+def _joined(stacks: list[Any]) -> Joined:
+    sizes = tuple(jax.tree.leaves(stack)[0].shape[-1] for stack in stacks)
+    together = lambda *own: np.concatenate(own, axis=-1)  # noqa: E731
+    layers = (
+        _layer(jax.tree.map(together, *own))
+        for own in zip(*map(_each, stacks), strict=True)
+    )
+    return Joined(Apart(tuple(layers)), sizes)
+
+
+def _each(stack: Any) -> list[Any]:
+    """The matrices of a stack, on the host: a slice on a device would be compiled."""
+    host = jax.tree.map(np.asarray, stack)
+    return [jax.tree.map(lambda a, i=i: a[i], host) for i in range(rows_of(host))]
 
 
 def _layer(matrix: Any) -> Any:

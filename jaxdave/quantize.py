@@ -66,20 +66,12 @@ def tree_int8(params: Any) -> Any:
 
 
 def finished(params: Any, finish: Finish) -> Any:
-    """The parameters after `finish`, one after another.
+    """The parameters after `finish`."""
 
-    What the caller does not keep is let go of on the way, so that no more than one
-    parameter is held twice.
-    """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_int8)
-    del params
-    leaves.reverse()
-    made = []
-    while leaves:
-        path, leaf = leaves.pop()
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        made.append(finish(name, leaf))
-    return tree.unflatten(made)
+    def one(path, leaf):
+        return finish(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def contract(spec: str, x: jax.Array, kernel: jax.Array | Int8) -> jax.Array:
@@ -137,7 +129,8 @@ def channel_axis(path: str) -> int | None:
     return -2 if path.endswith("/kernel") else None
 
 
-def _is_int8(leaf: Any) -> bool:
+def is_int8(leaf: Any) -> bool:
+    """Whether it is a matrix of int8."""
     return isinstance(leaf, Int8)
 
 

@@ -12,7 +12,7 @@ import toys
 from laws import saved_calls
 
 from jaxdave import checkpoint, decoders, executables, placing, policies
-from jaxdave.matrices import Across, Apart, Cut, Taken, dot, looked_up, picked
+from jaxdave.matrices import Across, Apart, Cut, Joined, Taken, dot, looked_up, picked
 from jaxdave.model.network import Model
 from jaxdave.model.params import Binder
 from jaxdave.model.whole import whole
@@ -42,10 +42,11 @@ def order(request, monkeypatch) -> str:
 def test_the_same_numbers_come_back(config, kind, order):
     params = KINDS[kind](drawn(config, 0))
     laid = laid_out(params, config)
-    up, table = laid["blocks"]["mlp"]["up"]["kernel"], "embedding"
-    table = table if config.tie_embeddings else "head"
-    assert isinstance(up, Apart) and len(up.layers) == config.num_layers
-    assert isinstance(up.layers[0], Across) == (order == "large")
+    down = laid["blocks"]["mlp"]["down"]["kernel"]
+    table = "embedding" if config.tie_embeddings else "head"
+    assert isinstance(down, Apart) and len(down.layers) == config.num_layers
+    assert isinstance(down.layers[0], Across) == (order == "large")
+    assert isinstance(laid["blocks"]["attn"]["q"]["kernel"], Joined)
     assert isinstance(laid[table], Cut) and len(laid[table].chunks) == 3
     folders.assert_equal(laid, params)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdave.config import ModelConfig
-from jaxdave.matrices import dot
+from jaxdave.matrices import Joined, dot
 from jaxdave.model.rope import Rope, rotate
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -28,10 +28,22 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((fan_out,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = dot(x, self.kernel.get_value()).astype(x.dtype)
+        return self.biased(dot(x, self.kernel.get_value()).astype(x.dtype))
+
+    def biased(self, y: jax.Array) -> jax.Array:
+        """The output of a product."""
         if self.bias is None:
             return y
         return y + _row(self.bias[...].astype(y.dtype), y.ndim)
+
+
+def outputs(x: jax.Array, *parts: Linear) -> list[jax.Array]:
+    """What several parts make of the same input, in one product if they are joined."""
+    joined = parts[0].kernel.get_value()
+    if not isinstance(joined, Joined):
+        return [part(x) for part in parts]
+    made = joined.split(dot(x, joined.matrix).astype(x.dtype))
+    return [part.biased(y) for part, y in zip(parts, made, strict=True)]
 
 
 class RMSNorm(nnx.Module):
@@ -67,7 +79,7 @@ class Attention(nnx.Module):
 
     def project(self, x: jax.Array, rope: Rope):
         """Queries, and rotated keys and values, [..., L, heads, D]."""
-        q, k, v = (self._heads(part(x)) for part in (self.q, self.k, self.v))
+        q, k, v = map(self._heads, outputs(x, self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotate(part, rope, self.rope_fp32) for part in (q, k))
@@ -91,7 +103,8 @@ class MLP(nnx.Module):
         self.down = Linear(config.inter, config.hidden, **sizes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        gate, up = outputs(x, self.gate, self.up)
+        return self.down(jax.nn.silu(gate) * up)
 
 
 class Block(nnx.Module):
