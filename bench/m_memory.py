@@ -16,6 +16,7 @@ from bench.measure import Book, Plan
 from bench.subjects import Subject
 from jaxdave.config import ModelConfig
 from jaxdave.model import denoiser
+from jaxdave.placing import laid_out
 
 _FROM, _TO = 1, 8
 _STARTS = 3
@@ -119,5 +120,5 @@ def _import_jax() -> None:
 def _changed(subject: Subject, **changes) -> Subject:
     """The subject with another config, and random weights of it."""
     config: ModelConfig = dataclasses.replace(subject.config, **changes)
-    params = jax.block_until_ready(denoiser.init(config, 0))
+    params = jax.block_until_ready(laid_out(denoiser.init(config, 0), config))
     return dataclasses.replace(subject, config=config, params=params)
