@@ -17,7 +17,7 @@ from jaxdave import quantize as ways
 from jaxdave.config import ModelConfig
 from jaxdave.files import open_up, swap
 from jaxdave.model.params import Params
-from jaxdave.placing import laid_out
+from jaxdave.placing import arriving, laid_out
 from jaxdave.sharding import shardings
 from jaxdave.sources import DEMO as DEMO
 from jaxdave.sources import find
@@ -100,7 +100,7 @@ def load(
         read = functools.partial(weights.read, folder, config, dtype, family.tensors)
     codec = load_codec(folder, config=config)
     if mesh is None:
-        params = laid_out(read(kept), config)
+        params = laid_out(read(arriving(kept)), config)
     else:
         params = read(kept)
         params = jax.device_put(params, shardings(params, config, mesh))

@@ -65,6 +65,8 @@ def at_hand(wanted: Wanted) -> bool:
     name = shelf.label(wanted.function, wanted.donate, options(), wanted.args)
     found = name is not None and shelf.has(name)
     if not found:
+        if len(MISSED) >= MOST_EXECUTABLES:
+            MISSED.clear()
         MISSED.add(key)
     return found
 
@@ -102,6 +104,7 @@ def _begun(wanted: Wanted) -> tuple[_Making, bool]:
         KEPT.move_to_end(key)
         return KEPT[key], False
     KEPT[key] = making = _found(wanted)
+    MISSED.discard(key)
     _make_room()
     return making, True
 

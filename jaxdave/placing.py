@@ -17,7 +17,7 @@ from jaxdave.config import ModelConfig
 from jaxdave.matrices import Across, Apart, Cut, Joined, rows_of, uncut
 from jaxdave.model.params import Params
 from jaxdave.noise import DRAWN
-from jaxdave.quantize import Int8, is_int8
+from jaxdave.quantize import Finish, Int8, is_int8
 
 CPU_HEAD, HEAD_CHUNK = DRAWN, 4 * DRAWN
 """Ids of the vocabulary that are looked at together, on a CPU and elsewhere, where a
@@ -38,9 +38,10 @@ def head_chunk(rows: int) -> int:
 def laid_out(params: Params, config: ModelConfig) -> Params:
     """Parameters of `params.abstract` or `Int8`, on the device, as it reads them best.
 
-    They may lie on the host. What the caller does not keep is let go of on the way, so
-    that no more than a few are held twice.
+    They may lie on the host, and lie so already. What the caller does not keep is let
+    go of on the way, so that no more than what is joined is held twice.
     """
+    params = stacked(params)
     leaves, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_int8)
     del params
     held = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
@@ -57,30 +58,39 @@ def laid_out(params: Params, config: ModelConfig) -> Params:
 
 def stacked(params: Params) -> Params:
     """Parameters as `params.abstract` has them, whatever machine they were read for."""
-    made = jax.tree.map(_stack, params, is_leaf=_is_placed)
-    blocks = dict(made["blocks"])
-    for home, (first, *_) in JOINED:
-        joined = params["blocks"][home][first]["kernel"]
-        if isinstance(joined, Joined):
-            names = dict(JOINED)[home]
-            parts = zip(names, joined.split(blocks[home][first]["kernel"]), strict=True)
-            blocks[home] = blocks[home] | {
-                name: blocks[home][name] | {"kernel": part} for name, part in parts
-            }
-    return {**made, "blocks": blocks}
+    is_placed = lambda leaf: isinstance(leaf, Apart | Cut)  # noqa: E731
+    return _unjoined(jax.tree.map(_stack, params, is_leaf=is_placed))
 
 
-def _is_placed(leaf: Any) -> bool:
-    return isinstance(leaf, Apart | Cut | Joined)
+def arriving(kept: Finish) -> Finish:
+    """What becomes of a parameter once it is read: off a CPU it leaves the host."""
+    if on_cpu():
+        return kept
+    return lambda path, leaf: jax.device_put(kept(path, leaf))
 
 
 def _stack(leaf: Any) -> Any:
-    """What a matrix of any kind was made of; of those that are joined, all of it."""
-    if isinstance(leaf, Joined):
-        return _stack(leaf.matrix)
+    """What a matrix of all layers, or a table, was made of."""
     if isinstance(leaf, Apart):
         return jax.tree.map(lambda *own: jnp.stack(own), *map(_down, leaf.layers))
     return uncut(leaf) if isinstance(leaf, Cut) else leaf
+
+
+def _unjoined(tree: Any) -> Any:
+    """Dicts of dicts with matrices that were joined in places of their own again."""
+    if not isinstance(tree, dict):
+        return tree
+    made = {name: _unjoined(part) for name, part in tree.items()}
+    for _, names in JOINED:
+        joined = _kernel(tree.get(names[0]))
+        if isinstance(joined, Joined):
+            for name, part in zip(names, joined.split(joined.matrix), strict=True):
+                made[name] = made[name] | {"kernel": part}
+    return made
+
+
+def _kernel(part: Any) -> Any:
+    return part.get("kernel") if isinstance(part, dict) else None
 
 
 def _placed(path: str, leaf: Any, config: ModelConfig) -> Any:

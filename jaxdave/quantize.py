@@ -61,7 +61,10 @@ def int8(path: str, leaf: jax.Array | np.ndarray) -> jax.Array | Int8:
 
 
 def tree_int8(params: Any) -> Any:
-    """All parameters of a model as `int8` leaves them."""
+    """All parameters of a model as `int8` leaves them.
+
+    Raises ValueError for those that are int8, or lie as a CPU reads them, already.
+    """
     return finished(params, int8)
 
 
@@ -69,7 +72,13 @@ def finished(params: Any, finish: Finish) -> Any:
     """The parameters after `finish`."""
 
     def one(path, leaf):
-        return finish(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "/kernel/" in name:
+            raise ValueError(
+                f"{name} is a part of a matrix that is quantised, or lies as a CPU "
+                "reads it; use `placing.stacked` of float parameters"
+            )
+        return finish(name, leaf)
 
     return jax.tree_util.tree_map_with_path(one, params)
 

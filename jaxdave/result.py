@@ -12,6 +12,9 @@ from jaxdave.state import RowState, Stats
 class Nfe:
     """Network calls by kind, however many drafts each carried.
 
+    Of a batch under guarded numerics they may differ a little from one run to the next,
+    as rows are computed in other shapes when others have ended; texts never do.
+
     This engine never needs a commit call, nor a refresh for block-causal models; guard
     calls decide what was too close to call under guarded numerics.
     """
@@ -67,7 +70,7 @@ class Result:
     compile_seconds: float
 
 
-class Told(NamedTuple):
+class RowFacts(NamedTuple):
     """What is read of rows, [B, ...]: a third of their arrays, since fetching an array
     takes some 20 us whatever its size."""
 
@@ -79,13 +82,13 @@ class Told(NamedTuple):
     stats: Stats
 
 
-def told(rows: RowState) -> Told:
+def facts(rows: RowState) -> RowFacts:
     """What is read of rows."""
-    return Told(*(getattr(rows, name) for name in Told._fields))
+    return RowFacts(*(getattr(rows, name) for name in RowFacts._fields))
 
 
 def read_rows(
-    rows: Told,
+    rows: RowFacts,
     *,
     length: int,
     mask_id: int,

@@ -85,7 +85,7 @@ def stream(
     as `generate`; the tokens are the same.
     """
     made = ready(decoder, params, prompts, seed, requests, draft_text)
-    # One round a call of the very loop that `generate` runs: the same bits.
+    # One round a call of the loop that `generate` begins with.
     state = made.init(params, made.loop.terms, made.prompts)
     terms = made.loop.terms._replace(calls=hosted(np.int32(1)))
     sent = [len(prompt) for prompt in prompts]
@@ -134,7 +134,8 @@ def ready(decoder: Decoder, params, prompts: Ids, *packed) -> Ready:
 
     shapes = first.name, *((a.shape, str(a.dtype)) for a in arrays)
     terms, measured = terms_for(program, terms, run, params, fresh, shapes)
-    made = Loop(program, len(prompts), run, terms, fresh, shapes)
+    room = first.name, arrays.tokens_BT.shape[1]
+    made = Loop(program, len(prompts), run, terms, fresh, room)
     spent(made).made = max(spent(made).made, seconds)
     return Ready(init, made, arrays, seconds + measured)
 

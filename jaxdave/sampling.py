@@ -106,7 +106,8 @@ def over_chunks(first: int, chunks: int, fold: Callable[[jax.Array, Any], Any], 
 
     Few are spelled out where that is of use: what each reads then lies at a place that
     is known when the program is compiled, and a GPU reads it there instead of from a
-    copy. A CPU makes the copy all the same, and of all chunks at once.
+    copy. A CPU would copy all the same, and all chunks at once, but for those that are
+    arrays of their own (`matrices.Cut`), which any index picks.
     """
     if chunks > spelled_out():
         return jax.lax.fori_loop(first, chunks, fold, held)

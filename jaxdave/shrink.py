@@ -4,9 +4,9 @@ Side by side, a row that has ended costs what it did before. So a loop comes bac
 no more rows are left than the next smaller power of two, and those move there: under
 guarded and exact numerics, whose texts do not depend on what a row is computed with.
 
-A smaller loop has to be compiled once. That is done when rows that had ended have cost
-as many seconds as this loop took to make (so at worst twice what hindsight had spent),
-and at no cost where the loop is at hand, in memory or on disk.
+A smaller loop has to be made once. That is done when rows that had ended have cost as
+many seconds as this loop took to make, so at worst twice what hindsight had spent; and
+soon where it was made before, in this process or an earlier one.
 """
 
 import dataclasses
@@ -20,17 +20,21 @@ import numpy as np
 
 from jaxdave.decode import DecodeState, Program
 from jaxdave.executables import Wanted, at_hand, compiled
-from jaxdave.result import Told, told
+from jaxdave.result import RowFacts, facts
 from jaxdave.shelf import on_first_device
 from jaxdave.terms import Terms, hosted
 from jaxdave.tune import terms_for
+
+LEAST_MADE, LEAST_FOUND = 5.0, 0.5
+"""Seconds of waiting before a loop is made, however soon another one was found on disk,
+and before one that is at hand is measured and used for the first time."""
 
 
 class Loop(NamedTuple):
     """A compiled loop of so many rows.
 
-    run(params, terms, state) -> state; fresh(terms) -> a state of probe prompts;
-    shapes: what `run` was compiled for.
+    run(params, terms, state) -> state; fresh(terms) -> a state of probe prompts; room:
+    what tells the shapes of one row.
     """
 
     program: Program
@@ -38,19 +42,19 @@ class Loop(NamedTuple):
     run: Callable[..., DecodeState]
     terms: Terms
     fresh: Callable[[Terms], DecodeState]
-    shapes: tuple[Any, ...]
+    room: tuple[Any, ...]
 
 
 @dataclasses.dataclass
 class Spent:
     """Seconds that making a loop took, and that rows which had ended have cost it.
 
-    likes: shapes of its state with fewer rows; telling them takes as long as a call.
+    moved: of how many rows the loops are that rows have moved to.
     """
 
     made: float = 0.0
     idle: float = 0.0
-    likes: dict[int, DecodeState] = dataclasses.field(default_factory=dict)
+    moved: set[int] = dataclasses.field(default_factory=set)
 
 
 BOOK: weakref.WeakKeyDictionary[Program, dict[Any, Spent]] = weakref.WeakKeyDictionary()
@@ -58,31 +62,31 @@ BOOK: weakref.WeakKeyDictionary[Program, dict[Any, Spent]] = weakref.WeakKeyDict
 
 def spent(loop: Loop) -> Spent:
     """What is on record of a loop."""
-    return BOOK.setdefault(loop.program, {}).setdefault(
-        (loop.rows, loop.shapes), Spent()
-    )
+    return BOOK.setdefault(loop.program, {}).setdefault((loop.rows, loop.room), Spent())
 
 
-def to_the_end(loop: Loop, params: Any, state: DecodeState) -> tuple[Told, float]:
+def to_the_end(loop: Loop, params: Any, state: DecodeState) -> tuple[RowFacts, float]:
     """All rows at their end, on the host, and the seconds spent on making loops."""
-    fewest = below(loop, params)
-    state, rows = _until(loop, params, state, fewest)
-    live_R = np.flatnonzero(~rows.done)
-    if not 0 < live_R.size <= fewest:
-        return rows, 0.0
-    count = 1 << (live_R.size - 1).bit_length()
-    found = _smaller(loop, params, state, count)
-    if found is None:
+    fewest, idle = below(loop, params), 0.0
+    while True:
         start = time.perf_counter()
-        rows = _until(loop, params, state, 0)[1]
-        idle = (time.perf_counter() - start) * (1 - live_R.size / loop.rows)
-        spent(loop).idle += idle
-        return rows, 0.0
+        state, rows = _until(loop, params, state, fewest)
+        spent(loop).idle += idle * (time.perf_counter() - start)
+        live_R = np.flatnonzero(~rows.done)
+        if not 0 < live_R.size <= fewest:
+            return rows, 0.0
+        count = 1 << (live_R.size - 1).bit_length()
+        found = _smaller(loop, params, state, count)
+        if found is not None:
+            break
+        # One row under exact numerics takes twice as long among others as alone.
+        idle = 0.5 if loop.program.exact else 1 - live_R.size / loop.rows
+        fewest = count // 2
     # What is left of the smaller loop's room is taken by a row that has ended.
-    ended = np.flatnonzero(rows.done)[0]
-    index_R = np.full(count, ended, np.int32)
+    index_R = np.full(count, np.flatnonzero(rows.done)[0], np.int32)
     index_R[: live_R.size] = live_R
     moved = found.take(state, hosted(index_R))
+    del state  # the cache of all rows
     others, seconds = to_the_end(found.loop, params, moved)
     return _put(rows, others, index_R), found.seconds + seconds
 
@@ -99,9 +103,9 @@ def below(loop: Loop, params: Any) -> int:
     return 1 if program.exact else 0
 
 
-def _fetched(state: DecodeState) -> Told:
+def _fetched(state: DecodeState) -> RowFacts:
     """What is read of a state's rows, on the host, with their axis."""
-    rows = jax.device_get(told(state.rows))
+    rows = jax.device_get(facts(state.rows))
     return jax.tree.map(lambda a: a[None], rows) if state.is_one else rows
 
 
@@ -121,29 +125,56 @@ class _Smaller(NamedTuple):
 
 
 def _smaller(loop: Loop, params, state: DecodeState, count: int) -> _Smaller | None:
-    """The loop for so many rows, if it is at hand or worth to be made."""
-    program, index = loop.program, hosted(np.zeros(count, np.int32))
+    """The loop for so many rows, if that is worth its while."""
+    args = params, loop.terms, _like(state, count)
+    wanted = Wanted(loop.program, "run", loop.program.run, args, donate=2)
     book = spent(loop)
-    if count not in book.likes:
-        book.likes[count] = jax.eval_shape(_taken, state, index)
-    args = params, loop.terms, book.likes[count]
-    wanted = Wanted(program, "run", program.run, args, donate=2)
-    if book.idle < book.made and not at_hand(wanted):
+    if count not in book.moved:
+        wait = LEAST_FOUND if at_hand(wanted) else max(book.made, LEAST_MADE)
+        if book.idle < wait:
+            return None
+    try:
+        found = _made(loop, params, state, count, wanted)
+    except jax.errors.JaxRuntimeError:
+        book.made = float("inf")  # e.g. no memory for it; these rows need not move
         return None
+    book.moved.add(count)
+    return found
+
+
+def _made(loop: Loop, params, state, count: int, wanted: Wanted) -> _Smaller:
+    """The loop for so many rows, compiled and measured."""
+    program, index = loop.program, hosted(np.zeros(count, np.int32))
     take, taking = compiled(Wanted(program, f"take {count}", _taken, (state, index)))
     run, running = compiled(wanted)
 
     def fresh(terms: Terms) -> DecodeState:
         return take(loop.fresh(terms), index)
 
-    shapes = (*loop.shapes, count)
+    # Whichever loop rows come from, they move to the same one.
+    shapes = (*loop.room, count)
     terms, measuring = terms_for(program, loop.terms, run, params, fresh, shapes)
     # What the larger loop has left behind is as far off as its calls were.
     doubt = jax.tree.map(np.maximum, loop.terms.doubt, terms.doubt)
-    smaller = Loop(program, count, run, terms._replace(doubt=doubt), fresh, shapes)
+    smaller = Loop(program, count, run, terms._replace(doubt=doubt), fresh, loop.room)
     seconds = taking + running + measuring
     spent(smaller).made = max(spent(smaller).made, seconds)
     return _Smaller(smaller, take, seconds)
+
+
+def _like(state: DecodeState, count: int) -> DecodeState:
+    """The shapes of some rows of a state, as `_taken` makes them."""
+    size = () if count == 1 else (count,)
+
+    def of(axis: int):
+        def one(a) -> jax.ShapeDtypeStruct:
+            shape = (*a.shape[:axis], *size, *a.shape[axis + 1 :])
+            return jax.ShapeDtypeStruct(shape, a.dtype)
+
+        return one
+
+    rows = jax.tree.map(of(0), state.rows)
+    return DecodeState(rows, jax.tree.map(of(1), state.cache))
 
 
 def _taken(state: DecodeState, index_R: jax.Array) -> DecodeState:
@@ -153,7 +184,7 @@ def _taken(state: DecodeState, index_R: jax.Array) -> DecodeState:
     return some.alone() if index_R.shape == (1,) else some
 
 
-def _put(rows: Told, others: Told, index_R: np.ndarray) -> Told:
+def _put(rows: RowFacts, others: RowFacts, index_R: np.ndarray) -> RowFacts:
     """Rows with some of them replaced."""
 
     def put(a, b):

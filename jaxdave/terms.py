@@ -12,7 +12,7 @@ class Terms(NamedTuple):
     """What a compiled decode may be told anew at every run; the text is the same.
 
     cap: how many drafts may be used; 1 is the plain policy. calls: at most so many
-    rounds. fewest: until no more rows are left than this. doubt: how far predictions
+    rounds of a loop. fewest: until no more rows are left. doubt: how far predictions
     may be off, under guarded numerics; infinite: every decision is checked. seconds_Z:
     what a call of each size takes. forced: use this size whatever it takes, and go on
     after the rows' end (to time it); -1: no.

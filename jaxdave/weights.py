@@ -41,7 +41,7 @@ def read(
     """The parameters of a folder, in the structure of `params.abstract`, on the host.
 
     tensors: parameter path -> tensor, as `names.TENSORS`. finish: what is kept of each
-    parameter once it is whole, so that no more than one is held twice.
+    parameter once it is whole, so that no more than one is held twice meanwhile.
 
     Raises one ValueError that names everything wrong with the folder's weights.
     """

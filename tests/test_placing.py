@@ -19,6 +19,7 @@ from jaxdave.model.whole import whole
 from jaxdave.noise import DRAWN
 from jaxdave.placing import laid_out, stacked
 from jaxdave.quantize import Int8, tree_int8
+from jaxdave.sharding import shardings
 from jaxdave.train.warm import widen
 
 ROWS = 2 * DRAWN + 40
@@ -49,6 +50,7 @@ def test_the_same_numbers_come_back(config, kind, order):
     assert isinstance(laid["blocks"]["attn"]["q"]["kernel"], Joined)
     assert isinstance(laid[table], Cut) and len(laid[table].chunks) == 3
     folders.assert_equal(laid, params)
+    folders.assert_equal(laid_out(laid, config), params)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,6 +148,19 @@ def test_saved_and_trained_from_as_any(tmp_path, order):
     a, b = (tmp_path / name / "model.safetensors" for name in "ab")
     assert a.read_bytes() == b.read_bytes()
     folders.assert_equal(widen(folders.CONFIG, stacked(laid)), params)
+
+
+def test_what_needs_stacks_says_so(tmp_path):
+    laid = laid_out(drawn(TIED, 0), TIED)
+    with pytest.raises(ValueError, match="use `placing.stacked`") as caught:
+        tree_int8(laid)
+    assert "\n" not in str(caught.value)
+    mesh = jax.make_mesh((1,), ("model",))
+    with pytest.raises(ValueError, match="use `placing.stacked`"):
+        shardings(laid, TIED, mesh)
+    for broken in ({}, {"blocks": {}}, {**laid, "blocks": {"attn": {}}}):
+        with pytest.raises(ValueError, match="do not have the shapes of config"):
+            checkpoint.save(tmp_path / "m", TIED, broken, dtype="float32")
 
 
 def test_elsewhere_stacks_stay(monkeypatch):

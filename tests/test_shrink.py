@@ -2,15 +2,17 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
 
-from jaxdave import decoders, shrink, tune
+from jaxdave import decoders, shelf, shrink, tune
 from jaxdave.decode import Program
 from jaxdave.executables import Wanted, at_hand, compiled, forget_executables
 from jaxdave.files import NO_CACHE
-from jaxdave.run import generate
+from jaxdave.run import generate, ready
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 PROMPTS = toys.prompts_of([3, 9, 17, 4, 30, 6])[1:4]
@@ -20,6 +22,12 @@ PROMPTS = toys.prompts_of([3, 9, 17, 4, 30, 6])[1:4]
 def decoder(**more):
     settings = {"draft_steps": 4, "max_new_tokens": 24, **more}
     return decoders.freedave(toys.TINY, **settings)
+
+
+@pytest.fixture(autouse=True)
+def clean_book():
+    """No test knows what another has spent."""
+    shrink.BOOK.clear()
 
 
 @pytest.fixture
@@ -32,6 +40,7 @@ def never(monkeypatch) -> None:
 def always(monkeypatch) -> None:
     """Every loop is worth to be made."""
     monkeypatch.setattr(shrink, "at_hand", lambda wanted: True)
+    monkeypatch.setattr(shrink, "LEAST_FOUND", 0.0)
 
 
 def loops(program: Program) -> dict[int, shrink.Spent]:
@@ -70,28 +79,112 @@ def test_a_loop_is_made_once_waiting_has_cost_as_much():
     before = whole.idle
     generate(made, params, PROMPTS)
     assert before < whole.idle < whole.made and len(loops(made.program)) == 1
-    whole.idle = whole.made
+    whole.idle = max(whole.made, shrink.LEAST_MADE)
     later = generate(made, params, PROMPTS)
     assert later.compile_seconds > 0 and len(loops(made.program)) > 1
     assert plain(later.rows) == plain(first.rows)
 
 
-@pytest.mark.usefixtures("always")
-def test_rows_move_to_the_next_power_of_two():
+def test_a_loop_at_hand_is_measured_once_waiting_was_worth_it(monkeypatch):
     made, params = decoder(), toys.tiny_params(1)
-    seen = []
+    monkeypatch.setattr(shrink, "at_hand", lambda wanted: True)
+    generate(made, params, PROMPTS)
+    (whole,) = loops(made.program).values()
+    assert whole.idle < shrink.LEAST_FOUND
+    whole.idle = shrink.LEAST_FOUND
+    generate(made, params, PROMPTS)
+    assert len(loops(made.program)) > 1
+
+
+@pytest.mark.usefixtures("always")
+def test_rows_move_to_the_next_power_of_two(monkeypatch):
+    made, params = decoder(), toys.tiny_params(1)
+    seen, real = [], shrink._until
 
     def until(loop, params, state, fewest):
         seen.append((loop.rows, fewest))
-        return until.real(loop, params, state, fewest)
+        return real(loop, params, state, fewest)
 
-    until.real = shrink._until
-    shrink._until = until
-    try:
-        generate(made, params, PROMPTS)
-    finally:
-        shrink._until = until.real
+    monkeypatch.setattr(shrink, "_until", until)
+    generate(made, params, PROMPTS)
     assert seen == [(3, 2), (2, 1), (1, 0)]
+
+
+@pytest.mark.usefixtures("never")
+def test_a_smaller_loop_yet_may_be_worth_it(monkeypatch):
+    """Where the loop of two rows is not, that of one still is."""
+    made, params = decoder(), toys.tiny_params(1)
+    seen, real = [], shrink._until
+
+    def until(loop, params, state, fewest):
+        seen.append((loop.rows, fewest))
+        return real(loop, params, state, fewest)
+
+    def smaller(loop, params, state, count):
+        return None if count == 2 else real_smaller(loop, params, state, count)
+
+    real_smaller = shrink._smaller
+    monkeypatch.setattr(shrink, "_until", until)
+    monkeypatch.setattr(shrink, "_smaller", smaller)
+    monkeypatch.setattr(shrink, "at_hand", lambda wanted: True)
+    monkeypatch.setattr(shrink, "LEAST_FOUND", 0.0)
+    generate(made, params, PROMPTS)
+    assert seen == [(3, 2), (3, 1), (1, 0)]
+
+
+@pytest.mark.usefixtures("always")
+def test_one_loop_of_a_size_whoever_leads_there(monkeypatch):
+    """It is measured once, for batches of other sizes too, and for numpy parameters."""
+    made, params = decoder(), toys.tiny_params(1)
+    measured, real = [], shrink.terms_for
+
+    def counting(*args):
+        terms, seconds = real(*args)
+        measured.append((args[-1], seconds > 0))
+        return terms, seconds
+
+    tune.KNOWN.clear()
+    monkeypatch.setattr(shrink, "terms_for", counting)
+    three = generate(made, params, PROMPTS)
+    two = generate(made, params, PROMPTS[1:])
+    assert {shape[-1] for shape, _ in measured} == {1, 2}
+    assert sum(is_new for _, is_new in measured) == 2
+    again = generate(made, jax.tree.map(np.asarray, params), PROMPTS[1:])
+    assert plain(three.rows)[1:] == plain(two.rows) == plain(again.rows)
+
+
+@pytest.mark.usefixtures("always")
+def test_parameters_of_another_dtype_have_loops_of_their_own():
+    made, params = decoder(numerics="exact"), toys.tiny_params(1)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    for some in (params, half, params):
+        assert len(generate(made, some, PROMPTS).rows) == 3
+
+
+@pytest.mark.usefixtures("always")
+def test_a_limit_of_calls_ends_a_loop_that_has_not_come_far():
+    made, params = decoder(), toys.tiny_params(1)
+    begun = ready(made, params, PROMPTS, 0, None, None)
+    terms = begun.loop.terms._replace(calls=np.int32(2))
+    state = begun.init(params, terms, begun.prompts)
+    rows, _ = shrink.to_the_end(begun.loop._replace(terms=terms), params, state)
+    assert not rows.done.any() and rows.stats.verify.tolist() == [2, 2, 2]
+
+
+@pytest.mark.usefixtures("always")
+def test_what_cannot_be_made_costs_time_only(monkeypatch):
+    made, params = decoder(), toys.tiny_params(1)
+    want = generate(made, params, PROMPTS)
+
+    def fails(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    shrink.BOOK.clear()
+    monkeypatch.setattr(shrink, "_made", fails)
+    assert plain(generate(made, params, PROMPTS).rows) == plain(want.rows)
+    monkeypatch.setattr(shrink, "at_hand", lambda wanted: False)
+    (whole,) = loops(made.program).values()
+    assert whole.made == float("inf")
 
 
 @pytest.mark.parametrize(("numerics", "rows"), [("exact", {3, 1}), ("fast", {3})])
@@ -133,5 +226,7 @@ def test_a_program_is_at_hand_in_memory_and_on_disk(tmp_path, monkeypatch):
     assert at_hand(wanted)
     forget_executables()
     assert at_hand(wanted)
+    looked, real = [], shelf.has
+    monkeypatch.setattr(shelf, "has", lambda name: looked.append(name) or real(name))
     other = wanted._replace(args=([np.ones(4, np.float32)],))
-    assert not at_hand(other) and not at_hand(other)
+    assert not at_hand(other) and not at_hand(other) and len(looked) == 1
