@@ -71,8 +71,8 @@ class Result:
 
 
 class RowFacts(NamedTuple):
-    """What is read of rows, [B, ...]: a third of their arrays, since fetching an array
-    takes some 20 us whatever its size."""
+    """What is read of rows, [B, ...]: half of their arrays, as fetching one takes some
+    50 us whatever its size."""
 
     tokens_T: Any
     begin: Any

@@ -43,6 +43,19 @@ def always(monkeypatch) -> None:
     monkeypatch.setattr(shrink, "LEAST_FOUND", 0.0)
 
 
+@pytest.fixture
+def seen(monkeypatch) -> list[tuple[int, int]]:
+    """Every run of a loop: its rows, and how few it is to leave."""
+    found, real = [], shrink._until
+
+    def until(loop, params, state, fewest):
+        found.append((loop.rows, fewest))
+        return real(loop, params, state, fewest)
+
+    monkeypatch.setattr(shrink, "_until", until)
+    return found
+
+
 def loops(program: Program) -> dict[int, shrink.Spent]:
     """What is on record of a program's loops, by rows."""
     return {rows: spent for (rows, _), spent in shrink.BOOK[program].items()}
@@ -100,38 +113,21 @@ def test_a_loop_at_hand_is_measured_once_waiting_was_worth_it(monkeypatch):
 
 
 @pytest.mark.usefixtures("always")
-def test_rows_move_to_the_next_power_of_two(monkeypatch):
-    made, params = decoder(), toys.tiny_params(1)
-    seen, real = [], shrink._until
-
-    def until(loop, params, state, fewest):
-        seen.append((loop.rows, fewest))
-        return real(loop, params, state, fewest)
-
-    monkeypatch.setattr(shrink, "_until", until)
-    generate(made, params, PROMPTS)
+def test_rows_move_to_the_next_power_of_two(seen):
+    generate(decoder(), toys.tiny_params(1), PROMPTS)
     assert seen == [(3, 2), (2, 1), (1, 0)]
 
 
-@pytest.mark.usefixtures("never")
-def test_a_smaller_loop_yet_may_be_worth_it(monkeypatch):
+@pytest.mark.usefixtures("always")
+def test_a_smaller_loop_yet_may_be_worth_it(monkeypatch, seen):
     """Where the loop of two rows is not, that of one still is."""
-    made, params = decoder(), toys.tiny_params(1)
-    seen, real = [], shrink._until
-
-    def until(loop, params, state, fewest):
-        seen.append((loop.rows, fewest))
-        return real(loop, params, state, fewest)
+    real = shrink._smaller
 
     def smaller(loop, params, state, count):
-        return None if count == 2 else real_smaller(loop, params, state, count)
+        return None if count == 2 else real(loop, params, state, count)
 
-    real_smaller = shrink._smaller
-    monkeypatch.setattr(shrink, "_until", until)
     monkeypatch.setattr(shrink, "_smaller", smaller)
-    monkeypatch.setattr(shrink, "at_hand", lambda wanted: True)
-    monkeypatch.setattr(shrink, "LEAST_FOUND", 0.0)
-    generate(made, params, PROMPTS)
+    generate(decoder(), toys.tiny_params(1), PROMPTS)
     assert seen == [(3, 2), (3, 1), (1, 0)]
 
 
@@ -184,7 +180,6 @@ def test_what_cannot_be_made_costs_time_only(monkeypatch):
     shrink.BOOK.clear()
     monkeypatch.setattr(shrink, "_made", fails)
     assert plain(generate(made, params, PROMPTS).rows) == plain(want.rows)
-    monkeypatch.setattr(shrink, "at_hand", lambda wanted: False)
     (whole,) = loops(made.program).values()
     assert whole.made == float("inf")
 
