@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bench import common
-from jaxdave import calls, executables, predict, run
+from jaxdave import calls, decode, executables, predict, run
 from jaxdave.decode import DecodeState, without
 from jaxdave.decoders import Decoder
 from jaxdave.evaluate import ask, question
@@ -90,7 +90,7 @@ class Bench:
         program = self.decoder.program
         verify = [row.nfe.verify for row in self.result().rows]
         terms = program.terms(self.decoder.cap, min(verify) // 2)
-        half = jax.jit(lambda p, s: program.run(p, terms, s))
+        half = jax.jit(lambda p, s: decode.run(program, p, terms, s))
         return half(self.params, self.begun())
 
     def _asked(self, state: DecodeState) -> Any:
@@ -111,7 +111,7 @@ class Bench:
             one = lambda lane, cache: part(params, lane, cache)  # noqa: E731
             if len(self.prompts) == 1:  # not mapped, as in the decode
                 return one(without(lanes, 0), without(cache, 1))
-            return self.decoder.program.over_rows(one)(lanes, cache)
+            return decode.over_rows(self.decoder.program, one)(lanes, cache)
 
         made = jax.jit(over, compiler_options=executables.options())
         jax.block_until_ready(made(self.params, lanes, cache))

@@ -14,9 +14,9 @@ import numpy as np
 from bench import common
 from jaxdave.backend import on_cpu
 from jaxdave.config import ModelConfig
-from jaxdave.decode import Program
 from jaxdave.model.params import abstract
 from jaxdave.pieces import most_pieces
+from jaxdave.spec import Program
 
 SIDE, STREAM = (1024, 4096) if on_cpu() else (8192, 32768)
 """Sides of the square product, and of the matrix that is read: 64 MB on a CPU, 2 or 4

@@ -11,10 +11,10 @@ from bench.bare import Bench
 from bench.scripted import scripted
 from jaxdave import decoders
 from jaxdave.config import ModelConfig, preset
-from jaxdave.decode import Program
 from jaxdave.decoders import Decoder, DraftSteps
 from jaxdave.model import denoiser
 from jaxdave.placing import laid_out
+from jaxdave.spec import Program
 
 ACCEPTANCE = 0.8
 """Of a scripted draft's next token, given that those before it held."""

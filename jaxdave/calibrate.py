@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave import calls, trees
+from jaxdave import calls, decode, trees
 from jaxdave.decoders import Decoder
 from jaxdave.executables import options
 from jaxdave.run import begin
@@ -137,8 +137,8 @@ def _eyes(decoder: Decoder, params) -> _Eyes:
         )  # fmt: skip
 
     step = jax.jit(
-        lambda params, cap, state: program.step(
-            params, program.terms(1)._replace(cap=cap), state
+        lambda params, cap, state: decode.step(
+            program, params, program.terms(1)._replace(cap=cap), state
         )[0],
         compiler_options=options(),
     )

@@ -29,7 +29,7 @@ from jaxdave.steps import ahead, simulate
 from jaxdave.types import Doubt, Prediction
 
 if TYPE_CHECKING:
-    from jaxdave.decode import Program
+    from jaxdave.spec import Program
     from jaxdave.terms import Prompts, Terms
 
 

@@ -19,6 +19,7 @@ call more where a decision was too close to call.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -27,14 +28,12 @@ import jax.numpy as jnp
 
 from jaxdave import calls
 from jaxdave.cache import put_rows, put_some, put_windows
-from jaxdave.draft import DraftFn
-from jaxdave.grid import Grid, past_known
+from jaxdave.grid import past_known
 from jaxdave.outcome import Info, Judged, no_info, settle
 from jaxdave.pace import fastest
-from jaxdave.sampling import Sampling
+from jaxdave.spec import Program
 from jaxdave.state import RowState
-from jaxdave.terms import Prompts, Terms, plain_terms
-from jaxdave.types import Network, Policy
+from jaxdave.terms import Prompts, Terms
 
 
 class DecodeState(NamedTuple):
@@ -63,181 +62,152 @@ def without(tree: Any, axis: int) -> Any:
     return jax.tree.map(lambda a: jax.lax.squeeze(a, (axis,)), tree)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Program:
-    """The functions and fixed sizes that a decode is compiled from.
+def init(
+    program: Program, params: Any, terms: Terms, prompts: Prompts, prefill_length: int
+) -> DecodeState:
+    """Prefill the prompts and take the first policy step: one network call.
 
-    sizes: how many drafts a call may carry, ascending; draft_steps: how many this one
-    does. exact: rows are computed one after another by one body of fixed shape, so a
-    row's bits do not depend on its neighbours; otherwise side by side. guarded: side by
-    side, and what is too close to call is computed again, as under exact.
+    prefill_length: a power of two that covers every row's prompt and first window.
     """
+    is_loose = program.guarded and program.network.opening is not None
+    doubt = terms.doubt if is_loose else None
+    rows, capacity = prompts.tokens_BT.shape
 
-    network: Network
-    grid: Grid
-    policy: Policy
-    draft: DraftFn
-    sampling: Sampling
-    draft_steps: int
-    exact: bool
-    guarded: bool = False
-    sizes: tuple[int, ...] = ()
+    def one(prompt: Prompts):
+        return calls.opened(program, params, prompt, prefill_length, doubt)
 
-    def __post_init__(self) -> None:
-        if not self.sizes:
-            object.__setattr__(self, "sizes", (self.draft_steps,))
+    apart = program.exact or (program.guarded and not is_loose)
+    if rows == 1:
+        # Without its axis from here on: XLA copies the cache where a loop's result
+        # is laid out with an axis of one.
+        return DecodeState(*one(without(prompts, 0)))
+    states, cache = jax.lax.map(one, prompts) if apart else jax.vmap(one)(prompts)
+    chex.assert_shape(states.tokens_T, (rows, capacity))
+    return DecodeState(states, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))
 
-    @property
-    def most(self) -> int:
-        """Drafts of the largest call."""
-        return self.sizes[-1]
 
-    @property
-    def near(self) -> int:
-        """How much of the window calls of this size make use of."""
-        return self.grid.near(self.draft_steps)
+def step(
+    program: Program, params: Any, terms: Terms, state: DecodeState
+) -> tuple[DecodeState, Info]:
+    """One call of every row that has not ended: a verify call, or its refresh.
 
-    @property
-    def slots(self) -> int:
-        """States that a call evaluates."""
-        branching = self.policy.branching
-        return self.draft_steps * (1 if branching is None else branching.count)
+    Under guarded numerics a row that doubts makes its guard call before that.
+    """
+    resting_B = state.rows.done | state.rows.stale
+    # Only where the window may move past what the cache holds is it made again.
+    refreshes = program.grid.slide is past_known
+    state = _refreshed(program, params, state) if refreshes else state
+    state = _rechecked(program, params, state) if program.guarded else state
+    resting_B |= state.rows.done | state.rows.stale
+    sized = [
+        _of_size(program, size, params, terms, resting_B) for size in program.sizes
+    ]
+    choice = fastest(program.sizes, terms, state.rows) if len(sized) > 1 else 0
+    judged = jax.lax.switch(choice, sized, state)
 
-    def init(
-        self, params: Any, terms: Terms, prompts: Prompts, prefill_length: int
-    ) -> DecodeState:
-        """Prefill the prompts and take the first policy step: one network call.
+    def settled(held, cache):
+        del cache
+        judged, row, rests = held
+        there = row, no_info()
+        act = lambda: (settle(program, params, judged), judged.info)  # noqa: E731
+        if program.exact:
+            return jax.lax.cond(rests, lambda: there, act)
+        # Side by side a cond would copy all that it reads, weights too, per row.
+        return jax.tree.map(lambda a, b: jnp.where(rests, a, b), there, act())
 
-        prefill_length: a power of two that covers every row's prompt and first window.
-        """
-        is_loose = self.guarded and self.network.opening is not None
-        doubt = terms.doubt if is_loose else None
-        rows, capacity = prompts.tokens_BT.shape
+    held = judged, state.rows, resting_B
+    moved, info = _over(program, state)(settled)(held, ())
+    cache = put_windows(state.cache, judged.kept.added, state.rows.start)
+    return DecodeState(moved, cache), info
 
-        def one(prompt: Prompts):
-            return calls.opened(self, params, prompt, prefill_length, doubt)
 
-        apart = self.exact or (self.guarded and not is_loose)
-        if rows == 1:
-            # Without its axis from here on: XLA copies the cache where a loop's result
-            # is laid out with an axis of one.
-            return DecodeState(*one(without(prompts, 0)))
-        states, cache = jax.lax.map(one, prompts) if apart else jax.vmap(one)(prompts)
-        chex.assert_shape(states.tokens_T, (rows, capacity))
-        return DecodeState(states, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))
+def _of_size(
+    program: Program, size: int, params: Any, terms: Terms, resting_B: jax.Array
+):
+    """state -> the outcome of calls of one size; of rows that rest, anything."""
+    sized = dataclasses.replace(program, draft_steps=size)
 
-    def terms(self, cap: int, calls: int = 0) -> Terms:
-        """Terms by which nothing is doubted and all sizes cost the same."""
-        return plain_terms(cap, calls, len(self.sizes))
+    def call(held, cache) -> Judged:
+        row, rests = held
+        act = lambda: calls.judge(sized, params, terms, row, cache)  # noqa: E731
+        if not program.exact:
+            return act()
+        like = jax.eval_shape(act)
+        none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+        return jax.lax.cond(rests, lambda: none, act)
 
-    def step(
-        self, params: Any, terms: Terms, state: DecodeState
-    ) -> tuple[DecodeState, Info]:
-        """One call of every row that has not ended: a verify call, or its refresh.
+    return lambda state: _over(program, state)(call)(
+        (state.rows, resting_B), state.cache
+    )
 
-        Under guarded numerics a row that doubts makes its guard call before that.
-        """
-        resting_B = state.rows.done | state.rows.stale
-        # Only where the window may move past what the cache holds is it made again.
-        refreshes = self.grid.slide is past_known
-        state = self._refreshed(params, state) if refreshes else state
-        state = self._rechecked(params, state) if self.guarded else state
-        resting_B |= state.rows.done | state.rows.stale
-        sized = [self._of_size(size, params, terms, resting_B) for size in self.sizes]
-        choice = fastest(self.sizes, terms, state.rows) if len(sized) > 1 else 0
-        judged = jax.lax.switch(choice, sized, state)
 
-        def settled(held, cache):
-            del cache
-            judged, row, rests = held
-            there = row, no_info()
-            act = lambda: (settle(self, params, judged), judged.info)  # noqa: E731
-            if self.exact:
-                return jax.lax.cond(rests, lambda: there, act)
-            # Side by side a cond would copy all that it reads, weights too, per row.
-            return jax.tree.map(lambda a, b: jnp.where(rests, a, b), there, act())
+def _rechecked(program: Program, params: Any, state: DecodeState) -> DecodeState:
+    """The state after the guard calls of those rows that doubt."""
 
-        held = judged, state.rows, resting_B
-        moved, info = self._over(state)(settled)(held, ())
-        cache = put_windows(state.cache, judged.kept.added, state.rows.start)
-        return DecodeState(moved, cache), info
+    def one(row: RowState, cache):
+        return calls.recheck(program, params, row, cache)
 
-    def _of_size(self, size: int, params: Any, terms: Terms, resting_B: jax.Array):
-        """state -> the outcome of calls of one size; of rows that rest, anything."""
-        program = dataclasses.replace(self, draft_steps=size)
+    doubted_B = state.rows.doubted & ~state.rows.done & ~state.rows.stale
+    return DecodeState(*put_some(one, state.rows, state.cache, doubted_B))
 
-        def call(held, cache) -> Judged:
-            row, rests = held
-            act = lambda: calls.judge(program, params, terms, row, cache)  # noqa: E731
-            if not self.exact:
-                return act()
-            like = jax.eval_shape(act)
-            none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-            return jax.lax.cond(rests, lambda: none, act)
 
-        return lambda state: self._over(state)(call)(
-            (state.rows, resting_B), state.cache
-        )
+def _refreshed(program: Program, params: Any, state: DecodeState) -> DecodeState:
+    """The state after the refresh calls of those rows that need one."""
+    stale_B = state.rows.stale & ~state.rows.done
 
-    def _rechecked(self, params: Any, state: DecodeState) -> DecodeState:
-        """The state after the guard calls of those rows that doubt."""
+    def one(row: RowState):
+        return calls.refresh(program, params, row)
 
-        def one(row: RowState, cache):
-            return calls.recheck(self, params, row, cache)
+    def some(held: DecodeState) -> DecodeState:
+        apart = program.exact or program.guarded
+        made = put_rows(one, held.rows, held.cache, stale_B, apart)
+        return DecodeState(*made)
 
-        doubted_B = state.rows.doubted & ~state.rows.done & ~state.rows.stale
-        return DecodeState(*put_some(one, state.rows, state.cache, doubted_B))
+    return jax.lax.cond(jnp.any(stale_B), some, lambda held: held, state)
 
-    def _refreshed(self, params: Any, state: DecodeState) -> DecodeState:
-        """The state after the refresh calls of those rows that need one."""
-        stale_B = state.rows.stale & ~state.rows.done
 
-        def one(row: RowState):
-            return calls.refresh(self, params, row)
+def _over(program: Program, state: DecodeState):
+    """How a function of (one row, its cache) becomes one of the state's rows.
 
-        def some(held: DecodeState) -> DecodeState:
-            apart = self.exact or self.guarded
-            made = put_rows(one, held.rows, held.cache, stale_B, apart)
-            return DecodeState(*made)
+    One row alone is not mapped: its slices stay slices, where those of many become
+    gathers and scatters, and what it decides is a branch, where many select.
+    """
+    return (
+        (lambda function: function)
+        if state.is_one
+        else functools.partial(over_rows, program)
+    )
 
-        return jax.lax.cond(jnp.any(stale_B), some, lambda held: held, state)
 
-    def _over(self, state: DecodeState):
-        """How a function of (one row, its cache) becomes one of the state's rows.
+def over_rows(program: Program, function):
+    """A function of (one row, its cache) as a function of all rows."""
+    if not program.exact:
+        return jax.vmap(function, in_axes=(0, 1))
 
-        One row alone is not mapped: its slices stay slices, where those of many become
-        gathers and scatters, and what it decides is a branch, where many select.
-        """
-        return (lambda function: function) if state.is_one else self.over_rows
+    def mapped(rows, cache):
+        def one(index):
+            row = jax.tree.map(lambda a: a[index], rows)
+            return function(row, jax.tree.map(lambda a: a[:, index], cache))
 
-    def over_rows(self, function):
-        """A function of (one row, its cache) as a function of all rows."""
-        if not self.exact:
-            return jax.vmap(function, in_axes=(0, 1))
+        count = jax.tree.leaves(rows)[0].shape[0]
+        return jax.lax.map(one, jnp.arange(count))
 
-        def mapped(rows, cache):
-            def one(index):
-                row = jax.tree.map(lambda a: a[index], rows)
-                return function(row, jax.tree.map(lambda a: a[:, index], cache))
+    return mapped
 
-            count = jax.tree.leaves(rows)[0].shape[0]
-            return jax.lax.map(one, jnp.arange(count))
 
-        return mapped
+def run(program: Program, params: Any, terms: Terms, state: DecodeState):
+    """Step until as few rows are left, or as often, as the terms allow."""
+    if state.rows.done.shape == (1,):
+        return run(program, params, terms, state.alone()).as_batch()
 
-    def run(self, params: Any, terms: Terms, state: DecodeState):
-        """Step until as few rows are left, or as often, as the terms allow."""
-        if state.rows.done.shape == (1,):
-            return self.run(params, terms, state.alone()).as_batch()
+    def running(held):
+        calls, state = held
+        live = jnp.sum(~state.rows.done, dtype=jnp.int32)
+        goes_on = (terms.forced >= 0) | (live > terms.fewest)
+        return (calls < terms.calls) & goes_on
 
-        def running(held):
-            calls, state = held
-            live = jnp.sum(~state.rows.done, dtype=jnp.int32)
-            goes_on = (terms.forced >= 0) | (live > terms.fewest)
-            return (calls < terms.calls) & goes_on
+    def body(held):
+        calls, state = held
+        return calls + 1, step(program, params, terms, state)[0]
 
-        def body(held):
-            calls, state = held
-            return calls + 1, self.step(params, terms, state)[0]
-
-        return jax.lax.while_loop(running, body, (jnp.int32(0), state))[1]
+    return jax.lax.while_loop(running, body, (jnp.int32(0), state))[1]

@@ -11,13 +11,13 @@ from typing import Literal
 from jaxdave import policies
 from jaxdave.backend import on_cpu
 from jaxdave.config import ModelConfig
-from jaxdave.decode import Program
 from jaxdave.draft import DraftFn, nested
 from jaxdave.layout import layout
 from jaxdave.model.causal import FAST_CHUNK
 from jaxdave.model.guidance import guided, without
 from jaxdave.model.shadow import shadowed
 from jaxdave.sampling import Sampling
+from jaxdave.spec import Program
 from jaxdave.types import Network, Policy
 
 MOST_DRAFTS = 32

@@ -11,7 +11,7 @@ from jaxdave.pieces import Cut, along, cut, most_pieces
 from jaxdave.state import Drafts, RowState
 
 if TYPE_CHECKING:
-    from jaxdave.decode import Program
+    from jaxdave.spec import Program
 
 
 class Kept(NamedTuple):

@@ -17,7 +17,7 @@ from jaxdave.draft import DraftFn, Outlook
 from jaxdave.state import Drafts, Guess, RowState
 
 if TYPE_CHECKING:
-    from jaxdave.decode import Program
+    from jaxdave.spec import Program
 
 MOST_MATCH = 8
 """Tokens before the first open position that a match is counted by."""

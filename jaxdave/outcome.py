@@ -13,7 +13,7 @@ from jaxdave.steps import ahead, arrive, sure
 from jaxdave.verify import Walked, walk
 
 if TYPE_CHECKING:
-    from jaxdave.decode import Program
+    from jaxdave.spec import Program
 
 MEMORY = 0.95
 """What a call leaves of how earlier drafts have fared."""

@@ -17,7 +17,7 @@ from jaxdave.state import RowState
 from jaxdave.types import Doubt, Look, Network, Prediction
 
 if TYPE_CHECKING:
-    from jaxdave.decode import Program
+    from jaxdave.spec import Program
 
 
 def decide(program: "Program", params, hidden_SWE, block_S, depth_S, row: RowState):

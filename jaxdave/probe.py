@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.decode import Program
 from jaxdave.executables import options
 from jaxdave.model.attention import TILE
 from jaxdave.pieces import most_pieces
 from jaxdave.predict import predict
+from jaxdave.spec import Program
 from jaxdave.types import Pieces
 
 START = TILE - 1

@@ -5,6 +5,7 @@ round at a time and yields what it commits. Shapes are padded to buckets of powe
 two, and a program is compiled once per bucket.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxdave import decode
 from jaxdave.decode import DecodeState
 from jaxdave.decoders import Decoder
 from jaxdave.executables import Wanted, compiled, compiled_in_turn
@@ -124,8 +126,10 @@ def ready(decoder: Decoder, params, prompts: Ids, *packed) -> Ready:
     first = _opening(decoder, params, prompts, *packed)
     terms, arrays = first.args[1:]
 
+    running = functools.partial(decode.run, program)
+
     def loop(state: DecodeState) -> Wanted:
-        return Wanted(program, "run", program.run, (params, terms, state), donate=2)
+        return Wanted(program, "run", running, (params, terms, state), donate=2)
 
     init, run, seconds = compiled_in_turn(first, loop)
 
@@ -158,7 +162,7 @@ def _opening(decoder: Decoder, params, prompts: Ids, *packed) -> Wanted:
     arrays, length = _pack(decoder, prompts, *packed)
 
     def init(params, terms: Terms, arrays: Prompts) -> DecodeState:
-        return program.init(params, terms, arrays, length)
+        return decode.init(program, params, terms, arrays, length)
 
     terms = program.terms(decoder.cap, 2 * decoder.max_new_tokens)
     return Wanted(program, f"init {length}", init, (params, terms, arrays))

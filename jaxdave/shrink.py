@@ -10,6 +10,7 @@ soon where it was made before, in this process or an earlier one.
 """
 
 import dataclasses
+import functools
 import time
 import weakref
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdave.decode import DecodeState, Program
+from jaxdave import decode
+from jaxdave.decode import DecodeState
 from jaxdave.executables import Wanted, at_hand, compiled
 from jaxdave.result import RowFacts, facts
 from jaxdave.shelf import on_first_device
+from jaxdave.spec import Program
 from jaxdave.terms import Terms, hosted
 from jaxdave.tune import terms_for
 
@@ -127,7 +130,8 @@ class _Smaller(NamedTuple):
 def _smaller(loop: Loop, params, state: DecodeState, count: int) -> _Smaller | None:
     """The loop for so many rows, if that is worth its while."""
     args = params, loop.terms, _like(state, count)
-    wanted = Wanted(loop.program, "run", loop.program.run, args, donate=2)
+    running = functools.partial(decode.run, loop.program)
+    wanted = Wanted(loop.program, "run", running, args, donate=2)
     book = spent(loop)
     if count not in book.moved:
         wait = LEAST_FOUND if at_hand(wanted) else max(book.made, LEAST_MADE)

@@ -11,7 +11,7 @@ from jaxdave.state import Guess, RowState, Stand
 from jaxdave.types import Branches, Doubt, Prediction, View
 
 if TYPE_CHECKING:
-    from jaxdave.decode import Program
+    from jaxdave.spec import Program
 
 OWN_NOISE = 0x7FFFFFFF
 """Folded into a step's key for the policy's own noise; no position is as large."""

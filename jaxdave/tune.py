@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdave.decode import DecodeState, Program
+from jaxdave.decode import DecodeState
 from jaxdave.executables import Wanted, compiled
 from jaxdave.files import cache_folder, replace_file
 from jaxdave.signature import signature
+from jaxdave.spec import Program
 from jaxdave.terms import Terms, hosted
 from jaxdave.types import Doubt
 

@@ -9,10 +9,10 @@ import pytest
 import toys
 
 from jaxdave import decoders, shelf, shrink, tune
-from jaxdave.decode import Program
 from jaxdave.executables import Wanted, at_hand, compiled, forget_executables
 from jaxdave.files import NO_CACHE
 from jaxdave.run import generate, ready
+from jaxdave.spec import Program
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 PROMPTS = toys.prompts_of([3, 9, 17, 4, 30, 6])[1:4]
