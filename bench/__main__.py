@@ -20,21 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import (
-    common,
-    m_drafts,
-    m_exact,
-    m_growth,
-    m_memory,
-    measure,
-    plots,
-    subjects,
-)
 from bench.decode import equal_lengths
-from bench.measure import Book, Plan
-from bench.subjects import Subject
-from jaxdave.backend import on_cpu
-from jaxdave.files import replace_file
+from bench.harness import common, measure, models, plots
+from bench.harness.measure import Book, Plan
+from bench.harness.models import Subject
+from bench.measures import drafting, exactness, memory, scaling
+from jaxdave.runtime.files import replace_file
+from jaxdave.runtime.platform import on_cpu
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -49,16 +41,16 @@ class Entry(NamedTuple):
 
 # A measure that is to be run goes into this list; it adds to the book.
 MEASURES = (
-    Entry(("M1", "M3", "M4", "M5", "M6", "M11"), subjects.SIZES, m_drafts.measure),
-    Entry(("M1",), ("demo",), m_exact.exactness),
-    Entry(("M14",), ("demo", "4B"), m_exact.regret),
-    Entry(("M7",), subjects.SIZES, m_memory.memory),
-    Entry(("M7",), ("1M",), m_memory.dependence),
-    Entry(("M8",), ("1M",), m_memory.compiling),
-    Entry(("M8",), ("demo",), m_memory.warm_start),
-    Entry(("M9",), ("1M", "30M", "135M", "4B", "8B"), m_growth.sequence),
-    Entry(("M10",), ("demo",), m_growth.batch),
-    Entry(("M10",), ("demo",), m_growth.ended_rows),
+    Entry(("M1", "M3", "M4", "M5", "M6", "M11"), models.SIZES, drafting.measure),
+    Entry(("M1",), ("demo",), exactness.exactness),
+    Entry(("M14",), ("demo", "4B"), exactness.regret),
+    Entry(("M7",), models.SIZES, memory.memory),
+    Entry(("M7",), ("1M",), memory.dependence),
+    Entry(("M8",), ("1M",), memory.compiling),
+    Entry(("M8",), ("demo",), memory.warm_start),
+    Entry(("M9",), ("1M", "30M", "135M", "4B", "8B"), scaling.sequence),
+    Entry(("M10",), ("demo",), scaling.batch),
+    Entry(("M10",), ("demo",), scaling.ended_rows),
 )
 
 
@@ -66,7 +58,7 @@ def usual() -> tuple[str, ...]:
     """The models that a machine is meant for."""
     large = ("4B", "8B")
     if on_cpu():
-        return tuple(size for size in subjects.SIZES if size not in large)
+        return tuple(size for size in models.SIZES if size not in large)
     return ("demo", *large)
 
 
@@ -78,7 +70,7 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     named = sorted({name for entry in MEASURES for name in entry.finds})
-    parser.add_argument("--sizes", nargs="+", choices=subjects.SIZES, metavar="SIZE")
+    parser.add_argument("--sizes", nargs="+", choices=models.SIZES, metavar="SIZE")
     parser.add_argument("--only", nargs="+", choices=named, metavar="M")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--quick", action="store_true", help="demo, two rounds")
@@ -99,7 +91,7 @@ def main() -> None:
     print(f"commit: {report.machine['commit']}")
     book, made = Book(), []
     for size in sizes:
-        subject = subjects.subject(size, equal_lengths)
+        subject = models.subject(size, equal_lengths)
         for entry in MEASURES:
             if size in entry.sizes and (not args.only or {*args.only} & {*entry.finds}):
                 timed(entry, subject, plan, book)

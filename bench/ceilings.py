@@ -9,7 +9,7 @@ Tokens after an answer's end are decoded but do not count, so short answers stay
 
 from typing import Any
 
-from jaxdave.config import ModelConfig
+from jaxdave.core.config import ModelConfig
 
 NOTES = {
     ("full", 32): {4: 3.56, 8: 6.40, 16: 10.67, 32: 16.0},

@@ -21,12 +21,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from jaxdave_convert import headers
+from jaxdave_convert import safetensors_header
 
-from bench import common
-from jaxdave import described, families, stored
-from jaxdave.config import ModelConfig, preset
-from jaxdave.sources import find
+from bench.harness import common
+from jaxdave.core.config import ModelConfig
+from jaxdave.io import families, hf_config, orbax_io
+from jaxdave.io.hub import find_model
+from jaxdave.models.presets import preset
 
 PUBLISHED = Path(__file__).parents[1] / ".." / "shared" / "data" / "sdar-4b-chat"
 RUN = "from jaxdave_convert.cli import main; main()"
@@ -67,10 +68,10 @@ def write_source(folder: Path, config: ModelConfig) -> None:
     data = (noise.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
     for file in sorted(set(homes.values())):
         kinds = {n: ("BF16", targets[n].shape) for n in homes if homes[n] == file}
-        header = headers.build(kinds, {"format": "pt"})
+        header = safetensors_header.build(kinds, {"format": "pt"})
         with (folder / file).open("wb") as opened:
             opened.write(header)
-            for tensor in headers.tensors_of(header, file):
+            for tensor in safetensors_header.tensors_of(header, file):
                 for first in range(0, tensor.size, len(data)):
                     opened.write(data[: min(len(data), tensor.size - first)])
             os.fsync(opened.fileno())
@@ -80,15 +81,15 @@ def write_source(folder: Path, config: ModelConfig) -> None:
 def write_sidecars(folder: Path, config: ModelConfig, homes: dict[str, str]) -> None:
     """Config, index and tokenizer."""
     is_published = PUBLISHED.is_dir()
-    for path in (PUBLISHED if is_published else find(None)[1]).iterdir():
+    for path in (PUBLISHED if is_published else find_model(None)[1]).iterdir():
         if "token" in path.name or path.name in ("vocab.json", "merges.txt"):
             shutil.copyfile(path, folder / path.name)
-    raw = described.to_json(config, "bfloat16")
+    raw = hf_config.to_json(config, "bfloat16")
     if not is_published:
         raw |= {"mask_token_id": None, "eos_token_id": 0, "real_vocab_size": 0}
         raw = {key: value for key, value in raw.items() if key != "mask_token_id"}
-    stored.write_json(folder / "config.json", raw)
-    stored.write_json(folder / "model.safetensors.index.json", {"weight_map": homes})
+    orbax_io.write_json(folder / "config.json", raw)
+    orbax_io.write_json(folder / "model.safetensors.index.json", {"weight_map": homes})
 
 
 def convert(src: Path, dst: Path, *options: str) -> tuple[float, float]:

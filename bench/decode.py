@@ -19,11 +19,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bench import common
-from bench.bare import Bench
-from jaxdave import run
-from jaxdave.decoders import NUMERICS, freedave, static
-from jaxdave.tasks import frozen
+from bench.harness import common
+from bench.harness.network_only import Bench
+from jaxdave.demo_tasks import problem_sets
+from jaxdave.engine import generation
+from jaxdave.engine.decoders import NUMERICS, freedave, static
 
 TARGETS = {1: 0.85, 8: 0.95}
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -97,14 +97,16 @@ def compiled_by(bench: Bench, other: list[list[int]]) -> int:
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: seen.append(event) if event == COMPILED else None
     )
-    result = run.generate(bench.decoder, bench.params, other)
+    result = generation.generate(bench.decoder, bench.params, other)
     return len(seen) + (result.compile_seconds > 0)
 
 
 def equal_lengths(model: common.Loaded, count: int) -> list[list[int]]:
     """The longest prompts of one length, from the sets of word problems."""
     by_length = defaultdict(list)
-    for ids in model.ids(frozen.load("words_long") + frozen.load("words_test")):
+    for ids in model.ids(
+        problem_sets.load("words_long") + problem_sets.load("words_test")
+    ):
         by_length[len(ids)].append(ids)
     most = max(length for length, group in by_length.items() if len(group) >= count)
     return by_length[most][:count]

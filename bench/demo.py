@@ -7,11 +7,11 @@ Calls are of the answers as decoded: decoding stops at the end token, so nothing
 it counts. "reference" is what the public static loop would spend on the same path.
 """
 
-from bench import common
-from jaxdave import decoders
-from jaxdave.run import generate
-from jaxdave.tasks import frozen
-from jaxdave.tasks.grade import baselines, grade
+from bench.harness import common
+from jaxdave.demo_tasks import problem_sets
+from jaxdave.demo_tasks.grade import baselines, grade
+from jaxdave.engine import decoders
+from jaxdave.engine.generation import generate
 
 DRAFTS = (2, 4, 8, 16)
 BATCH = 16
@@ -28,7 +28,7 @@ def decode(loaded: common.Loaded, ids, draft_steps: int):
 
 def measure(loaded: common.Loaded, name: str, limit: int | None) -> dict:
     """One set's row of the table, with its sums."""
-    problems = frozen.load(name)[:limit]
+    problems = problem_sets.load(name)[:limit]
     ids = loaded.ids(problems)
     plain = decode(loaded, ids, 1)
     texts = [loaded.codec.decode(row.token_ids) for row in plain]
@@ -62,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     report = common.begin(args.weights)
     loaded = common.load(args.weights)
-    rows = [measure(loaded, name, args.limit) for name in frozen.SETS]
+    rows = [measure(loaded, name, args.limit) for name in problem_sets.SETS]
     total = {k: sum(r[k] for r in rows) for k in rows[0] if isinstance(rows[0][k], int)}
     rows.append({**dict.fromkeys(rows[0], ""), "set": "all", **total})
     report.table("Calls on the demo's test sets, temperature 0", rows)
@@ -92,7 +92,7 @@ def main() -> None:
             ),
         ]
     )
-    words = frozen.load("words_test")
+    words = problem_sets.load("words_test")
     print("\nbaselines on words_test:", baselines(words))
     report.finish(args.out)
 

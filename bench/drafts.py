@@ -14,13 +14,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bench import common
+from bench.harness import common
 from bench.policies import calls_of
-from jaxdave import decoders, hints, policies, trees
-from jaxdave.draft import nested
-from jaxdave.result import Row
-from jaxdave.run import generate
-from jaxdave.tasks import frozen
+from jaxdave import policies
+from jaxdave.demo_tasks import problem_sets
+from jaxdave.drafting import text_drafts, tree
+from jaxdave.drafting.nested import nested
+from jaxdave.engine import decoders
+from jaxdave.engine.generation import generate
+from jaxdave.engine.results import Row
 
 BATCH = 10
 ROOM = 64
@@ -29,7 +31,7 @@ KINDS = ("trees", "hints")
 
 def decode(loaded: common.Loaded, policy, draft, slots: int, cap: int, ids, told=None):
     """All rows with at most `cap` drafts a call."""
-    decoder = decoders.build(
+    decoder = decoders.build_decoder(
         loaded.config, policy, slots, cap, draft=draft, max_new_tokens=ROOM
     )
     rows: list[Row] = []
@@ -59,9 +61,9 @@ def compared(plain: Sequence[Row], quick: Sequence[Row]) -> bool:
 def of_trees(loaded: common.Loaded, ids, d: int) -> dict[str, Any]:
     """One number of drafts: calls of every draft function."""
     one, config = policies.static(1), loaded.config
-    drafts = {"nested": nested, "tree": trees.best_of(loaded.tables, config, one)}
+    drafts = {"nested": nested, "tree": tree.tree_or_nested(loaded.tables, config, one)}
     if config.block_length <= 4:
-        drafts["subsets"] = trees.subsets(config.block_length)
+        drafts["subsets"] = tree.subsets(config.block_length)
     plain = decode(loaded, one, nested, d, 1, ids)
     found: dict[str, Any] = {"d": d, "static": calls_of(plain)}
     found["floor"] = sum(floor(loaded, row, d) for row in plain)
@@ -76,15 +78,22 @@ def of_trees(loaded: common.Loaded, ids, d: int) -> dict[str, Any]:
 
 def answers(loaded: common.Loaded, policy, ids, d: int) -> list[list[int]]:
     """What is answered without drafts, end tokens included."""
-    rows = decode(loaded, policy, hints.Hinted(nested, hints.told), d, 1, ids)
+    rows = decode(
+        loaded,
+        policy,
+        text_drafts.WithTextDrafts(nested, text_drafts.user_text),
+        d,
+        1,
+        ids,
+    )
     return [[*row.token_ids, loaded.config.stop_ids[0]] for row in rows]
 
 
 def of_hints(loaded: common.Loaded, policy, problems, d: int) -> list[dict[str, Any]]:
     """One policy: calls with draft texts, and where the answer is in the prompt."""
     ids = loaded.ids(problems)
-    base = trees.best_of(loaded.tables, loaded.config, policy)
-    told = hints.Hinted(base, hints.told)
+    base = tree.tree_or_nested(loaded.tables, loaded.config, policy)
+    told = text_drafts.WithTextDrafts(base, text_drafts.user_text)
     right = answers(loaded, policy, ids, d)
     others = right[1:] + right[:1]
     half = [
@@ -108,7 +117,10 @@ def of_hints(loaded: common.Loaded, policy, problems, d: int) -> list[dict[str, 
         for problem in problems
     ]
     plain = decode(loaded, policy, base, d, 1, again)
-    for name, draft in (("own", base), ("copied", hints.Hinted(base, hints.copied))):
+    for name, draft in (
+        ("own", base),
+        ("copied", text_drafts.WithTextDrafts(base, text_drafts.prompt_lookup)),
+    ):
         rows = decode(loaded, policy, draft, d, d, again)
         found.append(_hinted(plain, f"copies, {name} drafts", rows))
     return [{"policy": policy.name, "d": d, **row} for row in found]
@@ -135,7 +147,7 @@ def main() -> None:
         sys.exit(2)
     report, loaded = common.begin(args.weights), common.load(args.weights)
     sets = ("words_test", "lists_test")
-    problems = [p for name in sets for p in frozen.load(name)[: args.limit]]
+    problems = [p for name in sets for p in problem_sets.load(name)[: args.limit]]
     rows: list[dict[str, Any]] = []
     if "trees" in args.only:
         rows = [of_trees(loaded, loaded.ids(problems), d) for d in args.draft_steps]

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bench import common
-from jaxdave import decoders, tune
-from jaxdave.decoders import Decoder
-from jaxdave.result import Row
-from jaxdave.run import generate
-from jaxdave.tasks import frozen
-from jaxdave.types import Doubt
+from bench.harness import common
+from jaxdave.core.prediction import ErrorBound
+from jaxdave.demo_tasks import problem_sets
+from jaxdave.engine import autotune, decoders
+from jaxdave.engine.decoders import Decoder
+from jaxdave.engine.generation import generate
+from jaxdave.engine.results import Row
 
 DRAFTS, BATCHES = (1, 8, 32), (1, 8)
 MOST_GUARDS = 0.05
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--numerics", choices=("guarded", "exact"), default="guarded")
     args = parser.parse_args()
     report, loaded = common.begin(args.weights), common.load(args.weights)
-    sets = [frozen.load(name) for name in ("words_test", "lists_test")]
+    sets = [problem_sets.load(name) for name in ("words_test", "lists_test")]
     problems = [p for pair in zip(*sets, strict=False) for p in pair][: args.problems]
     prompts, rows = loaded.ids(problems), []
     for dtype in args.dtypes:
@@ -102,10 +102,10 @@ def main() -> None:
     worst = max(row["share"] for row in rows)
     sentence = f"guard calls are at most {worst:.1%} of all (aim {MOST_GUARDS:.0%})"
     report.claims.append(common.Claim(sentence, worst <= MOST_GUARDS))
-    seen = [found for _, found in tune.KNOWN.values()]
+    seen = [found for _, found in autotune.MEASUREMENTS.values()]
     if seen:
         most = map(max, zip(*(found.error for found in seen), strict=True))
-        told = zip(Doubt._fields, most, strict=True)
+        told = zip(ErrorBound._fields, most, strict=True)
         told = ", ".join(f"{name} {error:.2g}" for name, error in told)
         print(f"largest differences measured: {told}")
     report.finish(args.out)

@@ -13,15 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bench import common, subjects
-from bench.bare import Bench
 from bench.decode import equal_lengths
 from bench.demo import decode
-from jaxdave.config import ModelConfig
-from jaxdave.placing import laid_out, stacked
-from jaxdave.quantize import tree_int8
-from jaxdave.tasks import frozen
-from jaxdave.tasks.grade import grade
+from bench.harness import common, models
+from bench.harness.network_only import Bench
+from jaxdave.core.config import ModelConfig
+from jaxdave.demo_tasks import problem_sets
+from jaxdave.demo_tasks.grade import grade
+from jaxdave.numerics.quantization import quantize_params
+from jaxdave.numerics.weight_layout import to_device_layout, to_stacked
 
 DRAFTS = 8
 
@@ -34,15 +34,15 @@ def half(params: Any) -> Any:
 KINDS: dict[str, Callable[[Any], Any]] = {
     "float32": lambda params: params,
     "bfloat16": half,
-    "int8": tree_int8,
-    "int8, bfloat16": lambda params: tree_int8(half(params)),
+    "int8": quantize_params,
+    "int8, bfloat16": lambda params: quantize_params(half(params)),
 }
 """How the parameters of a float32 model become those of each kind."""
 
 
 def of_kind(kind: str, params: Any, config: ModelConfig) -> Any:
     """A float32 model's parameters as a kind has them, as this machine reads them."""
-    return laid_out(KINDS[kind](stacked(params)), config)
+    return to_device_layout(KINDS[kind](to_stacked(params)), config)
 
 
 def nbytes(params: Any) -> int:
@@ -52,7 +52,7 @@ def nbytes(params: Any) -> int:
 
 def answers(loaded: common.Loaded, name: str, limit: int) -> dict[str, Any]:
     """How many problems of a set each kind solves, and where int8 writes otherwise."""
-    problems = frozen.load(name)[:limit]
+    problems = problem_sets.load(name)[:limit]
     ids, found, texts = loaded.ids(problems), {}, {}
     for kind in ("float32", "bfloat16", "int8"):
         params = of_kind(kind, loaded.params, loaded.config)
@@ -69,7 +69,7 @@ def answers(loaded: common.Loaded, name: str, limit: int) -> dict[str, Any]:
 
 def calls(size: str, rounds: int) -> list[dict[str, Any]]:
     """Bytes, and seconds of a bare call over float32's, of each kind."""
-    subject = subjects.subject(size, equal_lengths)
+    subject = models.subject(size, equal_lengths)
     params = {kind: of_kind(kind, subject.params, subject.config) for kind in KINDS}
     rows = []
     for d in (1, DRAFTS):
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     report, loaded = common.begin(args.weights), common.load(args.weights)
-    right = [answers(loaded, name, args.limit) for name in frozen.SETS]
+    right = [answers(loaded, name, args.limit) for name in problem_sets.SETS]
     report.table("Answers, temperature 0", right)
     rows = [row for size in ("1M", "30M") for row in calls(size, args.rounds)]
     report.table("Bytes and bare calls", rows)

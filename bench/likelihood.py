@@ -8,12 +8,12 @@ import time
 
 import numpy as np
 
-from bench import common
-from jaxdave import checkpoint
-from jaxdave.eval import masks
-from jaxdave.eval.likelihood import scorer
-from jaxdave.eval.scoring import Question, log_likelihoods
-from jaxdave.tasks import frozen
+from bench.harness import common
+from jaxdave.demo_tasks import problem_sets
+from jaxdave.eval.likelihood import masks
+from jaxdave.eval.likelihood.batching import Question, log_likelihoods
+from jaxdave.eval.likelihood.score import scorer
+from jaxdave.io import checkpoint
 
 SAMPLES = (1, 8, 32, 128)
 SEEDS = 8
@@ -28,7 +28,7 @@ def questions(model: checkpoint.Model, name: str, limit: int) -> list[Question]:
             tuple(codec.encode_prompt(problem.prompt)),
             tuple(codec.encode_text(problem.answer)),
         )
-        for problem in frozen.load(name)[:limit]
+        for problem in problem_sets.load(name)[:limit]
     ]
 
 

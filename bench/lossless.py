@@ -24,15 +24,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import common
-from jaxdave import decoders, policies
-from jaxdave.config import ModelConfig
-from jaxdave.files import replace_file
-from jaxdave.model import denoiser
-from jaxdave.probe import slot_probe
-from jaxdave.run import generate
-from jaxdave.tasks import frozen
-from jaxdave.types import Policy
+from bench.harness import common
+from jaxdave import policies
+from jaxdave.core.config import ModelConfig
+from jaxdave.core.policy_api import Policy
+from jaxdave.demo_tasks import problem_sets
+from jaxdave.engine import decoders
+from jaxdave.engine.bitwise_check import slot_probe
+from jaxdave.engine.generation import generate
+from jaxdave.models import transformer
+from jaxdave.runtime.files import replace_file
 
 SETS = ("words_test", "words_long", "words_names", "lists_test")
 ALL = 10900
@@ -100,7 +101,7 @@ def tiny_config() -> ModelConfig:
 @functools.cache
 def tiny_params(config: ModelConfig, seed: int) -> Any:
     """Random weights, scaled up so that predictions vary with what is committed."""
-    params = denoiser.init(config, seed)
+    params = transformer.init(config, seed)
     return jax.tree.map(lambda a: a * 6 if a.ndim > 1 else a, params)
 
 
@@ -151,7 +152,7 @@ def compare(case: Case, numerics: str, config, params, batch, most: int):
         config, case.policy, draft_steps=case.draft_steps, **settings
     )
     slots = case.draft_steps if drafted.numerics == "exact" else 1
-    plain = decoders.build(config, case.policy, slots, 1, **settings)
+    plain = decoders.build_decoder(config, case.policy, slots, 1, **settings)
     pair = [generate(d, params, batch, seed=len(batch[0])) for d in (plain, drafted)]
     return pair[0].rows, pair[1].rows
 
@@ -208,7 +209,7 @@ def main() -> None:
         parser.error(f"--decodes {args.decodes} must be at least 1")
     report = common.begin(args.weights)
     loaded = common.load(args.weights)
-    prompts = loaded.ids([p for name in SETS for p in frozen.load(name)])
+    prompts = loaded.ids([p for name in SETS for p in problem_sets.load(name)])
     cases, step = chosen_cases(args.decodes)
     rows = []
     with Progress(console=Console(file=sys.stderr)) as progress:

@@ -15,14 +15,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bench import ceilings, common
-from jaxdave import decoders, policies, trees
-from jaxdave.draft import nested
-from jaxdave.layout import CACHES
-from jaxdave.result import Row
-from jaxdave.run import generate
-from jaxdave.tasks import frozen
-from jaxdave.tasks.grade import grade
+from bench import ceilings
+from bench.harness import common
+from jaxdave import policies
+from jaxdave.demo_tasks import problem_sets
+from jaxdave.demo_tasks.grade import grade
+from jaxdave.drafting import tree
+from jaxdave.drafting.nested import nested
+from jaxdave.engine import decoders
+from jaxdave.engine.decoders import CACHE_RULES
+from jaxdave.engine.generation import generate
+from jaxdave.engine.results import Row
 
 BATCH = 10
 SETS = ("words_test", "lists_test")
@@ -39,8 +42,10 @@ def decode(loaded: common.Loaded, text: str, ids, cap: int, args) -> list[Row]:
     """All rows under a policy with at most `cap` drafts, in the one program for all."""
     policy, draft = policies.parse(text), nested
     if args.draft == "tree":
-        draft = trees.best_of(loaded.tables, loaded.config, policy, cache=args.cache)
-    decoder = decoders.build(
+        draft = tree.tree_or_nested(
+            loaded.tables, loaded.config, policy, cache=args.cache
+        )
+    decoder = decoders.build_decoder(
         loaded.config, policy, max(args.draft_steps), cap, draft=draft,
         max_new_tokens=args.max_new_tokens, cache=args.cache, lossy=True,
     )  # fmt: skip
@@ -93,7 +98,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--draft-steps", type=int, nargs="+", default=[8])
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--draft", choices=("nested", "tree"), default="nested")
-    parser.add_argument("--cache", choices=CACHES, help="for full attention: dual")
+    parser.add_argument("--cache", choices=CACHE_RULES, help="for full attention: dual")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     return parser.parse_args()
 
@@ -116,7 +121,7 @@ def main() -> None:
     args = options()
     report, loaded = common.begin(args.weights), common.load(args.weights)
     check(loaded, args)
-    problems = [p for name in SETS for p in frozen.load(name)[: args.limit]]
+    problems = [p for name in SETS for p in problem_sets.load(name)[: args.limit]]
     texts = [chosen(name, loaded.config.block_length) for name in args.only]
     rows = [measure(loaded, text, problems, args) for text in texts]
     drafts = ", ".join(map(str, args.draft_steps))

@@ -10,10 +10,10 @@ import sys
 import tempfile
 import time
 
-from bench import common
+from bench.harness import common
 
 PROMPT = "Mia has 3 pens. She buys 4 more pens. How many pens does Mia have now?"
-RUN = "from jaxdave.cli import main; main()"
+RUN = "from jaxdave.cli.main import main; main()"
 ROUNDS = 3
 
 

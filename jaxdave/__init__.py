@@ -8,34 +8,41 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxdave import drafting as drafting
     from jaxdave import policies as policies
-    from jaxdave import trees as trees
-    from jaxdave.checkpoint import Model as Model
-    from jaxdave.checkpoint import load as load
-    from jaxdave.checkpoint import save as save
-    from jaxdave.config import ModelConfig as ModelConfig
-    from jaxdave.config import preset as preset
-    from jaxdave.decoders import Decoder as Decoder
-    from jaxdave.decoders import freedave as freedave
-    from jaxdave.decoders import left_to_right as left_to_right
-    from jaxdave.decoders import static as static
-    from jaxdave.decoders import threshold as threshold
-    from jaxdave.probe import Probe as Probe
-    from jaxdave.probe import slot_probe as slot_probe
-    from jaxdave.result import Result as Result
-    from jaxdave.result import Row as Row
-    from jaxdave.run import Update as Update
-    from jaxdave.run import generate as generate
-    from jaxdave.run import stream as stream
+    from jaxdave.core.config import ModelConfig as ModelConfig
+    from jaxdave.engine.bitwise_check import SlotProbe as SlotProbe
+    from jaxdave.engine.bitwise_check import slot_probe as slot_probe
+    from jaxdave.engine.decoders import Decoder as Decoder
+    from jaxdave.engine.decoders import freedave as freedave
+    from jaxdave.engine.decoders import left_to_right as left_to_right
+    from jaxdave.engine.decoders import static as static
+    from jaxdave.engine.decoders import threshold as threshold
+    from jaxdave.engine.generation import StreamUpdate as StreamUpdate
+    from jaxdave.engine.generation import generate as generate
+    from jaxdave.engine.generation import stream as stream
+    from jaxdave.engine.results import Result as Result
+    from jaxdave.engine.results import Row as Row
+    from jaxdave.io.checkpoint import Model as Model
+    from jaxdave.io.checkpoint import load as load
+    from jaxdave.io.checkpoint import save as save
+    from jaxdave.models.presets import preset as preset
 
-_MODULES = ("policies", "trees")
+_MODULES = ("drafting", "policies")
 _HOMES = {
-    "checkpoint": ("Model", "load", "save"),
-    "config": ("ModelConfig", "preset"),
-    "decoders": ("Decoder", "freedave", "left_to_right", "static", "threshold"),
-    "probe": ("Probe", "slot_probe"),
-    "result": ("Result", "Row"),
-    "run": ("Update", "generate", "stream"),
+    "core.config": ("ModelConfig",),
+    "engine.bitwise_check": ("SlotProbe", "slot_probe"),
+    "engine.decoders": (
+        "Decoder",
+        "freedave",
+        "left_to_right",
+        "static",
+        "threshold",
+    ),
+    "engine.generation": ("StreamUpdate", "generate", "stream"),
+    "engine.results": ("Result", "Row"),
+    "io.checkpoint": ("Model", "load", "save"),
+    "models.presets": ("preset",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -7,14 +7,14 @@ import shutil
 import sys
 
 import chex
-import compiling
 import hypothesis
 import jax
 import pytest
+from helpers import compiling
 
-from jaxdave import cli
-from jaxdave.executables import forget_executables
-from jaxdave.files import NO_CACHE
+from jaxdave.cli import main
+from jaxdave.runtime.compilation import clear_executables
+from jaxdave.runtime.files import NO_CACHE
 
 # Nothing that a test measures or compiles is kept in the user's folders.
 os.environ[NO_CACHE] = "1"
@@ -56,7 +56,7 @@ def few_programs():
     """Compiled programs are dropped before there are too many for one process."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
-        forget_executables()
+        clear_executables()
         jax.clear_caches()
 
 
@@ -70,9 +70,9 @@ def quick_compiles():
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory) -> pathlib.Path:
     """A tiny folder for the converter; made once, as saving it takes a while."""
-    import sources
+    from helpers import conversion_sources
 
-    return sources.make(tmp_path_factory.mktemp("made"))
+    return conversion_sources.make(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
@@ -84,17 +84,17 @@ def source(tmp_path, made_once) -> pathlib.Path:
 @pytest.fixture
 def shards(source) -> pathlib.Path:
     """The folder with two weight files and an index."""
-    import sources
+    from helpers import conversion_sources
 
-    return sources.split(source)
+    return conversion_sources.split(source)
 
 
 @pytest.fixture
 def refused(tmp_path, capsys):
     """The one line of a conversion that must fail as bad input does."""
-    import sources
+    from helpers import conversion_sources
 
-    return functools.partial(sources.refused, tmp_path, capsys)
+    return functools.partial(conversion_sources.refused, tmp_path, capsys)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +115,7 @@ def run(capsys, monkeypatch, shared_cache, quick_compiles):
 
     def call(*args: object):
         with pytest.raises(SystemExit) as caught:
-            cli.main([str(arg) for arg in args])
+            main.main([str(arg) for arg in args])
         return caught.value.code, *capsys.readouterr()
 
     return call

@@ -7,10 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxdave_convert.back import export as export
-    from jaxdave_convert.run import convert as convert
+    from jaxdave_convert.conversion import convert as convert
+    from jaxdave_convert.exporting import export as export
 
-_HOMES = {"convert": "run", "export": "back"}
+_HOMES = {"convert": "conversion", "export": "exporting"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from jaxdave.console import run_app
+from jaxdave.cli.console import run_app
 
 if TYPE_CHECKING:
     from jaxdave_convert.plan import Options, Plan
+
 
 NAME = "jaxdave-convert"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -73,19 +74,19 @@ def _convert(
     verify: int,
     overwrite: bool,
 ) -> None:
-    from jaxdave_convert import run
+    from jaxdave_convert import conversion
 
-    made = run.make_plan(src, dst, options, overwrite)
+    made = conversion.make_plan(src, dst, options, overwrite)
     if dry_run:
         print(describe(made))
         return
     with _bar(made.bytes_read) as tick:
-        run.carry_out(made, dst, verify_count=verify, tick=tick, say=_say)
+        conversion.carry_out(made, dst, verify_count=verify, tick=tick, say=_say)
     print(f"{dst}: {_summary(made)}")
 
 
 def _export(src: Path, out: Path) -> None:
-    from jaxdave_convert.back import export
+    from jaxdave_convert.exporting import export
 
     weights = src / "weights"
     total = sum(p.stat().st_size for p in weights.rglob("*") if p.is_file())

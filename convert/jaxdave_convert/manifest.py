@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jaxdave
-from jaxdave import stored
-from jaxdave.checkpoint import TOKENIZER
-from jaxdave_convert import bins
+from jaxdave.io import orbax_io
+from jaxdave.io.checkpoint import TOKENIZER
+from jaxdave_convert import torch_bin
 from jaxdave_convert.plan import Plan
 
 MANIFEST = "manifest.json"
@@ -38,12 +38,12 @@ def write(work: Path, plan: Plan, hashes: dict[str, str]) -> None:
     for shard in plan.source.shards:
         (kept / f"{shard.file}.header").write_bytes(shard.header)
         is_bin = shard.file.endswith(".bin")
-        name = bins.safetensors_name(shard.file) if is_bin else shard.file
+        name = torch_bin.safetensors_name(shard.file) if is_bin else shard.file
         shards.append({"file": name, "source": shard.file})
     if not (work / GENERATION).exists():
-        stored.write_json(work / GENERATION, _generation(plan))
-    stored.write_json(work / MANIFEST, _manifest(plan, hashes, shards))
-    stored.write_json(work / "config.json", stored.to_json(plan.config, plan.dtype))
+        orbax_io.write_json(work / GENERATION, _generation(plan))
+    orbax_io.write_json(work / MANIFEST, _manifest(plan, hashes, shards))
+    orbax_io.write_json(work / "config.json", orbax_io.to_json(plan.config, plan.dtype))
 
 
 def _manifest(plan: Plan, hashes: dict[str, str], shards: list) -> dict[str, Any]:

@@ -4,13 +4,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from jaxdave import families
-from jaxdave.config import ModelConfig
-from jaxdave.described import config_of
-from jaxdave.families import Family, Target
-from jaxdave.weights import check_dtype, raise_problems
-from jaxdave_convert import headers
-from jaxdave_convert.headers import Tensor
+from jaxdave.core.config import ModelConfig
+from jaxdave.io import families
+from jaxdave.io.families import Family, Target
+from jaxdave.io.hf_config import model_config
+from jaxdave.io.safetensors_io import check_dtype, raise_problems
+from jaxdave_convert import safetensors_header
+from jaxdave_convert.safetensors_header import Tensor
 from jaxdave_convert.source import Source, open_source
 
 _WIDE = {"F32": "float32", "BF16": "bfloat16"}
@@ -67,7 +67,7 @@ def make(text: str, options: Options) -> Plan:
         check_dtype(options.dtype)
     source, problems = open_source(text)
     family = _family(source, options.family, bool(problems))
-    config = config_of(
+    config = model_config(
         family,
         source.raw,
         source.folder,
@@ -127,9 +127,9 @@ def _mismatches(
         like = name if name in targets else family.tensors["embedding"]
         if tensor.shape != (shape := targets[like].shape):
             problems.append(f"tensor {name} has shape {tensor.shape}, not {shape}")
-        if tensor.dtype not in headers.ITEM_SIZES:
+        if tensor.dtype not in safetensors_header.ITEM_SIZES:
             problems.append(
                 f"tensor {name} has dtype {tensor.dtype}, not "
-                f"{'/'.join(headers.ITEM_SIZES)}"
+                f"{'/'.join(safetensors_header.ITEM_SIZES)}"
             )
     return problems

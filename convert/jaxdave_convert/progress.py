@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxdave.io import orbax_io
+from jaxdave.runtime.files import replace_file
+from jaxdave_convert.plan import Plan
+from jaxdave_convert.safetensors_header import Shard
+
 try:
     import fcntl
 except ImportError:  # Windows, where two conversions into one folder are not kept apart
     fcntl = None
 
-from jaxdave import stored
-from jaxdave.files import replace_file
-from jaxdave_convert.headers import Shard
-from jaxdave_convert.plan import Plan
 
 RECORD = "progress.json"
 _LOCK = ".lock"
@@ -97,5 +98,5 @@ def mark(folder: Path, shard: Shard) -> dict[str, Any]:
 
 def _key(plan: Plan) -> dict[str, Any]:
     """What must be the same for finished files to be of use."""
-    described = stored.to_json(plan.config, plan.dtype)
+    described = orbax_io.to_json(plan.config, plan.dtype)
     return json.loads(json.dumps({"folder": str(plan.source.folder), **described}))

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdave import sources
-from jaxdave.tokenizer import read_json
-from jaxdave.weights import INDEX, ONE_FILE, is_inside
-from jaxdave_convert import bins, headers
-from jaxdave_convert.headers import Shard
+from jaxdave.io import hub
+from jaxdave.io.safetensors_io import INDEX, ONE_FILE, is_inside
+from jaxdave.runtime.files import read_json
+from jaxdave_convert import safetensors_header, torch_bin
+from jaxdave_convert.safetensors_header import Shard
 
 # What goes along with the weights. Code never does.
 _SIDECARS = ("*.json", "*.txt", "*.jinja", "tokenizer.model", "LICENSE*")
@@ -45,7 +45,7 @@ def open_source(text: str) -> tuple[Source, list[str]]:
 
     Raises ValueError where there is no folder or no config.json to judge by.
     """
-    name, folder = sources.find(text)
+    name, folder = hub.find_model(text)
     raw = read_json(folder / "config.json")
     if raw.get("format") == "jaxdave":
         raise ValueError(
@@ -70,8 +70,8 @@ def _layout(folder: Path) -> tuple[str, str]:
     """The names of index and single file; .bin only where nothing else is."""
     if list(folder.glob("*.safetensors")) or (folder / INDEX).exists():
         return INDEX, ONE_FILE
-    if (folder / bins.INDEX).exists() or (folder / bins.ONE_FILE).exists():
-        return bins.INDEX, bins.ONE_FILE
+    if (folder / torch_bin.INDEX).exists() or (folder / torch_bin.ONE_FILE).exists():
+        return torch_bin.INDEX, torch_bin.ONE_FILE
     return INDEX, ONE_FILE
 
 
@@ -83,7 +83,7 @@ def _index(
     if not path.exists():
         return None, [], {}
     try:
-        value = headers.strict_json(path.read_bytes())
+        value = safetensors_header.strict_json(path.read_bytes())
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -112,7 +112,7 @@ def _shards(
         elif not (folder / file).is_file():
             problems.append(f"{file}: missing file")
         else:
-            read = bins.read if file.endswith(".bin") else headers.read
+            read = torch_bin.read if file.endswith(".bin") else safetensors_header.read
             try:
                 found.append(read(folder / file, file))
             except (ValueError, OSError) as error:

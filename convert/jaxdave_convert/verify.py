@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxdave import stored
-from jaxdave.model.params import abstract
-from jaxdave.tokenizer import open_tokenizer
-from jaxdave.weights import leaves_of
-from jaxdave_convert import bins, transfer
-from jaxdave_convert.headers import Shard, Tensor
+from jaxdave.io import orbax_io
+from jaxdave.io.safetensors_io import leaves_of
+from jaxdave.io.tokenizer import open_tokenizer
+from jaxdave.models.param_shapes import param_shapes
+from jaxdave_convert import shard_copy, torch_bin
 from jaxdave_convert.plan import Plan
+from jaxdave_convert.safetensors_header import Shard, Tensor
 
 _SEED = 0
 
@@ -41,9 +41,9 @@ def _check_tree(plan: Plan, folder: Path) -> None:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        found: Any = checkpointer.metadata((folder / stored.WEIGHTS).absolute())
+        found: Any = checkpointer.metadata((folder / orbax_io.WEIGHTS).absolute())
     leaves = leaves_of(found.item_metadata.tree)
-    wanted = leaves_of(abstract(plan.config))
+    wanted = leaves_of(param_shapes(plan.config))
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     if shapes != {path: leaf.shape for path, leaf in wanted.items()}:
         raise ValueError(f"{folder}: orbax reads another tree than was written")
@@ -53,7 +53,7 @@ def _is_same(plan: Plan, folder: Path, shard: Shard, tensor: Tensor) -> bool:
     import tensorstore
 
     slot = plan.targets[tensor.name].slot
-    home = stored.array_folder(folder, slot.path).absolute()
+    home = orbax_io.array_folder(folder, slot.path).absolute()
     array = tensorstore.open(
         {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{home}/"}}
     ).result()
@@ -72,7 +72,7 @@ def _source(plan: Plan, shard: Shard, tensor: Tensor) -> np.ndarray:
     path = plan.source.folder / shard.file
     if path.suffix == ".bin":
         sizes = {t.name: [t.size] for t in shard.tensors}
-        views = bins.buffers(path, shard.file, sizes)
+        views = torch_bin.buffers(path, shard.file, sizes)
         named = zip(shard.tensors, views, strict=True)
         raw = next(bytes(view) for one, view in named if one.name == tensor.name)
     else:
@@ -80,5 +80,5 @@ def _source(plan: Plan, shard: Shard, tensor: Tensor) -> np.ndarray:
             file.seek(tensor.start)
             raw = file.read(tensor.size)
     cols = tensor.shape[-1]
-    rows = transfer.as_array(memoryview(raw), tensor.dtype, cols, plan.dtype)
+    rows = shard_copy.as_array(memoryview(raw), tensor.dtype, cols, plan.dtype)
     return np.ascontiguousarray(rows).reshape(tensor.shape)

@@ -1,1 +1,1 @@
-"""The paper's tables and figure: benchmarks, graders, metrics and one resumable run."""
+"""Evaluation: benchmarks under published protocols, in one resumable run."""

@@ -4,21 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxdave.eval.habits import Habits
-from jaxdave.tokenizer import Messages
-
-
-class Item(NamedTuple):
-    """One question of a benchmark.
-
-    id: unique in its task, and the same in every run. gold: the reference answer as its
-    file has it. data: what the grader needs beside it (tests, entry point), JSON types.
-    """
-
-    id: str
-    question: str
-    gold: str
-    data: Mapping[str, Any]
+from jaxdave.eval.protocols.deviations import Habits
+from jaxdave.grading.types import Item, Verdict
+from jaxdave.io.tokenizer import Messages
 
 
 class Prompt(NamedTuple):
@@ -31,14 +19,6 @@ class Prompt(NamedTuple):
     asked: Messages | str
     prefill: str = ""
     longest: int | None = None
-
-
-class Verdict(NamedTuple):
-    """A grade. extracted: what was taken for the answer; reason: why it is wrong."""
-
-    right: bool
-    extracted: str
-    reason: str = ""
 
 
 class Task(NamedTuple):

@@ -1,1 +1,1 @@
-"""jaxdave's models in other people's programs."""
+"""Adapters through which other tools drive jaxdave."""

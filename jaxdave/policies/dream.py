@@ -12,24 +12,37 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxdave.policies.block import Clock, by_time, scheduled, time_shares
-from jaxdave.policies.checks import check_amount, check_count
-from jaxdave.policies.common import count, gumbels, masked, named, uniforms
-from jaxdave.policies.spans import (
-    Span,
-    Told,
-    either,
-    falling,
-    rising,
-    same,
-    top,
+from jaxdave.core.policy_api import Policy, PolicyView
+from jaxdave.policies.block_rules import (
+    BlockClock,
+    scheduled_policy,
+    time_share,
+    time_shares,
 )
-from jaxdave.types import Policy, View
+from jaxdave.policies.common import (
+    count,
+    masked_positions,
+    policy_name,
+    position_gumbels,
+    position_uniforms,
+)
+from jaxdave.policies.intervals import (
+    Interval,
+    IntervalView,
+    decreasing,
+    increasing,
+    point,
+    select_top,
+    union,
+)
+from jaxdave.policies.registry import register
+from jaxdave.policies.validation import check_amount, check_count
 
-Feature = Callable[[Told], Span]
+FeatureFn = Callable[[IntervalView], Interval]
 EPS = 1e-3
 
 
+@register
 def origin(steps: int = 512, eps: float = EPS) -> Policy:
     """Every masked position is committed by chance, as time goes by.
 
@@ -37,16 +50,17 @@ def origin(steps: int = 512, eps: float = EPS) -> Policy:
     and source: see this module. Deviation: if chance picks none, the one with the
     smallest u_i is committed. Raises ValueError for a parameter out of range.
     """
-    shares = checked_shares(steps, eps)
+    shares = time_shares_checked(steps, eps)
 
-    def choose(view: View, clock: Clock, told: Told) -> Span:
-        drawn_W = uniforms(view)
-        timely = same(drawn_W < by_time(shares, clock))
-        return either(top(view, 1, same(-drawn_W)), timely)
+    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
+        drawn_W = position_uniforms(view)
+        timely = point(drawn_W < time_share(shares, clock))
+        return union(select_top(view, 1, point(-drawn_W)), timely)
 
-    return scheduled(named("origin", steps=steps, eps=eps), choose)
+    return scheduled_policy(policy_name("origin", steps=steps, eps=eps), choose)
 
 
+@register
 def maskgit_plus(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> Policy:
     """The most probable tokens first, by Dream's time schedule.
 
@@ -55,13 +69,14 @@ def maskgit_plus(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> P
     ValueError for a parameter out of range.
     """
     return _timed(
-        named("maskgit_plus", steps=steps, eps=eps, alg_temp=alg_temp),
+        policy_name("maskgit_plus", steps=steps, eps=eps, alg_temp=alg_temp),
         (steps, eps, alg_temp),
         order=lambda told: told.score,
-        confidence=lambda told: rising(jax.nn.sigmoid, told.score),
+        confidence=lambda told: increasing(jax.nn.sigmoid, told.score),
     )
 
 
+@register
 def topk_margin(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> Policy:
     """The clearest lead over the second token first, by Dream's time schedule.
 
@@ -69,13 +84,14 @@ def topk_margin(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> Po
     and deviations: see this module. Raises ValueError for a parameter out of range.
     """
     return _timed(
-        named("topk_margin", steps=steps, eps=eps, alg_temp=alg_temp),
+        policy_name("topk_margin", steps=steps, eps=eps, alg_temp=alg_temp),
         (steps, eps, alg_temp),
         order=lambda told: told.margin,
-        confidence=lambda told: rising(lambda m_W: -jnp.expm1(-m_W), told.margin),
+        confidence=lambda told: increasing(lambda m_W: -jnp.expm1(-m_W), told.margin),
     )
 
 
+@register
 def entropy(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> Policy:
     """The lowest entropy first, by Dream's time schedule.
 
@@ -84,14 +100,14 @@ def entropy(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> Policy
     range.
     """
     return _timed(
-        named("entropy", steps=steps, eps=eps, alg_temp=alg_temp),
+        policy_name("entropy", steps=steps, eps=eps, alg_temp=alg_temp),
         (steps, eps, alg_temp),
-        order=clarity,
-        confidence=clarity,
+        order=negative_entropy,
+        confidence=negative_entropy,
     )
 
 
-def checked_shares(steps: int, eps: float):
+def time_shares_checked(steps: int, eps: float):
     """`block.time_shares`, or ValueError for a parameter out of range."""
     check_count(512, steps=steps)
     if not 0 < eps < 1:
@@ -99,36 +115,38 @@ def checked_shares(steps: int, eps: float):
     return time_shares(steps, eps)
 
 
-def time_count(view: View, shares, clock: Clock) -> jax.Array:
+def time_count(view: PolicyView, shares, clock: BlockClock) -> jax.Array:
     """n_i: how many tokens the schedule commits."""
-    masks = count(masked(view)).astype(jnp.float32)
-    return jnp.floor(masks * by_time(shares, clock)).astype(jnp.int32)
+    masks = count(masked_positions(view)).astype(jnp.float32)
+    return jnp.floor(masks * time_share(shares, clock)).astype(jnp.int32)
 
 
-def _timed(name: str, settings, order: Feature, confidence: Feature) -> Policy:
+def _timed(name: str, settings, order: FeatureFn, confidence: FeatureFn) -> Policy:
     """order ranks exactly; confidence is what chance is weighed by."""
     steps, eps, alg_temp = settings
-    shares = checked_shares(steps, eps)
+    shares = time_shares_checked(steps, eps)
     check_amount(0.0, alg_temp=alg_temp)
 
-    def choose(view: View, clock: Clock, told: Told) -> Span:
+    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
         score = order(told)
         if alg_temp > 0:
-            score = drawn(confidence(told), alg_temp, view, told.slack)
-        return top(view, time_count(view, shares, clock), score)
+            score = sampled_order(confidence(told), alg_temp, view, told.slack)
+        return select_top(view, time_count(view, shares, clock), score)
 
-    return scheduled(name, choose)
+    return scheduled_policy(name, choose)
 
 
-def clarity(told: Told) -> Span:
+def negative_entropy(told: IntervalView) -> Interval:
     """The entropy, below 0."""
-    return falling(jnp.negative, told.entropy)
+    return decreasing(jnp.negative, told.entropy)
 
 
-def drawn(confidence: Span, temperature: float, view: View, slack: float) -> Span:
+def sampled_order(
+    confidence: Interval, temperature: float, view: PolicyView, slack: float
+) -> Interval:
     """Numbers whose best are draws without replacement: c / temperature + Gumbel."""
-    noise_W = gumbels(view)
-    score = rising(lambda c_W: c_W / jnp.float32(temperature) + noise_W, confidence)
+    noise_W = position_gumbels(view)
+    score = increasing(lambda c_W: c_W / jnp.float32(temperature) + noise_W, confidence)
     # Both terms are made with exponentials, c of at most 1 or an entropy of a few nats.
     loose_W = jnp.float32(slack) * (1 + 1 / temperature + jnp.abs(noise_W))
-    return Span(score.least - loose_W, score.most + loose_W)
+    return Interval(score.least - loose_W, score.most + loose_W)

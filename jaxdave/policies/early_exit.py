@@ -13,25 +13,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.policies.block import Clock, deciding, even_split, scheduled
-from jaxdave.policies.checks import check_amount, check_choice, check_count, check_share
-from jaxdave.policies.common import count, mean, named
-from jaxdave.policies.dream import EPS, checked_shares, clarity, time_count
-from jaxdave.policies.spans import (
-    Span,
-    Told,
-    both,
-    either,
-    reaching,
-    rising,
-    same,
-    top,
+from jaxdave.core.policy_api import Memory, Policy, PolicyView
+from jaxdave.policies.block_rules import (
+    BlockClock,
+    block_interval_policy,
+    even_split,
+    scheduled_policy,
 )
-from jaxdave.types import Memory, Policy, View
+from jaxdave.policies.common import count, policy_name, tree_mean
+from jaxdave.policies.dream import (
+    EPS,
+    negative_entropy,
+    time_count,
+    time_shares_checked,
+)
+from jaxdave.policies.intervals import (
+    Interval,
+    IntervalView,
+    at_least,
+    increasing,
+    intersection,
+    point,
+    select_top,
+    union,
+)
+from jaxdave.policies.registry import register
+from jaxdave.policies.validation import (
+    check_amount,
+    check_choice,
+    check_count,
+    check_share,
+)
 
 MODES = ("cosine", "linear", "exp")
 
 
+@register
 def prophet(
     steps: int = 256,
     early: float = 7.5,
@@ -56,21 +73,24 @@ def prophet(
     if answer_start < -1:
         raise ValueError(f"answer_start={answer_start} must be -1 (all masks) or more")
 
-    def choose(view: View, clock: Clock, told: Told) -> Span:
+    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
         third = jnp.minimum(3 * clock.index // steps, 2)
         needed = jnp.asarray([early, mid, late], jnp.float32)[third]
         # A mean rises with what it is of.
-        gap = rising(lambda a: _answer(view, a, answer_start, answer_length), told.gap)
+        gap = increasing(
+            lambda a: _answer(view, a, answer_start, answer_length), told.gap
+        )
         some = even_split(clock.masks, steps, clock)
-        return either(top(view, some, told.score), reaching(gap, needed))
+        return union(select_top(view, some, told.score), at_least(gap, needed))
 
-    name = named(
+    name = policy_name(
         "prophet", steps=steps, early=early, mid=mid, late=late,
         answer_start=answer_start, answer_length=answer_length,
     )  # fmt: skip
-    return scheduled(name, choose)
+    return scheduled_policy(name, choose)
 
 
+@register
 def sched(
     steps: int = 128,
     tau_high: float = 7.5,
@@ -91,24 +111,24 @@ def sched(
     they kept. Source and deviations: see this module. Raises ValueError for a parameter
     out of range.
     """
-    name = named("sched", **locals())  # all parameters, in their order
-    shares = checked_shares(steps, eps)
+    name = policy_name("sched", **locals())  # all parameters, in their order
+    shares = time_shares_checked(steps, eps)
     check_amount(0.0, k=k, patience=patience)
     check_share(0.0, min_progress=min_progress, max_change_ratio=max_change_ratio)
     bounds = _bounds(steps, tau_high, tau_low, mode, k)
 
-    def decide(view: View, clock: Clock, memory: Memory, told: Told):
+    def decide(view: PolicyView, clock: BlockClock, memory: Memory, told: IntervalView):
         then_W, steady = memory
         keeps = _keeps(view, then_W, min_progress, max_change_ratio)
         steady = jnp.where(keeps, steady + 1, 0)
         needed = jnp.asarray(bounds)[jnp.minimum(clock.index, steps - 1)]
-        gap = rising(lambda gap_W: mean(gap_W, view.open_W), told.gap)
-        clear = both(reaching(gap, needed), same(steady > patience))
+        gap = increasing(lambda gap_W: tree_mean(gap_W, view.open_W), told.gap)
+        clear = intersection(at_least(gap, needed), point(steady > patience))
         some = time_count(view, shares, clock)
-        choice = either(top(view, some, clarity(told)), clear)
+        choice = union(select_top(view, some, negative_entropy(told)), clear)
         return choice, (view.pred.token, steady)
 
-    return deciding(name, decide, _unseen)
+    return block_interval_policy(name, decide, _unseen)
 
 
 def _unseen(size: int, width: int) -> Memory:
@@ -116,16 +136,18 @@ def _unseen(size: int, width: int) -> Memory:
     return jnp.full(size, -1, jnp.int32), jnp.int32(0)
 
 
-def _answer(view: View, gap_W: jax.Array, start: int, length: int) -> jax.Array:
+def _answer(view: PolicyView, gap_W: jax.Array, start: int, length: int) -> jax.Array:
     """The mean logit gap over an answer; -inf where the block does not hold it."""
     if start < 0:
-        return mean(gap_W, view.open_W)
+        return tree_mean(gap_W, view.open_W)
     answer_W = (view.place_W >= start) & (view.place_W < start + length)
-    gap = mean(gap_W, answer_W)
+    gap = tree_mean(gap_W, answer_W)
     return jnp.where(count(answer_W) == length, gap, -jnp.inf)
 
 
-def _keeps(view: View, then_W: jax.Array, progress: float, ratio: float) -> jax.Array:
+def _keeps(
+    view: PolicyView, then_W: jax.Array, progress: float, ratio: float
+) -> jax.Array:
     """Whether few masks changed their token, and enough of the block is committed."""
     number = lambda flag_W: count(flag_W).astype(jnp.float32)  # noqa: E731
     changed_W = (view.pred.token != then_W) & view.open_W

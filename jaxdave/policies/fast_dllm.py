@@ -4,21 +4,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.policies.checks import check_amount, check_share
+from jaxdave.core.policy_api import Policy, PolicyView
 from jaxdave.policies.common import log_odds, rank
-from jaxdave.policies.spans import (
-    Span,
-    Told,
-    best,
-    either,
-    looking,
-    reaching,
-    rising,
-    top,
+from jaxdave.policies.intervals import (
+    Interval,
+    IntervalView,
+    at_least,
+    increasing,
+    interval_policy,
+    select_best,
+    select_top,
+    union,
 )
-from jaxdave.types import Policy, View
+from jaxdave.policies.registry import register
+from jaxdave.policies.validation import check_amount, check_share
 
 
+@register
 def threshold(threshold: float = 0.9) -> Policy:
     """Every token whose probability is at least `threshold`, and always the best one.
 
@@ -28,15 +30,18 @@ def threshold(threshold: float = 0.9) -> Policy:
     check_share(0.9, threshold=threshold)
     bound = jnp.float32(log_odds(threshold))
 
-    choose = lambda view, told: surest(view, told, bound)  # noqa: E731
-    return looking(f"threshold({threshold})", choose)
+    choose = lambda view, told: above_bound_or_best(view, told, bound)  # noqa: E731
+    return interval_policy(f"threshold({threshold})", choose)
 
 
-def surest(view: View, told: Told, bound: jax.Array) -> Span:
+def above_bound_or_best(
+    view: PolicyView, told: IntervalView, bound: jax.Array
+) -> Interval:
     """Open positions whose log-odds reach the bound, and the best one in any case."""
-    return either(top(view, 1, told.score), reaching(told.score, bound))
+    return union(select_top(view, 1, told.score), at_least(told.score, bound))
 
 
+@register
 def factor(factor: float = 1.0) -> Policy:
     """The longest run of best tokens in which the n-th is as sure as n of them need.
 
@@ -47,7 +52,7 @@ def factor(factor: float = 1.0) -> Policy:
     """
     check_amount(1.0, factor=factor)
 
-    def choose(view: View, told: Told) -> Span:
+    def choose(view: PolicyView, told: IntervalView) -> Interval:
         size = view.open_W.shape[0]
         needed = [log_odds(1 - factor / (n + 1)) for n in range(1, size + 1)]
         needed_W = jnp.asarray(np.array([-np.inf, *needed[1:]], np.float32))
@@ -58,6 +63,6 @@ def factor(factor: float = 1.0) -> Policy:
             fails_W = view.open_W & (score_W < needed_W[rank_W])
             return jnp.min(jnp.where(fails_W, rank_W, size))
 
-        return best(view.open_W, rising(run, told.score), told.score)
+        return select_best(view.open_W, increasing(run, told.score), told.score)
 
-    return looking(f"factor({factor})", choose)
+    return interval_policy(f"factor({factor})", choose)

@@ -1,12 +1,14 @@
 """LLaDA's remasking rules: an even share of a block's masks in every step."""
 
-from jaxdave.policies.block import Clock, even_split, scheduled
-from jaxdave.policies.checks import check_count
-from jaxdave.policies.common import named, uniforms
-from jaxdave.policies.spans import Span, Told, same, top
-from jaxdave.types import Policy, View
+from jaxdave.core.policy_api import Policy, PolicyView
+from jaxdave.policies.block_rules import BlockClock, even_split, scheduled_policy
+from jaxdave.policies.common import policy_name, position_uniforms
+from jaxdave.policies.intervals import Interval, IntervalView, point, select_top
+from jaxdave.policies.registry import register
+from jaxdave.policies.validation import check_count
 
 
+@register
 def low_confidence(steps: int = 128) -> Policy:
     """The most confident tokens first, a block's masks shared evenly among its steps.
 
@@ -18,12 +20,13 @@ def low_confidence(steps: int = 128) -> Policy:
     """
     check_count(128, steps=steps)
 
-    def choose(view: View, clock: Clock, told: Told) -> Span:
-        return top(view, even_split(clock.masks, steps, clock), told.score)
+    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
+        return select_top(view, even_split(clock.masks, steps, clock), told.score)
 
-    return scheduled(named("low_confidence", steps=steps), choose)
+    return scheduled_policy(policy_name("low_confidence", steps=steps), choose)
 
 
+@register
 def random(steps: int = 128) -> Policy:
     """Random positions first, a block's masks shared evenly among its steps.
 
@@ -32,8 +35,8 @@ def random(steps: int = 128) -> Policy:
     """
     check_count(128, steps=steps)
 
-    def choose(view: View, clock: Clock, told: Told) -> Span:
-        drawn = same(uniforms(view))
-        return top(view, even_split(clock.masks, steps, clock), drawn)
+    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
+        drawn = point(position_uniforms(view))
+        return select_top(view, even_split(clock.masks, steps, clock), drawn)
 
-    return scheduled(named("random", steps=steps), choose)
+    return scheduled_policy(policy_name("random", steps=steps), choose)

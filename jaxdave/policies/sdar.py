@@ -8,13 +8,22 @@ that is not masked, and the last step takes all. `entropy_bounded`: `bounded.py`
 
 import jax.numpy as jnp
 
-from jaxdave.policies.block import Clock, even_split, scheduled
-from jaxdave.policies.checks import check_count, check_share
-from jaxdave.policies.common import log_odds, named
-from jaxdave.policies.spans import Span, Told, above, either, same, top
-from jaxdave.types import Policy, View
+from jaxdave.core.policy_api import Policy, PolicyView
+from jaxdave.policies.block_rules import BlockClock, even_split, scheduled_policy
+from jaxdave.policies.common import log_odds, policy_name
+from jaxdave.policies.intervals import (
+    Interval,
+    IntervalView,
+    above,
+    point,
+    select_top,
+    union,
+)
+from jaxdave.policies.registry import register
+from jaxdave.policies.validation import check_count, check_share
 
 
+@register
 def sequential(steps: int = 4) -> Policy:
     """The n_k places from the leftmost mask on.
 
@@ -22,16 +31,17 @@ def sequential(steps: int = 4) -> Policy:
     """
     check_count(4, steps=steps)
 
-    def choose(view: View, clock: Clock, told: Told) -> Span:
+    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
         size = view.open_W.shape[0]
         at_W = jnp.arange(size, dtype=jnp.int32)
         first = jnp.min(jnp.where(view.open_W, at_W, size))
         some = jnp.maximum(even_split(size, steps, clock), 1)
-        return same(view.open_W & (at_W < first + some))
+        return point(view.open_W & (at_W < first + some))
 
-    return scheduled(named("sequential", steps=steps), choose)
+    return scheduled_policy(policy_name("sequential", steps=steps), choose)
 
 
+@register
 def low_confidence_static(steps: int = 4) -> Policy:
     """The n_k most confident tokens.
 
@@ -39,13 +49,14 @@ def low_confidence_static(steps: int = 4) -> Policy:
     """
     check_count(4, steps=steps)
 
-    def choose(view: View, clock: Clock, told: Told) -> Span:
+    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
         some = even_split(view.open_W.shape[0], steps, clock)
-        return top(view, some, told.score)
+        return select_top(view, some, told.score)
 
-    return scheduled(named("low_confidence_static", steps=steps), choose)
+    return scheduled_policy(policy_name("low_confidence_static", steps=steps), choose)
 
 
+@register
 def low_confidence_dynamic(steps: int = 4, threshold: float = 0.85) -> Policy:
     """Every token surer than `threshold`, or the n_k best if those are fewer.
 
@@ -57,10 +68,10 @@ def low_confidence_dynamic(steps: int = 4, threshold: float = 0.85) -> Policy:
     check_share(0.85, threshold=threshold)
     bound = jnp.float32(log_odds(threshold))
 
-    def choose(view: View, clock: Clock, told: Told) -> Span:
+    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
         some = even_split(view.open_W.shape[0], steps, clock)
         # H is the run of best tokens of its length, so the longer of the two is both.
-        return either(above(told.score, bound), top(view, some, told.score))
+        return union(above(told.score, bound), select_top(view, some, told.score))
 
-    name = named("low_confidence_dynamic", steps=steps, threshold=threshold)
-    return scheduled(name, choose)
+    name = policy_name("low_confidence_dynamic", steps=steps, threshold=threshold)
+    return scheduled_policy(name, choose)

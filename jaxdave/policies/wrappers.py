@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxdave.policies.checks import check_count
-from jaxdave.policies.common import NEVER
-from jaxdave.types import Doubt, Memory, Policy, View
+from jaxdave.core.policy_api import Memory, Policy, PolicyView
+from jaxdave.core.prediction import NEG_INF, ErrorBound
+from jaxdave.policies.registry import memoized
+from jaxdave.policies.validation import check_count
 
 
+@memoized
 def first_alone(policy: Policy) -> Policy:
     """The policy, but a block's first position is committed alone, before the rest.
 
@@ -22,7 +24,7 @@ def first_alone(policy: Policy) -> Policy:
     where the window starts, so it must not decide anything.
     """
 
-    def change(view: View) -> View:
+    def change(view: PolicyView) -> PolicyView:
         first_W = jnp.arange(view.open_W.shape[0]) == 0
         is_alone = jnp.any(view.open_W & first_W)
         open_W = view.open_W & (first_W | ~is_alone)
@@ -37,9 +39,10 @@ def first_alone(policy: Policy) -> Policy:
             open_W=open_W, decoded_W=view.decoded_W & ~first_W, pred=pred
         )
 
-    return _seeing(policy, f"first_alone({policy.name})", change)
+    return _with_view(policy, f"first_alone({policy.name})", change)
 
 
+@memoized
 def small_blocks(policy: Policy, length: int = 8) -> Policy:
     """The policy, but only the first small block with masks is open.
 
@@ -48,15 +51,16 @@ def small_blocks(policy: Policy, length: int = 8) -> Policy:
     """
     check_count(8, small_blocks=length)
 
-    def change(view: View) -> View:
+    def change(view: PolicyView) -> PolicyView:
         size = view.open_W.shape[0]
         small_W = jnp.arange(size, dtype=jnp.int32) // length
         first = jnp.min(jnp.where(view.open_W, small_W, size))
         return view._replace(open_W=view.open_W & (small_W == first))
 
-    return _seeing(policy, f"small_blocks({policy.name}, {length})", change)
+    return _with_view(policy, f"small_blocks({policy.name}, {length})", change)
 
 
+@memoized
 def demote(policy: Policy, ids: Sequence[int]) -> Policy:
     """The policy, but positions whose token is one of `ids` are the least confident.
 
@@ -68,9 +72,9 @@ def demote(policy: Policy, ids: Sequence[int]) -> Policy:
         raise ValueError("demote: ids is empty; give the ids that should come last")
     listed = jnp.asarray(sorted(ids), jnp.int32)
 
-    def change(view: View) -> View:
+    def change(view: PolicyView) -> PolicyView:
         last_W = jnp.isin(view.pred.token, listed)
-        worst = dict(score=NEVER, gap=NEVER, margin=NEVER, entropy=-NEVER)
+        worst = dict(score=NEG_INF, gap=NEG_INF, margin=NEG_INF, entropy=-NEG_INF)
         lowered = {
             name: jnp.where(last_W, low, getattr(view.pred, name))
             for name, low in worst.items()
@@ -78,9 +82,10 @@ def demote(policy: Policy, ids: Sequence[int]) -> Policy:
         return view._replace(pred=view.pred._replace(**lowered))
 
     name = f"demote({policy.name}, {'+'.join(map(str, sorted(ids)))})"
-    return _seeing(policy, name, change)
+    return _with_view(policy, name, change)
 
 
+@memoized
 def certain(policy: Policy) -> Policy:
     """The policy, shown every token as certain, so that its orders are ties.
 
@@ -89,23 +94,25 @@ def certain(policy: Policy) -> Policy:
     FreeDave's evaluation of 2025 (there a tie may also resolve otherwise).
     """
 
-    def change(view: View) -> View:
-        most = jnp.full_like(view.pred.score, -NEVER)
+    def change(view: PolicyView) -> PolicyView:
+        most = jnp.full_like(view.pred.score, -NEG_INF)
         shown = dict(score=most, gap=most, margin=most, entropy=jnp.zeros_like(most))
         return view._replace(pred=view.pred._replace(**shown))
 
-    return _seeing(policy, f"certain({policy.name})", change)
+    return _with_view(policy, f"certain({policy.name})", change)
 
 
-def _seeing(policy: Policy, name: str, change: Callable[[View], View]) -> Policy:
+def _with_view(
+    policy: Policy, name: str, change: Callable[[PolicyView], PolicyView]
+) -> Policy:
     """The policy, shown something else."""
 
-    def step(view: View, memory: Memory) -> tuple[jax.Array, Memory]:
+    def step(view: PolicyView, memory: Memory) -> tuple[jax.Array, Memory]:
         return policy.step(change(view), memory)
 
     is_sure = policy.sure
 
-    def sure(view: View, memory: Memory, doubt: Doubt) -> jax.Array:
+    def sure(view: PolicyView, memory: Memory, doubt: ErrorBound) -> jax.Array:
         assert is_sure is not None
         return is_sure(change(view), memory, doubt)
 

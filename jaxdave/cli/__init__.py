@@ -1,0 +1,1 @@
+"""The command line: options, prompts, printing and exit codes."""

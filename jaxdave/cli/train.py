@@ -1,0 +1,59 @@
+"""`jaxdave train`: a recipe from nothing to a checkpoint folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxdave.training.recipes import Recipe
+
+
+def run(name: str, out: Path, steps: int | None) -> None:
+    """Train (or resume) the recipe; state goes to `out`, the model to `out`/model.
+
+    Raises ValueError for an unknown recipe and a number of steps below 1.
+    """
+    recipe = chosen(name, steps)
+    from jaxdave.io import checkpoint
+    from jaxdave.training.loop import train
+    from jaxdave.training.tokenizer import MASK, build_tokenizer
+
+    tokenizer = build_tokenizer(out / "tokenizer")
+    config = recipe.config
+    found = (tokenizer.get_vocab_size(), tokenizer.token_to_id(MASK))
+    if found != (config.vocab_size, config.mask_id):
+        raise ValueError(
+            f"the tokenizer has (size, mask id) {found}, but the recipe {name!r} is "
+            f"for {(config.vocab_size, config.mask_id)}; put these into the recipe"
+        )
+    state = train(recipe, tokenizer, out)
+    folder = out / "model"
+    checkpoint.save(
+        folder,
+        config,
+        state.params,
+        dtype="bfloat16",
+        tokenizer=out / "tokenizer",
+        max_new_tokens=recipe.room,
+    )
+    print(f"wrote {folder}; try: jaxdave demo --model {folder}")
+
+
+def chosen(name: str, steps: int | None) -> "Recipe":
+    """A recipe by name, with its number of steps changed.
+
+    Raises ValueError for an unknown name and for less than one step.
+    """
+    from jaxdave.training.recipes import RECIPES
+
+    if name not in RECIPES:
+        raise ValueError(f"recipe {name!r} is unknown; use {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    if steps is None:
+        return recipe
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1; the recipe's is best")
+    # A run too short for the recipe's phases still rises and falls.
+    warmup = min(recipe.warmup, steps // 2)
+    decay = min(recipe.decay, steps - warmup)
+    return dataclasses.replace(recipe, steps=steps, warmup=warmup, decay=decay)

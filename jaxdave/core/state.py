@@ -1,0 +1,150 @@
+"""Where requests stand, and guesses of where they will (letters: see `types.py`)."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdave.core.policy_api import Memory
+from jaxdave.core.prediction import ErrorBound, Prediction
+
+
+class Stats(NamedTuple):
+    """Running totals of one row.
+
+    verify, refresh, guard: calls by kind. call_T: the call after the prefill (0: that;
+    -1: no call yet) that made a position known. accepted_C: policy steps that each
+    confirmed. size_Z: verify calls of each size. error: the largest difference that a
+    guard call has found to what it checked.
+    """
+
+    verify: jax.Array
+    refresh: jax.Array
+    guard: jax.Array
+    size_Z: jax.Array
+    error: ErrorBound
+    call_T: jax.Array
+    accepted_C: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowState:
+    """Where one request stands.
+
+    tokens_T: int32 canvas: the prompt, what is known, mask ids. It already holds the
+    policy's next state, which is certain but not evaluated yet (see `Stand`).
+    hidden_LE, pred: vectors of the window from the last evaluated state, and their
+    Prediction [D, L] at the noise of the coming steps; good for drafts only, never for
+    decisions. begin, end: the first generated position, and the one after the last.
+    told_T: the user's draft text; -1: none. start: first position of the window. stale:
+    the window has moved to where no cache reaches, so the next call must be a refresh.
+    n: policy-step index of the state in `tokens_T`; memory: the policy's there.
+    doubted: what follows that state was too close to call, so the next call must be a
+    guard. solid: before it the cache holds what guard calls have made. luck: drafts
+    that were right, and wrong, of late.
+    """
+
+    tokens_T: jax.Array
+    hidden_LE: jax.Array
+    pred: Prediction
+    begin: jax.Array
+    end: jax.Array
+    told_T: jax.Array
+    start: jax.Array
+    stale: jax.Array
+    n: jax.Array
+    memory: Memory
+    done: jax.Array
+    key: jax.Array
+    doubted: jax.Array
+    solid: jax.Array
+    luck: jax.Array
+    stats: Stats
+
+
+class DecodeState(NamedTuple):
+    """All rows [B, ...] and their cache [N, B, T, ...]; or one, without that axis."""
+
+    rows: RowState
+    cache: Any
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is one row without an axis."""
+        return self.rows.done.ndim == 0
+
+    def alone(self) -> "DecodeState":
+        """The only row of a batch of one."""
+        return DecodeState(squeeze_axis(self.rows, 0), squeeze_axis(self.cache, 1))
+
+    def as_batch(self) -> "DecodeState":
+        """A batch of the one row."""
+        put = lambda tree, at: jax.tree.map(lambda a: jnp.expand_dims(a, at), tree)  # noqa: E731
+        return DecodeState(put(self.rows, 0), put(self.cache, 1))
+
+
+def squeeze_axis(tree: Any, axis: int) -> Any:
+    """Arrays without an axis of one."""
+    return jax.tree.map(lambda a: jax.lax.squeeze(a, (axis,)), tree)
+
+
+class PolicyState(NamedTuple):
+    """A point of a decoding path: window tokens, the policy's memory, step index n.
+
+    tokens_L: the policy's next state, to be evaluated; of a branching policy the state
+    that it has last gone to, its candidates being in the memory.
+    """
+
+    tokens_L: jax.Array
+    memory: Memory
+    n: jax.Array
+
+
+class RuntimeParams(NamedTuple):
+    """What a compiled decode may be told anew at every run; the text is the same.
+
+    cap: how many drafts may be used; 1 is the plain policy. calls: at most so many
+    rounds of a loop. fewest: until no more rows are left. doubt: how far predictions
+    may be off, under guarded numerics; infinite: every decision is checked. seconds_Z:
+    what a call of each size takes. forced: use this size whatever it takes, and go on
+    after the rows' end (to time it); -1: no.
+    """
+
+    cap: jax.Array
+    calls: jax.Array
+    fewest: jax.Array
+    doubt: ErrorBound
+    seconds_Z: jax.Array
+    forced: jax.Array
+
+
+class PromptBatch(NamedTuple):
+    """What a decode starts from: canvases, where rows begin and end, the users' draft
+    texts (-1 where there is none), noise ids."""
+
+    tokens_BT: jax.Array
+    begin_B: jax.Array
+    end_B: jax.Array
+    told_BT: jax.Array
+    seed_B: jax.Array
+    request_B: jax.Array
+
+
+def default_runtime_params(cap: int, calls: int, sizes: int) -> RuntimeParams:
+    """Terms by which nothing is doubted and all `sizes` cost the same."""
+    whole = lambda value: host_array(np.int32(value))  # noqa: E731
+    none = ErrorBound.every(host_array(np.float32(0)))
+    same = host_array(np.ones(sizes, np.float32))
+    return RuntimeParams(whole(cap), whole(calls), whole(0), none, same, whole(-1))
+
+
+def host_array(value: np.ndarray | np.generic) -> jax.Array:
+    """An array that a compiled program fetches itself.
+
+    All of a call's go together then: putting each on the device first costs a third of
+    a millisecond, and `jnp.asarray` would compile a program for its shape.
+    """
+    return value  # pyright: ignore[reportReturnType]

@@ -1,0 +1,180 @@
+"""The decode loop: draft, evaluate all drafts in one network call, keep what holds.
+
+    drafts  = draft(policy, state)          # drafts[0]: the policy's own next state
+    hidden  = forward(params, drafts)       # the one network call, the prefix shared
+    targets = policy(read(hidden), drafts)  # what the policy does next from each draft
+    state'  = the target of the last draft that the walk reaches
+
+Plain decoding is the same loop with one draft. There is no other loop: static,
+threshold and FreeDave differ in the functions that they pass in, and `generate`,
+`stream` and the benchmarks in who calls `step`.
+
+A block of a block-causal model that an accepted draft has completed is committed with
+the keys and values of that very call; its neighbour's first prediction comes from there
+too. So a request costs one prefill and its verify calls, nothing else, and the last
+token needs no call at all: it is known before it is evaluated. A full-attention model
+under a cache rule spends one more kind of call: the refresh at the start of a block,
+which is also the evaluation of the state that it starts from. Guarded numerics spend a
+call more where a decision was too close to call.
+"""
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxdave.core.spec import DecodeSpec
+from jaxdave.core.state import (
+    DecodeState,
+    PromptBatch,
+    RowState,
+    RuntimeParams,
+    squeeze_axis,
+)
+from jaxdave.core.window import past_known
+from jaxdave.decoding.commit import commit
+from jaxdave.decoding.prefill import prefill_row, refresh_row
+from jaxdave.decoding.recheck import recheck_row
+from jaxdave.decoding.rows import map_state_rows, replace_rows, update_rows
+from jaxdave.decoding.verify import CallResult, StepInfo, empty_info, verify_call
+from jaxdave.drafting.draft_length import choose_draft_length
+from jaxdave.models.kv_cache import write_windows
+
+
+def prefill(
+    program: DecodeSpec,
+    params: Any,
+    terms: RuntimeParams,
+    prompts: PromptBatch,
+    prefill_length: int,
+) -> DecodeState:
+    """Prefill the prompts and take the first policy step: one network call.
+
+    prefill_length: a power of two that covers every row's prompt and first window.
+    """
+    is_loose = program.guarded and program.network.opening is not None
+    doubt = terms.doubt if is_loose else None
+    rows, capacity = prompts.tokens_BT.shape
+
+    def one(prompt: PromptBatch):
+        return prefill_row(program, params, prompt, prefill_length, doubt)
+
+    apart = program.exact or (program.guarded and not is_loose)
+    if rows == 1:
+        # Without its axis from here on: XLA copies the cache where a loop's result
+        # is laid out with an axis of one.
+        return DecodeState(*one(squeeze_axis(prompts, 0)))
+    states, cache = jax.lax.map(one, prompts) if apart else jax.vmap(one)(prompts)
+    chex.assert_shape(states.tokens_T, (rows, capacity))
+    return DecodeState(states, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))
+
+
+def step(
+    program: DecodeSpec, params: Any, terms: RuntimeParams, state: DecodeState
+) -> tuple[DecodeState, StepInfo]:
+    """One call of every row that has not ended: a verify call, or its refresh.
+
+    Under guarded numerics a row that doubts makes its guard call before that.
+    """
+    resting_B = state.rows.done | state.rows.stale
+    # Only where the window may move past what the cache holds is it made again.
+    refreshes = program.grid.slide is past_known
+    state = refresh_stale_rows(program, params, state) if refreshes else state
+    state = recheck_uncertain_rows(program, params, state) if program.guarded else state
+    resting_B |= state.rows.done | state.rows.stale
+    sized = [
+        _calls_of_size(program, size, params, terms, resting_B)
+        for size in program.sizes
+    ]
+    choice = (
+        choose_draft_length(program.sizes, terms, state.rows) if len(sized) > 1 else 0
+    )
+    judged = jax.lax.switch(choice, sized, state)
+
+    def settled(held, cache):
+        del cache
+        judged, row, rests = held
+        there = row, empty_info()
+        act = lambda: (commit(program, params, judged), judged.info)  # noqa: E731
+        if program.exact:
+            return jax.lax.cond(rests, lambda: there, act)
+        # Side by side a cond would copy all that it reads, weights too, per row.
+        return jax.tree.map(lambda a, b: jnp.where(rests, a, b), there, act())
+
+    held = judged, state.rows, resting_B
+    moved, info = map_state_rows(program, state)(settled)(held, ())
+    cache = write_windows(state.cache, judged.kept.added, state.rows.start)
+    return DecodeState(moved, cache), info
+
+
+def _calls_of_size(
+    program: DecodeSpec,
+    size: int,
+    params: Any,
+    terms: RuntimeParams,
+    resting_B: jax.Array,
+):
+    """state -> the outcome of calls of one size; of rows that rest, anything."""
+    sized = dataclasses.replace(program, draft_steps=size)
+
+    def call(held, cache) -> CallResult:
+        row, rests = held
+        act = lambda: verify_call(sized, params, terms, row, cache)  # noqa: E731
+        if not program.exact:
+            return act()
+        like = jax.eval_shape(act)
+        none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+        return jax.lax.cond(rests, lambda: none, act)
+
+    return lambda state: map_state_rows(program, state)(call)(
+        (state.rows, resting_B), state.cache
+    )
+
+
+def recheck_uncertain_rows(
+    program: DecodeSpec, params: Any, state: DecodeState
+) -> DecodeState:
+    """The state after the guard calls of those rows that doubt."""
+
+    def one(row: RowState, cache):
+        return recheck_row(program, params, row, cache)
+
+    doubted_B = state.rows.doubted & ~state.rows.done & ~state.rows.stale
+    return DecodeState(*update_rows(one, state.rows, state.cache, doubted_B))
+
+
+def refresh_stale_rows(
+    program: DecodeSpec, params: Any, state: DecodeState
+) -> DecodeState:
+    """The state after the refresh calls of those rows that need one."""
+    stale_B = state.rows.stale & ~state.rows.done
+
+    def one(row: RowState):
+        return refresh_row(program, params, row)
+
+    def some(held: DecodeState) -> DecodeState:
+        apart = program.exact or program.guarded
+        made = replace_rows(one, held.rows, held.cache, stale_B, apart)
+        return DecodeState(*made)
+
+    return jax.lax.cond(jnp.any(stale_B), some, lambda held: held, state)
+
+
+def run(program: DecodeSpec, params: Any, terms: RuntimeParams, state: DecodeState):
+    """Step until as few rows are left, or as often, as the terms allow."""
+    if state.rows.done.shape == (1,):
+        return run(program, params, terms, state.alone()).as_batch()
+
+    def running(held):
+        calls, state = held
+        live = jnp.sum(~state.rows.done, dtype=jnp.int32)
+        goes_on = (terms.forced >= 0) | (live > terms.fewest)
+        return (calls < terms.calls) & goes_on
+
+    def body(held):
+        calls, state = held
+        return calls + 1, step(program, params, terms, state)[0]
+
+    return jax.lax.while_loop(running, body, (jnp.int32(0), state))[1]

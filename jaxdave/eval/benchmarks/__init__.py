@@ -1,0 +1,1 @@
+"""The benchmarks: where their items come from and how each is graded."""

@@ -1,0 +1,1 @@
+"""Likelihoods of answers under a diffusion model, by their published estimators."""

@@ -1,0 +1,1 @@
+"""Published evaluation protocols: prompts, settings and their known deviations."""

@@ -1,0 +1,1 @@
+"""Running an evaluation: configuration, plan, records and progress."""

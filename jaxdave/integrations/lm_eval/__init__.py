@@ -1,0 +1,1 @@
+"""jaxdave as a model of EleutherAI's lm-evaluation-harness."""

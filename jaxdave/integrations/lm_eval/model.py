@@ -1,0 +1,205 @@
+"""lm-evaluation-harness's view of a jaxdave model; importing this registers `jaxdave`.
+
+    lm_eval.simple_evaluate(model=JaxDave(model="sdar-1m"), tasks=[...])
+
+The harness hands over all requests of a kind at once and lets the model batch them.
+Texts are those of `jaxdave generate` under the same settings; log-likelihoods are those
+of `jaxdave.eval.likelihood`.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import lm_eval.models  # noqa: F401  # pyright: ignore
+from lm_eval.api.model import TemplateLM  # pyright: ignore
+from lm_eval.api.registry import register_model  # pyright: ignore
+from tqdm import tqdm
+
+import jaxdave
+from jaxdave.engine import decode_config
+from jaxdave.engine.decode_config import DecodeConfig
+from jaxdave.engine.decoders import Decoder
+from jaxdave.engine.generation import generate
+from jaxdave.eval.likelihood import masks
+from jaxdave.eval.likelihood.batching import Question, log_likelihoods
+from jaxdave.eval.likelihood.score import scorer
+from jaxdave.integrations.lm_eval import lm_requests, options
+from jaxdave.integrations.lm_eval.generate_until import answers
+from jaxdave.io import checkpoint
+from jaxdave.io.tokenizer import named_tokens, open_tokenizer
+
+
+class JaxDave(TemplateLM):
+    """A masked diffusion model, decoded with drafts."""
+
+    def __init__(self, model: str | checkpoint.Model | None = None, **args: Any):
+        """args: as `--model_args` (`options.py`). Raises ValueError for bad ones."""
+        super().__init__()
+        if isinstance(model, str):
+            args["model"] = model
+        self.options = options.read(args)
+        s, reading = self.options.settings, self.options.reading
+        self.model = model if isinstance(model, checkpoint.Model) else checkpoint.load(
+            s.model, dtype=s.dtype, block_length=s.block_length,
+            mask_id=reading.mask_id, quantize=s.quantize,
+        )  # fmt: skip
+        self.codec = self.model.codec
+        # What is out of range is said here, before any task is loaded.
+        self._decoder(lm_requests.with_room(s, self.model, s.max_new_tokens or 1))
+        bos = named_tokens(self.model.folder).get("bos_token")
+        if reading.add_bos_token and bos is None:
+            raise ValueError(
+                f"add_bos_token=True, but {self.model.name!r} has no bos_token; leave "
+                "it out"
+            )
+        self._bos = bos if reading.add_bos_token and bos else ""
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness adds to its results."""
+        settings = dataclasses.asdict(self.options.settings)
+        return {"jaxdave_version": jaxdave.__version__, "jaxdave_settings": settings}
+
+    # Texts and ids.
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness's cache of requests is called by."""
+        return self.model.name.replace("/", "__")
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.codec.pad_id
+
+    def tok_encode(self, string: str, add_special_tokens=None, **kwargs) -> list[int]:
+        """The ids of a text as it stands, markup and all."""
+        bos = "" if add_special_tokens is False else self._bos
+        text = string if string.startswith(bos) else bos + string
+        return self.codec.encode_text(text)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template as the checkpoint has it; None where none is wanted."""
+        return open_tokenizer(self.model.folder).template if chat_template else None
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a conversation and the opening of the answer.
+
+        Without a generation prompt the last message is how the answer begins, and is
+        left open.
+        """
+        if add_generation_prompt:
+            return self.codec.render(chat_history)
+        *before, last = chat_history
+        if last["role"] != "assistant":
+            raise ValueError(
+                f"the last message is of role {last['role']!r} and must be the "
+                "assistant's to be continued; ask for a generation prompt"
+            )
+        return self.codec.render(before) + last["content"]
+
+    # Generation.
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """The text of each request, cut before the first of its stop strings."""
+        asked = [
+            lm_requests.generation(
+                self.options, self.model, self.tok_encode, *one.args[:2]
+            )
+            for one in requests
+        ]
+        s, found = self.options.settings, [""] * len(requests)
+        made = answers(
+            self._decoder, self.model.params, self.codec.decode, asked,
+            rows=s.batch_size, seed=s.seed,
+        )  # fmt: skip
+        for index, text in _bar(made, len(requests), "texts", disable_tqdm):
+            found[index] = text
+            self.cache_hook.add_partial("generate_until", requests[index].args, text)
+        return found
+
+    def _decoder(self, settings: DecodeConfig) -> Decoder:
+        model = self.model
+        return decode_config.make_decoder(model.config, settings, model.tables)
+
+    # Log-likelihoods.
+
+    def _encode_pair(self, context: str, continuation: str):
+        return lm_requests.pair(self.tok_encode, context, continuation)
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs):
+        most = lm_requests.longest(self.options, self.model)
+        questions = [
+            lm_requests.question(context or [self.prefix_token_id], target, most)
+            for _, context, target in requests
+        ]
+        found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        for index, value in self._scores(questions, disable_tqdm):
+            found[index] = value, self._is_greedy(questions[index])
+            args = requests[index][0]
+            self.cache_hook.add_partial("loglikelihood", args, found[index])
+        return found
+
+    def loglikelihood_rolling(
+        self, requests, disable_tqdm: bool = False
+    ) -> list[float]:
+        """The sum over windows of each text; a window does not see those before."""
+        most = lm_requests.longest(self.options, self.model)
+        cut = [
+            lm_requests.windows(
+                self.tok_encode(one.args[0]), self.prefix_token_id, most
+            )
+            for one in requests
+        ]
+        owner = [index for index, windows in enumerate(cut) for _ in windows]
+        flat = [window for windows in cut for window in windows]
+        left, found = Counter(owner), [0.0] * len(requests)
+        for at, value in self._scores(flat, disable_tqdm):
+            index = owner[at]
+            left[index] -= 1
+            found[index] += value
+            if not left[index]:
+                args = requests[index].args
+                self.cache_hook.add_partial("loglikelihood_rolling", args, found[index])
+        return found
+
+    def _scores(self, questions: Sequence[Question], disable_tqdm: bool):
+        """(index, log-likelihood) of those that are not empty."""
+        s, scoring = self.options.settings, self.options.scoring
+        is_chain = scoring.likelihood == "chain"
+        rule = masks.chain if is_chain else masks.bound(scoring.mc_num)
+        full = [index for index, one in enumerate(questions) if one.target]
+        of = scorer(
+            self.model.config, numerics=s.numerics, block_length=s.block_length,
+            guidance=s.guidance,
+        )  # fmt: skip
+        made = log_likelihoods(
+            of, self.model.params, [questions[index] for index in full], rule,
+            seed=s.seed, rows=s.batch_size,
+        )  # fmt: skip
+        for at, value in _bar(made, len(full), "log-likelihoods", disable_tqdm):
+            yield full[at], value
+
+    def _is_greedy(self, question: Question) -> bool:
+        """Whether the model, decoded greedily with this much room, writes the target.
+
+        Where that was not asked for: False.
+        """
+        if not self.options.scoring.is_greedy:
+            return False
+        s = dataclasses.replace(self.options.settings, temperature=0.0)
+        count = len(question.target)
+        room = 1 << (count - 1).bit_length()  # one program for many lengths
+        s = lm_requests.with_room(s, self.model, room)
+        row = generate(self._decoder(s), self.model.params, [question.context]).rows[0]
+        return row.token_ids[:count] == question.target
+
+
+# Not as a decorator, which would hide from type checkers what the class can do.
+register_model("jaxdave")(JaxDave)
+
+
+def _bar(made: Iterable, total: int, name: str, disable: bool):
+    return tqdm(made, total=total, desc=f"jaxdave: {name}", disable=disable)

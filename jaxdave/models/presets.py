@@ -1,0 +1,147 @@
+"""What a masked-diffusion transformer is, as one frozen record, and its presets.
+
+One decoder-only transformer covers Dream, LLaDA, SDAR/TraDo and Fast-dLLM v2 with the
+switches below. The numbers of the presets come from the published configs of those
+checkpoints; where a value is not in a config (SDAR's mask id and block length) it comes
+from the tokenizer files and the training code of the same repository.
+"""
+
+from jaxdave.core.config import ModelConfig
+
+_QWEN25_7B = dict(
+    num_layers=28,
+    hidden=3584,
+    inter=18944,
+    heads=28,
+    kv_heads=4,
+    head_dim=128,
+    vocab_rows=152064,
+    qkv_bias=True,
+)
+_DREAM = dict(
+    family="dream",
+    vocab_size=151667,
+    attention="full",
+    logits_shift="full",
+    block_length=32,
+    mask_id=151666,
+    pad_id=151643,
+    stop_ids=(151643, 151645),
+    max_positions=131072,
+    **_QWEN25_7B,
+)
+_LLADA = dict(
+    family="llada",
+    num_layers=32,
+    hidden=4096,
+    inter=12288,
+    heads=32,
+    kv_heads=32,
+    head_dim=128,
+    vocab_rows=126464,
+    vocab_size=126349,
+    attention="full",
+    block_length=32,
+    rope_theta=5e5,
+    rope_fp32=True,
+    rms_eps=1e-5,
+    mask_id=126336,
+    pad_id=126081,
+    stop_ids=(126081, 126348),
+    max_positions=4096,
+)
+_SDAR = dict(
+    family="sdar",
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    vocab_rows=151936,
+    vocab_size=151670,
+    qk_norm=True,
+    mask_id=151669,
+    pad_id=151643,
+    stop_ids=(151645, 151643),
+)
+_SDAR_4B = dict(_SDAR, num_layers=36, hidden=2560, inter=9728)
+_SDAR_8B = dict(_SDAR, num_layers=36, hidden=4096, inter=12288)
+_FAST_DLLM = dict(
+    family="fast-dllm-v2",
+    vocab_size=151666,
+    block_length=32,
+    logits_shift="block",
+    mask_id=151665,
+    pad_id=151645,
+    stop_ids=(151645,),
+)
+_DEMO = dict(
+    num_layers=4,
+    hidden=128,
+    inter=384,
+    heads=4,
+    head_dim=32,
+    rotary_dim=32,
+    vocab_rows=832,
+    vocab_size=776,
+    rope_theta=1e4,
+    mask_id=775,
+    pad_id=772,
+    stop_ids=(774, 772),
+    max_positions=2048,
+)
+
+PRESETS: dict[str, dict] = {
+    "sdar-1m": dict(_DEMO, family="sdar", kv_heads=2, qk_norm=True),
+    "llada-1m": dict(
+        _DEMO,
+        family="llada",
+        kv_heads=4,
+        attention="full",
+        rope_fp32=True,
+        rms_eps=1e-5,
+        block_length=32,
+    ),
+    "dream-1m": dict(
+        _DEMO,
+        family="dream",
+        kv_heads=2,
+        qkv_bias=True,
+        attention="full",
+        logits_shift="full",
+        block_length=32,
+    ),
+    "dream-7b": _DREAM,
+    "dream-coder-7b": dict(_DREAM, max_positions=32768),
+    "diffucoder-7b": _DREAM,
+    "llada-8b": _LLADA,
+    "llada-1.5": _LLADA,
+    "sdar-1.7b": dict(_SDAR, num_layers=28, hidden=2048, inter=6144, heads=16),
+    "sdar-4b": _SDAR_4B,
+    "sdar-8b": _SDAR_8B,
+    "trado-4b": _SDAR_4B,
+    "trado-8b": _SDAR_8B,
+    "fast-dllm-v2-1.5b": dict(
+        _FAST_DLLM,
+        num_layers=28,
+        hidden=1536,
+        inter=8960,
+        heads=12,
+        kv_heads=2,
+        head_dim=128,
+        vocab_rows=151936,
+        qkv_bias=True,
+        tie_embeddings=True,
+    ),
+    "fast-dllm-v2-7b": dict(_FAST_DLLM, **_QWEN25_7B),
+}
+
+
+def preset(name: str, **changes) -> ModelConfig:
+    """The config of a published or a demo model, with fields changed by keyword.
+
+    Raises ValueError for a name that is not in `PRESETS`.
+    """
+    if name not in PRESETS:
+        raise ValueError(
+            f"preset {name!r} is unknown; use one of {', '.join(sorted(PRESETS))}"
+        )
+    return ModelConfig(**{"name": name, **PRESETS[name], **changes})

@@ -1,0 +1,48 @@
+"""Deferred Commitment Decoding."""
+
+import jax.numpy as jnp
+
+from jaxdave.core.policy_api import Policy, PolicyView
+from jaxdave.policies.common import log_odds, policy_name, rank
+from jaxdave.policies.fast_dllm import above_bound_or_best
+from jaxdave.policies.intervals import (
+    Interval,
+    IntervalView,
+    intersection,
+    interval_policy,
+    point,
+)
+from jaxdave.policies.registry import register
+from jaxdave.policies.validation import check_count, check_share
+
+
+@register
+def deferred(window: int = 32, threshold: float = 0.9, max_window: int = 128) -> Policy:
+    """Sure tokens of a window that slides on with them; unsure ones wait behind.
+
+    The window runs from the leftmost mask over as many masks as `window`, but over no
+    more positions than `max_window`; commit i in it with c_i >= threshold, at least the
+    best one. Source: Deferred Commitment Decoding (shuyingte/DCD; max_window is
+    unbounded there by default). Deviations: it slides inside a block, so one single
+    block is its own setting; an end token does not fill what is right of it, as
+    decoding ends by itself when all before it is known. Raises ValueError for a
+    parameter out of range.
+    """
+    check_count(32, window=window)
+    check_count(128, max_window=max_window)
+    check_share(0.9, threshold=threshold)
+    bound = jnp.float32(log_odds(threshold))
+
+    def choose(view: PolicyView, told: IntervalView) -> Interval:
+        size = view.open_W.shape[0]
+        at_W = jnp.arange(size, dtype=jnp.int32)
+        left = jnp.min(jnp.where(view.open_W, at_W, size))
+        inside_W = rank(view.open_W, jnp.zeros_like(view.pred.score)) < window
+        inside_W &= view.open_W & (at_W < left + max_window)
+        seen = view._replace(open_W=inside_W)
+        return intersection(above_bound_or_best(seen, told, bound), point(inside_W))
+
+    name = policy_name(
+        "deferred", window=window, threshold=threshold, max_window=max_window
+    )
+    return interval_policy(name, choose)

@@ -1,0 +1,4 @@
+"""Compiling, compiled programs on disk, platform switches and atomic files.
+
+It knows no model and no decoding.
+"""

@@ -1,0 +1,4 @@
+"""From hidden vectors to predictions.
+
+The chunked output head, counter-based noise, filters and confidence scores.
+"""

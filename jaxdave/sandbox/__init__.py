@@ -1,0 +1,1 @@
+"""Running untrusted programs in a process of their own, with limits."""

@@ -1,1 +1,0 @@
-"""Training by block diffusion: tokenizer, batches, loss, loop and recipes."""

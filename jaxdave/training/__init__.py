@@ -1,0 +1,1 @@
+"""Training of diffusion language models: tokenizer, batches, losses, loop, recipes."""

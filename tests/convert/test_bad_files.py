@@ -1,0 +1,144 @@
+"""Bad weight files for jaxdave-convert: one line, exit code 2, and no DST."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import conversion_sources
+from helpers.conversion_sources import INDEX, ONE_FILE, change_tensors, write_index
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def index_of(folder: Path) -> dict:
+    return json.loads((folder / INDEX).read_text())
+
+
+def test_missing_shard(refused, shards):
+    (shards / "b.safetensors").unlink()
+    message = refused(shards)
+    assert "b.safetensors: missing file" in message
+    assert "missing tensor" not in message
+
+
+def test_missing_weights(refused, source):
+    (source / ONE_FILE).unlink()
+    assert "model.safetensors: missing file" in refused(source)
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, -1])
+def test_truncated_shard(refused, shards, length):
+    path = shards / "a.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    message = refused(shards)
+    assert "a.safetensors: truncated" in message and "missing tensor" not in message
+
+
+def test_bytes_after_the_end(refused, source):
+    with (source / ONE_FILE).open("ab") as file:
+        file.write(b"\0")
+    assert "its header asks" in refused(source)
+
+
+def test_flipped_bit_in_a_file_of_the_hub_s_cache(refused, source, tmp_path, capsys):
+    sha = subprocess.run(
+        ["sha256sum", source / ONE_FILE], capture_output=True, text=True, check=True
+    ).stdout.split()[0]
+    cache = tmp_path / "models--owner--name"
+    snapshot = cache / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(source, snapshot)
+    (cache / "blobs").mkdir()
+    (snapshot / ONE_FILE).rename(cache / "blobs" / sha)
+    (snapshot / ONE_FILE).symlink_to(Path("../../blobs") / sha)
+    assert conversion_sources.run(snapshot, tmp_path / "good") == 0
+    capsys.readouterr()
+    record = json.loads((tmp_path / "good" / "manifest.json").read_text())
+    assert record["revision"] == "0123456789" * 4
+    assert record["sha256"][ONE_FILE] == sha
+    conversion_sources.flip(cache / "blobs" / sha)
+    message = refused(snapshot)
+    assert f"not {sha} as recorded" in message and "damaged" in message
+
+
+def test_flipped_bit_in_a_download(refused, source):
+    record = source / ".cache" / "huggingface" / "download"
+    record.mkdir(parents=True)
+    (record / f"{ONE_FILE}.metadata").write_text(f"{'a' * 40}\n{'b' * 64}\n1.5\n")
+    assert f"not {'b' * 64} as recorded" in refused(source)
+
+
+def test_flipped_bit_against_the_index(refused, shards, tmp_path):
+    hashes = {"metadata": {"sha256": {"b.safetensors": "c" * 64}}}
+    write_index(shards, {**index_of(shards), **hashes})
+    assert conversion_sources.run(shards, tmp_path / "ours") == 2
+    # The file that was good stays, out of sight, for the next run.
+    assert conversion_sources.names_in(tmp_path) == [".ours.converting", "source"]
+    write_index(shards, {**index_of(shards), "metadata": {}})
+    assert conversion_sources.run(shards, tmp_path / "ours") == 0
+    assert conversion_sources.names_in(tmp_path) == ["ours", "source"]
+
+
+def test_index_that_names_a_tensor_twice(refused, shards):
+    text = (shards / INDEX).read_text()
+    entry = f'"{DOWN}": "a.safetensors", '
+    write_index(shards, text.replace('"weight_map": {', '"weight_map": {' + entry))
+    assert f"{DOWN} is named twice" in refused(shards)
+
+
+def test_tensor_in_two_files(refused, shards):
+    shutil.copyfile(shards / "a.safetensors", shards / "c.safetensors")
+    index = index_of(shards)
+    index["weight_map"]["model.norm.weight"] = "c.safetensors"
+    write_index(shards, index)
+    assert "is twice, in a.safetensors and c.safetensors" in refused(shards)
+
+
+def test_header_that_names_a_tensor_twice(refused, source):
+    header = b'{"x":{},"x":{}}  '[:16]
+    (source / ONE_FILE).write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "x is named twice" in refused(source)
+
+
+@pytest.mark.parametrize("kind", ["parent", "absolute", "link"])
+def test_index_that_names_a_file_outside(refused, shards, tmp_path, kind):
+    outside = tmp_path / "outside.safetensors"
+    (shards / "b.safetensors").rename(outside)
+    name = {"parent": f"../{outside.name}", "absolute": str(outside)}.get(kind, "l")
+    if kind == "link":
+        (shards / name).symlink_to(outside)
+    index = index_of(shards)
+    homes = index["weight_map"].items()
+    index["weight_map"] = {n: name if f[0] == "b" else f for n, f in homes}
+    write_index(shards, index)
+    assert f"{name}: points outside the folder" in refused(shards)
+
+
+@pytest.mark.parametrize("value", ["{", "[]", '{"weight_map": {"a": 1}}'])
+def test_broken_index(refused, shards, value):
+    write_index(shards, value)
+    assert INDEX in refused(shards)
+
+
+def test_everything_wrong_is_in_one_line(refused, source):
+    change_tensors(
+        source,
+        {
+            DOWN: np.zeros((24, 16), np.float32),
+            "model.norm.weight": None,
+            "model.layers.0.mlp.experts.bias": np.zeros(1, np.float32),
+            "lm_head.weight": np.zeros((784, 16), np.int32),
+        },
+    )
+    message = refused(source, "--family", "sdar")
+    assert f"tensor {DOWN} has shape (24, 16), not (16, 24)" in message
+    assert "missing tensor model.norm.weight" in message
+    assert "unknown tensor model.layers.0.mlp.experts.bias" in message
+    assert "tensor lm_head.weight has dtype I32, not F32/F16/BF16" in message
+
+
+def test_file_beside_the_index(refused, shards):
+    shutil.copyfile(shards / "a.safetensors", shards / "extra.safetensors")
+    assert "extra.safetensors: extra file" in refused(shards)

@@ -1,0 +1,85 @@
+"""What the families' tables say, against the published counts."""
+
+import math
+
+import pytest
+
+from jaxdave.io import families
+from jaxdave.models.presets import PRESETS, preset
+
+# Tensors and parameters of the published checkpoints: index files, or layer counts.
+TOTALS = {
+    "dream-7b": (339, 7_615_616_512),
+    "dream-coder-7b": (339, 7_615_616_512),
+    "diffucoder-7b": (339, 7_615_616_512),
+    "llada-8b": (291, 8_015_581_184),
+    "llada-1.5": (291, 8_015_581_184),
+    "sdar-1.7b": (311, 2_031_739_904),
+    "sdar-4b": (399, 4_411_424_256),
+    "sdar-8b": (399, 8_190_735_360),
+    "trado-4b": (399, 4_411_424_256),
+    "trado-8b": (399, 8_190_735_360),
+    "fast-dllm-v2-1.5b": (338, 1_543_714_304),
+    "fast-dllm-v2-7b": (339, 7_615_616_512),
+}
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS if not n.endswith("-1m")])
+def test_totals(name):
+    config = preset(name)
+    found = families.targets(families.FAMILIES[config.family], config)
+    sizes = sum(math.prod(target.shape) for target in found.values())
+    assert (len(found), sizes) == TOTALS[name]
+
+
+def test_llada_calls_two_tensors_ff_out():
+    found = families.targets(families.LLADA, preset("llada-8b"))
+    head = found["model.transformer.ff_out.weight"]
+    down = found["model.transformer.blocks.3.ff_out.weight"]
+    gate = found["model.transformer.blocks.3.ff_proj.weight"]
+    assert (head.slot.path, head.shape) == ("head", (126464, 4096))
+    assert (down.slot.path, down.slot.layer) == ("blocks/mlp/down/kernel", 3)
+    assert (gate.slot.path, gate.shape) == ("blocks/mlp/gate/kernel", (12288, 4096))
+
+
+LLADA = {
+    "model_type": "llada", "d_model": 64, "n_layers": 2, "n_heads": 4,
+    "n_kv_heads": None, "mlp_hidden_size": 96, "embedding_size": None,
+    "vocab_size": 128, "max_sequence_length": 4096, "rope_theta": 5e5,
+    "rms_norm_eps": 1e-5, "rope_full_precision": True, "rope": True,
+}  # fmt: skip
+
+
+def test_llada_config_with_nulls():
+    found = families.fields_of(families.LLADA, LLADA)
+    assert (found["kv_heads"], found["vocab_rows"], found["head_dim"]) == (4, 128, 16)
+    assert found["rope_fp32"] and found["attention"] == "full"
+    wrong = {**LLADA, "block_group_size": 2, "attention_layer_norm": True}
+    with pytest.raises(ValueError) as caught:
+        families.fields_of(families.LLADA, wrong)
+    assert "block_group_size=2 must be 1" in str(caught.value)
+    assert "attention_layer_norm=True must be False" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "tensors", "expected"),
+    [
+        ({"model_type": "Dream"}, ["model.layers.0.self_attn.q_proj.bias"], "dream"),
+        (
+            {"architectures": ["Fast_dLLM_QwenForCausalLM"]},
+            ["model.layers.0.self_attn.q_proj.bias"],
+            "fast-dllm-v2",
+        ),
+        ({"model_type": "llada"}, ["model.transformer.wte.weight"], "llada"),
+        ({"model_type": "sdar"}, ["m.layers.1.self_attn.q_norm.weight"], "sdar"),
+        ({"model_type": "llada"}, ["model.layers.0.mlp.experts.0.up"], None),
+        ({"model_type": "sdar"}, ["m.self_attn.q_norm.weight", "m.experts.1"], None),
+        ({"model_type": "qwen2"}, ["m.self_attn.q_proj.bias"], None),
+    ],
+)
+def test_detection(raw, tensors, expected):
+    if expected is not None:
+        assert families.detect(raw, tensors).name == expected
+        return
+    with pytest.raises(ValueError, match="unknown architecture"):
+        families.detect(raw, tensors)

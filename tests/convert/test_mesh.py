@@ -1,0 +1,80 @@
+"""Converted weights on a mesh: each device holds its part, the logits agree."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+from helpers import checkpoint_folders, conversion_sources
+from jaxdave_convert.conversion import convert
+
+MESH = """
+import sys, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, PartitionSpec as P
+import jaxdave
+from jaxdave.models.forward import forward
+from jaxdave.numerics.weight_layout import to_stacked
+def leaves(tree):
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): x
+            for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+auto = (AxisType.Auto,) * 2
+for folder in sys.argv[1:]:
+    alone = jaxdave.load(folder)
+    tokens = jnp.arange(32, dtype=jnp.int32)[None] * 20
+    logits_of = jax.jit(forward(alone.config))
+    whole_logits = logits_of(alone.params, tokens)
+    small = jaxdave.load(folder, quantize="int8")
+    int8_logits = logits_of(small.params, tokens)
+    for shape in ((1, 8), (2, 4)):
+        mesh = jax.make_mesh(shape, ("data", "model"), axis_types=auto)
+        split = jaxdave.load(folder, mesh=mesh)
+        found = leaves(split.params)
+        for name, leaf in leaves(to_stacked(alone.params)).items():
+            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(found[name]))
+            assert len(found[name].sharding.device_set) == 8, name
+        parts = shape[1]
+        def part(name):
+            return found[name].addressable_shards[0].data.shape
+        assert part("blocks/attn/q/kernel") == (2, 16, 64 // parts)
+        assert part("blocks/attn/o/kernel") == (2, 64 // parts, 16)
+        assert part("blocks/mlp/down/kernel") == (2, 24 // parts, 16)
+        assert part("embedding") == (784 // parts, 16)
+        assert part("head") == (784 // parts, 16)
+        assert part("norm/scale") == (16,)
+        # Two heads of keys: whole where there are more devices than heads.
+        assert part("blocks/attn/k/kernel") == (2, 16, 16)
+        logits = logits_of(split.params, tokens)
+        assert np.abs(np.asarray(whole_logits) - np.asarray(logits)).max() < 1e-4
+        rounded = jaxdave.load(folder, mesh=mesh, quantize="int8")
+        found = leaves(rounded.params)
+        for name in ("blocks/attn/q/kernel", "blocks/mlp/up/kernel", "embedding"):
+            assert found[name + "/values"].dtype == jnp.int8
+            before = leaves(split.params)[name].addressable_shards[0].data.shape
+            assert part(name + "/values") == before
+        assert part("blocks/attn/q/kernel/scale") == (2, 64 // parts)
+        assert part("blocks/attn/k/kernel/scale") == (2, 16)
+        # Channels that are cut across: every device needs all scales.
+        assert part("blocks/attn/o/kernel/scale") == (2, 16)
+        assert part("blocks/mlp/down/kernel/scale") == (2, 16)
+        assert part("embedding/scale") == (784 // parts,)
+        assert part("head/scale") == (784 // parts,)
+        logits = logits_of(rounded.params, tokens)
+        assert np.abs(np.asarray(int8_logits) - np.asarray(logits)).max() < 1e-4
+try:
+    jaxdave.load(folder, mesh=jax.make_mesh((8,), ("x",), axis_types=auto[:1]))
+except ValueError as error:
+    assert "must include 'model'" in str(error)
+else:
+    raise AssertionError
+"""
+
+
+def test_loading_onto_a_mesh(tmp_path):
+    """On 8 virtual devices: each holds its part, and the logits are the same."""
+    config = dataclasses.replace(checkpoint_folders.CONFIG, heads=8)
+    source = conversion_sources.make(tmp_path, config)
+    convert(source, tmp_path / "ours")
+    env = {**os.environ, "PYTHONPATH": ":".join(sys.path), "JAX_NUM_CPU_DEVICES": "8"}
+    command = [sys.executable, "-c", MESH, str(source), str(tmp_path / "ours")]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,101 @@
+"""A conversion that was killed: what is finished stays, and is not done again."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import conversion_sources
+from helpers.checkpoint_folders import assert_equal
+from jaxdave_convert import conversion, shard_copy
+from jaxdave_convert.conversion import convert
+from jaxdave_convert.exporting import export
+
+import jaxdave
+
+KILLED = """
+import os, signal, sys
+from jaxdave_convert import conversion
+copy, calls = conversion.copy_shard, []
+def once(*a, **k):
+    calls.append(1)
+    return copy(*a, **k) if len(calls) == 1 else os.kill(os.getpid(), signal.SIGKILL)
+conversion.copy_shard = once
+conversion.convert(*sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory, made_once) -> Path:
+    """A home with a source, and a run killed between its two weight files; kept."""
+    home = tmp_path_factory.mktemp("killed") / "home"
+    home.mkdir()
+    source = conversion_sources.split(Path(shutil.copytree(made_once, home / "source")))
+    command = [sys.executable, "-c", KILLED, str(source), str(home / "ours")]
+    env = {"PYTHONPATH": ":".join(sys.path)}
+    ended = subprocess.run(command, env=env, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL
+    assert conversion_sources.names_in(home) == [".ours.converting", "source"]
+    shutil.copytree(home, home.with_name("kept"))
+    return home
+
+
+@pytest.fixture
+def killed(killed_once) -> Path:
+    """The destination of the killed run, its home as it was left.
+
+    A run goes on only where it began, so the home is put back, not copied elsewhere.
+    """
+    shutil.rmtree(killed_once)
+    shutil.copytree(killed_once.with_name("kept"), killed_once)
+    return killed_once / "ours"
+
+
+@pytest.fixture
+def shards(killed) -> Path:
+    """The source of the killed run."""
+    return killed.parent / "source"
+
+
+@pytest.fixture
+def copied(monkeypatch) -> list[str]:
+    """The weight files that are read from now on."""
+    found = []
+
+    def note(path, *arguments, **options):
+        found.append(path.name)
+        return shard_copy.copy_shard(path, *arguments, **options)
+
+    monkeypatch.setattr(conversion, "copy_shard", note)
+    return found
+
+
+def test_a_killed_run_goes_on(killed, shards, copied):
+    with pytest.raises(ValueError):
+        jaxdave.load(killed.parent / ".ours.converting")
+    convert(shards, killed, verify_count=99)
+    assert copied == ["b.safetensors"]
+    expected = jaxdave.load(shards).params
+    assert_equal(jaxdave.load(killed).params, expected)
+    assert conversion_sources.names_in(killed.parent) == ["ours", "source"]
+    export(killed, killed.parent / "back")
+    conversion_sources.same_files(shards, killed.parent / "back")
+
+
+def test_a_killed_run_sees_what_has_changed(killed, shards, copied, capsys):
+    path = shards / "a.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert conversion_sources.run(shards, killed) == 0
+    assert "a.safetensors has changed since" in capsys.readouterr().err
+    assert copied == ["a.safetensors", "b.safetensors"]
+    assert_equal(jaxdave.load(killed).params, jaxdave.load(shards).params)
+
+
+def test_a_killed_run_with_other_options_starts_over(killed, shards, copied, capsys):
+    assert conversion_sources.run(shards, killed, "--dtype", "float32") == 0
+    assert "starting over" in capsys.readouterr().err
+    assert copied == ["a.safetensors", "b.safetensors"]

@@ -1,0 +1,239 @@
+"""Log-likelihoods: what they are by definition, on tables and on every family."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import checkpoint_folders, fake_model
+
+from jaxdave.core.model_api import ModelFns
+from jaxdave.eval.likelihood import masks
+from jaxdave.eval.likelihood.batching import Question, log_likelihoods
+from jaxdave.eval.likelihood.score import Scorer, log_probabilities, scorer
+from jaxdave.models.forward import forward
+from jaxdave.models.presets import preset
+
+IDS, MASK = 3, 3
+ORDERS = list(itertools.permutations(range(3)))
+TARGETS = list(itertools.product(range(IDS), repeat=3))
+CONTEXT = (1, 0)
+
+
+def values(of, params, questions, rule, **settings) -> np.ndarray:
+    """All answers, in the order of their questions."""
+    found = dict(log_likelihoods(of, params, questions, rule, **settings))
+    return np.array([found[index] for index in range(len(questions))])
+
+
+# A model that is a table: logits of every state of three tokens at every position.
+
+
+@functools.cache
+def table() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(4, 4, 4, 3, 5)).astype(np.float32) * 2
+
+
+def unused(*args):
+    raise NotImplementedError
+
+
+def table_network() -> ModelFns:
+    """Full attention; five rows of vocabulary, of which one is the mask and one none,
+    read two at a time."""
+
+    def forward(params, tokens_KL, start, end, cache):
+        at = jnp.arange(tokens_KL.shape[1], dtype=jnp.int32)[None, :, None]
+        at = jnp.broadcast_to(at, (*tokens_KL.shape, 1))
+        seen = jnp.broadcast_to(tokens_KL[:, None, :3], (*tokens_KL.shape, 3))
+        return jnp.concatenate([seen, at], axis=-1), None
+
+    def prime(params, tokens_T, begin, start, end, window, prompt):
+        return jnp.zeros((window, 4), jnp.int32), None
+
+    def logits(params, hidden_RE, first):
+        a, b, c, at = hidden_RE.T
+        ids = first + jnp.arange(2, dtype=jnp.int32)
+        said_RV = params[a, b, c, jnp.minimum(at, 2)]
+        return said_RV[:, ids]
+
+    return ModelFns(forward, prime, logits, unused, 5, 4, (MASK,), 2)
+
+
+TABLE = Scorer(lambda positions: table_network(), None, False, MASK, 64)
+
+
+def told(state, place) -> np.ndarray:
+    """Log-probabilities of the ids at a place of a state, in double precision."""
+    said = table()[(*state, place)][:IDS].astype(np.float64)
+    return said - np.log(np.exp(said).sum())
+
+
+def chain(target, order) -> float:
+    state, total = [MASK] * 3, 0.0
+    for place in order:
+        total += float(told(tuple(state), place)[target[place]])
+        state[place] = target[place]
+    return total
+
+
+def test_every_order_of_the_table_is_a_distribution():
+    for order in ORDERS:
+        assert math.isclose(sum(math.exp(chain(x, order)) for x in TARGETS), 1)
+
+
+def test_the_exact_rules_are_the_mean_of_all_orders_and_the_chain():
+    questions = [Question(CONTEXT, target) for target in TARGETS]
+    params = jnp.asarray(table())
+    bound = values(TABLE, params, questions, masks.bound(7))
+    exact = values(TABLE, params, questions, masks.chain)
+    chains = np.array([[chain(x, order) for order in ORDERS] for x in TARGETS])
+    np.testing.assert_allclose(bound, chains.mean(axis=1), atol=1e-5)
+    np.testing.assert_allclose(exact, chains[:, ORDERS.index((0, 1, 2))], atol=1e-5)
+    assert math.isclose(np.exp(exact).sum(), 1, rel_tol=1e-5)
+    # What an any-order model says of a text: any order, each as likely.
+    any_order = np.log(np.exp(chains).mean(axis=1))
+    assert np.all(bound <= any_order + 1e-5) and np.exp(bound).sum() < 1
+    assert (any_order - bound).max() > 0.1
+
+
+def test_samples_converge_to_the_exact_bound():
+    questions = [Question(CONTEXT, target) for target in TARGETS]
+    params, rounds = jnp.asarray(table()), 60
+    exact = values(TABLE, params, questions, masks.bound(7))
+    drawn = np.stack(
+        [
+            values(TABLE, params, questions, masks.bound(3), seed=seed, rows=32)
+            for seed in range(rounds)
+        ]
+    )
+    error = drawn.std(axis=0) / math.sqrt(rounds)
+    assert error.min() > 1e-3  # there is something to converge
+    away = (drawn.mean(axis=0) - exact) / error
+    assert np.abs(away).max() < 4.5 and np.abs(away.mean()) < 0.5
+
+
+# Every family, by the model over the whole canvas.
+
+SMALL = dict(
+    num_layers=2, hidden=16, inter=24, heads=4, head_dim=8, rotary_dim=8,
+    vocab_rows=50, vocab_size=48, mask_id=47, pad_id=46, stop_ids=(45,),
+)  # fmt: skip
+FAMILIES = {
+    "sdar": preset("sdar-1m", block_length=4, **SMALL),
+    "fast-dllm-v2": preset(
+        "fast-dllm-v2-1.5b", block_length=4, **SMALL | {"kv_heads": 2}
+    ),
+    "llada": preset("llada-1m", **SMALL),
+    "dream": preset("dream-1m", **SMALL),
+}
+
+
+@functools.cache
+def by_whole(family: str):
+    config = FAMILIES[family]
+    said = jax.jit(forward(config))
+    params = checkpoint_folders.random(config, 3)
+
+    def logs(canvas):
+        return np.asarray(said(params, jnp.asarray([canvas], jnp.int32))[0], np.float64)
+
+    return logs
+
+
+def expected(family: str, question: Question, stretch, end, known, guidance=0.0):
+    """The mean over all orders of one stretch, by definition."""
+    text = question.context + question.target
+    total = 0.0
+    for size in range(1, len(stretch) + 1):
+        for hidden in itertools.combinations(stretch, size):
+            canvas = [
+                text[p] if p < known else FAMILIES[family].mask_id for p in range(end)
+            ]
+            canvas = [47 if p in hidden else x for p, x in enumerate(canvas)]
+            said = by_whole(family)(canvas)[:, :47]
+            if guidance:
+                prompt = len(question.context)
+                blind = by_whole(family)([47] * prompt + canvas[prompt:])[:, :47]
+                said = blind + (guidance + 1) * (said - blind)
+            logs = said - np.log(np.exp(said).sum(axis=1, keepdims=True))
+            share = 1 / (size * math.comb(len(stretch), size))
+            total += share * sum(logs[p, text[p]] for p in hidden)
+    return total
+
+
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize("family", ["sdar", "fast-dllm-v2"])
+def test_blocks_are_scored_after_the_clean_text_before_them(family):
+    """A context that ends inside a block, past a tile; a target that ends in one."""
+    text = fake_model.prompts_of([71], most=45)[0]
+    question = Question(tuple(text[:66]), tuple(text[66:]))
+    blocks = [range(66, 68), range(68, 71)]
+    want = sum(
+        expected(family, question, block, end, block[-1] + 1)
+        for block, end in zip(blocks, (68, 72), strict=True)
+    )
+    of, params = (
+        scorer(FAMILIES[family]),
+        checkpoint_folders.random(FAMILIES[family], 3),
+    )
+    found = values(of, params, [question], masks.bound(16))
+    np.testing.assert_allclose(found, want, atol=2e-4)
+
+
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize(("family", "guidance"), [("llada", 0.5), ("dream", 0.0)])
+def test_full_attention_scores_the_target_as_one_stretch(family, guidance):
+    text = fake_model.prompts_of([14], most=45)[0]
+    question = Question(tuple(text[:10]), tuple(text[10:]))
+    want = expected(family, question, range(10, 14), 14, 14, guidance)
+    config = FAMILIES[family]
+    of, params = scorer(config, guidance=guidance), checkpoint_folders.random(config, 3)
+    found = values(of, params, [question], masks.bound(16))
+    np.testing.assert_allclose(found, want, atol=2e-4)
+
+
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize("family", ["sdar", "dream"])
+def test_answers_depend_on_neither_batch_nor_order(family):
+    of, params = (
+        scorer(FAMILIES[family]),
+        checkpoint_folders.random(FAMILIES[family], 3),
+    )
+    texts = fake_model.prompts_of([11, 12, 11, 12, 12], most=45)
+    questions = [Question(tuple(x[:7]), tuple(x[7:])) for x in texts]
+    rule = masks.bound(5)
+    alone = values(of, params, questions, rule, rows=1)
+    together = values(of, params, questions, rule, rows=8)
+    turned = values(of, params, questions[::-1], rule, rows=8)[::-1]
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    np.testing.assert_allclose(turned, alone, atol=1e-4)
+    other = values(of, params, questions, rule, rows=8, seed=1)
+    assert np.abs(other - alone).min() > 1e-3
+
+
+def test_certain_and_hopeless_tokens_keep_their_logs():
+    """Neither end saturates: log p is -exp(-gap) or -gap."""
+    said = lambda params, hidden_RE, first: hidden_RE  # noqa: E731
+    net = ModelFns(unused, unused, said, unused, 2, 2, (), 2)
+    hidden = jnp.asarray([[80.0, 0.0], [80.0, 0.0]])
+    found = log_probabilities(net, None, hidden, jnp.asarray([0, 1]))
+    np.testing.assert_allclose(found, [-math.exp(-80), -80], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        (Question((1,), ()), "target 0 is empty"),
+        (Question((1, 3), (1,)), "holds the mask id 3"),
+        (Question((1,) * 60, (1,) * 5), "has 65 tokens, but the model allows 64"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_in_one_line(question, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        values(TABLE, jnp.asarray(table()), [question], masks.chain)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,216 @@
+"""What models are asked, letter by letter, and how presets decode."""
+
+import importlib.util
+
+import pytest
+from helpers.benchmark_data import DATA, needs_data
+
+from jaxdave.eval.benchmarks import fewshot
+from jaxdave.eval.benchmarks.registry import TASKS, open_task
+from jaxdave.eval.protocols import prompts
+from jaxdave.eval.protocols.registry import NAMES, PRESETS, open_preset
+from jaxdave.eval.types import Prompt
+from jaxdave.grading.types import Item
+
+SUM = Item("gsm8k/0", "What is 1+1?", "1+1=2\n#### 2", {"index": 0})
+ADD = Item(
+    "mbpp/11",
+    "Write a function to add.",
+    "import math \r\ndef twice(x):\r\n  return x\r\ndef add(a, b): \r\n  return a + b",
+    {"tests": ["assert add(1, 2) == 3 ", "assert add(0, 0) == 0"] * 2, "setup": ""},
+)
+PROMPT = 'def one() -> int:\n    """ One. """\n'
+ONE = Item("HumanEval/0", PROMPT, "    return 1\n", {"entry_point": "one", "test": ""})
+BY_TASK = {"gsm8k": SUM, "math500": SUM, "mbpp": ADD, "humaneval": ONE}
+
+PROBLEM = "You need to put your final answer in \\boxed{}. This is the problem:\n"
+BLOCK = (
+    "\nPlace your code within a single Python code block ```python ```. "
+    "Do not include more than one code block. "
+)
+STEPS = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+MATH = {
+    ("paper-2025", "sdar"): "<|im_start|>user\nWhat is 1+1?" + STEPS + "<|im_end|>\n"
+    "<|im_start|>assistant\n",
+    ("paper-2025-thinking", "sdar"): "<|im_start|>user\n" + PROBLEM + "What is 1+1?"
+    "<|im_end|>\n<|im_start|>assistant<think>\n",
+    ("paper-2025", "dream"): "<|im_start|>system\nYou are a helpful assistant."
+    "<|im_end|>\n<|im_start|>user\n" + PROBLEM + "What is 1+1?<|im_end|>\n"
+    "<|im_start|>assistant\n",
+    ("paper-2025", "llada"): "<|startoftext|><|start_header_id|>user<|end_header_id|>"
+    + PROBLEM
+    + "What is 1+1?<|eot_id|><|startoftext|><|start_header_id|>assistant"
+    "<|end_header_id|>\n",
+}
+TESTED = "Your code should pass the test:\nassert add(1, 2) == 3\n"
+CODE = {
+    "mbpp": f"<|im_start|>user\nWrite a function to add.\n{TESTED}{BLOCK}<|im_end|>\n"
+    "<|im_start|>assistant\n",
+    "humaneval": f"<|im_start|>user\nYou need to complete this code:\n{PROMPT}\n{BLOCK}"
+    "<|im_end|>\n<|im_start|>assistant\n",
+}
+OPENED = {
+    "mbpp": "Here is the completed code:\n```python\nimport math\ndef add(a, b): \n"
+    '    """ Write a function to add.\n    """\n\n',
+    "humaneval": f"Here is the completed code:\n```python\n{PROMPT}\n",
+}
+EXPERT = (
+    "You are an expert Python programmer, and here is your task:\nWrite a function to "
+    "add.\nYour code should pass these tests:\n"
+)
+TESTS = "assert add(1, 2) == 3 \nassert add(0, 0) == 0\nassert add(1, 2) == 3 "
+SOLVE = (
+    "Write a solution to the following problem and make sure that it passes the tests:"
+)
+FUNCTION = "Here is the completed function:\n```python\n"
+CONVERSATIONS = {
+    ("sdar", "gsm8k"): ("What is 1+1?" + STEPS, ""),
+    ("sdar", "mbpp"): (
+        f"{EXPERT}\n{TESTS}\nassert add(0, 0) == 0\n You should submit your final "
+        "solution in the following format: ```python\n\n```",
+        "",
+    ),
+    ("sdar", "humaneval"): (
+        "Read the following function signature and docstring, and fully implement the "
+        "function described. Your response should only contain the code for this "
+        f"function.\n{PROMPT}",
+        "",
+    ),
+    ("llada", "math500"): ("What is 1+1?" + STEPS, ""),
+    ("llada", "humaneval"): (
+        f"Complete the following python code:\n{PROMPT}",
+        "",
+    ),
+    ("dream", "gsm8k"): ("Q: What is 1+1?\nA:", ""),
+    ("dream", "math500"): ("Problem:\nWhat is 1+1?\n\nSolution:", ""),
+    ("dream", "mbpp"): (EXPERT + TESTS, FUNCTION),
+    ("dream", "humaneval"): (f"{SOLVE}\n```{PROMPT}", f"{FUNCTION}{PROMPT}\n"),
+    ("lm-eval-2026", "humaneval"): (
+        f"{SOLVE}\n```python\n{PROMPT}\n```\n",
+        f"{FUNCTION}{PROMPT}\n",
+    ),
+}
+
+
+def turns(prompt: Prompt) -> list[str]:
+    assert not isinstance(prompt.asked, str)
+    assert [m["role"] for m in prompt.asked] == (["user", "assistant"] * 9)[
+        : len(prompt.asked)
+    ]
+    return [m["content"] for m in prompt.asked]
+
+
+def asked(name: str, family: str, task: str, **options) -> Prompt:
+    preset = open_preset(name, **options)
+    return preset.prompt(family, TASKS[task], BY_TASK[task])
+
+
+@pytest.mark.parametrize(("name", "family"), MATH)
+def test_literal_prompts_of_mathematics(name: str, family: str) -> None:
+    assert asked(name, family, "gsm8k") == Prompt(MATH[name, family])
+
+
+@pytest.mark.parametrize("task", CODE)
+def test_literal_prompts_of_code(task: str) -> None:
+    assert asked("paper-2025", "sdar", task) == Prompt(CODE[task])
+    assert asked("dllm-rl", "sdar", task) == Prompt(CODE[task], OPENED[task])
+
+
+def test_as_published_the_markup_is_wrapped_again_and_the_end_cut() -> None:
+    told = MATH["paper-2025", "sdar"]
+    published = asked("paper-2025", "sdar", "gsm8k", as_published=True)
+    assert published == Prompt([{"role": "user", "content": told}], longest=200)
+    dream = asked("paper-2025", "dream", "gsm8k", as_published=True)
+    assert dream.longest is None and not isinstance(dream.asked, str)
+    plain = asked("dllm-rl", "sdar", "gsm8k", as_published=True)
+    assert plain == Prompt(told)
+
+
+@pytest.mark.parametrize(("name", "task"), CONVERSATIONS)
+def test_conversations(name: str, task: str) -> None:
+    question, prefill = CONVERSATIONS[name, task]
+    wanted = Prompt([{"role": "user", "content": question}], prefill)
+    for family in ("sdar", "llada", "dream", "fast-dllm-v2"):
+        assert asked(name, family, task) == wanted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_demo_tasks_are_asked_as_the_demo_was_trained(name: str) -> None:
+    item = Item("demo-math-0", "How many?", "#### 1", {})
+    for family in ("sdar", "llada", "dream"):
+        preset = PRESETS[name]
+        told = preset.prompt(family, TASKS["demo-math"], item)
+        assert told == Prompt([{"role": "user", "content": "How many?"}])
+        room = preset.settings(family, TASKS["demo-math"])["max_new_tokens"]
+        assert room % 32 == 0 and room <= 64
+
+
+@needs_data
+def test_prompts_of_code_are_those_of_the_published_files() -> None:
+    """But where a published answer opens with a helper, or with spaces left over."""
+    odd = []
+    for task in ("mbpp", "humaneval"):
+        ours = open_task(task).items(DATA)
+        kept = [item for item in ours if item.id not in ("mbpp/342", "mbpp/367")]
+        theirs = open_task(task, as_published=True).items(DATA)
+        for one, other in zip(kept, theirs, strict=True):
+            told = [prompts.literal("sdar", "code", item) for item in (one, other)]
+            assert told[0] == told[1]
+            if prompts.completed(one) != prompts.completed(other):
+                odd.append(int(one.id.split("/")[1]))
+    helpers = "18 30 45 56 70 148 151 152 164 181 323 338 348 364 466 485 486 501"
+    assert sorted(odd) == sorted([*map(int, helpers.split()), 396])
+
+
+FIRST_DRAW = [
+    "Jen and Tyler are gy",
+    "Four people in a law",
+    "A charcoal grill bur",
+    "A bear is preparing ",
+    "Brendan can cut 8 ya",
+]
+SECOND_DRAW = [
+    "Steve finds 100 gold",
+    "In a week, Mortdecai",
+    "Corey downloaded two",
+    "There were 18 studen",
+    "There are 200 more r",
+]
+
+
+@needs_data
+def test_examples_of_gsm8k_are_drawn_as_lm_eval_draws_them() -> None:
+    preset = open_preset("lm-eval-2026", folder=DATA)
+    told = turns(preset.prompt("sdar", TASKS["gsm8k"], SUM))
+    assert len(told) == 11 and told[-1] == "Question: What is 1+1?\nAnswer:"
+    # By lm-eval 0.4.13's own ContextSampler(list of rows, rnd=1234).sample(5), twice.
+    first, second = (fewshot.gsm8k(i, DATA) for i in (0, 1))
+    assert [q[10:30] for q, _ in first] == FIRST_DRAW
+    assert [q[10:30] for q, _ in second] == SECOND_DRAW
+    assert all("#### " in answer for _, answer in first)
+
+
+@needs_data
+def test_examples_of_mbpp() -> None:
+    preset = open_preset("lm-eval-2026", folder=DATA)
+    told = preset.prompt("sdar", TASKS["mbpp"], ADD)
+    texts = turns(told)
+    assert texts[-1] == EXPERT + TESTS and told.prefill == "\n```python\n"
+    assert texts[1] == (
+        "\n```python\ndef similar_elements(test_tup1, test_tup2):\r\n  res = "
+        "tuple(set(test_tup1) & set(test_tup2))\r\n  return (res) \n```"
+    )
+    begun = open_preset("llada", folder=DATA).prompt("llada", TASKS["mbpp"], ADD)
+    assert begun.prefill == "[BEGIN]\n"
+    assert turns(begun)[1].endswith("' \n[DONE] \n\n ")
+
+
+def test_examples_of_minerva() -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        with pytest.raises(ValueError, match="lm-evaluation-harness, which is not ins"):
+            asked("lm-eval-2026", "sdar", "math500")
+        pytest.skip("needs lm-eval (pip install lm-eval), which holds the examples")
+    told = turns(asked("lm-eval-2026", "sdar", "math500"))
+    assert len(told) == 9
+    assert told[0].startswith("Problem:\nFind the domain of the expression")
+    assert told[1].endswith("answer is $[2,5)$. I hope it is correct.")

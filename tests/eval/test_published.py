@@ -1,0 +1,177 @@
+"""What the paper's evaluation does beside its settings, and only when asked for."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import pytest
+from helpers import checkpoint_folders, replays
+from helpers import reference_policies as rules
+from helpers.replays import WIDE, film, play, replay
+
+from jaxdave import policies
+from jaxdave.core.prediction import ErrorBound, Prediction
+from jaxdave.engine.decode_config import DecodeConfig
+from jaxdave.eval.benchmarks import demo
+from jaxdave.eval.benchmarks.registry import TASKS
+from jaxdave.eval.protocols import deviations
+from jaxdave.eval.protocols import registry as protocol_registry
+from jaxdave.eval.protocols.deviations import Habits
+from jaxdave.eval.protocols.registry import open_preset
+from jaxdave.eval.run import command, plan
+from jaxdave.eval.run.eval_config import Wanted, methods_of
+from jaxdave.eval.run.progress import watching
+from jaxdave.io import checkpoint
+from jaxdave.models.presets import preset as model_preset
+
+ROOM = 8
+MANY = ("static", "threshold", "freedave", "freedave-threshold")
+FAMILIES = {"sdar": "sdar-4b", "llada": "llada-8b", "dream": "dream-7b"}
+# So many ids end an answer that no answer of random weights lacks one.
+ENDS = tuple(range(0, 770, 2))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> checkpoint.Model:
+    path = tmp_path_factory.mktemp("published") / "tiny"
+    checkpoint_folders.make(
+        path, dataclasses.replace(checkpoint_folders.CONFIG, stop_ids=ENDS)
+    )
+    return checkpoint.load(str(path))
+
+
+def chosen(model, wanted: Wanted) -> dict[str, DecodeConfig]:
+    """The settings of every method, on GSM8K."""
+    preset = open_preset("paper-2025", as_published=wanted.as_published)
+    made = plan._chosen(wanted, model, preset, TASKS["gsm8k"])
+    return {method.name: settings for method, settings in made}
+
+
+def test_rows_over_a_threshold_were_sampled_and_others_greedy(model):
+    corrected = chosen(model, Wanted(methods=MANY))
+    assert {(s.temperature, s.top_k) for s in corrected.values()} == {(0.0, 0)}
+    paper = chosen(model, Wanted(methods=MANY, as_published=True))
+    for name, settings in paper.items():
+        filtered = 0 if "threshold" in name else 1
+        assert (settings.temperature, settings.top_k) == (1.0, filtered)
+    assert paper["freedave"].draft_steps == paper["freedave-threshold"].draft_steps
+
+
+@pytest.mark.parametrize("asked", [None, 16])
+def test_dreams_rows_over_a_threshold_had_short_blocks(model, asked):
+    dream = dataclasses.replace(model, config=model_preset("dream-7b"))
+    wanted = Wanted(methods=MANY, as_published=True, block_length=asked)
+    found = {name: s.block_length for name, s in chosen(dream, wanted).items()}
+    usual, short = asked or 32, asked or 4
+    assert found == dict(zip(MANY, (usual, short, usual, short), strict=True))
+    assert chosen(dream, wanted)["threshold"].temperature == 0.1
+
+
+def test_confidence_behind_top_k_1_is_a_tie():
+    made = [
+        deviations.filtered_first(
+            DecodeConfig(temperature=1.0, top_k=k), policies.static(1)
+        )
+        for k in (1, 0, 40)
+    ]
+    plain = policies.static(1).name
+    assert [one.name for one in made] == [f"certain({plain})", plain, plain]
+
+
+def test_a_certain_model_is_decoded_from_the_left(quick_compiles):
+    def rule(inner, seen, memory):
+        seen.odds, seen.entropy = [1e30] * WIDE, [0.0] * WIDE
+        return inner(seen, memory)
+
+    for policy, inner in (
+        (policies.low_confidence(5), rules.low_confidence(5)),
+        (policies.threshold(0.999999), rules.threshold(0.999999)),
+        (policies.entropy(7), rules.dream("entropy", 7, 1e-3)),
+    ):
+        want = replay(functools.partial(rule, inner), film("grid"))
+        assert (play(policies.certain(policy), film("grid")) == want).all()
+        assert (play(policy, film("grid")) != want).any()
+
+
+def test_a_certain_model_leaves_nothing_in_doubt():
+    near_W, lead_W = jnp.linspace(0.0, 1.0, 4), jnp.full(4, 99.0)
+    token_W = jnp.arange(4, dtype=jnp.int32)
+    pred = Prediction(token_W, near_W, near_W, near_W, near_W, -token_W, lead_W)
+    masks_W = jnp.full(4, replays.MASK, jnp.int32)
+    view = replays.view_of(
+        pred, jnp.zeros((4, 6)), masks_W, jnp.int32(0), jnp.int32(4), jnp.int32(0),
+        replays.key_of(0, 0),
+    )  # fmt: skip
+    for plain in (policies.static(1), policies.low_confidence(3)):
+        tied, memory = policies.certain(plain), plain.init(4, 6)
+        assert tied.sure is not None and plain.sure is not None
+        assert tied.sure(view, memory, ErrorBound.every(jnp.float32(9)))
+        assert not plain.sure(view, memory, ErrorBound.every(jnp.float32(9)))
+    # What is random by itself is not made certain.
+    drawn = policies.certain(policies.maskgit_plus(4, alg_temp=1e-30))
+    assert drawn.sure is not None
+    assert not drawn.sure(view, drawn.init(4, 6), ErrorBound.every(jnp.float32(0)))
+    assert policies.certain(policies.wino()).sure is None
+
+
+@pytest.mark.parametrize("name", protocol_registry.NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_habits_are_the_right_ones_unless_asked_otherwise(name, family):
+    assert protocol_registry.PRESETS[name].habits(family, TASKS["gsm8k"]) == Habits()
+
+
+def test_habits_of_the_paper_and_of_whom_it_follows():
+    def of(name, family, task="gsm8k"):
+        return open_preset(name, as_published=True).habits(family, TASKS[task])
+
+    for name in ("paper-2025", "paper-2025-thinking"):
+        trado = of(name, "sdar")
+        assert (trado.config, trado.output) == (
+            deviations.endless,
+            deviations.with_prompt,
+        )
+    dream = of("paper-2025", "dream")
+    assert (dream.config, dream.output) == (Habits().config, deviations.answer)
+    assert dream.policy is trado.policy is deviations.filtered_first
+    assert of("dllm-rl", "sdar") == of("paper-2025", "sdar", "demo-math") == Habits()
+
+
+@pytest.fixture
+def decoded(model, monkeypatch, quick_compiles):
+    """Two items of the demo by every method, with the paper's habits: the records."""
+    paper = open_preset("paper-2025", as_published=True)
+    math = TASKS["gsm8k"]
+    mixed = demo.PRESETS["demo"]._replace(
+        settings=lambda family, _: paper.settings(family, math),
+        habits=lambda family, _: paper.habits(family, math),
+    )
+    monkeypatch.setattr(plan, "preset_of", lambda _: mixed)
+    wanted = Wanted(
+        tasks=("demo-math",), limit=2, batch_size=2, draft_steps="2",
+        max_new_tokens=ROOM, threshold=0.02,
+    )  # fmt: skip
+    with watching() as shown:
+        found = command._decoded(plan.cells(wanted, model), model, shown)
+    names = [method.name for method in methods_of(wanted)]
+    return {name: pair for name, pair in zip(names, found, strict=True)}
+
+
+def test_decoding_goes_on_and_the_prompt_counts(model, decoded):
+    for cell, records in decoded.values():
+        for entry, record in zip(cell.entries, records, strict=True):
+            ids = [*entry.prompt, *record.token_ids]
+            assert len(record.token_ids) == record.decoded_tokens == ROOM
+            assert record.finish_reason == "length" and {*ENDS} & {*record.token_ids}
+            silent = {*model.codec.stop_ids, model.codec.mask_id, model.codec.pad_id}
+            kept = [i for i in ids if i not in silent]
+            assert record.valid_tokens == len(kept)
+            assert record.text == model.codec.decode(kept)
+    # Where all are equally sure, the first is first.
+    for record in decoded["static"][1]:
+        begun = record.committed_at[0]
+        assert record.committed_at == tuple(range(begun, begun + ROOM))
+    sampled, greedy, fast = (
+        [record.token_ids for record in decoded[name][1]]
+        for name in ("threshold", "static", "freedave")
+    )
+    assert sampled != greedy == fast

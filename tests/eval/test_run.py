@@ -1,0 +1,243 @@
+"""`jaxdave eval` from end to end, on a tiny random model and on the packaged demo."""
+
+import collections
+import contextlib
+import dataclasses
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import checkpoint_folders, compiling
+
+from jaxdave.cli.console import run_app
+from jaxdave.cli.main import main
+from jaxdave.engine import decode_config
+from jaxdave.engine.generation import generate
+from jaxdave.eval.benchmarks import demo
+from jaxdave.eval.report import report
+from jaxdave.eval.run import runner
+from jaxdave.io import checkpoint
+from jaxdave.runtime.compilation import clear_executables
+from jaxdave.runtime.files import NO_CACHE
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+NEEDS_DATA = pytest.mark.skipif(
+    not DATA.is_dir(), reason="needs the benchmark files in ../shared/data"
+)
+LIMIT = 6
+ROOM = 8
+SMALL = ("--limit", LIMIT, "--batch-size", 2, "--draft-steps", 2)
+SMALL += ("--max-new-tokens", ROOM, "--tasks", "demo-math")
+BOTH = ("--methods", "static,freedave")
+# Dies by SIGKILL when a text is graded for the fifth time: 2 of 3 batches are done.
+DIES = """
+import os, signal, sys
+from types import MappingProxyType
+from jaxdave.eval.benchmarks import demo
+task, seen = demo.TASKS["demo-math"], []
+def grade(items, texts):
+    seen.extend(texts)
+    if len(seen) > 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task.grade(items, texts)
+demo.TASKS = MappingProxyType({"demo-math": task._replace(grade=grade)})
+from jaxdave.runtime import compilation
+compilation.EXTRA_OPTIONS = OPTIONS
+from jaxdave.cli.main import main
+main(sys.argv[1:])
+""".replace("= OPTIONS", f"= {compiling.OPTIONS}")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("eval") / "tiny"
+    checkpoint_folders.make(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory) -> Path:
+    """A cache of this module's own: its programs are compiled with less care."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly(shared_cache):
+    """Compiling is what these tests would take; so it is done once, and in haste."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform == "linux":
+            patch.delenv(NO_CACHE, raising=False)
+            patch.setenv("XDG_CACHE_HOME", str(shared_cache))
+        # So that a process of its own is as this one.
+        patch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")
+        patch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        with compiling.quickly():
+            yield
+        clear_executables()
+
+
+def results(folder) -> dict:
+    return report.stable(json.loads((folder / "results.json").read_text()))
+
+
+def lines(folder) -> dict[str, int]:
+    return {p.name: p.read_bytes().count(b"\n") for p in folder.glob("*.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """A folder with a finished run, and what it printed."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    printed, told = io.StringIO(), io.StringIO()
+    asked = ["eval", "--model", model, *SMALL, *BOTH, "--out", out]
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+        assert run_app(main.app, "jaxdave", [*map(str, asked)]) == 0
+    return out, printed.getvalue(), told.getvalue()
+
+
+def test_a_killed_run_goes_on_to_the_same_results(
+    run, model, finished, tmp_path, monkeypatch
+):
+    whole, cut = finished[0], tmp_path / "cut"
+    asked = ("eval", "--model", model, *SMALL, *BOTH)
+    command = [sys.executable, "-c", DIES, *map(str, asked), "--out", str(cut)]
+    killed = subprocess.run(command, capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    # A header and the items of two batches of three, of both methods in turn.
+    names = "tiny.demo-math.static.jsonl", "tiny.demo-math.freedave.d2.jsonl"
+    assert lines(cut) == dict.fromkeys(names, 1 + 4)
+    assert not (cut / "results.json").exists()
+    torn = cut / names[0]
+    before = torn.read_bytes()
+    torn.write_bytes(before[:-9])  # and one item's line was not yet whole
+    decoded = count_decoded(monkeypatch)
+    assert run(*asked, "--out", cut)[0] == 0
+    assert decoded == {1: 3, 2: 2}
+    assert results(cut) == results(whole)
+    assert lines(cut) == lines(whole) == dict.fromkeys(names, 1 + LIMIT)
+    assert torn.read_bytes().startswith(before[: before.rindex(b"\n", 0, -1)])
+
+
+def count_decoded(monkeypatch) -> dict[int, int]:
+    """How many items are decoded from now on, by drafts a call."""
+    seen: dict[int, int] = collections.Counter()
+    decode = runner.generate
+
+    def counted(**asked):
+        seen[asked["decoder"].program.most] += len(asked["prompts"])
+        return decode(**asked)
+
+    monkeypatch.setattr(runner, "generate", counted)
+    return seen
+
+
+def test_what_is_printed_is_what_is_kept(finished):
+    out, printed, told = finished
+    assert printed == (out / "results.md").read_text()
+    assert "| demo-math (6) | FreeDave d=2 |" in printed
+    for title in ("static", "FreeDave d=2"):
+        assert f"demo-math {title}: 6 items, 0.0 % right" in told
+
+
+def test_a_finished_run_decodes_nothing(run, model, finished, monkeypatch):
+    out = finished[0]
+    before = results(out)
+    decoded = count_decoded(monkeypatch)
+    assert run("eval", "--model", model, *SMALL, *BOTH, "--out", out)[0] == 0
+    assert not decoded and results(out) == before
+
+
+def test_numbers_are_those_of_the_decodes(model, finished):
+    """Calls and tokens once more, by other means and in other batches."""
+    found = results(finished[0])["cells"]
+    loaded = checkpoint.load(model)
+    items = demo.TASKS["demo-math"].items(None)[:LIMIT]
+    asked = decode_config.DecodeConfig(draft_steps=2, max_new_tokens=ROOM)
+    for cell, method in zip(found, ("static", "freedave"), strict=True):
+        settings = dataclasses.replace(asked, method=method)
+        decoder = decode_config.make_decoder(loaded.config, settings, loaded.tables)
+        prompts = [loaded.codec.encode_prompt(i.question) for i in reversed(items)]
+        pairs = (prompts[:2], prompts[2:4], prompts[4:])
+        rows = [r for p in pairs for r in generate(decoder, loaded.params, p).rows]
+        calls = sum(row.nfe.total for row in rows)
+        tokens = sum(len(row.token_ids) for row in rows)
+        assert cell["valid_tokens"] == tokens
+        assert cell["nfe"]["total"] == calls == sum(cell["nfe"].values()) / 2
+        assert cell["tokens_per_nfe"]["value"] == pytest.approx(tokens / calls)
+        verified = sum(row.nfe.verify for row in rows)
+        drafts = {"static": 1, "freedave": 2}[method]
+        assert cell["rows"] == calls + verified * (drafts - 1)
+        assert cell["decoded_tokens"] >= tokens and cell["right"] == 0
+        assert cell["same_text"]["static"]["share"] == 1.0
+    static, fast = found
+    assert static["steps"] == static["nfe"]["total"] > fast["nfe"]["total"]
+    fewer = static["nfe"]["total"] / fast["nfe"]["total"]
+    assert fast["tokens_per_nfe_gain"]["value"] == pytest.approx(fewer)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--seed", 1), "is of a run with seed=0, and this one has 1"),
+        (("--batch-size", 3), "batch_size=2"),
+        (("--max-new-tokens", 12), "max_new_tokens=8"),
+        (("--numerics", "fast"), "numerics='guarded'"),
+        (("--dtype", "bfloat16"), "dtype='float32'"),
+    ],
+)
+def test_other_settings_refuse_and_change_nothing(run, model, finished, more, words):
+    out = finished[0]
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    asked = ("eval", "--model", model, *SMALL, *BOTH, "--out", out, *more)
+    code, printed, err = run(*asked)
+    assert (code, printed) == (2, "") and words in err and err.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_other_references_refuse(run, model, finished, monkeypatch):
+    out = finished[0]
+    task = demo.TASKS["demo-math"]
+    changed = lambda data: tuple(i._replace(gold="#### 0") for i in task.items(data))  # noqa: E731
+    mine = {"demo-math": task._replace(items=changed)}
+    monkeypatch.setattr(demo, "TASKS", mine)
+    code, _, err = run("eval", "--model", model, *SMALL, *BOTH, "--out", out)
+    assert code == 2 and "another prompt or reference" in err
+
+
+def test_sweep_and_trajectory_are_drawn(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxdave.eval.run.plan.SWEEP", (1, 2))
+    options = ("--sweep", "draft_steps", "--trajectory", "demo-math-1")
+    asked = ("eval", "--model", model, *SMALL, *BOTH, *options, "--limit", 2)
+    code, out, err = run(*asked, "--out", tmp_path)
+    assert code == 0, err
+    assert "FreeDave d=1" in out and "FreeDave d=2" in out
+    names = {p.name for p in tmp_path.iterdir()}
+    pictures = {f"{n}.{f}" for n in ("figure3", "trajectory-demo-math-1") for f in
+                ("png", "svg")}  # fmt: skip
+    kept = {f"tiny.demo-math.{n}.jsonl" for n in ("static", "freedave.d1",
+            "freedave.d2")}  # fmt: skip
+    assert names == pictures | kept | {"figure3.json", "figure3.md"}
+    before = {name: (tmp_path / name).read_bytes() for name in pictures}
+    assert run(*asked, "--out", tmp_path)[0] == 0
+    assert {name: (tmp_path / name).read_bytes() for name in pictures} == before
+
+
+@pytest.mark.slow
+@NEEDS_DATA
+def test_gsm8k_through_the_real_pipeline(run, model, tmp_path):
+    asked = ("--tasks", "gsm8k", "--preset", "paper-2025", "--data-dir", DATA)
+    small = ("--model", model, *SMALL, *BOTH, *asked)
+    code, out, err = run("eval", *small, "--out", tmp_path)
+    assert code == 0, err
+    assert "| gsm8k (6) | static | 0.0 [" in out and "preset paper-2025" in out
+    first = json.loads(
+        (tmp_path / "tiny.gsm8k.static.jsonl").read_text().split("\n")[1]
+    )
+    assert first["id"].startswith("gsm8k/") and first["reason"]
+    code, _, err = run("eval", *small, "--out", tmp_path, "--as-published")
+    assert code == 2 and "as_published=False, and this one has True" in err

@@ -1,0 +1,81 @@
+"""`jaxdave-lm-eval`, and what is refused in one line."""
+
+import json
+
+import pytest
+from helpers.lm_tasks import TASK, ask, docs, of
+
+from jaxdave.integrations.lm_eval import cli
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"colour": "red"}, "model_args: 'colour' is unknown; use add_bos_token"),
+        ({"threshold": "high"}, "threshold='high' must be a number or none"),
+        ({"draft_steps": 0}, "draft_steps=0 must be at least 1"),
+        ({"mc_num": 0}, "mc_num=0 must be at least 1"),
+        ({"likelihood": "exact"}, "likelihood='exact' is unknown"),
+        ({"block_length": 3}, "block_length=3 must divide 64"),
+        ({"numerics": "loose"}, "numerics='loose' is unknown"),
+        ({"batch_size": "many"}, "batch_size='many' must be a whole number"),
+        ({"add_bos_token": True}, "'sdar-1m' has no bos_token"),
+    ],
+)
+def test_bad_arguments_are_one_line(args, words):
+    with pytest.raises(ValueError) as caught:
+        of(**args)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_request_without_room_is_one_line():
+    lm = of(max_length=40)
+    with pytest.raises(ValueError, match="max_gen_toks=40 leaves no room"):
+        lm.generate_until([ask("generate_until", "x", {"max_gen_toks": 40})], True)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Run the command on a task from a YAML file and a data file; gives its code."""
+    data, tasks = tmp_path / "words.jsonl", tmp_path / "tasks"
+    data.write_text("".join(json.dumps(row) + "\n" for row in docs()["test"]))
+    tasks.mkdir()
+    task = {key: TASK[key] for key in TASK if key != "custom_dataset"}
+    task |= {
+        "task": "words_cli", "dataset_path": "json", "output_type": "multiple_choice",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "doc_to_choice": "{{choices}}", "doc_to_target": 1,
+    }  # fmt: skip
+    (tasks / "words.yaml").write_text(json.dumps(task))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def run(model_args: str) -> object:
+        args = (
+            f"jaxdave-lm-eval run --model jaxdave --model_args {model_args} "
+            f"--tasks words_cli --include_path {tasks} --batch_size 8 "
+            f"--apply_chat_template --output_path {tmp_path / 'out'}"
+        )
+        monkeypatch.setattr("sys.argv", args.split())
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_command_line(command, tmp_path, capsys):
+    """A task goes round beside the harness's own, which take it long to list."""
+    assert command("model=sdar-1m,numerics=fast,draft_steps=4") == 0
+    (result,) = (tmp_path / "out").rglob("results_*.json")
+    found = json.loads(result.read_text())
+    assert found["results"]["words_cli"]["acc,none"] == 1.0
+    assert found["config"]["jaxdave_settings"]["draft_steps"] == 4
+    assert "words_cli" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_line_says_what_the_model_refuses(command, capsys):
+    assert command("model=sdar-1m,colour=red") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("jaxdave-lm-eval: model_args: 'colour' is unknown")

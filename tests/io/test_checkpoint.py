@@ -1,0 +1,233 @@
+"""Loading folders: what is found, and one line for everything that is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import checkpoint_folders
+from helpers.checkpoint_folders import assert_equal
+from safetensors.numpy import load_file, save_file
+
+from jaxdave.io import checkpoint
+from jaxdave.numerics.weight_layout import to_stacked
+
+
+@pytest.fixture
+def folder(tmp_path: Path, made: Path) -> Path:
+    shutil.copytree(made, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "tiny"
+    checkpoint_folders.make(path)
+    return path
+
+
+def failure(folder: Path | str, **options) -> str:
+    with pytest.raises(ValueError) as caught:
+        checkpoint.load(folder, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def change_json(path: Path, **changes) -> None:
+    value = {**json.loads(path.read_text()), **changes}
+    value = {key: part for key, part in value.items() if part is not ...}
+    path.write_text(json.dumps(value))
+
+
+def change_tensors(folder: Path, **changes) -> None:
+    """Set tensors, or with None drop them."""
+    tensors = {**load_file(folder / "model.safetensors"), **changes}
+    kept = {name: value for name, value in tensors.items() if value is not None}
+    save_file(kept, folder / "model.safetensors")
+
+
+def split_in_two(folder: Path) -> dict[str, str]:
+    """Two shards and their index, as the Hub has them."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in halves.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    (folder / "model.safetensors").unlink()
+    index = {name: file for file, part in halves.items() for name in part}
+    write_index(folder, index)
+    return index
+
+
+def write_index(folder: Path, index) -> None:
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def test_torch_layout_is_out_in(folder):
+    tensors = load_file(folder / "model.safetensors")
+    down = tensors["model.layers.1.mlp.down_proj.weight"]
+    assert down.shape == (
+        checkpoint_folders.CONFIG.hidden,
+        checkpoint_folders.CONFIG.inter,
+    )
+    params = to_stacked(checkpoint.load(folder).params)
+    kernel = params["blocks"]["mlp"]["down"]["kernel"][1]
+    np.testing.assert_array_equal(np.asarray(kernel), down.T)
+
+
+def test_shards_load_like_one_file(folder, made):
+    split_in_two(folder)
+    assert_equal(checkpoint.load(folder).params, checkpoint.load(made).params)
+
+
+def test_links_of_the_hub_cache_are_followed(folder, tmp_path, made):
+    cache = tmp_path / "models--owner--name"
+    snapshot, blobs = cache / "snapshots" / "abc", cache / "blobs"
+    blobs.mkdir(parents=True)
+    shutil.copytree(folder, snapshot)
+    (snapshot / "model.safetensors").rename(blobs / "123")
+    (snapshot / "model.safetensors").symlink_to(Path("../../blobs/123"))
+    assert_equal(checkpoint.load(snapshot).params, checkpoint.load(made).params)
+
+
+def test_everything_wrong_is_in_one_line(folder):
+    change_tensors(
+        folder,
+        **{
+            "model.norm.weight": None,
+            "model.layers.7.mlp.up_proj.weight": np.zeros((1, 1), np.float32),
+            "lm_head.weight": np.zeros((3, 4), np.float32),
+            "model.embed_tokens.weight": np.zeros((784, 16), np.int32),
+        },
+    )
+    shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
+    message = failure(folder)
+    assert "missing tensor model.norm.weight" in message
+    assert "extra tensor model.layers.7.mlp.up_proj.weight" in message
+    assert "lm_head.weight has shape (3, 4), not (784, 16)" in message
+    assert "model.embed_tokens.weight has dtype I32" in message
+    assert "other.safetensors: extra file" in message
+
+
+@pytest.mark.parametrize("length", [0, 4, 1000, -1])
+def test_truncated_file(folder, length):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    message = failure(folder)
+    assert "model.safetensors: truncated or unreadable file" in message
+    assert "missing tensor" not in message
+
+
+def test_missing_weights(folder):
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors: missing file" in failure(folder)
+
+
+def test_missing_shard_is_one_problem(folder):
+    split_in_two(folder)
+    (folder / "b.safetensors").unlink()
+    message = failure(folder)
+    assert "b.safetensors: missing file" in message
+    assert "missing tensor" not in message
+
+
+def test_index_that_names_a_tensor_nobody_has(folder):
+    index = split_in_two(folder)
+    write_index(folder, {**index, "ghost": "a.safetensors"})
+    assert "a.safetensors: tensor ghost of the index is missing" in failure(folder)
+
+
+def test_tensor_beside_the_index(folder):
+    index = split_in_two(folder)
+    index.pop("lm_head.weight")
+    write_index(folder, index)
+    assert "tensor lm_head.weight is there against the index" in failure(folder)
+
+
+@pytest.mark.parametrize("kind", ["parent", "absolute", "link"])
+def test_index_must_stay_inside_the_folder(folder, tmp_path, kind):
+    outside = tmp_path / "outside.safetensors"
+    (folder / "model.safetensors").rename(outside)
+    name = {"parent": "../outside.safetensors", "absolute": str(outside)}.get(kind, "l")
+    if kind == "link":
+        (folder / name).symlink_to(outside)
+    write_index(folder, dict.fromkeys(load_file(outside), name))
+    assert f"{name}: points outside the folder" in failure(folder)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {}, {"a": 1}])
+def test_index_without_a_map(folder, weight_map):
+    write_index(folder, weight_map)
+    assert "weight_map must map" in failure(folder)
+
+
+def test_config_that_is_missing_or_broken(folder):
+    (folder / "config.json").write_text("{")
+    assert "config.json: cannot be read as JSON" in failure(folder)
+    (folder / "config.json").write_text("[]")
+    assert "config.json: must hold a JSON object" in failure(folder)
+    (folder / "config.json").unlink()
+    assert "config.json: missing file" in failure(folder)
+
+
+def test_config_reports_every_bad_key(folder):
+    change_json(
+        folder / "config.json", hidden_size=..., head_dim="8", rope_scaling={"f": 2}
+    )
+    message = failure(folder)
+    assert "hidden_size is missing" in message
+    assert "head_dim='8' must be of type int" in message
+    assert "rope_scaling={'f': 2} must be None" in message
+
+
+def test_unknown_and_mixed_up_architectures_do_not_load(folder):
+    change_json(folder / "config.json", model_type="gpt2", architectures=["GPT2"])
+    assert "unknown architecture" in failure(folder)
+    change_json(folder / "config.json", model_type="Dream", architectures=["SDARFor"])
+    assert "q_proj.bias" in failure(folder)
+
+
+def test_block_length_and_mask_come_from_arguments_first(folder):
+    found = checkpoint.load(folder, block_length=16, mask_id=5)
+    assert (found.config.block_length, found.config.mask_id) == (16, 5)
+    assert found.codec.mask_id == 5
+
+
+def test_config_of_the_hub_without_block_length_and_mask(folder):
+    change_json(folder / "config.json", block_size=..., mask_token_id=...)
+    assert "give it with --block-length or block_length" in failure(folder)
+    found = checkpoint.load(folder, block_length=4)
+    assert found.config.mask_id == checkpoint_folders.CONFIG.mask_id
+    assert "block_length=3" in failure(folder, block_length=3)
+
+
+def test_mask_ids_must_agree(folder):
+    change_json(folder / "config.json", mask_token_id=3)
+    assert "mask_token_id=3" in failure(folder)
+
+
+def test_without_real_vocab_size_the_tokenizer_says(folder):
+    change_json(folder / "config.json", real_vocab_size=...)
+    assert checkpoint.load(folder).config.vocab_size == 776
+    change_json(folder / "config.json", real_vocab_size=780)
+    assert "real_vocab_size=780" in failure(folder)
+
+
+@pytest.mark.parametrize("source", ["nope", "a/b/c", "../x", ""])
+def test_unknown_source(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "is unknown" in failure(source)
+
+
+def test_hub_failure_is_one_line(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    assert "cannot be fetched from the Hub (no network)" in failure("owner/name")
+
+
+def test_unknown_dtype(folder):
+    assert "dtype 'float16' is unknown" in failure(folder, dtype="float16")

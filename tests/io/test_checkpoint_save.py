@@ -1,0 +1,124 @@
+"""Saved folders: bit-equal when loaded, whole or not there at all."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers import checkpoint_folders
+from helpers.checkpoint_folders import assert_equal
+from safetensors.numpy import load_file
+
+from jaxdave.io import checkpoint
+from jaxdave.models.presets import preset
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    checkpoint_folders.make(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_embeddings": True}, {"qkv_bias": True, "block_length": 8}]
+)
+def test_round_trip_is_bit_equal(tmp_path, dtype, changes):
+    config = dataclasses.replace(checkpoint_folders.CONFIG, name="model", **changes)
+    params = checkpoint_folders.make(tmp_path / "model", config, dtype)
+    found = checkpoint.load(tmp_path / "model", dtype=dtype)
+    assert found.config == config
+    assert_equal(found.params, jax.tree.map(lambda x: x.astype(dtype), params))
+
+
+def test_loading_float32_from_bfloat16_widens(tmp_path):
+    params = checkpoint_folders.make(tmp_path / "model", dtype="bfloat16")
+    wide = jax.tree.map(lambda x: x.astype("bfloat16").astype("float32"), params)
+    assert_equal(checkpoint.load(tmp_path / "model").params, wide)
+
+
+def test_save_replaces_weights_and_keeps_the_rest(folder):
+    (folder / "README.md").write_text("card")
+    params = checkpoint_folders.random(seed=1)
+    checkpoint.save(folder, checkpoint_folders.CONFIG, params, dtype="float32")
+    assert_equal(checkpoint.load(folder).params, params)
+    assert (folder / "README.md").read_text() == "card"
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_save_refuses_a_folder_with_other_things(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="thesis.txt"):
+        checkpoint_folders.make(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_failed_save_leaves_the_old_folder(folder, monkeypatch):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def fill_the_disk(tensors, path, **_):
+        path.write_bytes(b"half")
+        raise OSError("disk is full")
+
+    monkeypatch.setattr("jaxdave.io.safetensors_io.save_file", fill_the_disk)
+    with pytest.raises(OSError, match="disk is full"):
+        checkpoint_folders.make(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_save_checks_parameters_and_family(tmp_path):
+    params = checkpoint_folders.random()
+    deeper = dataclasses.replace(checkpoint_folders.CONFIG, num_layers=3)
+    with pytest.raises(ValueError, match="blocks/attn/k/kernel"):
+        checkpoint.save(tmp_path / "m", deeper, params, dtype="float32")
+    dream = dataclasses.replace(checkpoint_folders.CONFIG, family="dream")
+    with pytest.raises(ValueError, match="qk_norm=True.*'dream' cannot be saved"):
+        checkpoint.save(tmp_path / "m", dream, params, dtype="float32")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["sdar-4b", "dream-7b", "llada-8b", "fast-dllm-v2-1.5b"]
+)
+def test_every_family_is_saved_in_its_own_layout(name, tmp_path):
+    """What is saved loads again, and the published names are in the file."""
+    shape = {
+        field: getattr(checkpoint_folders.CONFIG, field)
+        for field in (
+            "num_layers",
+            "hidden",
+            "inter",
+            "heads",
+            "head_dim",
+            "rotary_dim",
+        )
+        + ("vocab_rows", "vocab_size", "mask_id", "pad_id", "stop_ids", "max_positions")
+    }
+    config = preset(name, **shape, kv_heads=2)
+    params = checkpoint_folders.random(config)
+    folder = tmp_path / "model"
+    checkpoint.save(
+        folder, config, params, dtype="float32", tokenizer=checkpoint_folders.TOKENIZER
+    )
+    found = checkpoint.load(folder)
+    assert found.config == dataclasses.replace(config, name="model")
+    checkpoint_folders.assert_equal(found.params, params)
+    tensors = load_file(folder / "model.safetensors")
+    marks = {
+        "llada-8b": "model.transformer.blocks.1.ff_proj.weight",
+        "sdar-4b": "model.layers.1.self_attn.q_norm.weight",
+    }
+    assert marks.get(name, "model.layers.1.self_attn.q_proj.bias") in tensors
+
+
+def test_file_is_what_torch_libraries_expect(tmp_path):
+    checkpoint_folders.make(tmp_path / "model", dtype="bfloat16")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    raw = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (raw["vocab_size"], raw["real_vocab_size"]) == (784, 776)
+    assert raw["torch_dtype"] == "bfloat16"

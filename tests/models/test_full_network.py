@@ -1,0 +1,161 @@
+"""Full attention's networks against the plainest reading of the model, on bits too."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdave.models.forward import forward
+from jaxdave.models.full_attention import cached_model, uncached_model
+from jaxdave.models.guidance import with_guidance, with_suppressed_ids
+from jaxdave.models.presets import preset
+
+SMALL = dict(
+    num_layers=3, hidden=32, inter=40, head_dim=8, rotary_dim=8, vocab_rows=50,
+    vocab_size=48, mask_id=47, pad_id=46, stop_ids=(45,),
+)  # fmt: skip
+BEGIN, END, CAPACITY, BLOCK = 70, 102, 192, 8
+MAKERS = {"cached": cached_model, "whole": uncached_model}
+
+
+def model(name: str):
+    """A random model of a family whose predictions vary."""
+    from helpers.checkpoint_folders import random
+
+    config = preset(name, **SMALL)
+    return config, random(config, 3)
+
+
+def canvas(seed: int = 0):
+    """A row's canvas: a prompt, some tokens known, garbage past its end."""
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.integers(0, 48, CAPACITY).astype(np.int32))
+
+
+def primed(net, params, tokens_T, start, window):
+    at = (jnp.int32(x) for x in (BEGIN, start, END))
+    return jax.jit(lambda t: net.prime(params, t, *at, window, CAPACITY))(tokens_T)
+
+
+@functools.cache
+def whole_of(config):
+    return jax.jit(forward(config))
+
+
+def expected(config, params, tokens_T, start, window):
+    """Logits of a window by the model over the whole canvas, nothing cached."""
+    said = whole_of(config)(params, tokens_T[None, :END])[0]
+    return np.asarray(said)[start : start + window]
+
+
+def logits(net, params, hidden):
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    said = np.asarray(net.logits(params, flat, jnp.int32(0)))
+    return said.reshape(*hidden.shape[:-1], -1)
+
+
+def pairs(first, second):
+    """Every pair of two and two, half of them slow: each of the four is in one."""
+    return [
+        pytest.param(a, b, marks=pytest.mark.slow if (i + j) % 2 else ())
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+    ]
+
+
+NAMES = "llada-1m", "dream-1m"
+
+
+@pytest.mark.parametrize(("name", "numerics"), pairs(NAMES, ("exact", "fast")))
+@pytest.mark.parametrize("kind", MAKERS)
+def test_priming_says_what_the_whole_model_says(kind, name, numerics):
+    config, params = model(name)
+    net = MAKERS[kind](config, numerics=numerics, positions=256)
+    for start, window in ((BEGIN, 32), (BEGIN + BLOCK, BLOCK)):
+        hidden, _ = primed(net, params, canvas(), start, window)
+        want = expected(config, params, canvas(), start, window)
+        np.testing.assert_allclose(logits(net, params, hidden), want, atol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "numerics"), pairs(NAMES, ("exact", "fast")))
+def test_a_window_without_a_cache_is_the_whole_model(name, numerics):
+    config, params = model(name)
+    net = uncached_model(config, numerics=numerics, positions=256)
+    _, cache = primed(net, params, canvas(), BEGIN, 32)
+    drafts = np.random.default_rng(1).integers(0, 48, (3, 32)).astype(np.int32)
+    args = jnp.asarray(drafts), jnp.int32(BEGIN), jnp.int32(END), cache
+    hidden, added = jax.jit(net.forward)(params, *args)
+    assert added is None
+    for draft, said in zip(drafts, logits(net, params, hidden), strict=True):
+        tokens = canvas().at[BEGIN:END].set(draft)
+        want = expected(config, params, tokens, BEGIN, 32)
+        np.testing.assert_allclose(said, want, atol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "window"), pairs(NAMES, (8, 32)))
+def test_a_frozen_cache_is_read_alike_by_both_attentions(name, window):
+    """A window as it was primed gives the whole model's logits; a changed one gives the
+    same by tiles and in two parts, which share no line, and differs from no cache."""
+    config, params = model(name)
+    start = BEGIN + 8
+    changed = np.random.default_rng(2).integers(0, 48, window).astype(np.int32)
+    same = np.asarray(canvas()[start : start + window])
+    said = {}
+    for numerics in ("exact", "fast"):
+        net = cached_model(config, numerics=numerics, positions=256)
+        _, cache = primed(net, params, canvas(), start, window)
+        drafts = jnp.asarray(np.stack([same, changed]))
+        args = drafts, jnp.int32(start), jnp.int32(END), cache
+        said[numerics] = logits(net, params, jax.jit(net.forward)(params, *args)[0])
+        inside = slice(1, min(window, END - start))  # a first token may lie outside
+        want = expected(config, params, canvas(), start, window)
+        np.testing.assert_allclose(said[numerics][0, inside], want[inside], atol=2e-5)
+    inside = slice(1, min(window, END - start))
+    np.testing.assert_allclose(
+        said["exact"][1, inside], said["fast"][1, inside], atol=2e-5
+    )
+    tokens = canvas().at[start : start + window].set(changed)
+    fresh = expected(config, params, tokens, start, window)
+    assert np.abs(said["exact"][1, inside] - fresh[inside]).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_capacity_and_garbage_past_the_end_do_not_change_bits(kind):
+    config, params = model("llada-1m")
+    net = MAKERS[kind](config, positions=512)
+    longer = jnp.concatenate([canvas(), canvas(1)])[:256].at[END:192].set(5)
+    bits = []
+    for tokens_T in (canvas(), longer):
+        hidden, cache = primed(net, params, tokens_T, BEGIN, 32)
+        drafts = jnp.stack([tokens_T[BEGIN:END]] * 2).at[:, 3].set(47)
+        args = drafts, jnp.int32(BEGIN), jnp.int32(END), cache
+        later, _ = jax.jit(net.forward)(params, *args)
+        bits.append([np.asarray(a).view(np.uint32) for a in (hidden, later)])
+    for a, b in zip(*bits, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_guidance_mixes_the_logits_of_two_canvases():
+    config, params = model("llada-1m")
+    plain = cached_model(config, positions=256)
+    net = with_guidance(plain, 1.5, config.mask_id)
+    hidden, cache = primed(net, params, canvas(), BEGIN, 8)
+    blind = canvas().at[:BEGIN].set(config.mask_id)
+    told, untold = (
+        expected(config, params, tokens, BEGIN, 8) for tokens in (canvas(), blind)
+    )
+    want = untold + 2.5 * (told - untold)
+    np.testing.assert_allclose(logits(net, params, hidden), want, atol=1e-4)
+    args = canvas()[None, BEGIN : BEGIN + 8], jnp.int32(BEGIN), jnp.int32(END), cache
+    again, _ = jax.jit(net.forward)(params, *args)
+    np.testing.assert_allclose(logits(net, params, again)[0], want, atol=1e-4)
+    ids = jnp.asarray([[3, 7]] * 8)
+    some = net.logits_at(params, hidden, ids)
+    np.testing.assert_allclose(some, want[:, [3, 7]], atol=1e-4)
+
+
+def test_ids_can_be_forbidden():
+    net = cached_model(preset("llada-1m", **SMALL), positions=256)
+    assert with_suppressed_ids(net, (45, 46)).banned == (45, 46, 47)

@@ -1,0 +1,195 @@
+"""Int8 models: rounded once, read one way everywhere, and lossless as any model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import checkpoint_folders, fake_model
+from helpers.losslessness import saved_calls
+
+from jaxdave import policies
+from jaxdave.engine import decoders
+from jaxdave.engine.bitwise_check import slot_probe
+from jaxdave.engine.decoders import decode_layout
+from jaxdave.io import checkpoint
+from jaxdave.models.forward import forward
+from jaxdave.models.param_shapes import Binder
+from jaxdave.numerics.matmul import embed
+from jaxdave.numerics.quantization import (
+    Int8,
+    channel_axis,
+    einsum_kernel,
+    quantize_param,
+    quantize_params,
+)
+from jaxdave.numerics.weight_layout import to_stacked
+
+TIED = dataclasses.replace(fake_model.TINY, tie_embeddings=True)
+FULL = dataclasses.replace(fake_model.TINY, attention="full", logits_shift="full")
+
+
+def random(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+def dense(params):
+    """What int8 parameters stand for, as float32 arrays."""
+
+    is_int8 = lambda leaf: isinstance(leaf, Int8)  # noqa: E731
+
+    def one(path, leaf):
+        axis = channel_axis(jax.tree_util.keystr(path, simple=True, separator="/"))
+        return spelled_out(leaf, axis) if is_int8(leaf) else leaf
+
+    return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_int8)
+
+
+def spelled_out(made, axis: int | None):
+    assert axis is not None
+    return made.values.astype(jnp.float32) * jnp.expand_dims(made.scale, axis)
+
+
+def int8_of(config, seed: int = 0):
+    return quantize_params(fake_model.scaled(config, seed))
+
+
+@pytest.mark.parametrize(("path", "axis"), [("a/kernel", -2), ("embedding", -1)])
+def test_values_are_half_a_level_off_at_most(path, axis):
+    leaf = random(3, 8, 5) if axis == -2 else random(8, 5)
+    leaf = leaf.at[(..., 2) if axis == -2 else 2].set(0.0)
+    made = quantize_param(path, leaf)
+    assert isinstance(made, Int8)
+    assert made.values.dtype == jnp.int8 and made.scale.dtype == jnp.float32
+    away = jnp.abs(spelled_out(made, axis) - leaf)
+    assert jnp.all(away <= jnp.expand_dims(made.scale, axis) * 0.5001)
+    assert jnp.all(jnp.isfinite(made.scale))
+    # Every channel uses all of the range, unless it is nothing but zeros.
+    most = jnp.max(jnp.abs(made.values.astype(jnp.int32)), axis=axis)
+    assert set(np.unique(most)) <= {0, 127} and most.max() == 127
+    assert int(made.values.min()) >= -127
+
+
+def test_norms_and_biases_stay():
+    leaf = random(7)
+    assert quantize_param("blocks/norm1/scale", leaf) is leaf
+    assert quantize_param("blocks/attn/q/bias", leaf) is leaf
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_scale_after_the_product_is_a_scale_before_it(dtype):
+    x, kernel = random(4, 16).astype(dtype), quantize_param("o/kernel", random(16, 6))
+    wide = np.asarray(spelled_out(kernel, -2))
+    want = np.asarray(x.astype(jnp.float32)) @ wide
+    found = einsum_kernel("ri,io->ro", x, kernel)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, want, rtol=2e-6, atol=2e-6)
+
+
+def test_a_tied_table_looks_up_what_the_head_compares_with():
+    params = int8_of(TIED)
+    table = Binder(TIED)(params).head_table()
+    assert isinstance(table, Int8)
+    ids = jnp.arange(TIED.vocab_rows, dtype=jnp.int32)
+    found = embed(params["embedding"], ids, jnp.float32)
+    np.testing.assert_array_equal(found, spelled_out(table, -1))
+
+
+@pytest.mark.parametrize("config", [fake_model.TINY, TIED, FULL])
+def test_logits_are_those_of_the_rounded_weights(config):
+    params = int8_of(config)
+    tokens = jnp.asarray(fake_model.prompts_of([24], most=34), jnp.int32)
+    logits = jax.jit(forward(config))
+    found, want = logits(params, tokens), logits(dense(params), tokens)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+    plain = logits(fake_model.scaled(config, 0), tokens)
+    assert np.abs(np.asarray(found) - np.asarray(plain)).max() > 1e-3
+
+
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize(
+    ("cache", "temperature", "dtype"),
+    [
+        pytest.param(None, 0.7, jnp.float32, marks=pytest.mark.slow),
+        (None, 0.0, jnp.bfloat16),
+        ("dual", 0.0, jnp.float32),
+    ],
+)
+def test_drafts_keep_the_text(cache, temperature, dtype):
+    config = fake_model.TINY if cache is None else FULL
+    decoder = decoders.build_decoder(
+        config, policies.static(1), 8, 8, max_new_tokens=16, block_length=4,
+        cache=cache, temperature=temperature,
+    )  # fmt: skip
+    saved = 0
+    for seed, cap, lengths in ((0, 2, [33, 2]), (1, 8, [5, 40]), (2, 5, [3, 17])):
+        drawn = fake_model.scaled(config, seed)
+        params = quantize_params(jax.tree.map(lambda a: a.astype(dtype), drawn))
+        prompts = fake_model.prompts_of(lengths, seed)
+        saved += saved_calls(decoder, cap, params, prompts, seed)
+    assert saved > 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_drafts_place_does_not_show(dtype):
+    program = decoders.freedave(fake_model.TINY, draft_steps=4).program
+    half = jax.tree.map(lambda a: a.astype(dtype), fake_model.tiny_params(0))
+    assert slot_probe(program, quantize_params(half)).holds
+
+
+def test_chunked_logits_are_those_of_the_whole_head():
+    config = fake_model.TINY
+    made = decode_layout(config, 4, None, 2, 8).network(config, numerics="exact")
+    params, hidden = int8_of(config), random(3, config.hidden)
+    want = Binder(config)(params).logits(hidden)
+    np.testing.assert_allclose(
+        made.logits(params, hidden, jnp.int32(0)), want[:, : made.chunk], rtol=1e-5
+    )
+    ids = jnp.asarray([[1, 5], [0, 39], [7, 7]], jnp.int32)
+    np.testing.assert_allclose(
+        made.logits_at(params, hidden, ids),
+        jnp.take_along_axis(want, ids, axis=1),
+        rtol=1e-5,
+    )
+
+
+def test_loading_rounds_what_it_reads(tmp_path):
+    checkpoint_folders.make(tmp_path / "m")
+    model = checkpoint.load(tmp_path / "m", quantize="int8")
+    checkpoint_folders.assert_equal(
+        model.params,
+        quantize_params(to_stacked(checkpoint.load(tmp_path / "m").params)),
+    )
+    assert model.quantize == "int8"
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    whole_size = sum(
+        leaf.nbytes for leaf in jax.tree.leaves(checkpoint_folders.random())
+    )
+    matrices = sum(
+        a.size for a in jax.tree.leaves(checkpoint_folders.random()) if a.ndim > 2
+    )
+    assert size < whole_size - 2.5 * matrices
+
+
+def test_what_cannot_be_is_refused_in_a_line(tmp_path):
+    checkpoint_folders.make(tmp_path / "m")
+    for quantize in ("int4", "", "INT8"):
+        with pytest.raises(ValueError, match="is unknown; use int8") as caught:
+            checkpoint.load(tmp_path / "m", quantize=quantize)
+        assert "\n" not in str(caught.value)
+    params = checkpoint.load(tmp_path / "m", quantize="int8").params
+    with pytest.raises(ValueError, match="int8 parameters are not saved"):
+        checkpoint.save(
+            tmp_path / "n", checkpoint_folders.CONFIG, params, dtype="float32"
+        )
+
+
+def test_the_command_line_knows_it(run, tmp_path):
+    checkpoint_folders.make(tmp_path / "m")
+    options = ("--model", tmp_path / "m", "--max-new-tokens", 4)
+    code, out, _ = run("generate", "hi", *options, "--quantize", "int8", "--json")
+    assert code == 0 and '"quantize": "int8"' in out
+    code, _, err = run("generate", "hi", *options, "--quantize", "int3")
+    assert code == 2 and "quantize='int3' is unknown; use int8" in err
+    assert err.count("\n") == 1

@@ -1,0 +1,315 @@
+# pyright: reportCallIssue=false
+"""Policies that weigh candidates: their rules in plain Python, and law 1 for them."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import fake_full_model, fake_model, oracle
+from helpers.fake_full_model import Rule
+from helpers.fake_model import (
+    MASK,
+    ROWS,
+    SIZE,
+    VARIANTS,
+    capped,
+    prompts_of,
+    texts,
+    weights,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdave import policies
+from jaxdave.decoding.policy_step import POLICY_NOISE
+from jaxdave.engine import decoders
+from jaxdave.engine.generation import generate, stream
+from jaxdave.policies.registry import makers
+from jaxdave.sampling.noise import request_key
+
+MAKERS = makers()
+
+quick = pytest.mark.usefixtures("quick_compiles")
+SEED, ROOM = 5, 16
+CLOSE = 1e-4
+"""Worths of different candidates that are as close as this decide nothing here."""
+
+
+def said(logits):
+    """(token, probability, 1 - probability, entropy) of each row, in float64."""
+    logits = logits.astype(np.float64)
+    logits[:, [MASK, *range(SIZE, ROWS)]] = -np.inf
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    token = np.argmax(logits, axis=1)
+    doubt = [np.delete(row, t).sum() for row, t in zip(p, token, strict=True)]
+    entropy = [-sum(x * math.log(x) for x in row if x > 0) for row in p]
+    return token.tolist(), (1 - np.array(doubt)).tolist(), doubt, entropy
+
+
+@functools.cache
+def noise(n: int, draw: int, place: int) -> float:
+    """What the interface promises: keyed by request, step, candidate and position."""
+    key = request_key(jnp.uint32(SEED), jnp.uint32(0))
+    for part in (n, POLICY_NOISE, draw, place):
+        key = jax.random.fold_in(key, part)
+    return float(jax.random.gumbel(key, mode="high"))
+
+
+def order_of(doubts, places) -> list[int]:
+    return sorted(range(len(places)), key=lambda i: (doubts[i], places[i]))
+
+
+def info_gain(n, begin, places, said_now, count: int):
+    """(indices that each candidate commits, their merits)."""
+    _, p, doubt, entropy = said_now
+    if all(x >= 0.8 for x in p):
+        return [list(range(len(places)))] * count, [-sum(entropy)] * count
+    picks = [order_of(doubt, places)[:1]]
+    for draw in range(count - 1):
+        worth = [
+            p[i] / 0.2 + noise(n, draw, places[i] - begin) for i in range(len(places))
+        ]
+        picks.append([int(np.argmax(worth))])
+    return picks, [-entropy[pick[0]] for pick in picks]
+
+
+def lopa(n, begin, places, said_now, count: int):
+    _, p, doubt, _ = said_now
+    order = order_of(doubt, places)
+    anchor = [i for i in order if p[i] >= 0.7] or order[:1]
+    rest = [i for i in order if i not in anchor]
+    fills = [anchor, *(anchor + rest[j : j + 1] for j in range(count - 1))]
+    return fills, [0.0] * count
+
+
+RULES = {"info_gain": (info_gain, 3), "lopa": (lopa, 2)}
+POLICIES = {
+    "info_gain": policies.info_gain(candidates=4),
+    "lopa": policies.lopa(branches=4, threshold=0.7),
+}
+
+
+class Stage:
+    """A request on a hash network: what is open, what is said, when it is over."""
+
+    def __init__(self, net, prompt, length: int, cache: str | None):
+        self.net, self.length, self.cache = net, length, cache
+        self.begin, self.end = len(prompt), len(prompt) + ROOM
+        self.rule = Rule(self.begin, self.end, length, cache or "", False)
+        self.frozen, self.block = [], -1
+
+    def first(self, prompt):
+        if self.cache is None:
+            return oracle.blank(prompt, ROOM, self.length)
+        return [*prompt, *[MASK] * ROOM]
+
+    def is_over(self, canvas) -> bool:
+        return bool(oracle.finished(canvas, self.begin, self.end))
+
+    def places(self, canvas) -> list[int]:
+        if self.cache is None:
+            lo, hi = oracle.first_block(canvas, self.length)
+        else:
+            lo = self.rule.block(canvas)
+            hi = lo + self.length
+        return [p for p in range(lo, min(hi, self.end)) if canvas[p] == MASK]
+
+    def begins_block(self, canvas) -> bool:
+        """Whether a cache must be made of this very state."""
+        return not self.is_over(canvas) and self.is_past(canvas)
+
+    def is_past(self, canvas) -> bool:
+        """Whether nothing is left that may be decoded under the cache at hand."""
+        if MASK not in canvas[: self.end]:
+            return True
+        if self.cache in (None, "none"):
+            return False
+        return self.rule.block(canvas) != self.block
+
+    def say(self, canvas, places):
+        if self.cache is None:
+            logits = fake_model.dense_logits(self.net, canvas, places, self.length)
+        else:
+            block = self.rule.block(canvas)
+            logits = fake_full_model.logits(
+                self.net, self.rule, canvas, self.frozen, block, places
+            )
+        return said(logits)
+
+
+def weigh(stage: Stage, kind: str, fills, merits):
+    """The state that the policy goes to; None where two are too close to tell."""
+    worths = []
+    for state, merit in zip(fills, merits, strict=True):
+        places = [] if stage.is_past(state) else stage.places(state)
+        doubts = stage.say(state, places)[RULES[kind][1]] if places else [0.0]
+        worths.append(merit - sum(doubts) / len(doubts))
+    best = max(range(len(worths)), key=lambda i: (worths[i], -i))
+    rivals = [s for s, w in zip(fills, worths, strict=True) if w > worths[best] - CLOSE]
+    return fills[best] if all(s == fills[best] for s in rivals) else None
+
+
+def path(kind: str, net, prompt, length: int, cache):
+    """The states of a decode one by one, and its calls; None if one is undecided."""
+    stage, n, calls = Stage(net, prompt, length, cache), 0, 0
+    state = stage.first(prompt)
+    states = [state]
+    while not stage.is_over(state):
+        if calls == 0 or stage.begins_block(state):
+            stage.frozen, calls = state, calls + 1
+            stage.block = stage.rule.block(state) if cache else -1
+        places = stage.places(state)
+        now = stage.say(state, places)
+        picks, merits = RULES[kind][0](n, stage.begin, places, now, 4)
+        fills = [list(state) for _ in picks]
+        for fill, pick in zip(fills, picks, strict=True):
+            for i in pick:
+                fill[places[i]] = now[0][i]
+        state, n = fills[0], n + 1
+        is_one = all(f == fills[0] for f in fills)
+        if not (is_one and (stage.is_over(state) or stage.begins_block(state))):
+            calls += 1
+            state = weigh(stage, kind, fills, merits)
+        if state is None:
+            return None
+        states.append(state)
+    return states, calls
+
+
+def built(kind: str, drafts: int, length: int, cache, **rest):
+    """FreeDave over a branching policy on a hash network."""
+    settings = {"lossy": True, **rest}
+    if cache is None:
+        return fake_model.build(POLICIES[kind], drafts, length, ROOM, **settings)
+    return fake_full_model.build(
+        POLICIES[kind], drafts, length, ROOM, cache, **settings
+    )
+
+
+def cases(*kept):
+    """Every (kind, cache); those that are not kept are slow."""
+    return [
+        pytest.param(
+            kind, cache, marks=() if (kind, cache) in kept else pytest.mark.slow
+        )
+        for kind in sorted(RULES)
+        for cache in (None, "none", "prefix", "dual")
+    ]
+
+
+@quick
+@pytest.mark.parametrize(
+    ("kind", "cache"),
+    cases(("info_gain", None), ("info_gain", "none"), ("lopa", "dual")),
+)
+def test_a_candidate_is_weighed_as_the_rule_says(kind, cache):
+    decoder, told, chosen = built(kind, 3, 8, cache), 0, set()
+    for salt in range(12):
+        net = weights(salt, **VARIANTS[("table", "stops", "chaotic")[salt % 3]])
+        prompt = prompts_of([5 + salt], salt)[0]
+        truth = path(kind, net, prompt, 8, cache)
+        if truth is None:
+            continue
+        states, calls = truth
+        plain, canvases = fake_model.decode(
+            capped(decoder, 1), net, [prompt], seed=SEED
+        )
+        end = len(prompt) + ROOM
+        assert canvases[0][:end].tolist() == states[-1][:end]
+        assert plain.rows[0].steps == len(states) - 1
+        assert plain.rows[0].nfe.total == calls
+        told, chosen = told + 1, chosen | {len(states)}
+    assert told >= 8
+    assert len(chosen) > 1
+
+
+@quick
+@pytest.mark.parametrize(
+    ("kind", "cache"), cases(("info_gain", "dual"), ("lopa", None))
+)
+def test_drafts_keep_the_text_of_a_policy_that_weighs(kind, cache):
+    decoder, saved = built(kind, 4, 4, cache, temperature=0.7), 0
+
+    @settings(max_examples=6)
+    @given(st.integers(0, 999), st.sampled_from(sorted(VARIANTS)))
+    def holds(salt, variant):
+        nonlocal saved
+        net, prompts = weights(salt, **VARIANTS[variant]), prompts_of([4, 9, 2], salt)
+        plain, canvases = fake_model.decode(capped(decoder, 1), net, prompts, seed=SEED)
+        quick, others = fake_model.decode(decoder, net, prompts, seed=SEED)
+        assert texts(quick) == texts(plain)
+        assert (canvases == others).all()
+        for a, b in zip(quick.rows, plain.rows, strict=True):
+            assert a.nfe.total <= b.nfe.total
+            saved += b.nfe.total - a.nfe.total
+        assert (
+            texts(generate(decoder, net, prompts[1:2], seed=SEED)) == texts(plain)[1:2]
+        )
+
+    holds()
+    assert saved > 0
+
+
+@quick
+def test_streams_and_wrappers_take_policies_that_weigh():
+    net, prompts = weights(3, **VARIANTS["stops"]), prompts_of([6, 11], 3)
+    inner = policies.demote(policies.info_gain(candidates=3), (fake_model.STOP,))
+    policy = policies.small_blocks(inner, 2)
+    decoder = fake_full_model.build(policy, 4, 8, ROOM, "dual", True)
+    plain = generate(capped(decoder, 1), net, prompts, seed=SEED)
+    assert texts(generate(decoder, net, prompts, seed=SEED)) == texts(plain)
+    sent = [[], []]
+    for update in stream(decoder, net, prompts, seed=SEED):
+        sent[update.row] += update.token_ids
+    assert [tuple(row) for row in sent] == [row.token_ids for row in plain.rows]
+
+
+@quick
+def test_a_real_network_keeps_the_text_too():
+    decoder = decoders.freedave(
+        fake_model.TINY,
+        policies.info_gain(candidates=3),
+        draft_steps=3,
+        max_new_tokens=12,
+    )
+    prompts = prompts_of([3, 8], 1, 30)
+    for seed in range(2):
+        params = fake_model.tiny_params(seed)
+        plain = generate(capped(decoder, 1), params, prompts)
+        quick = generate(decoder, params, prompts)
+        assert texts(quick) == texts(plain)
+        assert texts(generate(decoder, params, prompts[:1])) == texts(plain)[:1]
+
+
+def test_every_policy_that_weighs_has_a_rule_here():
+    weighs = {n for n, make in MAKERS.items() if make().branching is not None}
+    assert weighs == set(RULES) == set(POLICIES)
+
+
+def test_a_lossy_policy_is_refused_unless_asked_for():
+    with pytest.raises(ValueError, match=r"lopa.*speculates.*lossy=True"):
+        decoders.freedave(fake_model.TINY, policies.lopa())
+    wrapped = policies.small_blocks(policies.lopa(), 2)
+    with pytest.raises(ValueError, match="lossy=True"):
+        decoders.build_decoder(fake_model.TINY, wrapped, 1, 1)
+    assert decoders.freedave(fake_model.TINY, policies.lopa(), lossy=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: policies.info_gain(candidates=0), "candidates=0 must be"),
+        (lambda: policies.info_gain(temperature=0.0), "temperature=0 must be above"),
+        (lambda: policies.info_gain(temperature=-1.0), r"temperature=-1.0 must be"),
+        (lambda: policies.info_gain(bypass=1.5), r"bypass=1.5 must be in 0..1"),
+        (lambda: policies.lopa(branches=0), "branches=0 must be"),
+        (lambda: policies.lopa(threshold=-0.1), r"threshold=-0.1 must be"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()

@@ -1,0 +1,192 @@
+"""Every policy against the plain statement of its rule, over two blocks."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import reference_memory as memories
+from helpers import reference_policies as rules
+from helpers.replays import MASK, PROMPT, film, play, replay
+
+from jaxdave import policies
+from jaxdave.core.prediction import Prediction
+from jaxdave.policies.credit import NO_CREDIT, fused
+from jaxdave.policies.registry import makers
+
+MAKERS = makers()
+
+reel = functools.cache(film)
+SUMS = ("entropy_bounded", "eb_sampler", "prophet", "sched", "saber")
+"""Policies that add floats: compiled as they are when they decode."""
+GRIDS = ("grid", "sure")
+DIRECT = [name for name in MAKERS if MAKERS[name]().branching is None]
+"""Policies whose step commits; those that weigh candidates are in test_branching.py."""
+CASES = [
+    (policies.static(1), rules.static(1), GRIDS),
+    (policies.static(3), rules.static(3), GRIDS),
+    (policies.left_to_right(2), rules.left_to_right(2), GRIDS),
+    (policies.threshold(0.7), rules.threshold(0.7), GRIDS),
+    (policies.threshold(1 - 1e-10), rules.threshold(1 - 1e-10), GRIDS),
+    (policies.factor(1.0), rules.factor(1.0), GRIDS),
+    (policies.factor(0.3), rules.factor(0.3), GRIDS),
+    (policies.factor(5.0), rules.factor(5.0), GRIDS),
+    (policies.low_confidence(5), rules.low_confidence(5), GRIDS),
+    (policies.low_confidence(128), rules.low_confidence(128), GRIDS),
+    (policies.random(4), rules.random(4), ("grid",)),
+    (policies.first_hitting(), rules.first_hitting(), ("grid",)),
+    (policies.origin(6, 1e-3), rules.origin(6, 1e-3), ("grid",)),
+    (policies.origin(40, 0.2), rules.origin(40, 0.2), ("grid",)),
+    (policies.maskgit_plus(7), rules.dream("maskgit_plus", 7, 1e-3), GRIDS),
+    (policies.topk_margin(5, 0.1), rules.dream("topk_margin", 5, 0.1), GRIDS),
+    (policies.entropy(40), rules.dream("entropy", 40, 1e-3), GRIDS),
+    (
+        policies.maskgit_plus(5, alg_temp=0.2),
+        rules.dream("maskgit_plus", 5, 1e-3, 0.2),
+        GRIDS,
+    ),
+    (
+        policies.topk_margin(5, alg_temp=0.5),
+        rules.dream("topk_margin", 5, 1e-3, 0.5),
+        GRIDS,
+    ),
+    (
+        policies.entropy(5, alg_temp=1.0),
+        rules.dream("entropy", 5, 1e-3, 1.0),
+        ("grid",),
+    ),
+    (policies.sequential(5), rules.sequential(5), GRIDS),
+    (policies.low_confidence_static(5), rules.low_confidence_static(5), GRIDS),
+    (
+        policies.low_confidence_dynamic(5, 0.6),
+        rules.low_confidence_dynamic(5, 0.6),
+        GRIDS,
+    ),
+    (
+        policies.low_confidence_dynamic(20, 0.9),
+        rules.low_confidence_dynamic(20, 0.9),
+        GRIDS,
+    ),
+    (policies.entropy_bounded(0.35), rules.entropy_bounded(0.35), GRIDS),
+    (policies.entropy_bounded(1.0), rules.entropy_bounded(1.0), GRIDS),
+    (policies.eb_sampler(0.5), rules.eb_sampler(0.5, "entropy"), GRIDS),
+    (
+        policies.eb_sampler(0.125, "confidence"),
+        rules.eb_sampler(0.125, "confidence"),
+        GRIDS,
+    ),
+    (policies.hierarchical(0.9, 0.4), rules.hierarchical(0.9, 0.4), GRIDS),
+    (policies.hierarchical(0.99, 0.8), rules.hierarchical(0.99, 0.8), GRIDS),
+    (policies.local_leap(0.9, 0.75, 1), rules.local_leap(0.9, 0.75, 1), GRIDS),
+    (policies.local_leap(), rules.local_leap(0.9, 0.75, 4), GRIDS),
+    (policies.deferred(4, 0.8, 6), memories.deferred(4, 0.8, 6), GRIDS),
+    (policies.deferred(3, 0.9, 128), memories.deferred(3, 0.9, 128), GRIDS),
+    (policies.credit(), memories.credit(0.9, 0.7, 0.2, 0.8), ("logits",)),
+    (policies.credit(0.6, 3.0, 1.0, 0.5), memories.credit(0.6, 3, 1, 0.5), ("logits",)),
+    (
+        policies.credit(0.8, 2.0, 0.2, 0.8, 2),
+        memories.credit(0.8, 2.0, 0.2, 0.8, 2),
+        ("logits",),
+    ),
+    (policies.klass(), memories.klass(0.9, 0.01, 2), ("logits",)),
+    (policies.klass(0.5, 0.3, 3), memories.klass(0.5, 0.3, 3), ("logits",)),
+    (policies.klass(0.5, 3.0, 2), memories.klass(0.5, 3.0, 2), ("logits",)),
+    (policies.prophet(9), memories.prophet(9, (7.5, 5, 2.5), -1, 5), GRIDS),
+    (
+        policies.prophet(12, 6.0, 4.5, 3.0, 3, 4),
+        memories.prophet(12, (6, 4.5, 3), 3, 4),
+        GRIDS,
+    ),
+    (
+        policies.prophet(12, 6.0, 4.5, 3.0, 9, 3),
+        memories.prophet(12, (6, 4.5, 3), 9, 3),
+        GRIDS,
+    ),
+    (
+        policies.sched(8, max_change_ratio=0.4),
+        memories.sched(8, 7.5, 2.5, "cosine", 4, 0, 0, 0.4, 1e-3),
+        GRIDS,
+    ),
+    (
+        policies.sched(9, 6.0, 4.0, "linear", 4.0, 0.25, 1, 0.5, 0.1),
+        memories.sched(9, 6, 4, "linear", 4, 0.25, 1, 0.5, 0.1),
+        GRIDS,
+    ),
+    (
+        policies.sched(9, 9.0, 1.0, "exp", 2.0, 0.0, 0, 1.0),
+        memories.sched(9, 9, 1, "exp", 2, 0, 0, 1, 1e-3),
+        GRIDS,
+    ),
+    (policies.saber(2), memories.saber(2), ("grid", "apart")),
+    (policies.saber(5), memories.saber(5), ("grid", "apart")),
+    (policies.saber(1), memories.saber(1), ("grid", "apart")),
+    (policies.wino(), memories.wino(0.6, 0.9), ("grid", "shadows")),
+    (policies.wino(0.3, 1.0), memories.wino(0.3, 1.0), ("grid", "shadows")),
+    (policies.wino(0.5, 0.5), memories.wino(0.5, 0.5), ("shadows",)),
+    (policies.wino(0.0, 0.95), memories.wino(0.0, 0.95), ("shadows",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule", "kinds"), CASES, ids=[case[0].name for case in CASES]
+)
+def test_a_policy_commits_what_its_rule_says(policy, rule, kinds, request):
+    if policy.name.split("(")[0] not in SUMS:
+        request.getfixturevalue("quick_compiles")
+    for kind in kinds:
+        want = replay(rule, reel(kind))
+        got = play(policy, reel(kind))
+        for case, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+            apart = np.flatnonzero((mine != theirs).any(axis=1))
+            assert not apart.size, (kind, case, apart[0], mine[apart[0]].tolist())
+
+
+def test_tied_ids_go_to_the_lowest_and_odds_count_the_unlisted():
+    """Logits 2, 2, 1 of ids 4, 1, 3; id 0 and its like are unlisted and weigh e."""
+    ids, logits = jnp.array([[4, 1, 3, NO_CREDIT]]), jnp.array([[2.0, 2.0, 1.0, 99.0]])
+    others = float(np.log(np.exp(2) + 2 * np.e))
+    odds = jnp.array([2 - others], jnp.float32)
+    pred = Prediction(
+        jnp.array([4], jnp.int32), odds, odds, odds, odds, jnp.array([-1]), odds
+    )
+    same = fused(pred, ids, logits, jnp.zeros((1, 4)))
+    assert int(same[0][0]) == 1 and np.isclose(float(same[1][0]), 2 - others)
+    lifted = fused(pred, ids, logits, jnp.array([[0.0, 0.0, 3.0, 0.0]]))
+    others = float(np.log(2 * np.exp(2) + np.e))
+    assert int(lifted[0][0]) == 3 and np.isclose(float(lifted[1][0]), 4 - others)
+
+
+def test_every_policy_has_a_case():
+    assert {policy.name.split("(")[0] for policy, *_ in CASES} == set(DIRECT)
+
+
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize("name", DIRECT)
+def test_a_policy_makes_progress_and_touches_nothing_else(name):
+    policy = MAKERS[name]()
+    states = play(policy, reel("logits"))
+    assert (states == play(policy, reel("logits"))).all()
+    finished = 0
+    for case, blocks in enumerate(states):
+        prompt, room = int(reel("logits").prompt[case]), int(reel("logits").room[case])
+        start, block = -prompt, [PROMPT] * prompt + [MASK] * (len(blocks[0]) - prompt)
+        steps = most = 0
+        for moved in blocks.tolist():
+            inside = [i for i in range(len(block)) if 0 <= start + i < room]
+            masks = [i for i in inside if block[i] == MASK]
+            left = [i for i in inside if moved[i] == MASK]
+            # A step may take back more than it fills, if the block ends in time.
+            steps, most = (steps + 1, most) if steps else (1, len(masks))
+            assert steps <= most or not masks
+            if not policy.revises:
+                assert len(left) < len(masks) or not masks
+                assert all(
+                    a == b for a, b in zip(block, moved, strict=True) if a != MASK
+                )
+            outside = [i for i in range(len(block)) if i not in inside]
+            assert all(block[i] == moved[i] for i in outside)
+            block = moved
+            if not left and start + len(block) < room:
+                start, block, steps = start + len(block), [MASK] * len(block), 0
+        finished += not left
+    assert finished == len(states)

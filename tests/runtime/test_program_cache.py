@@ -1,0 +1,246 @@
+"""Programs kept on disk: found under a name for all they are made of, or made anew."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import fake_model
+
+from jaxdave import policies
+from jaxdave.drafting import nested
+from jaxdave.engine import autotune, decoders
+from jaxdave.engine.generation import generate
+from jaxdave.runtime import compilation, fingerprint, program_cache
+from jaxdave.runtime.compilation import clear_executables
+from jaxdave.runtime.files import NO_CACHE
+from jaxdave.runtime.fingerprint import fingerprint as sign
+
+SMALL = {"draft_steps": 2, "max_new_tokens": 8}
+PROMPTS = [[5, 3, 8, 1]]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of this test's own, in use."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    monkeypatch.delenv(NO_CACHE)
+    clear_executables()
+    autotune.MEASUREMENTS.clear()
+    yield tmp_path
+    clear_executables()
+
+
+def decoder(policy=None, **more):
+    policy = policies.static(1) if policy is None else policy
+    return decoders.freedave(fake_model.TINY, policy, **{**SMALL, **more})
+
+
+@functools.cache
+def params():
+    return fake_model.scaled(fake_model.TINY, 0)
+
+
+def traces(monkeypatch) -> list[str]:
+    """Names of the functions that are traced from now on."""
+    made = []
+    real = jax.jit
+
+    def counting(function, **settings):
+        made.append(getattr(function, "__name__", str(function)))
+        return real(function, **settings)
+
+    monkeypatch.setattr(compilation.jax, "jit", counting)
+    return made
+
+
+def test_a_kept_program_is_the_program(cache, monkeypatch):
+    first = generate(decoder(), params(), PROMPTS)
+    files = sorted((cache / "jaxdave" / program_cache.PROGRAM_FOLDER).iterdir())
+    assert len(files) == 3  # the loop, the prefill, the sample of the weights
+    made = traces(monkeypatch)
+    clear_executables()
+    autotune.MEASUREMENTS.clear()
+    again = generate(decoder(), params(), PROMPTS)
+    assert again.rows == first.rows
+    assert made == []
+
+
+def sample(size: int):
+    """A small program that can be kept."""
+    function, _ = compilation.get_executable(
+        compilation.CompileRequest(
+            None, "sample", autotune._first_values, ([ones(size)],)
+        )
+    )
+    clear_executables()
+    return function([ones(size)])[0].tolist()
+
+
+def ones(size: int):
+    return jnp.ones(size, jnp.float32)
+
+
+def test_a_broken_file_is_made_anew(cache, monkeypatch):
+    made = traces(monkeypatch)
+    assert sample(3) == sample(3) == [1.0] * 3 and len(made) == 1
+    (path,) = (cache / "jaxdave" / program_cache.PROGRAM_FOLDER).iterdir()
+    path.write_bytes(path.read_bytes()[:-100])
+    assert sample(3) == [1.0] * 3 and len(made) == 2
+    assert sample(3) == [1.0] * 3 and len(made) == 2
+
+
+def test_nothing_is_kept_where_that_is_off_or_cannot_be(cache, monkeypatch):
+    made = traces(monkeypatch)
+    monkeypatch.setenv(NO_CACHE, "1")
+    assert sample(3) == sample(3) and len(made) == 2
+    monkeypatch.delenv(NO_CACHE)
+    (cache / "jaxdave").write_text("a file where the folder should be")
+    assert sample(3) == sample(3) and len(made) == 4
+
+
+def test_what_comes_out_of_the_cache_of_jax_is_not_kept(tmp_path):
+    """It lacks code, and would fail when it is run."""
+    script = (
+        "import jax, jax.numpy as jnp\n"
+        "from jaxdave.runtime.compilation import CompileRequest, get_executable\n"
+        "from jaxdave.models.rope import rope_table\n"
+        "from jaxdave.drafting.text_drafts import user_text\n"
+        "from jaxdave.engine.autotune import _first_values\n"
+        "args = ([jnp.ones((40, 40))],)\n"
+        "request = CompileRequest(None, 'sample', _first_values, args)\n"
+        "f, _ = get_executable(request)\n"
+        "print(float(f([jnp.ones((40, 40))])[0][3]))\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k != NO_CACHE} | {
+        "XDG_CACHE_HOME": str(tmp_path / "ours"),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "theirs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    folder = tmp_path / "ours" / "jaxdave" / program_cache.PROGRAM_FOLDER
+    counts = []
+    for _ in range(3):
+        run = [sys.executable, "-c", script]
+        out = subprocess.run(run, env=env, check=True, capture_output=True, text=True)
+        assert out.stdout.strip() == "1.0"
+        counts.append(len(list(folder.glob("*"))) if folder.exists() else 0)
+        for path in folder.glob("*"):
+            path.unlink()
+    assert counts == [1, 0, 0]
+
+
+def test_only_what_is_on_the_first_of_many_devices_is_kept(tmp_path):
+    """And comes back to it."""
+    script = (
+        "import jax, jax.numpy as jnp\n"
+        "from jaxdave.runtime.compilation import CompileRequest, clear_executables\n"
+        "from jaxdave.runtime.compilation import get_executable\n"
+        "from jaxdave.engine.autotune import _first_values\n"
+        "for device in (*jax.devices(), *jax.devices()):\n"
+        "    clear_executables()\n"
+        "    x = jax.device_put(jnp.ones(4), device)\n"
+        "    request = CompileRequest(None, 'sample', _first_values, ([x],))\n"
+        "    f, _ = get_executable(request)\n"
+        "    (made,) = f([x])\n"
+        "    assert made.devices() == {device}, (made, device)\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k != NO_CACHE} | {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    subprocess.run([sys.executable, "-c", script], env=env, check=True)
+    assert (
+        len(list((tmp_path / "jaxdave" / program_cache.PROGRAM_FOLDER).iterdir())) == 1
+    )
+
+
+def test_old_files_make_room(cache, monkeypatch):
+    monkeypatch.setattr(program_cache, "MAX_FILES", 2)
+    folder = cache / "jaxdave" / program_cache.PROGRAM_FOLDER
+    for size in range(3, 7):
+        sample(size)
+        for path in folder.iterdir():  # as if all of it had happened earlier
+            os.utime(path, ns=(path.stat().st_mtime_ns - 10**9,) * 2)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_what_differs_in_any_part_has_another_name():
+    made = {
+        "plain": decoder(),
+        "d": decoder(draft_steps=3),
+        "two": decoder(policies.static(2)),
+        "bold": decoder(policies.threshold(0.5)),
+        "bolder": decoder(policies.threshold(0.25)),
+        "warm": decoder(temperature=0.5),
+        "warmer": decoder(temperature=0.7),
+        "exact": decoder(numerics="exact"),
+        "block": decoder(block_length=2),
+        "never": decoder(never=(7,)),
+        "copy": decoder(draft=lambda *a: nested.nested(*a)),
+    }
+    names = {key: sign(d.program) for key, d in made.items()}
+    assert names.pop("copy") is None  # a function from elsewhere may be anything
+    assert None not in names.values()
+    assert len(set(names.values())) == len(names)
+    assert sign(decoder().program) == names["plain"]
+
+
+def test_every_policy_of_the_package_has_a_name():
+    names = {policies.parse(e.name): e.name for e in policies.listing() if e.lossless}
+    told = {sign(policy) for policy in names}
+    assert None not in told and len(told) == len(names)
+
+
+def test_a_name_is_that_of_the_functions_and_of_what_they_hold():
+    one, two = policies.threshold(0.5), policies.threshold(0.25)
+    assert sign(one.step) != sign(two.step)
+    assert sign(policies.threshold(0.5).step) == sign(one.step)
+    halves = [functools.partial(jnp.where, x) for x in (True, False)]
+    assert None not in (told := {sign(half) for half in halves}) and len(told) == 2
+    assert sign(np.arange(3)) != sign(np.arange(3.0)) != sign(np.arange(4.0))
+    assert sign({"a": 1}) != sign({"b": 1}) != sign(("b", 1))
+    assert sign((1, (2,))) != sign(((1, 2),)) and sign(1) != sign(1.0) != sign("1.0")
+    assert sign(object()) is None and sign(lambda: 1) is None
+    # Closures of other packages hold what they were made with, jitted or not.
+    normal = jax.nn.initializers.normal
+    assert sign(normal(0.02)) == sign(normal(0.02))
+    assert sign(normal(0.02)) != sign(normal(0.01)) or sign(normal(0.02)) is None
+    jitted = [jax.jit(policies.threshold(x).step) for x in (0.5, 0.25, 0.5)]
+    assert sign(jitted[0]) != sign(jitted[1]) and sign(jitted[0]) == sign(jitted[2])
+
+
+def test_a_name_depends_on_settings_and_sources(monkeypatch):
+    name = sign(1)
+    with jax.default_matmul_precision("highest"):
+        assert sign(1) != name
+    assert sign(1) == name
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert sign(1) != name
+    monkeypatch.undo()
+    monkeypatch.setattr(fingerprint, "_source_digest", lambda: b"other files")
+    assert sign(1) != name
+
+
+def test_another_process_gives_the_same_name():
+    script = (
+        "from jaxdave import policies, preset\n"
+        "from jaxdave.engine import decoders\n"
+        "from jaxdave.runtime.fingerprint import fingerprint\n"
+        "d = decoders.freedave(preset('dream-7b'), policies.parse('entropy'))\n"
+        "print(fingerprint(d.program))\n"
+    )
+    told = {
+        subprocess.check_output(
+            [sys.executable, "-c", script],
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1 and told != {"None\n"}

@@ -1,0 +1,82 @@
+"""Training: a killed run resumes on the same curve, to the same weights."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers.checkpoint_folders import TOKENIZER
+from tokenizers import Tokenizer
+
+from jaxdave.training import loop
+from jaxdave.training.loop import train
+from jaxdave.training.recipes import SDAR_1M, Recipe
+
+# The process kills itself while it makes the batch of step 4, so after the checkpoint
+# of step 2 and while step 3 is under way: batches are made one ahead.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import test_loop
+from jaxdave.training import loop
+
+made = loop.BATCHES["block_causal"]
+
+def dying(recipe, tokenizer, step):
+    if step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made(recipe, tokenizer, step)
+
+loop.BATCHES["block_causal"] = dying
+loop.train(test_loop.small(), test_loop.tokenizer(), Path(sys.argv[1]))
+"""
+STEPS = 6
+
+
+def small() -> Recipe:
+    """The demo's recipe, small enough for a test, every phase of it crossed."""
+    shape = {"num_layers": 1, "hidden": 16, "inter": 24, "heads": 2, "kv_heads": 1}
+    fields = {**vars(SDAR_1M), **shape, "head_dim": 8, "rotary_dim": 8}
+    return Recipe(
+        config=type(SDAR_1M)(**fields),
+        steps=STEPS, batch=32, warmup=2, decay=2, save_every=2,
+    )  # fmt: skip
+
+
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
+
+
+def finish(folder: Path):
+    """Run (or resume) the recipe to its end: (parameters, lines of the loss curve)."""
+    # optax mixes dtypes and ranks where our own code may not.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        state = train(small(), tokenizer(), folder)
+    return state.params, (folder / "loss.csv").read_text().splitlines()
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_killed_run_resumes_on_the_same_curve(tmp_path, monkeypatch):
+    # Compiled once here; the process that is killed compiles its own.
+    monkeypatch.setattr(loop, "make_step", functools.cache(loop.make_step))
+    whole, curve = finish(tmp_path / "whole")
+    # A curve that does not move would prove nothing.
+    assert len({line.split(",")[1] for line in curve[1:]}) == STEPS
+    cut = tmp_path / "cut"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(cut)],
+        cwd=Path(__file__).parent,
+        # Compiled as here, to the same bits.
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+    )
+    assert done.returncode == -9, done.stderr.decode()[-2000:]
+    assert (cut / "loss.csv").read_text().splitlines() in (curve[:3], curve[:5])
+    for folder in (cut, cut):  # the second time it is finished, and stays as it is
+        resumed, again = finish(folder)
+        assert again == curve
+        jax.tree.map(np.testing.assert_array_equal, resumed, whole)
