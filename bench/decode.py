@@ -32,10 +32,10 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 def measure(name: str, bench: Bench, rounds: int) -> tuple[dict, dict]:
     """The efficiency of one decoder, and where its time goes: two table rows."""
     verify = [row.nfe.verify for row in bench.result().rows]
-    size, exact = len(verify), bench.decoder.program.exact
+    size, exact = len(verify), bench.decoder.spec.exact
     calls = sum(verify) / size if exact else max(verify)
     parts = bench.parts()
-    timers = [bench.generate, bench.opening]
+    timers = [bench.generate, bench.fast_prefill]
     timers += [lambda f=f: common.seconds(f, 5) for f in parts.values()]
     found = common.alternate(timers, rounds) * 1e3
     wall, opening, *rest = (float(value) for value in np.median(found, 0))

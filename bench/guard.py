@@ -41,7 +41,7 @@ def decoder_of(config, drafts: int, temperature: float, numerics: str) -> Decode
         config, draft_steps=slots, max_new_tokens=64, temperature=temperature,
         numerics=numerics,
     )  # fmt: skip
-    return dataclasses.replace(made, cap=drafts)
+    return dataclasses.replace(made, max_num_drafts=drafts)
 
 
 def decode(decoder: Decoder, params, prompts: Sequence, rows: int) -> list[Row]:

@@ -225,7 +225,7 @@ def main() -> None:
     total, same = (sum(row[k] for row in rows) for k in ("decodes", "identical"))
     if args.numerics == "exact":
         probe = slot_probe(
-            decoders.freedave(loaded.config, draft_steps=8).program, loaded.params
+            decoders.freedave(loaded.config, draft_steps=8).spec, loaded.params
         )
         report.machine["slot_probe"] = probe._asdict()
         report.claims.append(common.Claim(f"slots agree: {probe}", probe.holds))

@@ -64,21 +64,21 @@ def rates(seconds: np.ndarray, size: int) -> Rates:
     return Rates(2 * SIDE**3 / seconds[:, 0], np.maximum(read, copied))
 
 
-def query_tokens(program: DecodeSpec) -> int:
+def query_tokens(spec: DecodeSpec) -> int:
     """Tokens that one call of a block-causal program evaluates."""
-    return max_block_states(program.slots, program.grid.blocks) * program.grid.length
+    return max_block_states(spec.num_states, spec.layout.blocks) * spec.layout.length
 
 
-def call_work(config: ModelConfig, program: DecodeSpec, size: int) -> Work:
+def call_work(config: ModelConfig, spec: DecodeSpec, size: int) -> Work:
     """What a bare call computes: the layers, and the head where it must be read.
 
     size: bytes of a weight.
     """
     layers, head = matrices(config)
-    grid = program.grid
-    ahead = grid.window_length if program.draft_steps > 1 else 0
-    reads = program.slots * grid.length + ahead
-    flops = 2.0 * (layers * query_tokens(program) + head * reads)
+    grid = spec.layout
+    ahead = grid.window_length if spec.draft_steps > 1 else 0
+    reads = spec.num_states * grid.length + ahead
+    flops = 2.0 * (layers * query_tokens(spec) + head * reads)
     return Work(flops, float(size * (layers + head)))
 
 

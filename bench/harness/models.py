@@ -79,9 +79,9 @@ class Subject:
         decoder = self.decoder(draft_steps, numerics)
         return Bench(decoder, self.params, self.prompts[:rows])
 
-    def program(self, draft_steps: int, numerics: str = "guarded") -> DecodeSpec:
+    def spec(self, draft_steps: int, numerics: str = "guarded") -> DecodeSpec:
         """The program of a decoder."""
-        return self.decoder(draft_steps, numerics).program
+        return self.decoder(draft_steps, numerics).spec
 
 
 def config_of(size: str) -> ModelConfig:

@@ -57,7 +57,7 @@ class Bench:
         """The wall seconds of a whole decode: packing, prefill, loop, reading rows."""
         return common.seconds(self.result)
 
-    def opening(self) -> float:
+    def fast_prefill(self) -> float:
         """The wall seconds of packing and prefill alone."""
         return common.seconds(self.begun)
 
@@ -85,7 +85,7 @@ class Bench:
 
     def memory(self):
         """`memory_analysis()` of the decode loop, which must have been run."""
-        return compilation.memory_analysis(self.decoder.program, "run")
+        return compilation.memory_analysis(self.decoder.spec, "run")
 
     def begun(self) -> DecodeState:
         """The state after the prefill."""
@@ -93,24 +93,22 @@ class Bench:
 
     def _middle(self) -> DecodeState:
         """The state half-way through."""
-        program = self.decoder.program
+        spec = self.decoder.spec
         verify = [row.nfe.verify for row in self.result().rows]
-        terms = program.terms(self.decoder.cap, min(verify) // 2)
-        half = jax.jit(lambda p, s: decode_loop.run(program, p, terms, s))
+        runtime = spec.runtime(self.decoder.max_num_drafts, min(verify) // 2)
+        half = jax.jit(lambda p, s: decode_loop.run(spec, p, runtime, s))
         return half(self.params, self.begun())
 
     def _asked(self, state: DecodeState) -> Any:
         """What the network is asked of the rows of a state."""
 
         def asked(params, row: RowState):
-            return states_to_query(
-                self.decoder.program, row, self._drafted(params, row)
-            )
+            return states_to_query(self.decoder.spec, row, self._drafted(params, row))
 
         return jax.jit(jax.vmap(asked, (None, 0)))(self.params, state.rows)
 
     def _drafted(self, params, row: RowState):
-        return propose(self.decoder.program, params, row)
+        return propose(self.decoder.spec, params, row)
 
     def _jitted(self, part: Part, lanes: Lane, cache: KVCache) -> Callable[[], Any]:
         # The weights are an argument, as in the decode: as constants they would be
@@ -119,7 +117,7 @@ class Bench:
             one = lambda lane, cache: part(params, lane, cache)  # noqa: E731
             if len(self.prompts) == 1:  # not mapped, as in the decode
                 return one(squeeze_axis(lanes, 0), squeeze_axis(cache, 1))
-            return rows.map_rows(self.decoder.program, one)(lanes, cache)
+            return rows.map_rows(self.decoder.spec, one)(lanes, cache)
 
         made = jax.jit(over, compiler_options=compilation.compile_options())
         jax.block_until_ready(made(self.params, lanes, cache))
@@ -127,45 +125,41 @@ class Bench:
 
     def _call(self, params, lane: Lane, cache: KVCache):
         hidden, window = self._forward(params, lane, cache)
-        slots = self.decoder.program.slots
+        slots = self.decoder.spec.num_states
         return self._reads(params, hidden, lane.row, slots), window
 
     def _prefill(self, params, lane: Lane, cache: KVCache):
-        program, row = self.decoder.program, lane.row
-        start = program.grid.first(row.begin)
+        spec, row = self.decoder.spec, lane.row
+        start = spec.layout.first(row.begin)
         room = batching.pack_prompts(self.decoder, self.prompts, 0, None)[1]
-        window = program.grid.near(min(program.most, PREFILL_LOOKAHEAD))
+        window = spec.layout.used_length(min(spec.max_drafts, PREFILL_LOOKAHEAD))
         tokens_T = jnp.where(
             jnp.arange(row.tokens_T.shape[0]) < row.begin,
             row.tokens_T,
-            jnp.int32(program.grid.mask_id),
+            jnp.int32(spec.layout.mask_id),
         )
-        network = program.network
-        prime = (program.guarded and network.opening) or network.prime
+        network = spec.model
+        prime = (spec.guarded and network.fast_prefill) or network.prefill
         hidden_LE, made = prime(
             params, tokens_T, row.begin, start, row.end, window, room
         )
         return self._reads(params, hidden_LE, row, 1), made
 
     def _forward(self, params, lane: Lane, cache: KVCache):
-        return query_model(self.decoder.program, params, lane.row, lane.asked, cache)
+        return query_model(self.decoder.spec, params, lane.row, lane.asked, cache)
 
     def _reads(self, params, hidden: jax.Array, row: RowState, states: int):
         """The head on the active blocks of some states and on one window."""
-        grid, width = self.decoder.program.grid, hidden.shape[-1]
+        grid, width = self.decoder.spec.layout, hidden.shape[-1]
         hidden_RE = hidden.reshape(-1, width)
         block_SWE = hidden_RE[: states * grid.length].reshape(states, -1, width)
         zero_SW = jnp.zeros(block_SWE.shape[:2], jnp.int32)
-        program = self.decoder.program
-        read = predictions.predict(
-            program, params, block_SWE, row.key, zero_SW, zero_SW
-        )
+        spec = self.decoder.spec
+        read = predictions.predict(spec, params, block_SWE, row.key, zero_SW, zero_SW)
         hidden_LE = hidden_RE[: grid.window_length]
-        return read, predictions.predict_window(program, params, hidden_LE, row)
+        return read, predictions.predict_window(spec, params, hidden_LE, row)
 
     def _verify(self, params, lane: Lane, cache: KVCache):
-        program = self.decoder.program
-        terms = program.terms(self.decoder.cap)
-        return commit(
-            program, params, verify_call(program, params, terms, lane.row, cache)
-        )
+        spec = self.decoder.spec
+        runtime = spec.runtime(self.decoder.max_num_drafts)
+        return commit(spec, params, verify_call(spec, params, runtime, lane.row, cache))

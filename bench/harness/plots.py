@@ -54,7 +54,7 @@ def _frame(axes, across: str, up: str) -> None:
     axes.set_yscale("log")
     axes.set_xlabel(across)
     axes.set_ylabel(up)
-    axes.grid(True, which="major", alpha=0.3)
+    axes.layout(True, which="major", alpha=0.3)
     axes.legend()
 
 

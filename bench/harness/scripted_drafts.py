@@ -33,8 +33,8 @@ def scripted(config: ModelConfig, acceptance: float, numerics: str) -> ModelFns:
     """The network of a block-causal model with its predictions overruled."""
     positions = config.max_positions + 8 * MAX_DRAFT_STEPS + FAST_CHUNK
     inner = block_causal_model(config, numerics=numerics, positions=positions)  # type: ignore[arg-type]
-    assert inner.pieces is not None and inner.recheck is not None
-    of_pieces, again, opening = inner.pieces, inner.recheck, inner.opening
+    assert inner.block_states is not None and inner.recheck is not None
+    of_pieces, again, opening = inner.block_states, inner.recheck, inner.fast_prefill
 
     def of_window(tokens_T, start, hidden_LE, cache):
         at_L = start + jnp.arange(hidden_LE.shape[0], dtype=jnp.int32)
@@ -42,17 +42,17 @@ def scripted(config: ModelConfig, acceptance: float, numerics: str) -> ModelFns:
         return _marked(hidden_LE, at_L, left_L), cache
 
     def primed(call):
-        def prime(params, tokens_T, begin, start, *rest):
+        def prefill(params, tokens_T, begin, start, *rest):
             found = call(params, tokens_T, begin, start, *rest)
             return of_window(tokens_T, start, *found)
 
-        return prime
+        return prefill
 
     def recheck(params, tokens_T, solid, start, *rest):
         found = again(params, tokens_T, solid, start, *rest)
         return of_window(tokens_T, start, *found)
 
-    def pieces(params, cut: BlockStates, start, end, cache):
+    def block_states(params, cut: BlockStates, start, end, cache):
         hidden_MPE, added = of_pieces(params, cut, start, end, cache)
         size = cut.tokens_MP.shape[1]
         in_block_P = jnp.arange(size, dtype=jnp.int32)
@@ -84,9 +84,9 @@ def scripted(config: ModelConfig, acceptance: float, numerics: str) -> ModelFns:
         return (first + jnp.arange(inner.chunk, dtype=jnp.int32))[None]
 
     return inner._replace(
-        prime=primed(inner.prime),
-        opening=opening and primed(opening),
-        pieces=pieces,
+        prefill=primed(inner.prefill),
+        fast_prefill=opening and primed(opening),
+        block_states=block_states,
         recheck=recheck,
         logits=overruled(inner.logits, of_chunk),
         logits_at=overruled(inner.logits_at, lambda ids_RM: ids_RM),

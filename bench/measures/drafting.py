@@ -69,7 +69,7 @@ def _timed(subject: Subject, plan: Plan) -> tuple[list[Timed], machine.Rates]:
 
 def _points(subject: Subject, timed: list[Timed], rates, book: Book) -> None:
     for one in timed:
-        program = one.bench.decoder.program
+        spec = one.bench.decoder.spec
         book.add(
             "drafts",
             model=subject.name,
@@ -80,7 +80,7 @@ def _points(subject: Subject, timed: list[Timed], rates, book: Book) -> None:
             tokens=one.row.valid_tokens,
             wall_s=_median(one.wall),
             call_s=_median(one.call),
-            query_tokens=machine.query_tokens(program),
+            query_tokens=machine.query_tokens(spec),
             floor_s=_median(_floor(subject, one, rates)),
             gflops=_median(rates.flops) / 1e9,
             gbytes=_median(rates.bytes) / 1e9,
@@ -134,7 +134,7 @@ def _conversion(subject: Subject, timed: list[Timed], rates, book: Book) -> None
 def _roofline(subject: Subject, timed: list[Timed], rates, book: Book) -> None:
     for one in timed:
         share = _floor(subject, one, rates) / one.call
-        tokens = machine.query_tokens(one.bench.decoder.program)
+        tokens = machine.query_tokens(one.bench.decoder.spec)
         what = f"d={one.d}, {tokens} tokens: floor over bare call"
         book.at_least("M6", subject.label, what, common.spread(share), aims().roofline)
 
@@ -158,8 +158,8 @@ def _floor(subject: Subject, one: Timed, rates: machine.Rates) -> np.ndarray:
 
 
 def _work(subject: Subject, one: Timed) -> machine.Work:
-    program = one.bench.decoder.program
-    return machine.call_work(subject.config, program, subject.weight)
+    spec = one.bench.decoder.spec
+    return machine.call_work(subject.config, spec, subject.weight)
 
 
 def _median(values: np.ndarray) -> float:

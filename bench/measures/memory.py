@@ -54,12 +54,12 @@ def memory(subject: Subject, plan: Plan, book: Book) -> None:
 
 def allowed(subject: Subject, d: int) -> int:
     """Bytes of K/V and activations of a call's tokens, and of one head chunk."""
-    c, program = subject.config, subject.program(d)
-    tokens = query_tokens(program)
+    c, spec = subject.config, subject.spec(d)
+    tokens = query_tokens(spec)
     kv = 2 * c.num_layers * c.kv_heads * c.head_dim
     layer = 4 * c.hidden + (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.inter
-    reads = program.slots * program.grid.length + program.grid.window_length
-    return 4 * (tokens * (kv + layer) + reads * program.network.chunk)
+    reads = spec.num_states * spec.layout.length + spec.layout.window_length
+    return 4 * (tokens * (kv + layer) + reads * spec.model.chunk)
 
 
 def dependence(subject: Subject, plan: Plan, book: Book) -> None:

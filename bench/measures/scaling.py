@@ -23,15 +23,15 @@ SHORT, LONG = 512, 8192
 
 def sequence(subject: Subject, plan: Plan, book: Book) -> None:
     """M9: one call's forward at two lengths, over what its operations grow by."""
-    c, program = subject.config, subject.program(DRAFTS, plan.numerics)
-    tokens, grid = query_tokens(program), program.grid
+    c, spec = subject.config, subject.spec(DRAFTS, plan.numerics)
+    tokens, grid = query_tokens(spec), spec.layout
     count = tokens // grid.length
     index_M = jnp.minimum(jnp.arange(count, dtype=jnp.int32), grid.blocks - 1)
     chain_MJ = jnp.broadcast_to(index_M[:, None], (count, grid.blocks))
     cut = BlockStates(jnp.zeros((count, grid.length), jnp.int32), index_M, chain_MJ)
     shape = (c.num_layers, LONG + 64 * 4, c.kv_heads, c.head_dim)
     cache = KVCache(jnp.ones(shape), jnp.ones(shape))
-    pieces = program.network.pieces
+    pieces = spec.model.block_states
     assert pieces is not None
     forward = jax.jit(pieces, compiler_options=compiler_options())
     end = jnp.int32(LONG + 128)
@@ -111,9 +111,9 @@ class _Begun(NamedTuple):
 def _begun(subject: Subject, rows: int, numerics: str) -> _Begun:
     bench = subject.bench(1, rows, numerics)
     made = prepare(bench.decoder, bench.params, bench.prompts, 0, None, None)
-    terms = made.loop.terms._replace(calls=host_array(np.int32(STEPS)))
-    state = made.init(bench.params, terms, made.prompts)
-    return _Begun(made.loop._replace(terms=terms), state)
+    runtime = made.loop.runtime._replace(max_calls=host_array(np.int32(STEPS)))
+    state = made.init(bench.params, runtime, made.prompts)
+    return _Begun(made.loop._replace(runtime=runtime), state)
 
 
 def _seconds(begun: _Begun, params) -> float:

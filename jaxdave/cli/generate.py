@@ -45,11 +45,11 @@ def run(settings: DecodeConfig, asked: Sequence[Asked], as_json: bool) -> None:
 
 def probed(decoder, model: "Model") -> bool | None:
     """Whether drafts cannot change the text on this backend; None under `fast`."""
-    if not decoder.program.exact:
+    if not decoder.spec.exact:
         return None
     from jaxdave.engine.bitwise_check import slot_probe
 
-    return slot_probe(decoder.program, model.params).holds
+    return slot_probe(decoder.spec, model.params).holds
 
 
 def describe(

@@ -17,7 +17,7 @@ class DraftState(NamedTuple):
     """A stand that the policy may reach, the states to be evaluated to go on from
     there, and whether that is worth a slot."""
 
-    stand: PolicyState
+    policy_state: PolicyState
     tokens_NL: jax.Array
     valid: jax.Array
 
@@ -43,7 +43,7 @@ class DraftContext(NamedTuple):
     ended: Callable[[jax.Array], jax.Array]
     row: RowState
     mask_id: int
-    believing: Callable[[jax.Array], "DraftContext"]
+    with_tokens: Callable[[jax.Array], "DraftContext"]
 
 
 class DraftSet(NamedTuple):

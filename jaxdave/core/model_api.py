@@ -58,19 +58,19 @@ class ModelFns(NamedTuple):
         -> (hidden_LE of the window, the cache): one call that evaluates the state of
         the window in the shape that guarded numerics trust; before `solid` the cache is
         made of such calls already. None: the network has no such shape.
-    opening: `prime` in whatever shapes are fastest, where guarded numerics may do so
-        because `recheck` makes all of the cache anew; None: they use `prime`.
+    opening: `prefill` in whatever shapes are fastest, where guarded numerics may do so
+        because `recheck` makes all of the cache anew; None: they use `prefill`.
     """
 
     forward: Callable[..., tuple[jax.Array, Any]]
-    prime: Callable[..., tuple[jax.Array, Any]]
+    prefill: Callable[..., tuple[jax.Array, Any]]
     logits: Callable[[Any, jax.Array, jax.Array], jax.Array]
     logits_at: Callable[[Any, jax.Array, jax.Array], jax.Array]
     vocab_rows: int
     vocab_size: int
-    banned: tuple[int, ...]
+    suppressed_ids: tuple[int, ...]
     chunk: int
     shadow: Callable[[jax.Array], jax.Array] | None = None
-    pieces: Callable[..., tuple[jax.Array, Any]] | None = None
+    block_states: Callable[..., tuple[jax.Array, Any]] | None = None
     recheck: Callable[..., tuple[jax.Array, Any]] | None = None
-    opening: Callable[..., tuple[jax.Array, Any]] | None = None
+    fast_prefill: Callable[..., tuple[jax.Array, Any]] | None = None

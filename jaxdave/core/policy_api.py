@@ -47,12 +47,12 @@ class PolicyView(NamedTuple):
     open_W: jax.Array
     decoded_W: jax.Array
     pred: Prediction
-    place_W: jax.Array
+    position_W: jax.Array
     room: jax.Array
     mask_id: jax.Array
     step: jax.Array
     key: jax.Array
-    look: ModelQueries
+    queries: ModelQueries
 
 
 Memory = Any
@@ -64,7 +64,7 @@ class Candidates(NamedTuple):
     leave it, and float32, what speaks for each before the network has seen it."""
 
     tokens_NW: jax.Array
-    merit_N: jax.Array
+    prior_N: jax.Array
 
 
 class CandidateScoring(NamedTuple):
@@ -98,6 +98,6 @@ class Policy(NamedTuple):
     init: Callable[[int, int], Memory] = lambda size, width: ()
     revises: bool = False
     lossless: bool = True
-    branching: CandidateScoring | None = None
+    scoring: CandidateScoring | None = None
     shadow: bool = False
-    sure: Callable[[PolicyView, Memory, ErrorBound], jax.Array] | None = None
+    is_certain: Callable[[PolicyView, Memory, ErrorBound], jax.Array] | None = None

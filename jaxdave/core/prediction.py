@@ -27,7 +27,7 @@ class Prediction(NamedTuple):
     gap: jax.Array
     margin: jax.Array
     entropy: jax.Array
-    runner: jax.Array
+    runner_up: jax.Array
     lead: jax.Array
 
 

@@ -20,36 +20,36 @@ class DecodeSpec:
     side, and what is too close to call is computed again, as under exact.
     """
 
-    network: ModelFns
-    grid: WindowLayout
+    model: ModelFns
+    layout: WindowLayout
     policy: Policy
     draft: DraftFn
     sampling: SamplingConfig
     draft_steps: int
     exact: bool
     guarded: bool = False
-    sizes: tuple[int, ...] = ()
+    draft_lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.sizes:
+        if not self.draft_lengths:
             object.__setattr__(self, "sizes", (self.draft_steps,))
 
     @property
-    def most(self) -> int:
+    def max_drafts(self) -> int:
         """Drafts of the largest call."""
-        return self.sizes[-1]
+        return self.draft_lengths[-1]
 
     @property
-    def near(self) -> int:
+    def window_used(self) -> int:
         """How much of the window calls of this size make use of."""
-        return self.grid.near(self.draft_steps)
+        return self.layout.used_length(self.draft_steps)
 
     @property
-    def slots(self) -> int:
+    def num_states(self) -> int:
         """States that a call evaluates."""
-        branching = self.policy.branching
+        branching = self.policy.scoring
         return self.draft_steps * (1 if branching is None else branching.count)
 
-    def terms(self, cap: int, calls: int = 0) -> RuntimeParams:
+    def runtime(self, cap: int, calls: int = 0) -> RuntimeParams:
         """Terms by which nothing is doubted and all sizes cost the same."""
-        return default_runtime_params(cap, calls, len(self.sizes))
+        return default_runtime_params(cap, calls, len(self.draft_lengths))

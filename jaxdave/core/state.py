@@ -14,15 +14,15 @@ from jaxdave.core.prediction import ErrorBound, Prediction
 class Stats(NamedTuple):
     """Running totals of one row.
 
-    verify, refresh, guard: calls by kind. call_T: the call after the prefill (0: that;
+    verify, refresh, recheck: calls by kind. call_T: the call after the prefill (0: that;
     -1: no call yet) that made a position known. accepted_C: policy steps that each
     confirmed. size_Z: verify calls of each size. error: the largest difference that a
-    guard call has found to what it checked.
+    recheck call has found to what it checked.
     """
 
     verify: jax.Array
     refresh: jax.Array
-    guard: jax.Array
+    recheck: jax.Array
     size_Z: jax.Array
     error: ErrorBound
     call_T: jax.Array
@@ -43,7 +43,7 @@ class RowState:
     the window has moved to where no cache reaches, so the next call must be a refresh.
     n: policy-step index of the state in `tokens_T`; memory: the policy's there.
     doubted: what follows that state was too close to call, so the next call must be a
-    guard. solid: before it the cache holds what guard calls have made. luck: drafts
+    recheck. solid: before it the cache holds what recheck calls have made. luck: drafts
     that were right, and wrong, of late.
     """
 
@@ -52,16 +52,16 @@ class RowState:
     pred: Prediction
     begin: jax.Array
     end: jax.Array
-    told_T: jax.Array
+    draft_text_T: jax.Array
     start: jax.Array
-    stale: jax.Array
+    needs_refresh: jax.Array
     n: jax.Array
     memory: Memory
     done: jax.Array
     key: jax.Array
-    doubted: jax.Array
-    solid: jax.Array
-    luck: jax.Array
+    needs_recheck: jax.Array
+    verified_until: jax.Array
+    acceptance_counts: jax.Array
     stats: Stats
 
 
@@ -106,19 +106,23 @@ class PolicyState(NamedTuple):
 class RuntimeParams(NamedTuple):
     """What a compiled decode may be told anew at every run; the text is the same.
 
-    cap: how many drafts may be used; 1 is the plain policy. calls: at most so many
-    rounds of a loop. fewest: until no more rows are left. doubt: how far predictions
-    may be off, under guarded numerics; infinite: every decision is checked. seconds_Z:
-    what a call of each size takes. forced: use this size whatever it takes, and go on
-    after the rows' end (to time it); -1: no.
+    Attributes:
+        max_num_drafts: How many drafts of a call may be used; 1 is the plain policy.
+        max_calls: The loop ends after so many rounds.
+        stop_at_rows: The loop ends when no more than so many rows are unfinished.
+        error_bound: How far predictions may be off, under guarded numerics; infinite:
+            every decision is evaluated again.
+        seconds_Z: Seconds that a call of each draft length takes.
+        forced_index: Use this draft length whatever it takes, and go on after the rows'
+            end (to time it); -1: choose.
     """
 
-    cap: jax.Array
-    calls: jax.Array
-    fewest: jax.Array
-    doubt: ErrorBound
+    max_num_drafts: jax.Array
+    max_calls: jax.Array
+    stop_at_rows: jax.Array
+    error_bound: ErrorBound
     seconds_Z: jax.Array
-    forced: jax.Array
+    forced_index: jax.Array
 
 
 class PromptBatch(NamedTuple):
@@ -128,7 +132,7 @@ class PromptBatch(NamedTuple):
     tokens_BT: jax.Array
     begin_B: jax.Array
     end_B: jax.Array
-    told_BT: jax.Array
+    draft_text_BT: jax.Array
     seed_B: jax.Array
     request_B: jax.Array
 

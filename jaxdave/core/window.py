@@ -11,22 +11,22 @@ from jaxdave.core.state import RowState
 AdvanceFn = Callable[..., tuple[jax.Array, jax.Array]]
 
 
-def past_seen(grid: "WindowLayout", evaluated_L, known_L, state: RowState):
+def past_seen(layout: "WindowLayout", evaluated_L, known_L, state: RowState):
     """Past blocks that the evaluated state has completed: their cache is at hand."""
     del known_L
-    return grid.complete_blocks(evaluated_L, state), jnp.bool_(False)
+    return layout.complete_blocks(evaluated_L, state), jnp.bool_(False)
 
 
-def past_known(grid: "WindowLayout", evaluated_L, known_L, state: RowState):
+def past_known(layout: "WindowLayout", evaluated_L, known_L, state: RowState):
     """Past blocks that are complete at all; the cache is primed again after that."""
     del evaluated_L
-    moved = grid.complete_blocks(known_L, state)
+    moved = layout.complete_blocks(known_L, state)
     return moved, moved > 0
 
 
-def nowhere(grid: "WindowLayout", evaluated_L, known_L, state: RowState):
+def nowhere(layout: "WindowLayout", evaluated_L, known_L, state: RowState):
     """The window covers the whole answer."""
-    del grid, evaluated_L, known_L, state
+    del layout, evaluated_L, known_L, state
     return jnp.int32(0), jnp.bool_(False)
 
 
@@ -58,7 +58,7 @@ class WindowLayout:
     def blocks(self) -> int:
         return self.window_length // self.length
 
-    def near(self, drafts: int) -> int:
+    def used_length(self, drafts: int) -> int:
         """How much of the window calls with so many drafts make use of.
 
         After d tokens are accepted the next d drafts come from the same call, so that

@@ -40,14 +40,14 @@ class EvaluatedStates(NamedTuple):
     keep: Callable[[jax.Array], KeptState]
 
 
-def evaluate(program: "DecodeSpec", params, row: RowState, drafts: DraftSet, cache):
+def evaluate(spec: "DecodeSpec", params, row: RowState, drafts: DraftSet, cache):
     """The states of the drafts evaluated, in the least the network can do."""
-    asked = states_to_query(program, row, drafts)
-    answer = query_model(program, params, row, asked, cache)
-    block_S = _active_blocks(program, row, drafts)
+    asked = states_to_query(spec, row, drafts)
+    answer = query_model(spec, params, row, asked, cache)
+    block_S = _active_blocks(spec, row, drafts)
     if isinstance(asked, BlockStateSet):
-        return _from_block_states(program, asked, block_S, *answer)
-    return _from_windows(program, block_S, *answer)
+        return _from_block_states(spec, asked, block_S, *answer)
+    return _from_windows(spec, block_S, *answer)
 
 
 class BlockStateSet(NamedTuple):
@@ -58,44 +58,48 @@ class BlockStateSet(NamedTuple):
     past a state's active one; as many as there are pieces where there is none.
     """
 
-    pieces: BlockStates
+    block_states: BlockStates
     seat_S: jax.Array
     fits_S: jax.Array
     beyond_J: jax.Array
 
 
 def states_to_query(
-    program: "DecodeSpec", row: RowState, drafts: DraftSet
+    spec: "DecodeSpec", row: RowState, drafts: DraftSet
 ) -> jax.Array | BlockStateSet:
     """What the network is asked: windows [S, L], or pieces where it can tell those."""
-    grid = program.grid
-    tokens_SL = drafts.tokens_KNL.reshape(-1, grid.window_length)
-    if program.network.pieces is None:
+    layout = spec.layout
+    tokens_SL = drafts.tokens_KNL.reshape(-1, layout.window_length)
+    if spec.model.block_states is None:
         return tokens_SL
     branches = drafts.tokens_KNL.shape[1]
     depth_K = jnp.where(drafts.valid_K, drafts.depth_K, -1)
     # The policy's own next state is evaluated in any case.
     wanted_S = jnp.repeat(drafts.valid_K.at[0].set(True), branches)
     far = jnp.argmax(depth_K).astype(jnp.int32) * branches
-    tokens_SJP = tokens_SL.reshape(-1, grid.blocks, grid.length)
-    block_S = _active_blocks(program, row, drafts)
-    most = max_block_states(program.slots, program.near // grid.length)
-    return distinct_block_states(tokens_SJP, block_S, wanted_S, far, grid.mask_id, most)
+    tokens_SJP = tokens_SL.reshape(-1, layout.blocks, layout.length)
+    block_S = _active_blocks(spec, row, drafts)
+    most = max_block_states(spec.num_states, spec.window_used // layout.length)
+    return distinct_block_states(
+        tokens_SJP, block_S, wanted_S, far, layout.mask_id, most
+    )
 
 
 def query_model(
-    program: "DecodeSpec",
+    spec: "DecodeSpec",
     params,
     row: RowState,
     asked: jax.Array | BlockStateSet,
     cache,
 ):
     """The network call: vectors of what was asked, and what it adds to the cache."""
-    network = program.network
+    network = spec.model
     if isinstance(asked, BlockStateSet):
-        assert network.pieces is not None
-        tokens = asked.pieces.tokens_MP
-        found = network.pieces(params, asked.pieces, row.start, row.end, cache)
+        assert network.block_states is not None
+        tokens = asked.block_states.tokens_MP
+        found = network.block_states(
+            params, asked.block_states, row.start, row.end, cache
+        )
     else:
         tokens = asked
         found = network.forward(params, tokens, row.start, row.end, cache)
@@ -103,53 +107,53 @@ def query_model(
     return found
 
 
-def _active_blocks(program: "DecodeSpec", row: RowState, drafts: DraftSet) -> jax.Array:
+def _active_blocks(spec: "DecodeSpec", row: RowState, drafts: DraftSet) -> jax.Array:
     """The active block of every state, [S]."""
-    tokens_SL = drafts.tokens_KNL.reshape(-1, program.grid.window_length)
-    return jax.vmap(lambda t: program.grid.active(t, row)[0])(tokens_SL)
+    tokens_SL = drafts.tokens_KNL.reshape(-1, spec.layout.window_length)
+    return jax.vmap(lambda t: spec.layout.active(t, row)[0])(tokens_SL)
 
 
-def evaluated_window(
-    program: "DecodeSpec", row: RowState, hidden_LE
-) -> EvaluatedStates:
+def evaluated_window(spec: "DecodeSpec", row: RowState, hidden_LE) -> EvaluatedStates:
     """The front of the row's own window, evaluated from its tokens alone.
 
     hidden_LE: of as many positions as were evaluated.
     """
-    grid = program.grid
-    block, _ = grid.active(grid.window(row), row)
+    layout = spec.layout
+    block, _ = layout.active(layout.window(row), row)
     size = hidden_LE.shape[0]
-    seen_L = jnp.arange(grid.window_length) < size
-    rest = jnp.zeros((grid.window_length - size, hidden_LE.shape[1]), hidden_LE.dtype)
+    seen_L = jnp.arange(layout.window_length) < size
+    rest = jnp.zeros((layout.window_length - size, hidden_LE.shape[1]), hidden_LE.dtype)
     hidden_LE = jnp.concatenate([hidden_LE, rest])
     return EvaluatedStates(
-        grid.cut(hidden_LE, block)[None], block[None], jnp.ones((1,), bool),
+        layout.cut(hidden_LE, block)[None], block[None], jnp.ones((1,), bool),
         lambda state: KeptState(hidden_LE, seen_L, None),
     )  # fmt: skip
 
 
-def _from_windows(program: "DecodeSpec", block_S, hidden_SLE, added) -> EvaluatedStates:
+def _from_windows(spec: "DecodeSpec", block_S, hidden_SLE, added) -> EvaluatedStates:
     seen_L = jnp.ones(hidden_SLE.shape[1:2], bool)
 
     def keep(state) -> KeptState:
         own = jax.tree.map(lambda a: a[:, state], added)
         return KeptState(hidden_SLE[state], seen_L, own)
 
-    hidden_SWE = jax.vmap(program.grid.cut)(hidden_SLE, block_S)
+    hidden_SWE = jax.vmap(spec.layout.cut)(hidden_SLE, block_S)
     return EvaluatedStates(hidden_SWE, block_S, jnp.ones(block_S.shape, bool), keep)
 
 
 def _from_block_states(
-    program: "DecodeSpec", made: BlockStateSet, block_S, hidden_MPE, added
+    spec: "DecodeSpec", made: BlockStateSet, block_S, hidden_MPE, added
 ) -> EvaluatedStates:
-    grid, most = program.grid, hidden_MPE.shape[0]
+    layout, most = spec.layout, hidden_MPE.shape[0]
 
     def keep(state) -> KeptState:
         piece_J = chosen_chain(made, state, block_S[state])
         at_J = jnp.minimum(piece_J, most - 1)
-        flat = lambda a: a[at_J].reshape(grid.window_length, *a.shape[2:])  # noqa: E731
+        flat = lambda a: a[at_J].reshape(layout.window_length, *a.shape[2:])  # noqa: E731
         own = jax.tree.map(jax.vmap(flat), added)
-        return KeptState(flat(hidden_MPE), jnp.repeat(piece_J < most, grid.length), own)
+        return KeptState(
+            flat(hidden_MPE), jnp.repeat(piece_J < most, layout.length), own
+        )
 
     return EvaluatedStates(hidden_MPE[made.seat_S], block_S, made.fits_S, keep)
 
@@ -193,7 +197,7 @@ def distinct_block_states(
 def chosen_chain(made: BlockStateSet, state: jax.Array, active: jax.Array) -> jax.Array:
     """The pieces of a window [J] whose state was chosen, as known as they can be."""
     block_J = jnp.arange(made.beyond_J.shape[0], dtype=jnp.int32)
-    own_J = made.pieces.chain_MJ[made.seat_S[state]]
+    own_J = made.block_states.chain_MJ[made.seat_S[state]]
     return jnp.where(block_J <= active, own_J, made.beyond_J)
 
 

@@ -44,9 +44,9 @@ from jaxdave.models.kv_cache import write_windows
 
 
 def prefill(
-    program: DecodeSpec,
+    spec: DecodeSpec,
     params: Any,
-    terms: RuntimeParams,
+    runtime: RuntimeParams,
     prompts: PromptBatch,
     prefill_length: int,
 ) -> DecodeState:
@@ -54,14 +54,14 @@ def prefill(
 
     prefill_length: a power of two that covers every row's prompt and first window.
     """
-    is_loose = program.guarded and program.network.opening is not None
-    doubt = terms.doubt if is_loose else None
+    is_loose = spec.guarded and spec.model.fast_prefill is not None
+    doubt = runtime.error_bound if is_loose else None
     rows, capacity = prompts.tokens_BT.shape
 
     def one(prompt: PromptBatch):
-        return prefill_row(program, params, prompt, prefill_length, doubt)
+        return prefill_row(spec, params, prompt, prefill_length, doubt)
 
-    apart = program.exact or (program.guarded and not is_loose)
+    apart = spec.exact or (spec.guarded and not is_loose)
     if rows == 1:
         # Without its axis from here on: XLA copies the cache where a loop's result
         # is laid out with an axis of one.
@@ -72,109 +72,111 @@ def prefill(
 
 
 def step(
-    program: DecodeSpec, params: Any, terms: RuntimeParams, state: DecodeState
+    spec: DecodeSpec, params: Any, runtime: RuntimeParams, state: DecodeState
 ) -> tuple[DecodeState, StepInfo]:
     """One call of every row that has not ended: a verify call, or its refresh.
 
-    Under guarded numerics a row that doubts makes its guard call before that.
+    Under guarded numerics a row that doubts makes its recheck call before that.
     """
-    resting_B = state.rows.done | state.rows.stale
+    resting_B = state.rows.done | state.rows.needs_refresh
     # Only where the window may move past what the cache holds is it made again.
-    refreshes = program.grid.slide is past_known
-    state = refresh_stale_rows(program, params, state) if refreshes else state
-    state = recheck_uncertain_rows(program, params, state) if program.guarded else state
-    resting_B |= state.rows.done | state.rows.stale
+    refreshes = spec.layout.slide is past_known
+    state = refresh_stale_rows(spec, params, state) if refreshes else state
+    state = recheck_uncertain_rows(spec, params, state) if spec.guarded else state
+    resting_B |= state.rows.done | state.rows.needs_refresh
     sized = [
-        _calls_of_size(program, size, params, terms, resting_B)
-        for size in program.sizes
+        _calls_of_size(spec, size, params, runtime, resting_B)
+        for size in spec.draft_lengths
     ]
     choice = (
-        choose_draft_length(program.sizes, terms, state.rows) if len(sized) > 1 else 0
+        choose_draft_length(spec.draft_lengths, runtime, state.rows)
+        if len(sized) > 1
+        else 0
     )
-    judged = jax.lax.switch(choice, sized, state)
+    result = jax.lax.switch(choice, sized, state)
 
     def settled(held, cache):
         del cache
-        judged, row, rests = held
+        result, row, rests = held
         there = row, empty_info()
-        act = lambda: (commit(program, params, judged), judged.info)  # noqa: E731
-        if program.exact:
+        act = lambda: (commit(spec, params, result), result.info)  # noqa: E731
+        if spec.exact:
             return jax.lax.cond(rests, lambda: there, act)
         # Side by side a cond would copy all that it reads, weights too, per row.
         return jax.tree.map(lambda a, b: jnp.where(rests, a, b), there, act())
 
-    held = judged, state.rows, resting_B
-    moved, info = map_state_rows(program, state)(settled)(held, ())
-    cache = write_windows(state.cache, judged.kept.added, state.rows.start)
+    held = result, state.rows, resting_B
+    moved, info = map_state_rows(spec, state)(settled)(held, ())
+    cache = write_windows(state.cache, result.kept.added, state.rows.start)
     return DecodeState(moved, cache), info
 
 
 def _calls_of_size(
-    program: DecodeSpec,
+    spec: DecodeSpec,
     size: int,
     params: Any,
-    terms: RuntimeParams,
+    runtime: RuntimeParams,
     resting_B: jax.Array,
 ):
     """state -> the outcome of calls of one size; of rows that rest, anything."""
-    sized = dataclasses.replace(program, draft_steps=size)
+    sized = dataclasses.replace(spec, draft_steps=size)
 
     def call(held, cache) -> CallResult:
         row, rests = held
-        act = lambda: verify_call(sized, params, terms, row, cache)  # noqa: E731
-        if not program.exact:
+        act = lambda: verify_call(sized, params, runtime, row, cache)  # noqa: E731
+        if not spec.exact:
             return act()
         like = jax.eval_shape(act)
         none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
         return jax.lax.cond(rests, lambda: none, act)
 
-    return lambda state: map_state_rows(program, state)(call)(
+    return lambda state: map_state_rows(spec, state)(call)(
         (state.rows, resting_B), state.cache
     )
 
 
 def recheck_uncertain_rows(
-    program: DecodeSpec, params: Any, state: DecodeState
+    spec: DecodeSpec, params: Any, state: DecodeState
 ) -> DecodeState:
-    """The state after the guard calls of those rows that doubt."""
+    """The state after the recheck calls of those rows that doubt."""
 
     def one(row: RowState, cache):
-        return recheck_row(program, params, row, cache)
+        return recheck_row(spec, params, row, cache)
 
-    doubted_B = state.rows.doubted & ~state.rows.done & ~state.rows.stale
+    doubted_B = state.rows.needs_recheck & ~state.rows.done & ~state.rows.needs_refresh
     return DecodeState(*update_rows(one, state.rows, state.cache, doubted_B))
 
 
 def refresh_stale_rows(
-    program: DecodeSpec, params: Any, state: DecodeState
+    spec: DecodeSpec, params: Any, state: DecodeState
 ) -> DecodeState:
     """The state after the refresh calls of those rows that need one."""
-    stale_B = state.rows.stale & ~state.rows.done
+    stale_B = state.rows.needs_refresh & ~state.rows.done
 
     def one(row: RowState):
-        return refresh_row(program, params, row)
+        return refresh_row(spec, params, row)
 
     def some(held: DecodeState) -> DecodeState:
-        apart = program.exact or program.guarded
+        apart = spec.exact or spec.guarded
         made = replace_rows(one, held.rows, held.cache, stale_B, apart)
         return DecodeState(*made)
 
     return jax.lax.cond(jnp.any(stale_B), some, lambda held: held, state)
 
 
-def run(program: DecodeSpec, params: Any, terms: RuntimeParams, state: DecodeState):
+def run(spec: DecodeSpec, params: Any, runtime: RuntimeParams, state: DecodeState):
     """Step until as few rows are left, or as often, as the terms allow."""
     if state.rows.done.shape == (1,):
-        return run(program, params, terms, state.alone()).as_batch()
+        return run(spec, params, runtime, state.alone()).as_batch()
 
     def running(held):
         calls, state = held
         live = jnp.sum(~state.rows.done, dtype=jnp.int32)
-        goes_on = (terms.forced >= 0) | (live > terms.fewest)
-        return (calls < terms.calls) & goes_on
+        goes_on = (runtime.forced_index >= 0) | (live > runtime.stop_at_rows)
+        return (calls < runtime.max_calls) & goes_on
 
     def body(held):
         calls, state = held
-        return calls + 1, step(program, params, terms, state)[0]
+        return calls + 1, step(spec, params, runtime, state)[0]
 
     return jax.lax.while_loop(running, body, (jnp.int32(0), state))[1]

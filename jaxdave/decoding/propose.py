@@ -26,28 +26,40 @@ if TYPE_CHECKING:
     from jaxdave.core.spec import DecodeSpec
 
 
-def propose(program: "DecodeSpec", params, row: RowState) -> DraftSet:
+def propose(spec: "DecodeSpec", params, row: RowState) -> DraftSet:
     """The drafts of a row, made of what its last call has left."""
-    grid, budget = program.grid, program.draft_steps
-    first = PolicyState(grid.window(row), row.memory, row.n)
-    known = DraftState(first, states_to_evaluate(program, row, first), jnp.bool_(True))
-    drafts = program.draft(draft_context(program, params, row), known, budget)
+    layout, budget = spec.layout, spec.draft_steps
+    first = PolicyState(layout.window(row), row.memory, row.n)
+    known = DraftState(first, states_to_evaluate(spec, row, first), jnp.bool_(True))
+    drafts = spec.draft(draft_context(spec, params, row), known, budget)
     chex.assert_shape(drafts.tokens_KNL, (budget, *known.tokens_NL.shape))
     return drafts
 
 
-def draft_context(program: "DecodeSpec", params, row: RowState) -> DraftContext:
+def draft_context(spec: "DecodeSpec", params, row: RowState) -> DraftContext:
     """What drafts of a row may be made of."""
-    grid = program.grid
-    further = lambda stand, depth: simulate_step(program, params, row, stand, depth)  # noqa: E731
-    is_end = lambda tokens_L: grid.ended(tokens_L, row)  # noqa: E731
-    open_L = grid.open(grid.window(row), row)
+    layout = spec.layout
 
-    def believing(token_L):
+    def simulate(policy_state, depth):
+        return simulate_step(spec, params, row, policy_state, depth)
+
+    def is_ended(tokens_L):
+        return layout.ended(tokens_L, row)
+
+    open_L = layout.open(layout.window(row), row)
+
+    def with_tokens(token_L):
         told_DL = jnp.where((token_L >= 0)[None], token_L[None], row.pred.token)
         pred = row.pred._replace(token=told_DL)
-        return draft_context(program, params, dataclasses.replace(row, pred=pred))
+        return draft_context(spec, params, dataclasses.replace(row, pred=pred))
 
     return DraftContext(
-        further, row.pred, open_L, grid.block_of(), is_end, row, grid.mask_id, believing
+        simulate,
+        row.pred,
+        open_L,
+        layout.block_of(),
+        is_ended,
+        row,
+        layout.mask_id,
+        with_tokens,
     )

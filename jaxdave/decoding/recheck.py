@@ -28,33 +28,31 @@ if TYPE_CHECKING:
     from jaxdave.core.spec import DecodeSpec
 
 
-def recheck_row(program: "DecodeSpec", params, row: RowState, cache):
+def recheck_row(spec: "DecodeSpec", params, row: RowState, cache):
     """One call that decides what a row doubts: (the row after it, its cache)."""
-    again, near = program.network.recheck, program.grid.near(1)
+    again, near = spec.model.recheck, spec.layout.used_length(1)
     assert again is not None, "guarded numerics need a network that can recheck"
     hidden_LE, cache = again(
-        params, row.tokens_T, row.solid, row.start, row.end, near, cache
+        params, row.tokens_T, row.verified_until, row.start, row.end, near, cache
     )
     # What other programs compute beside this must not be fused into it.
     hidden_LE = jax.lax.optimization_barrier(hidden_LE)
     chex.assert_shape(hidden_LE, (near, None))
-    stats = row.stats._replace(guard=row.stats.guard + 1)
+    stats = row.stats._replace(recheck=row.stats.recheck + 1)
     row = dataclasses.replace(
-        row, solid=row.start, stats=stats, doubted=jnp.bool_(False)
+        row, verified_until=row.start, stats=stats, needs_recheck=jnp.bool_(False)
     )
-    moved, pred_SW, seen = step_from_tokens(program, params, row, hidden_LE, None)
-    found = _prediction_error(program, row, pred_SW, seen.block_S[0])
+    moved, pred_SW, seen = step_from_tokens(spec, params, row, hidden_LE, None)
+    found = _prediction_error(spec, row, pred_SW, seen.block_S[0])
     error = jax.tree.map(jnp.maximum, stats.error, found)
     stats = moved.stats._replace(error=error)
     return dataclasses.replace(moved, stats=stats), cache
 
 
-def _prediction_error(
-    program: "DecodeSpec", row: RowState, pred_SW, block
-) -> ErrorBound:
+def _prediction_error(spec: "DecodeSpec", row: RowState, pred_SW, block) -> ErrorBound:
     """How far the row's last prediction was from one in the trusted shape."""
-    grid = program.grid
-    then = Prediction(*(grid.cut(part[0], block) for part in row.pred))
+    layout = spec.layout
+    then = Prediction(*(layout.cut(part[0], block) for part in row.pred))
     now = Prediction(*(part[0] for part in pred_SW))
-    open_W = grid.cut(grid.active(grid.window(row), row)[1], block)
+    open_W = layout.cut(layout.active(layout.window(row), row)[1], block)
     return prediction_error(now, then, open_W)

@@ -73,7 +73,7 @@ def _put_row(stack, part, index, axis: int):
     return jax.lax.dynamic_update_slice_in_dim(stack, part, index, axis)
 
 
-def map_state_rows(program: DecodeSpec, state: DecodeState):
+def map_state_rows(spec: DecodeSpec, state: DecodeState):
     """How a function of (one row, its cache) becomes one of the state's rows.
 
     One row alone is not mapped: its slices stay slices, where those of many become
@@ -82,13 +82,13 @@ def map_state_rows(program: DecodeSpec, state: DecodeState):
     return (
         (lambda function: function)
         if state.is_one
-        else functools.partial(map_rows, program)
+        else functools.partial(map_rows, spec)
     )
 
 
-def map_rows(program: DecodeSpec, function):
+def map_rows(spec: DecodeSpec, function):
     """A function of (one row, its cache) as a function of all rows."""
-    if not program.exact:
+    if not spec.exact:
         return jax.vmap(function, in_axes=(0, 1))
 
     def mapped(rows, cache):

@@ -31,23 +31,23 @@ class AcceptedPath(NamedTuple):
     its branches the policy goes to, its step from there, whether that is sure, hops."""
 
     at: jax.Array
-    stand: PolicyState
+    policy_state: PolicyState
     branch: jax.Array
     target: PolicyState
-    sure: jax.Array
+    is_certain: jax.Array
     hops: jax.Array
 
     @property
     def known(self) -> PolicyState:
         """The policy's next state: the target, or where it is too close to call the
         draft itself, which must be evaluated once more."""
-        pick = lambda a, b: jnp.where(self.sure, a, b)  # noqa: E731
-        return jax.tree.map(pick, self.target, self.stand)
+        pick = lambda a, b: jnp.where(self.is_certain, a, b)  # noqa: E731
+        return jax.tree.map(pick, self.target, self.policy_state)
 
     @property
     def steps(self) -> jax.Array:
         """Policy steps that the walk has confirmed."""
-        return self.hops + self.sure.astype(jnp.int32)
+        return self.hops + self.is_certain.astype(jnp.int32)
 
 
 class CallResult(NamedTuple):
@@ -60,39 +60,39 @@ class CallResult(NamedTuple):
     row: RowState
     evaluated_L: jax.Array
     kept: KeptState
-    walked: AcceptedPath
+    path: AcceptedPath
     info: StepInfo
 
 
 def verify_call(
-    program: "DecodeSpec", params, terms: "RuntimeParams", row: RowState, cache
+    spec: "DecodeSpec", params, runtime: "RuntimeParams", row: RowState, cache
 ) -> CallResult:
     """One call on drafts, and how far they hold; `settle` makes the row move."""
-    grid, budget = program.grid, program.draft_steps
-    drafts = propose(program, params, row)
+    layout, budget = spec.layout, spec.draft_steps
+    drafts = propose(spec, params, row)
     # From a draft that leaves nothing open the policy can only stand still, which is
     # no step: its walk must end before it.
-    is_open = lambda tokens_L: jnp.any(grid.active(tokens_L, row)[1])  # noqa: E731
+    is_open = lambda tokens_L: jnp.any(layout.active(tokens_L, row)[1])  # noqa: E731
     open_KN = jax.vmap(jax.vmap(is_open))(drafts.tokens_KNL)
     allowed_K = drafts.valid_K & jnp.any(open_KN, axis=1)
-    allowed_K &= jnp.arange(budget) < terms.cap
+    allowed_K &= jnp.arange(budget) < runtime.max_num_drafts
     drafts = drafts._replace(valid_K=allowed_K)
-    seen = evaluate(program, params, row, drafts, cache)
+    seen = evaluate(spec, params, row, drafts, cache)
     branches = drafts.tokens_KNL.shape[1]
     fits_K = jnp.all(seen.fits_S.reshape(-1, branches), axis=1)
     drafts = drafts._replace(valid_K=drafts.valid_K & fits_K)
     depth_S = jnp.repeat(drafts.depth_K, branches)
     pred_SW = predict_active_blocks(
-        program, params, seen.hidden_SWE, seen.block_S, depth_S, row
+        spec, params, seen.hidden_SWE, seen.block_S, depth_S, row
     )
-    doubt = terms.doubt if program.guarded else None
-    walked = verify_drafts(program, params, seen, pred_SW, drafts, row, doubt)
+    doubt = runtime.error_bound if spec.guarded else None
+    path = verify_drafts(spec, params, seen, pred_SW, drafts, row, doubt)
     return CallResult(
-        count_call(program, row, drafts, walked),
-        drafts.tokens_KNL[walked.at, walked.branch],
-        seen.keep(walked.at * branches + walked.branch),
-        walked,
-        StepInfo(jnp.sum(drafts.valid_K, dtype=jnp.int32), walked.steps),
+        count_call(spec, row, drafts, path),
+        drafts.tokens_KNL[path.at, path.branch],
+        seen.keep(path.at * branches + path.branch),
+        path,
+        StepInfo(jnp.sum(drafts.valid_K, dtype=jnp.int32), path.steps),
     )
 
 
@@ -106,47 +106,49 @@ def empty_info() -> StepInfo:
 
 
 def verify_drafts(
-    program: "DecodeSpec", params, seen: EvaluatedStates, pred_SW, drafts, row, doubt
+    spec: "DecodeSpec", params, seen: EvaluatedStates, pred_SW, drafts, row, doubt
 ):
     """How far the drafts hold, by predictions that may be off by `doubt` if any."""
-    grid, hidden_SWE = program.grid, seen.hidden_SWE
+    layout, hidden_SWE = spec.layout, seen.hidden_SWE
     branches = drafts.tokens_KNL.shape[1]
 
-    def step_from(at, stand: PolicyState):
+    def step_from(at, policy_state: PolicyState):
         def read(branch):
             slot = at * branches + branch
             return jax.tree.map(lambda a: a[slot], pred_SW), hidden_SWE[slot]
 
         tokens_NL = drafts.tokens_KNL[at]
-        branch, target = choose_and_step(program, params, row, stand, tokens_NL, read)
-        here = stand._replace(tokens_L=tokens_NL[branch])
+        branch, target = choose_and_step(
+            spec, params, row, policy_state, tokens_NL, read
+        )
+        here = policy_state._replace(tokens_L=tokens_NL[branch])
         is_sure = jnp.bool_(True)
         if doubt is not None:
-            is_sure = is_certain(program, params, row, here, *read(branch), doubt)
+            is_sure = is_certain(spec, params, row, here, *read(branch), doubt)
         return branch, target, is_sure
 
-    def onward(stand: PolicyState):
+    def onward(policy_state: PolicyState):
         # Candidates of an ended state may be states that some draft does not end at.
-        is_over = grid.ended(stand.tokens_L, row)
-        return jnp.where(is_over, -1, states_to_evaluate(program, row, stand))
+        is_over = layout.ended(policy_state.tokens_L, row)
+        return jnp.where(is_over, -1, states_to_evaluate(spec, row, policy_state))
 
-    first = PolicyState(grid.window(row), row.memory, row.n)
-    return longest_accepted_path(
-        step_from, onward, drafts, first, program.sampling.noisy
-    )
+    first = PolicyState(layout.window(row), row.memory, row.n)
+    return longest_accepted_path(step_from, onward, drafts, first, spec.sampling.noisy)
 
 
-def count_call(
-    program: "DecodeSpec", row: RowState, drafts: DraftSet, walked: AcceptedPath
-):
+def count_call(spec: "DecodeSpec", row: RowState, drafts: DraftSet, path: AcceptedPath):
     """The row with this verify call counted, and how its drafts have fared."""
-    at = program.sizes.index(program.draft_steps)
+    at = spec.draft_lengths.index(spec.draft_steps)
     size_Z = row.stats.size_Z.at[at].add(1)
     stats = row.stats._replace(verify=row.stats.verify + 1, size_Z=size_Z)
-    deeper_K = drafts.valid_K & (drafts.depth_K == drafts.depth_K[walked.at] + 1)
-    missed = walked.sure & jnp.any(deeper_K)
-    now = jnp.stack([walked.hops, missed.astype(jnp.int32)]).astype(jnp.float32)
-    return dataclasses.replace(row, stats=stats, luck=row.luck * ACCEPTANCE_DECAY + now)
+    deeper_K = drafts.valid_K & (drafts.depth_K == drafts.depth_K[path.at] + 1)
+    missed = path.is_certain & jnp.any(deeper_K)
+    now = jnp.stack([path.hops, missed.astype(jnp.int32)]).astype(jnp.float32)
+    return dataclasses.replace(
+        row,
+        stats=stats,
+        acceptance_counts=row.acceptance_counts * ACCEPTANCE_DECAY + now,
+    )
 
 
 StepFn = Callable[[jax.Array, PolicyState], tuple[jax.Array, PolicyState, jax.Array]]
@@ -181,7 +183,7 @@ def longest_accepted_path(
         return same_K & (index_K != held.at)
 
     def on(held: AcceptedPath):
-        further = held.sure & (held.hops < count - 1) & jnp.any(successors(held))
+        further = held.is_certain & (held.hops < count - 1) & jnp.any(successors(held))
         return (held.hops < 0) | further
 
     def hop(held: AcceptedPath):

@@ -23,19 +23,21 @@ PRIOR_COUNTS = 3.2, 0.8
 
 
 def choose_draft_length(
-    sizes: tuple[int, ...], terms: "RuntimeParams", rows: RowState
+    sizes: tuple[int, ...], runtime: "RuntimeParams", rows: RowState
 ) -> jax.Array:
     """Index of the size that is expected to confirm most steps of all rows a second."""
     right, wrong = PRIOR_COUNTS
-    right_B, wrong_B = rows.luck.reshape(-1, 2).T
+    right_B, wrong_B = rows.acceptance_counts.reshape(-1, 2).T
     p_B = (right_B + right) / (right_B + wrong_B + right + wrong)
     live_B = (~rows.done).astype(jnp.float32).reshape(-1)
 
     def steps(size: int) -> jax.Array:
         power_KB = p_B[None] ** jnp.arange(size, dtype=jnp.float32)[:, None]
-        usable_K1 = (jnp.arange(size) < terms.cap).astype(jnp.float32)[:, None]
+        usable_K1 = (jnp.arange(size) < runtime.max_num_drafts).astype(jnp.float32)[
+            :, None
+        ]
         return jnp.sum(power_KB * usable_K1 * live_B[None])
 
-    rate_Z = jnp.stack([steps(size) for size in sizes]) / terms.seconds_Z
+    rate_Z = jnp.stack([steps(size) for size in sizes]) / runtime.seconds_Z
     best = jnp.argmax(rate_Z).astype(jnp.int32)
-    return jnp.where(terms.forced >= 0, terms.forced, best)
+    return jnp.where(runtime.forced_index >= 0, runtime.forced_index, best)

@@ -13,7 +13,7 @@ ACCEPTANCE_PRIOR = 0.8
 """How likely a step is what it was drafted to be, where nobody has counted."""
 
 
-def nested(outlook: DraftContext, first: DraftState, budget: int) -> DraftSet:
+def nested(context: DraftContext, first: DraftState, budget: int) -> DraftSet:
     """The policy itself, run ahead on the last prediction (FreeDave, Algorithm 2).
 
     For one token a step these are the paper's nested top-k sets; any other policy is
@@ -22,7 +22,7 @@ def nested(outlook: DraftContext, first: DraftState, budget: int) -> DraftSet:
     """
 
     def deeper(held: DraftState, depth):
-        moved = outlook.simulate(held.stand, depth)
+        moved = context.simulate(held.policy_state, depth)
         moved = moved._replace(valid=held.valid & moved.valid)
         return moved, (moved.tokens_NL, moved.valid)
 

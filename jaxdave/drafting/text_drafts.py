@@ -39,23 +39,25 @@ class TextGuess(NamedTuple):
 TextGuessFn = Callable[[DraftContext], TextGuess]
 
 
-def user_text(outlook: DraftContext) -> TextGuess:
+def user_text(context: DraftContext) -> TextGuess:
     """The user's draft text, placed by its last matching tokens, else by position."""
-    row = outlook.row
-    at = _first_open_position(outlook)
+    row = context.row
+    at = _first_open_position(context)
     home = at - row.begin
-    return _continuation(outlook, row.told_T, row.told_T.shape[0], home, at, 0)
+    return _continuation(
+        context, row.draft_text_T, row.draft_text_T.shape[0], home, at, 0
+    )
 
 
-def prompt_lookup(outlook: DraftContext) -> TextGuess:
+def prompt_lookup(context: DraftContext) -> TextGuess:
     """What followed in the prompt or the text the last time it read like its end."""
-    at = _first_open_position(outlook)
-    return _continuation(outlook, outlook.row.tokens_T, at, at, at, MIN_MATCH)
+    at = _first_open_position(context)
+    return _continuation(context, context.row.tokens_T, at, at, at, MIN_MATCH)
 
 
-def user_text_or_prompt_lookup(outlook: DraftContext) -> TextGuess:
+def user_text_or_prompt_lookup(context: DraftContext) -> TextGuess:
     """The user's draft text or what the text repeats: what matches more of the end."""
-    mine, other = user_text(outlook), prompt_lookup(outlook)
+    mine, other = user_text(context), prompt_lookup(context)
     is_mine = jnp.any(mine.token_L >= 0) & (mine.odds >= other.odds)
     return TextGuess(
         jnp.where(is_mine, mine.token_L, other.token_L),
@@ -63,21 +65,21 @@ def user_text_or_prompt_lookup(outlook: DraftContext) -> TextGuess:
     )
 
 
-def _first_open_position(outlook: DraftContext) -> jax.Array:
+def _first_open_position(context: DraftContext) -> jax.Array:
     """The first open position; past the window if there is none."""
-    size = outlook.open_L.shape[0]
-    first = jnp.min(jnp.where(outlook.open_L, jnp.arange(size, dtype=jnp.int32), size))
-    return outlook.row.start + first
+    size = context.open_L.shape[0]
+    first = jnp.min(jnp.where(context.open_L, jnp.arange(size, dtype=jnp.int32), size))
+    return context.row.start + first
 
 
 def _continuation(
-    outlook: DraftContext, source_T, last, home, at: jax.Array, fewest: int
+    context: DraftContext, source_T, last, home, at: jax.Array, fewest: int
 ) -> TextGuess:
     """What follows in a source where it ends like the text before `at`.
 
     last: a match must end before it; home: of equal matches the one nearest to it.
     """
-    match_T = _match_lengths(source_T, outlook.row, at)
+    match_T = _match_lengths(source_T, context.row, at)
     place_T = jnp.arange(source_T.shape[0], dtype=jnp.int32)
     # Longest match first, then the nearest to home; both are exact in whole numbers.
     far_T = jnp.abs(place_T - home)
@@ -85,18 +87,18 @@ def _continuation(
     value_T = jnp.where(place_T < last, value_T, -(2**30))
     begin = jnp.argmax(value_T).astype(jnp.int32)
     match = match_T[begin]
-    place_L = outlook.row.start + jnp.arange(outlook.open_L.shape[0], dtype=jnp.int32)
+    place_L = context.row.start + jnp.arange(context.open_L.shape[0], dtype=jnp.int32)
     from_L = begin + place_L - at
     inside_L = (from_L >= 0) & (from_L < source_T.shape[0]) & (place_L >= at)
     token_L = jnp.where(inside_L, source_T.at[from_L].get(mode="clip"), -1)
-    token_L = jnp.where(token_L == outlook.mask_id, -1, token_L)
+    token_L = jnp.where(token_L == context.mask_id, -1, token_L)
     # Where later positions are known already and differ, the match is a chance one.
     here_L = jax.lax.dynamic_slice_in_dim(
-        outlook.row.tokens_T, outlook.row.start, outlook.open_L.shape[0]
+        context.row.tokens_T, context.row.start, context.open_L.shape[0]
     )
-    is_known_L = (here_L != outlook.mask_id) & (token_L >= 0)
+    is_known_L = (here_L != context.mask_id) & (token_L >= 0)
     match = jnp.where(jnp.any(is_known_L & (here_L != token_L)), 0, match)
-    token_L = jnp.where(outlook.open_L & (match >= fewest), token_L, -1)
+    token_L = jnp.where(context.open_L & (match >= fewest), token_L, -1)
     return TextGuess(token_L, match.astype(jnp.float32) + 1.0)
 
 
@@ -125,15 +127,15 @@ class WithTextDrafts:
     canvas: TextGuessFn
 
     def __call__(
-        self, outlook: DraftContext, first: DraftState, budget: int
+        self, context: DraftContext, first: DraftState, budget: int
     ) -> DraftSet:
-        canvas = self.canvas(outlook)
-        model_L = outlook.pred.token[0]
+        canvas = self.canvas(context)
+        model_L = context.pred.token[0]
         # The model's odds are as it says; where it says nothing they are none.
-        score_L = jnp.where(model_L >= 0, outlook.pred.score[0], -jnp.inf)
+        score_L = jnp.where(model_L >= 0, context.pred.score[0], -jnp.inf)
         share_L = canvas.odds / (canvas.odds + jnp.exp(score_L))
         differs_L = (canvas.token_L >= 0) & (canvas.token_L != model_L)
-        differs_L &= (share_L >= MIN_SHARE) & outlook.open_L
+        differs_L &= (share_L >= MIN_SHARE) & context.open_L
         token_L = jnp.where(differs_L, canvas.token_L, model_L)
 
         def weighed(drafts: DraftSet) -> DraftSet:
@@ -143,13 +145,13 @@ class WithTextDrafts:
             worth_KL = jnp.where(new_KL, likely_L, 1.0)
             return drafts._replace(worth_K=drafts.worth_K * jnp.prod(worth_KL, axis=1))
 
-        own = weighed(self.base(outlook, first, budget))
-        hinted = outlook.believing(jnp.where(differs_L, token_L, -1))
+        own = weighed(self.base(context, first, budget))
+        hinted = context.with_tokens(jnp.where(differs_L, token_L, -1))
         return merge_drafts(own, weighed(self.base(hinted, first, budget)), budget)
 
 
 def check_draft_texts(
-    program: "DecodeSpec", draft_text, prompts: int
+    spec: "DecodeSpec", draft_text, prompts: int
 ) -> list[Sequence[int]]:
     """The draft texts of a batch, empty where there is none.
 
@@ -158,7 +160,7 @@ def check_draft_texts(
     """
     if draft_text is None:
         return [()] * prompts
-    if not isinstance(program.draft, WithTextDrafts):
+    if not isinstance(spec.draft, WithTextDrafts):
         raise ValueError(
             "draft_text is given, but the decoder's draft function does not read it; "
             "build the decoder with draft=hints.Hinted(draft.nested, hints.told)"
@@ -168,7 +170,7 @@ def check_draft_texts(
             f"{len(draft_text)} draft texts for {prompts} prompts; give one each, [] "
             "where there is none"
         )
-    size = program.network.vocab_size
+    size = spec.model.vocab_size
     for row, ids in enumerate(draft_text):
         odd = [one for one in ids if not 0 <= one < size]
         if odd:

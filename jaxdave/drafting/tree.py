@@ -30,9 +30,9 @@ from jaxdave.drafting.tree_table import (
 from jaxdave.policies.basic import static
 
 
-def draft_order(outlook: DraftContext) -> jax.Array:
+def draft_order(context: DraftContext) -> jax.Array:
     """Place of each open position [L] in the order that the last prediction says."""
-    score_L, block_L, open_L = outlook.pred.score[0], outlook.block_L, outlook.open_L
+    score_L, block_L, open_L = context.pred.score[0], context.block_L, context.open_L
     at_L = jnp.arange(score_L.shape[0], dtype=jnp.int32)
     sooner_LL = score_L[None, :] > score_L[:, None]
     sooner_LL |= (score_L[None, :] == score_L[:, None]) & (
@@ -43,24 +43,24 @@ def draft_order(outlook: DraftContext) -> jax.Array:
     return jnp.sum(sooner_LL & open_L[None, :], axis=1, dtype=jnp.int32)
 
 
-def open_count_index(outlook: DraftContext) -> jax.Array:
+def open_count_index(context: DraftContext) -> jax.Array:
     """Which of `LEFTS` counts the open positions of the first block with any."""
-    open_L, block_L = outlook.open_L, outlook.block_L
+    open_L, block_L = context.open_L, context.block_L
     active = jnp.min(jnp.where(open_L, block_L, block_L[-1]))
     left = jnp.sum(open_L & (block_L == active), dtype=jnp.int32)
     return jnp.sum(left > jnp.asarray(OPEN_COUNTS, jnp.int32), dtype=jnp.int32)
 
 
-def score_gaps(outlook: DraftContext, place_L: jax.Array) -> jax.Array:
+def score_gaps(context: DraftContext, place_L: jax.Array) -> jax.Array:
     """By how much each of the first places outscores the next one of its block.
 
     [CLOSE]; infinite where there is no next one in the block.
     """
-    known_L = outlook.open_L & (outlook.pred.token[0] >= 0)
+    known_L = context.open_L & (context.pred.token[0] >= 0)
     at_P = jnp.arange(NUM_GAPS + 1, dtype=jnp.int32)
     is_at_PL = (place_L[None] == at_P[:, None]) & known_L[None]
-    score_P = jnp.sum(jnp.where(is_at_PL, outlook.pred.score[:1], 0.0), axis=1)
-    block_P = jnp.max(jnp.where(is_at_PL, outlook.block_L[None], -1), axis=1)
+    score_P = jnp.sum(jnp.where(is_at_PL, context.pred.score[:1], 0.0), axis=1)
+    block_P = jnp.max(jnp.where(is_at_PL, context.block_L[None], -1), axis=1)
     same_P = (block_P[:-1] == block_P[1:]) & (block_P[:-1] >= 0)
     return jnp.where(same_P, score_P[:-1] - score_P[1:], jnp.inf)
 
@@ -72,23 +72,23 @@ def tree(table: TreeTable) -> DraftFn:
     At a temperature, where every step draws its tokens anew, use `draft.nested`.
     """
 
-    def draft(outlook: DraftContext, first: DraftState, budget: int) -> DraftSet:
-        place_L = draft_order(outlook)
-        is_close = score_gaps(outlook, place_L) < table.edge
+    def draft(context: DraftContext, first: DraftState, budget: int) -> DraftSet:
+        place_L = draft_order(context)
+        is_close = score_gaps(context, place_L) < table.edge
         close = jnp.where(jnp.any(is_close), jnp.argmax(is_close), NUM_GAPS)
-        context = open_count_index(outlook), close.astype(jnp.int32)
-        code_KP, worth_K = (jnp.asarray(a)[context] for a in pack(table, budget))
-        near_L = outlook.open_L & (place_L < MAX_PLACES)
+        leaf = open_count_index(context), close.astype(jnp.int32)
+        code_KP, worth_K = (jnp.asarray(a)[leaf] for a in pack(table, budget))
+        near_L = context.open_L & (place_L < MAX_PLACES)
         code_KL = code_KP[:, jnp.minimum(place_L, MAX_PLACES - 1)] * near_L[
             None
         ].astype(jnp.int8)
-        pred, first_L = outlook.pred, first.tokens_NL[0]
-        said_KL = jnp.where(code_KL == 2, pred.runner[:1], pred.token[:1])
+        pred, first_L = context.pred, first.tokens_NL[0]
+        said_KL = jnp.where(code_KL == 2, pred.runner_up[:1], pred.token[:1])
         tokens_KL = jnp.where(code_KL > 0, said_KL, first_L[None])
         depth_K = jnp.sum(code_KP > 0, axis=1, dtype=jnp.int32)
         is_there_K = jnp.sum(code_KL > 0, axis=1, dtype=jnp.int32) == depth_K
         is_told_K = jnp.all((code_KL == 0) | (said_KL >= 0), axis=1)
-        valid_K = is_there_K & is_told_K & ~jax.vmap(outlook.ended)(tokens_KL)
+        valid_K = is_there_K & is_told_K & ~jax.vmap(context.ended)(tokens_KL)
         valid_K = valid_K.at[0].set(first.valid)
         return DraftSet(tokens_KL[:, None], depth_K, valid_K, worth_K)
 

@@ -49,8 +49,8 @@ MEASUREMENTS: dict[Any, tuple[tuple[weakref.ref, ...], Measurements]] = {}
 
 
 def tuned_params(
-    program: DecodeSpec,
-    terms: RuntimeParams,
+    spec: DecodeSpec,
+    runtime: RuntimeParams,
     run: RunFn,
     params,
     fresh: FreshStateFn,
@@ -61,23 +61,21 @@ def tuned_params(
     run: the compiled loop; fresh(terms) -> a new state of probe prompts for it; shapes:
     what both were compiled for. Costs nothing where nothing has to be measured.
     """
-    if not program.guarded and len(program.sizes) == 1:
-        return terms, 0.0
-    found, seconds = _measured(program, run, params, fresh, shapes)
+    if not spec.guarded and len(spec.draft_lengths) == 1:
+        return runtime, 0.0
+    found, seconds = _measured(spec, run, params, fresh, shapes)
 
     def bound(seen: float) -> jax.Array:
         return host_array(np.float32(max(SAFETY_FACTOR * seen, MIN_ERROR_BOUND)))
 
-    told = terms._replace(
+    told = runtime._replace(
         doubt=ErrorBound(*map(bound, found.error)),
         seconds_Z=host_array(np.asarray(found.seconds, np.float32)),
     )
     return told, seconds
 
 
-def measure(
-    program: DecodeSpec, run: RunFn, params, fresh: FreshStateFn
-) -> Measurements:
+def measure(spec: DecodeSpec, run: RunFn, params, fresh: FreshStateFn) -> Measurements:
     """Time calls of every size, and let decisions be made twice for a while.
 
     At first every decision is; then those after some that nobody looked at, so that
@@ -85,13 +83,15 @@ def measure(
     """
     seconds, error = [], np.zeros(len(ErrorBound._fields))
     always = ErrorBound.every(host_array(np.float32(np.inf)))
-    for size in range(len(program.sizes)):
-        terms = program.terms(program.most)._replace(forced=host_array(np.int32(size)))
-        timed = terms._replace(calls=host_array(np.int32(TIMED_ROUNDS)))
+    for size in range(len(spec.draft_lengths)):
+        runtime = spec.runtime(spec.max_drafts)._replace(
+            forced_index=host_array(np.int32(size))
+        )
+        timed = runtime._replace(max_calls=host_array(np.int32(TIMED_ROUNDS)))
         spent, later = _time_rounds(run, params, timed, fresh)
         seconds.append(spent / TIMED_ROUNDS)
-        if program.guarded:
-            checked = terms._replace(
+        if spec.guarded:
+            checked = runtime._replace(
                 calls=host_array(np.int32(CHECKED_ROUNDS)), doubt=always
             )
             for state in (fresh(checked), later):
@@ -101,44 +101,44 @@ def measure(
 
 
 def _time_rounds(
-    run: RunFn, params, terms: RuntimeParams, fresh: FreshStateFn
+    run: RunFn, params, runtime: RuntimeParams, fresh: FreshStateFn
 ) -> tuple[float, DecodeState]:
     """The least time of a run of some rounds, and the state after it."""
     times = []
     for _ in range(REPEATS):
-        state = jax.block_until_ready(fresh(terms))
+        state = jax.block_until_ready(fresh(runtime))
         start = time.perf_counter()
-        state = jax.block_until_ready(run(params, terms, state))
+        state = jax.block_until_ready(run(params, runtime, state))
         times.append(time.perf_counter() - start)
     return min(times), state
 
 
-def _measured(program: DecodeSpec, run: RunFn, params, fresh: FreshStateFn, shapes):
+def _measured(spec: DecodeSpec, run: RunFn, params, fresh: FreshStateFn, shapes):
     """What was measured, and the seconds that it took just now."""
     leaves = jax.tree.leaves(params)
-    key = program, shapes, tuple(map(id, leaves))
+    key = spec, shapes, tuple(map(id, leaves))
     if key in MEASUREMENTS:
         held, made = MEASUREMENTS[key]
         # What has been let go of may have left its id to another.
         if all(ref() is leaf for ref, leaf in zip(held, leaves, strict=True)):
             return made, 0.0
     start = time.perf_counter()
-    name = _measurement_key(program, params, shapes)
+    name = _measurement_key(spec, params, shapes)
     made = _read_measurements(name)
     if made is None:
-        made = measure(program, run, params, fresh)
+        made = measure(spec, run, params, fresh)
         _write_measurements(name, made)
     MEASUREMENTS[key] = tuple(map(weakref.ref, leaves)), made
     return made, time.perf_counter() - start
 
 
-def _measurement_key(program: DecodeSpec, params, shapes) -> str | None:
+def _measurement_key(spec: DecodeSpec, params, shapes) -> str | None:
     """A name for all that a measurement depends on; None where that has none."""
     if cache_folder(MEASUREMENT_FOLDER) is None:
         return None
     lying = [(a.shape, str(a.dtype), str(getattr(a, "sharding", None)))
              for a in jax.tree.leaves(params)]  # fmt: skip
-    return fingerprint(program, shapes, sample_weights(params), lying)
+    return fingerprint(spec, shapes, sample_weights(params), lying)
 
 
 def sample_weights(params: Any) -> list[np.ndarray]:

@@ -29,8 +29,8 @@ TokenIds = Sequence[Sequence[int]]
 
 def probe_prompts(decoder: Decoder, prompts: TokenIds) -> TokenIds:
     """Prompts of random tokens, as long as those given."""
-    network, grid = decoder.program.network, decoder.program.grid
-    never = {grid.mask_id, *grid.stop_ids, *network.banned}
+    network, layout = decoder.spec.model, decoder.spec.layout
+    never = {layout.mask_id, *layout.stop_ids, *network.suppressed_ids}
     usable = [token for token in range(network.vocab_size) if token not in never]
     rng = np.random.default_rng(0)
     return [rng.choice(usable, len(prompt)).tolist() for prompt in prompts]
@@ -45,12 +45,12 @@ def pack_prompts(
 ) -> tuple[PromptBatch, int]:
     """The prompts as padded arrays, and the length that the prefill must cover."""
     _check_prompts(decoder, prompts, seed, requests)
-    grid = decoder.program.grid
+    layout = decoder.spec.layout
     lengths = [len(prompt) for prompt in prompts]
-    room = bucket_length(max(lengths) + grid.window_length)
+    room = bucket_length(max(lengths) + layout.window_length)
     capacity = -(-(room + decoder.max_new_tokens) // TILE) * TILE
-    tokens = _pad(prompts, capacity, grid.mask_id)
-    hints = check_draft_texts(decoder.program, draft_text, len(prompts))
+    tokens = _pad(prompts, capacity, layout.mask_id)
+    hints = check_draft_texts(decoder.spec, draft_text, len(prompts))
     begin = np.asarray(lengths, np.int32)
     ids = np.zeros(len(prompts), np.int32) if requests is None else requests
     arrays = PromptBatch(

@@ -46,7 +46,7 @@ class SlotProbe(NamedTuple):
 _RESULTS: dict[tuple, SlotProbe] = {}
 
 
-def slot_probe(program: DecodeSpec, params: Any, seed: int = 0) -> SlotProbe:
+def slot_probe(spec: DecodeSpec, params: Any, seed: int = 0) -> SlotProbe:
     """Evaluate random drafts in several arrangements and compare tokens, scores, K/V.
 
     Asked once per program, dtype and backend of a process: a later call returns the
@@ -54,9 +54,9 @@ def slot_probe(program: DecodeSpec, params: Any, seed: int = 0) -> SlotProbe:
     those under which batched kernels are known to differ.
     """
     dtypes = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
-    key = (program, dtypes, jax.default_backend(), seed)
+    key = (spec, dtypes, jax.default_backend(), seed)
     if key not in _RESULTS:
-        _RESULTS[key] = _probe(program, params, seed)
+        _RESULTS[key] = _probe(spec, params, seed)
     return _RESULTS[key]
 
 
@@ -72,20 +72,20 @@ class _Slots(NamedTuple):
     forward: Callable[..., tuple[jax.Array, Any]]
 
 
-def _slots(program: DecodeSpec) -> _Slots:
+def _slots(spec: DecodeSpec) -> _Slots:
     """Whole windows, or lines of two pieces each where blocks are evaluated apart."""
-    grid, pieces = program.grid, program.network.pieces
+    layout, pieces = spec.layout, spec.model.block_states
     if pieces is None:
-        return _Slots(program.slots, grid.window_length, program.network.forward)
-    most = max_block_states(program.slots, program.near // grid.length)
+        return _Slots(spec.num_states, layout.window_length, spec.model.forward)
+    most = max_block_states(spec.num_states, spec.window_used // layout.length)
     count = most // 2
     piece_M = jnp.arange(most, dtype=jnp.int32)
     block_M = jnp.where(piece_M < 2 * count, piece_M % 2, 0)
-    is_left_MJ = jnp.arange(grid.blocks)[None] < block_M[:, None]
+    is_left_MJ = jnp.arange(layout.blocks)[None] < block_M[:, None]
     chain_MJ = jnp.where(is_left_MJ, piece_M[:, None] - 1, piece_M[:, None])
 
     def forward(params, tokens_KL, start, end, cache):
-        tokens_MP = tokens_KL.reshape(-1, grid.length)
+        tokens_MP = tokens_KL.reshape(-1, layout.length)
         spare_MP = jnp.tile(tokens_MP[:1], (most - 2 * count, 1))
         tokens_MP = jnp.concatenate([tokens_MP, spare_MP])
         hidden_MPE, added = pieces(
@@ -94,17 +94,17 @@ def _slots(program: DecodeSpec) -> _Slots:
         flat = lambda a: a[: 2 * count].reshape(*tokens_KL.shape, *a.shape[2:])  # noqa: E731
         return flat(hidden_MPE), jax.tree.map(jax.vmap(flat), added)
 
-    return _Slots(count, 2 * grid.length, forward)
+    return _Slots(count, 2 * layout.length, forward)
 
 
-def _probe(program: DecodeSpec, params: Any, seed: int) -> SlotProbe:
-    lines = _slots(program)
+def _probe(spec: DecodeSpec, params: Any, seed: int) -> SlotProbe:
+    lines = _slots(spec)
     count, length = lines.count, lines.length
     rng = np.random.default_rng(seed)
     draw = lambda: rng.integers(  # noqa: E731
-        0, program.network.vocab_size, (count, length), np.int32
+        0, spec.model.vocab_size, (count, length), np.int32
     )
-    evaluate = _evaluator(program, lines, params, rng)
+    evaluate = _evaluator(spec, lines, params, rng)
     drafts_KL, kept = draw(), count - 1
     order, others_KL = rng.permutation(count), draw()
     others_KL[kept] = drafts_KL[kept]
@@ -119,14 +119,14 @@ def _probe(program: DecodeSpec, params: Any, seed: int) -> SlotProbe:
     )
 
 
-def _evaluator(program: DecodeSpec, lines: _Slots, params, rng: np.random.Generator):
+def _evaluator(spec: DecodeSpec, lines: _Slots, params, rng: np.random.Generator):
     """tokens_KL -> arrays [K, ...]: predictions of the window, and its K and V."""
-    network, window = program.network, program.grid.window_length
-    start = PROBED_START // program.grid.length * program.grid.length
+    network, window = spec.model, spec.layout.window_length
+    start = PROBED_START // spec.layout.length * spec.layout.length
     end = jnp.int32(start + window)
     capacity = -(-(start + window) // TILE) * TILE
     stored = jax.eval_shape(
-        lambda tokens_T: network.prime(
+        lambda tokens_T: network.prefill(
             params, tokens_T, end, jnp.int32(0), end, window, capacity
         )[1],
         jax.ShapeDtypeStruct((capacity,), jnp.int32),
@@ -143,7 +143,7 @@ def _evaluator(program: DecodeSpec, lines: _Slots, params, rng: np.random.Genera
         place_L = start + jnp.arange(lines.length, dtype=jnp.int32)
         place_KL = jnp.broadcast_to(place_L[None], tokens_KL.shape)
         step_KL = jnp.zeros_like(place_KL)
-        pred = predict(program, params, hidden_KLE, key, step_KL, place_KL)
+        pred = predict(spec, params, hidden_KLE, key, step_KL, place_KL)
         moved = [jnp.moveaxis(part, 1, 0) for part in jax.tree.leaves(added)]
         return [*pred, *moved]
 

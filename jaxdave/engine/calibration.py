@@ -67,8 +67,8 @@ def calibrate(decoder: Decoder, params, batches: Sequence[Sequence], tick) -> Tr
 
     batches: lists of prompts; tick(number of prompts) is called after each.
     """
-    looks_ahead = decoder.program.network.pieces is not None
-    caps = [cap for cap in DRAFT_LENGTHS if cap <= decoder.program.draft_steps]
+    looks_ahead = decoder.spec.model.block_states is not None
+    caps = [cap for cap in DRAFT_LENGTHS if cap <= decoder.spec.draft_steps]
     caps = caps if looks_ahead else caps[:1]
     eyes, seen = _observer(decoder, params), list[VisitedPath]()
     for batch in batches:
@@ -139,29 +139,29 @@ class _Observer(NamedTuple):
     """Compiled: step(cap, state) -> state; look(rows) -> what each of them sees."""
 
     step: Callable[..., Any]
-    look: Callable[..., Observation]
+    queries: Callable[..., Observation]
 
 
 def _observer(decoder: Decoder, params) -> _Observer:
-    program = decoder.program
+    spec = decoder.spec
 
-    def look(row):
-        outlook = draft_context(program, params, row)
-        place_L, pred = tree.draft_order(outlook), row.pred
+    def queries(row):
+        context = draft_context(spec, params, row)
+        place_L, pred = tree.draft_order(context), row.pred
         return Observation(
-            row.tokens_T, row.start, row.n, place_L, pred.token[0], pred.runner[0],
-            outlook.open_L, tree.open_count_index(outlook),
-            tree.score_gaps(outlook, place_L),
-            row.done | row.stale,
+            row.tokens_T, row.start, row.n, place_L, pred.token[0], pred.runner_up[0],
+            context.open_L, tree.open_count_index(context),
+            tree.score_gaps(context, place_L),
+            row.done | row.needs_refresh,
         )  # fmt: skip
 
     step = jax.jit(
         lambda params, cap, state: decode_loop.step(
-            program, params, program.terms(1)._replace(cap=cap), state
+            spec, params, spec.runtime(1)._replace(max_num_drafts=cap), state
         )[0],
         compiler_options=compile_options(),
     )
-    return _Observer(functools.partial(step, params), jax.jit(jax.vmap(look)))
+    return _Observer(functools.partial(step, params), jax.jit(jax.vmap(queries)))
 
 
 def _observations(
@@ -170,7 +170,7 @@ def _observations(
     """What every row sees after each call of the policy, on the host."""
     state = prefill_prompts(decoder, params, prompts)
     for _ in range(decoder.max_new_tokens + 1):
-        yield Observation(*jax.device_get(eyes.look(state.rows)))
+        yield Observation(*jax.device_get(eyes.queries(state.rows)))
         if state.rows.done.all():
             return
         state = eyes.step(jnp.int32(cap), state)

@@ -39,10 +39,10 @@ class CompiledLoop(NamedTuple):
     what tells the shapes of one row.
     """
 
-    program: DecodeSpec
+    spec: DecodeSpec
     rows: int
     run: Callable[..., DecodeState]
-    terms: RuntimeParams
+    runtime: RuntimeParams
     fresh: Callable[[RuntimeParams], DecodeState]
     room: tuple[Any, ...]
 
@@ -66,7 +66,7 @@ _ACCOUNTS: weakref.WeakKeyDictionary[DecodeSpec, dict[Any, IdleAccount]] = (
 
 def idle_account(loop: CompiledLoop) -> IdleAccount:
     """What is on record of a loop."""
-    return _ACCOUNTS.setdefault(loop.program, {}).setdefault(
+    return _ACCOUNTS.setdefault(loop.spec, {}).setdefault(
         (loop.rows, loop.room), IdleAccount()
     )
 
@@ -88,7 +88,7 @@ def run_to_end(
         if found is not None:
             break
         # One row under exact numerics takes twice as long among others as alone.
-        idle = 0.5 if loop.program.exact else 1 - live_R.size / loop.rows
+        idle = 0.5 if loop.spec.exact else 1 - live_R.size / loop.rows
         fewest = count // 2
     # What is left of the smaller loop's room is taken by a row that has ended.
     index_R = np.full(count, np.flatnonzero(rows.done)[0], np.int32)
@@ -101,14 +101,14 @@ def run_to_end(
 
 def compaction_threshold(loop: CompiledLoop, params: Any) -> int:
     """How few rows must be left for a smaller loop to do; 0: there is none."""
-    program, rows = loop.program, loop.rows
+    spec, rows = loop.spec, loop.rows
     if rows == 1 or not is_on_first_device(params):
         return 0
-    if program.guarded:
+    if spec.guarded:
         return (1 << (rows - 1).bit_length()) // 2
     # Rows that go one after another cost nothing once they have ended; but one alone is
     # twice as fast as one among them.
-    return 1 if program.exact else 0
+    return 1 if spec.exact else 0
 
 
 def _fetch_rows(state: DecodeState) -> HostRows:
@@ -119,8 +119,8 @@ def _fetch_rows(state: DecodeState) -> HostRows:
 
 def _run_until(loop: CompiledLoop, params, state: DecodeState, fewest: int):
     """The state when no more than so many rows are left, and its rows on the host."""
-    terms = loop.terms._replace(fewest=host_array(np.int32(fewest)))
-    state = loop.run(params, terms, state)
+    runtime = loop.runtime._replace(stop_at_rows=host_array(np.int32(fewest)))
+    state = loop.run(params, runtime, state)
     return state, _fetch_rows(state)
 
 
@@ -136,9 +136,9 @@ def _smaller_loop(
     loop: CompiledLoop, params, state: DecodeState, count: int
 ) -> _SmallerLoop | None:
     """The loop for so many rows, if that is worth its while."""
-    args = params, loop.terms, _shapes_like(state, count)
-    running = functools.partial(decode_loop.run, loop.program)
-    wanted = CompileRequest(loop.program, "run", running, args, donate=2)
+    args = params, loop.runtime, _shapes_like(state, count)
+    running = functools.partial(decode_loop.run, loop.spec)
+    wanted = CompileRequest(loop.spec, "run", running, args, donate=2)
     book = idle_account(loop)
     if count not in book.moved:
         wait = (
@@ -161,22 +161,22 @@ def _compile_smaller(
     loop: CompiledLoop, params, state, count: int, wanted: CompileRequest
 ) -> _SmallerLoop:
     """The loop for so many rows, compiled and measured."""
-    program, index = loop.program, host_array(np.zeros(count, np.int32))
+    spec, index = loop.spec, host_array(np.zeros(count, np.int32))
     take, taking = get_executable(
-        CompileRequest(program, f"take {count}", _take_rows, (state, index))
+        CompileRequest(spec, f"take {count}", _take_rows, (state, index))
     )
     run, running = get_executable(wanted)
 
-    def fresh(terms: RuntimeParams) -> DecodeState:
-        return take(loop.fresh(terms), index)
+    def fresh(runtime: RuntimeParams) -> DecodeState:
+        return take(loop.fresh(runtime), index)
 
     # Whichever loop rows come from, they move to the same one.
     shapes = (*loop.room, count)
-    terms, measuring = tuned_params(program, loop.terms, run, params, fresh, shapes)
+    runtime, measuring = tuned_params(spec, loop.runtime, run, params, fresh, shapes)
     # What the larger loop has left behind is as far off as its calls were.
-    doubt = jax.tree.map(np.maximum, loop.terms.doubt, terms.doubt)
+    doubt = jax.tree.map(np.maximum, loop.runtime.error_bound, runtime.error_bound)
     smaller = CompiledLoop(
-        program, count, run, terms._replace(doubt=doubt), fresh, loop.room
+        spec, count, run, runtime._replace(error_bound=doubt), fresh, loop.room
     )
     seconds = taking + running + measuring
     idle_account(smaller).made = max(idle_account(smaller).made, seconds)

@@ -111,7 +111,7 @@ def make_decoder(
         return drafted
     if drafted.numerics == "exact":
         # The program that freedave would run, so that both read the same bits.
-        return dataclasses.replace(drafted, cap=1)
+        return dataclasses.replace(drafted, max_num_drafts=1)
     return decoders.build_decoder(config, policy, 1, 1, **common)
 
 

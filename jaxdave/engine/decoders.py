@@ -43,8 +43,8 @@ class Decoder:
     "exact" where "guarded" was asked for and the policy cannot tell how sure it is.
     """
 
-    program: DecodeSpec
-    cap: int
+    spec: DecodeSpec
+    max_num_drafts: int
     max_new_tokens: int
     max_positions: int
     numerics: str
@@ -137,7 +137,7 @@ def build_decoder(
     )
     length = config.block_length if block_length is None else block_length
     sampling = SamplingConfig(temperature, top_k, top_p)
-    can_tell = policy.sure is not None and not (sampling.filtered or guidance)
+    can_tell = policy.is_certain is not None and not (sampling.filtered or guidance)
     can_tell &= network is None or network.recheck is not None
     if numerics == "guarded" and not can_tell:
         numerics = "exact"
@@ -146,11 +146,11 @@ def build_decoder(
     if shape.forced_first:
         policy = policies.first_alone(policy)
     changes = guidance, tuple(sorted(never))
-    program = _decode_spec(
+    spec = _decode_spec(
         config, policy, sizes, shape, sampling, numerics, changes, draft, network
     )
     cap = min(cap, sizes[-1])
-    return Decoder(program, cap, max_new_tokens, config.max_positions, numerics)
+    return Decoder(spec, cap, max_new_tokens, config.max_positions, numerics)
 
 
 def _check_settings(
@@ -214,19 +214,19 @@ def _decode_spec(
     config, policy, sizes, shape, sampling, numerics, changes, draft, network
 ) -> DecodeSpec:
     guidance, never = changes
-    grid = shape.grid
-    positions = config.max_positions + 2 * grid.window_length + FAST_CHUNK
+    layout = shape.layout
+    positions = config.max_positions + 2 * layout.window_length + FAST_CHUNK
     make = (
-        with_shadow_masks(shape.network, grid.length)
-        if policy.shadow
-        else shape.network
+        with_shadow_masks(shape.model, layout.length) if policy.shadow else shape.model
     )
     made = network or make(config, numerics=numerics, positions=positions)
     made = with_guidance(made, guidance, config.mask_id) if guidance else made
     made = with_suppressed_ids(made, never) if never else made
     exact, guarded = numerics == "exact", numerics == "guarded"
     most = sizes[-1]
-    return DecodeSpec(made, grid, policy, draft, sampling, most, exact, guarded, sizes)
+    return DecodeSpec(
+        made, layout, policy, draft, sampling, most, exact, guarded, sizes
+    )
 
 
 CACHE_RULES = ("none", "prefix", "dual")
@@ -236,7 +236,7 @@ class DecodeLayout(NamedTuple):
     """The geometry, how to make the network, and whether a block's first token is
     decided alone (its predictor lies outside the block, and outside its cache)."""
 
-    grid: WindowLayout
+    layout: WindowLayout
     network: Callable[..., ModelFns]
     forced_first: bool
 
@@ -273,11 +273,11 @@ def _block_causal_layout(
             "block-causal and its cache is exact, so leave it out"
         )
     check_block_length(length)
-    grid = WindowLayout(
+    layout = WindowLayout(
         length, lookahead_length(slots, length), config.mask_id, config.stop_ids
     )
     return DecodeLayout(
-        grid, _block_causal_maker(length), config.logits_shift != "none"
+        layout, _block_causal_maker(length), config.logits_shift != "none"
     )
 
 
@@ -291,11 +291,11 @@ def _full_attention_layout(
     config: ModelConfig, length: int, cache: str, room: int
 ) -> DecodeLayout:
     window = length if cache == "dual" else room
-    grid = WindowLayout(
+    layout = WindowLayout(
         length, window, config.mask_id, config.stop_ids, anchored=True, slide=nowhere
     )
     if cache == "none":
-        return DecodeLayout(grid, uncached_model, False)
+        return DecodeLayout(layout, uncached_model, False)
     # What a cache holds is that of a block's start, so nothing is decoded past its end.
-    grid = dataclasses.replace(grid, slide=past_known, reach=length)
-    return DecodeLayout(grid, cached_model, config.logits_shift != "none")
+    layout = dataclasses.replace(layout, slide=past_known, reach=length)
+    return DecodeLayout(layout, cached_model, config.logits_shift != "none")

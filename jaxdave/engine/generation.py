@@ -57,16 +57,16 @@ def generate(
     """
     made = prepare(decoder, params, prompts, seed, requests, draft_text)
     start = time.perf_counter()
-    opened = made.init(params, made.loop.terms, made.prompts)
+    opened = made.init(params, made.loop.runtime, made.prompts)
     held, making = run_to_end(made.loop, params, opened)
     seconds = time.perf_counter() - start - making
-    grid = decoder.program.grid
+    layout = decoder.spec.layout
     rows = read_rows(
         held,
-        length=grid.length,
-        mask_id=grid.mask_id,
-        stop_ids=grid.stop_ids,
-        commits=grid.slide is past_seen,
+        length=layout.length,
+        mask_id=layout.mask_id,
+        stop_ids=layout.stop_ids,
+        commits=layout.slide is past_seen,
     )
     return Result(rows, seconds, made.seconds + making)
 
@@ -87,8 +87,8 @@ def stream(
     """
     made = prepare(decoder, params, prompts, seed, requests, draft_text)
     # One round a call of the loop that `generate` begins with.
-    state = made.init(params, made.loop.terms, made.prompts)
-    terms = made.loop.terms._replace(calls=host_array(np.int32(1)))
+    state = made.init(params, made.loop.runtime, made.prompts)
+    runtime = made.loop.runtime._replace(max_calls=host_array(np.int32(1)))
     sent = [len(prompt) for prompt in prompts]
     open_rows = set(range(len(prompts)))
     for call in range(2 * decoder.max_new_tokens + 1):
@@ -106,7 +106,7 @@ def stream(
                 yield StreamUpdate(row, (), (), call)
         if not open_rows:
             return
-        state = made.loop.run(params, terms, state)
+        state = made.loop.run(params, runtime, state)
 
 
 class PreparedDecode(NamedTuple):
@@ -121,26 +121,26 @@ class PreparedDecode(NamedTuple):
 
 def prepare(decoder: Decoder, params, prompts: TokenIds, *packed) -> PreparedDecode:
     """The programs of a bucket, compiled and measured; arguments as `generate`."""
-    program = decoder.program
+    spec = decoder.spec
     first = _prefill_request(decoder, params, prompts, *packed)
-    terms, arrays = first.args[1:]
+    runtime, arrays = first.args[1:]
 
-    running = functools.partial(decode_loop.run, program)
+    running = functools.partial(decode_loop.run, spec)
 
     def loop(state: DecodeState) -> CompileRequest:
-        return CompileRequest(program, "run", running, (params, terms, state), donate=2)
+        return CompileRequest(spec, "run", running, (params, runtime, state), donate=2)
 
     init, run, seconds = get_executable_pair(first, loop)
 
-    def fresh(terms: RuntimeParams) -> DecodeState:
+    def fresh(runtime: RuntimeParams) -> DecodeState:
         return init(
-            params, terms, pack_prompts(decoder, probe_prompts(decoder, prompts))[0]
+            params, runtime, pack_prompts(decoder, probe_prompts(decoder, prompts))[0]
         )
 
     shapes = first.name, *((a.shape, str(a.dtype)) for a in arrays)
-    terms, measured = tuned_params(program, terms, run, params, fresh, shapes)
+    runtime, measured = tuned_params(spec, runtime, run, params, fresh, shapes)
     room = first.name, arrays.tokens_BT.shape[1]
-    made = CompiledLoop(program, len(prompts), run, terms, fresh, room)
+    made = CompiledLoop(spec, len(prompts), run, runtime, fresh, room)
     idle_account(made).made = max(idle_account(made).made, seconds)
     return PreparedDecode(init, made, arrays, seconds + measured)
 
@@ -161,23 +161,23 @@ def _prefill_request(
     decoder: Decoder, params, prompts: TokenIds, *packed
 ) -> CompileRequest:
     """The prefill."""
-    program = decoder.program
+    spec = decoder.spec
     arrays, length = pack_prompts(decoder, prompts, *packed)
 
-    def init(params, terms: RuntimeParams, arrays: PromptBatch) -> DecodeState:
-        return decode_loop.prefill(program, params, terms, arrays, length)
+    def init(params, runtime: RuntimeParams, arrays: PromptBatch) -> DecodeState:
+        return decode_loop.prefill(spec, params, runtime, arrays, length)
 
-    terms = program.terms(decoder.cap, 2 * decoder.max_new_tokens)
-    return CompileRequest(program, f"init {length}", init, (params, terms, arrays))
+    runtime = spec.runtime(decoder.max_num_drafts, 2 * decoder.max_new_tokens)
+    return CompileRequest(spec, f"init {length}", init, (params, runtime, arrays))
 
 
 def _final_length(decoder: Decoder, tokens_T, begin: int, done: bool) -> int:
     """After the last token of a row that no later step can change."""
-    grid, policy = decoder.program.grid, decoder.program.policy
+    layout, policy = decoder.spec.layout, decoder.spec.policy
     end = begin + decoder.max_new_tokens
-    last, solid = answer_end(tokens_T, begin, end, grid.mask_id, grid.stop_ids)
+    last, solid = answer_end(tokens_T, begin, end, layout.mask_id, layout.stop_ids)
     if done or not policy.revises:
         return last
     # Tokens of the block that is being decoded may still be taken back.
-    first = begin if grid.anchored else 0
-    return min(last, max(begin, solid - (solid - first) % grid.length))
+    first = begin if layout.anchored else 0
+    return min(last, max(begin, solid - (solid - first) % layout.length))

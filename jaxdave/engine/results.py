@@ -15,7 +15,7 @@ class Nfe:
     Of a batch under guarded numerics they may differ a little from one run to the next,
     as rows are computed in other shapes when others have ended; texts never do.
 
-    This engine never needs a commit call, nor a refresh for block-causal models; guard
+    This engine never needs a commit call, nor a refresh for block-causal models; recheck
     calls decide what was too close to call under guarded numerics.
     """
 
@@ -23,11 +23,11 @@ class Nfe:
     verify: int
     commit: int = 0
     refresh: int = 0
-    guard: int = 0
+    recheck: int = 0
 
     @property
     def total(self) -> int:
-        return self.prefill + self.verify + self.commit + self.refresh + self.guard
+        return self.prefill + self.verify + self.commit + self.refresh + self.recheck
 
     def counts(self) -> dict[str, int]:
         """All kinds by name, and their total."""
@@ -120,8 +120,8 @@ def _read_row(rows, index: int, length: int, mask_id, stop_ids, commits: bool) -
     begin, end = int(rows.begin[index]), int(rows.end[index])
     last, solid = answer_end(tokens, begin, end, mask_id, stop_ids)
     stats = rows.stats
-    verify, refresh, guard = (
-        int(part[index]) for part in (stats.verify, stats.refresh, stats.guard)
+    verify, refresh, recheck = (
+        int(part[index]) for part in (stats.verify, stats.refresh, stats.recheck)
     )
     steps = int(rows.n[index])
     touched = np.flatnonzero(call[begin:end] >= 0)
@@ -131,10 +131,10 @@ def _read_row(rows, index: int, length: int, mask_id, stop_ids, commits: bool) -
         token_ids=ids,
         finish_reason="stop" if last < solid else "length",
         valid_tokens=len(ids),
-        nfe=Nfe(prefill=1, verify=verify, refresh=refresh, guard=guard),
+        nfe=Nfe(prefill=1, verify=verify, refresh=refresh, recheck=recheck),
         reference_nfe=steps + (1 + blocks) * commits,
         accepted=tuple(
-            int(a) for a in stats.accepted_C[index][: verify + refresh + guard]
+            int(a) for a in stats.accepted_C[index][: verify + refresh + recheck]
         ),
         sizes=tuple(int(count) for count in stats.size_Z[index]),
         committed_at=tuple(int(c) for c in call[begin:last]),

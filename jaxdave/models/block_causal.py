@@ -1,7 +1,7 @@
 """The network of a block-causal model, whose cache is exact.
 
-What a block says depends on nothing to its right. So a call evaluates every distinct
-state of a block once (`pieces`), whatever the number of drafts that go through it.
+The output at a block depends on nothing to its right. So a call evaluates every
+distinct state of a block once (`block_states`), however many drafts go through it.
 """
 
 import functools
@@ -66,7 +66,7 @@ def block_causal_model(
     def prime_of(model: DecodeModel):
         chunked = chunked_prefill(chunks_of(model), _empty_cache_fn(model))
 
-        def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
+        def prefill(params, tokens_T, begin, start, end, window: int, prompt: int):
             hidden, cache = chunked(params, tokens_T, begin, start, end, window, prompt)
             held = window_cache(cache, start, window)
             seen = AttentionContext(start, cache, held, see_from, start + window)
@@ -96,7 +96,7 @@ def _fast_chunk(length: int) -> int:
 def _block_state_fn(model: DecodeModel, length: int):
     """`Network.pieces` of a model: pieces are a batch axis that shares the cache."""
 
-    def pieces(params, cut: BlockStates, start, end, cache: KVCache):
+    def block_states(params, cut: BlockStates, start, end, cache: KVCache):
         del end
         in_block_P = jnp.arange(length, dtype=jnp.int32)
         place_MP = start + cut.block_M[:, None] * length + in_block_P[None]
@@ -112,7 +112,7 @@ def _block_state_fn(model: DecodeModel, length: int):
         )
         return _align_block_states(hidden, cut) if model.shift else hidden, kv
 
-    return pieces
+    return block_states
 
 
 def _align_block_states(hidden_MPE: jax.Array, cut: BlockStates) -> jax.Array:

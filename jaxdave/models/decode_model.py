@@ -144,13 +144,14 @@ class DecodeModel:
         return einsum_kernel("re,rme->rm", hidden_RE, rows_RME)
 
     def network(
-        self, forward, prime, pieces=None, recheck=None, opening=None
+        self, forward, prime, block_states=None, recheck=None, fast_prefill=None
     ) -> ModelFns:
         """The network with this model's head."""
         c = self.config
         return ModelFns(
             forward, prime, self.logits, self.logits_at, c.vocab_rows, c.vocab_size,
-            c.banned_ids, self.chunk, pieces=pieces, recheck=recheck, opening=opening,
+            c.banned_ids, self.chunk, block_states=block_states, recheck=recheck,
+            fast_prefill=fast_prefill,
         )  # fmt: skip
 
 

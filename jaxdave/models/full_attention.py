@@ -34,7 +34,7 @@ def cached_model(
     """
     model, trusted = draft_and_trusted_models(config, numerics, positions)
 
-    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
+    def prefill(params, tokens_T, begin, start, end, window: int, prompt: int):
         del begin, prompt
         return _evaluate_canvas(trusted, beside, params, tokens_T, start, end, window)
 
@@ -48,7 +48,7 @@ def cached_model(
         return forward
 
     recheck = _recheck_with_frozen_cache(forward_of(trusted))
-    return model.network(forward_of(model), prime, recheck=recheck)
+    return model.network(forward_of(model), prefill, recheck=recheck)
 
 
 def uncached_model(
@@ -74,12 +74,12 @@ def uncached_model(
 
     recheck = _recheck_with_frozen_cache(forward_of(trusted))
 
-    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
+    def prefill(params, tokens_T, begin, start, end, window: int, prompt: int):
         del begin, prompt
         cache = tokens_T[None]
         return recheck(params, tokens_T, None, start, end, window, cache)
 
-    return model.network(forward_of(model), prime, recheck=recheck)
+    return model.network(forward_of(model), prefill, recheck=recheck)
 
 
 def _recheck_with_frozen_cache(forward):

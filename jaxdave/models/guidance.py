@@ -12,10 +12,10 @@ def with_guidance(network: ModelFns, scale: float, mask_id: int) -> ModelFns:
     both canvases. Source: LLaDA, generate.py (cfg_scale); models.md section 3.
     """
 
-    def prime(params, tokens_T, begin, *rest):
+    def prefill(params, tokens_T, begin, *rest):
         is_prompt_T = jnp.arange(tokens_T.shape[0]) < begin
         blank_T = jnp.where(is_prompt_T, jnp.int32(mask_id), tokens_T)
-        made = [network.prime(params, t, begin, *rest) for t in (tokens_T, blank_T)]
+        made = [network.prefill(params, t, begin, *rest) for t in (tokens_T, blank_T)]
         (told, cache), (blind, blind_cache) = made
         return jnp.concatenate([told, blind], axis=-1), (cache, blind_cache)
 
@@ -39,7 +39,7 @@ def with_guidance(network: ModelFns, scale: float, mask_id: int) -> ModelFns:
         return jnp.concatenate([told, blind], axis=-1)
 
     return network._replace(
-        prime=prime,
+        prefill=prefill,
         forward=forward,
         logits=mixed(network.logits),
         logits_at=mixed(network.logits_at),
@@ -49,4 +49,6 @@ def with_guidance(network: ModelFns, scale: float, mask_id: int) -> ModelFns:
 
 def with_suppressed_ids(network: ModelFns, ids: tuple[int, ...]) -> ModelFns:
     """The network, never predicting some ids (LLaDA's `logits_eos_inf`)."""
-    return network._replace(banned=tuple(sorted({*network.banned, *ids})))
+    return network._replace(
+        suppressed_ids=tuple(sorted({*network.suppressed_ids, *ids}))
+    )

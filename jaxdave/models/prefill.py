@@ -32,7 +32,7 @@ def chunked_prefill(chunks: PrefillChunks, empty_cache):
     empty_cache(params, capacity) -> cache of one row, in the dtypes of what is kept.
     """
 
-    def prime(params, tokens_T, begin, start, end, window: int, prompt: int):
+    def prefill(params, tokens_T, begin, start, end, window: int, prompt: int):
         del begin
         own = chunks._replace(size=min(chunks.size, prompt))
         cache = empty_cache(params, tokens_T.shape[0])
@@ -40,7 +40,7 @@ def chunked_prefill(chunks: PrefillChunks, empty_cache):
             own, params, tokens_T, jnp.int32(0), start, end, window, cache
         )
 
-    return prime
+    return prefill
 
 
 def chunked_recheck(chunks: PrefillChunks):

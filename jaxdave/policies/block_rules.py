@@ -60,9 +60,9 @@ def per_block(
 
     def told(view: PolicyView, memory: Memory) -> tuple[BlockClock, Memory]:
         begun, inner = memory
-        fresh = begun.place != view.place_W[0]
-        now = BlockStart(view.place_W[0], view.step, count(masked_positions(view)))
-        anew = now, init(*view.look.hidden_WE.shape)
+        fresh = begun.place != view.position_W[0]
+        now = BlockStart(view.position_W[0], view.step, count(masked_positions(view)))
+        anew = now, init(*view.queries.hidden_WE.shape)
         begun, inner = jax.tree.map(
             lambda a, b: jnp.where(fresh, a, b), anew, (begun, inner)
         )
@@ -81,7 +81,7 @@ def per_block(
         clock, (_, inner) = told(view, memory)
         return sure(view, clock, inner, doubt)
 
-    return made._replace(sure=certain)
+    return made._replace(is_certain=certain)
 
 
 DecideFn = Callable[
@@ -104,15 +104,15 @@ def block_interval_policy(
         view: PolicyView, clock: BlockClock, memory: Memory
     ) -> tuple[jax.Array, Memory]:
         choice, memory = decide(view, clock, memory, exact_view(view.pred))
-        return fill_positions(view, choice.least), memory
+        return fill_positions(view, choice.low), memory
 
-    def sure(
+    def is_certain(
         view: PolicyView, clock: BlockClock, memory: Memory, doubt: ErrorBound
     ) -> jax.Array:
         choice, _ = decide(view, clock, memory, bounded_view(view.pred, doubt))
         return is_decided(view, choice)
 
-    return per_block(name, step, init, sure=sure)
+    return per_block(name, step, init, sure=is_certain)
 
 
 def scheduled_policy(

@@ -59,10 +59,10 @@ def info_gain(
         chosen_NW = jnp.where(is_easy, view.open_W[None], chosen_NW)
         tokens_NW = jax.vmap(lambda chosen_W: fill_positions(view, chosen_W))(chosen_NW)
         entropy_W = view.pred.entropy
-        merit_N = jax.vmap(lambda c_W: -tree_sum(jnp.where(c_W, entropy_W, 0.0)))(
+        prior_N = jax.vmap(lambda c_W: -tree_sum(jnp.where(c_W, entropy_W, 0.0)))(
             chosen_NW
         )
-        return view.tokens_W, Candidates(tokens_NW, merit_N)
+        return view.tokens_W, Candidates(tokens_NW, prior_N)
 
     name = policy_name(
         "info_gain", candidates=candidates, temperature=temperature, bypass=bypass
@@ -88,7 +88,7 @@ def lopa(branches: int = 8, threshold: float = 0.9) -> Policy:
 
     def step(view: PolicyView, memory: Memory) -> tuple[jax.Array, Memory]:
         anchor_W = (
-            above_bound_or_best(view, exact_view(view.pred), sure).least & view.open_W
+            above_bound_or_best(view, exact_view(view.pred), sure).low & view.open_W
         )
         rest_W = view.open_W & ~anchor_W
         rank_W = rank(rest_W, view.pred.score)
@@ -111,7 +111,7 @@ def _candidate_policy(name: str, step, size: int, worth) -> Policy:
             jnp.zeros((size, width), jnp.int32), jnp.zeros(size, jnp.float32)
         )
 
-    return Policy(name, step, init, branching=CandidateScoring(size, worth))
+    return Policy(name, step, init, scoring=CandidateScoring(size, worth))
 
 
 def _tempered(view: PolicyView, draws: int, temperature: float) -> jax.Array:
@@ -123,7 +123,7 @@ def _tempered(view: PolicyView, draws: int, temperature: float) -> jax.Array:
         noise = lambda place: jax.random.gumbel(  # noqa: E731
             jax.random.fold_in(key, place), mode="high"
         )
-        return confidence_W / temperature + jax.vmap(noise)(view.place_W)
+        return confidence_W / temperature + jax.vmap(noise)(view.position_W)
 
     return jax.vmap(drawn)(jnp.arange(draws, dtype=jnp.int32))
 

@@ -49,7 +49,7 @@ def fill_positions(view: PolicyView, chosen_W: jax.Array) -> jax.Array:
 
 def masked_positions(view: PolicyView) -> jax.Array:
     """The masked positions of the block, also those that a wrapper has closed."""
-    inside_W = (view.place_W >= 0) & (view.place_W < view.room)
+    inside_W = (view.position_W >= 0) & (view.position_W < view.room)
     return inside_W & (view.tokens_W == view.mask_id)
 
 
@@ -84,7 +84,7 @@ def tree_mean(value_W: jax.Array, over_W: jax.Array) -> jax.Array:
 def position_uniforms(view: PolicyView) -> jax.Array:
     """A number in [0, 1) for each position: of (request, step, position) alone."""
     draw = lambda place: jax.random.uniform(jax.random.fold_in(view.key, place))  # noqa: E731
-    return jax.vmap(draw)(view.place_W)
+    return jax.vmap(draw)(view.position_W)
 
 
 def position_gumbels(view: PolicyView) -> jax.Array:
@@ -92,7 +92,7 @@ def position_gumbels(view: PolicyView) -> jax.Array:
     draw = lambda place: jax.random.gumbel(  # noqa: E731
         jax.random.fold_in(view.key, place), mode="high"
     )
-    return jax.vmap(draw)(view.place_W)
+    return jax.vmap(draw)(view.position_W)
 
 
 def policy_name(name: str, **parameters: object) -> str:

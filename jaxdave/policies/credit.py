@@ -56,7 +56,7 @@ def credit(
         view: PolicyView, clock: BlockClock, memory: Memory
     ) -> tuple[jax.Array, Memory]:
         held = _credited(memory, view.pred, gamma, beta)
-        logit_WM = view.look.logits_at(jnp.maximum(held.id_WM, 0))
+        logit_WM = view.queries.logits_at(jnp.maximum(held.id_WM, 0))
         bonus_WM = jnp.float32(alpha) * jnp.log1p(held.credit_WM)
         id_W, score_W = fused(view.pred, held.id_WM, logit_WM, bonus_WM)
         chosen_W = best_positions(view, 1, score_W) | (view.open_W & (score_W >= bound))

@@ -149,4 +149,4 @@ def sampled_order(
     score = increasing(lambda c_W: c_W / jnp.float32(temperature) + noise_W, confidence)
     # Both terms are made with exponentials, c of at most 1 or an entropy of a few nats.
     loose_W = jnp.float32(slack) * (1 + 1 / temperature + jnp.abs(noise_W))
-    return Interval(score.least - loose_W, score.most + loose_W)
+    return Interval(score.low - loose_W, score.high + loose_W)

@@ -140,7 +140,7 @@ def _answer(view: PolicyView, gap_W: jax.Array, start: int, length: int) -> jax.
     """The mean logit gap over an answer; -inf where the block does not hold it."""
     if start < 0:
         return tree_mean(gap_W, view.open_W)
-    answer_W = (view.place_W >= start) & (view.place_W < start + length)
+    answer_W = (view.position_W >= start) & (view.position_W < start + length)
     gap = tree_mean(gap_W, answer_W)
     return jnp.where(count(answer_W) == length, gap, -jnp.inf)
 

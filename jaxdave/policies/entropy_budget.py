@@ -89,7 +89,7 @@ def _order_by_score(view: PolicyView, told: IntervalView) -> OrderedEntropies:
     """The most confident first; known up to the first two that may change places."""
     rank = ranks(view.open_W, told.score)
     size = view.open_W.shape[0]
-    slot_W = jnp.where(rank.least == rank.most, rank.least, size)
+    slot_W = jnp.where(rank.low == rank.high, rank.low, size)
     put = lambda value_W: _in_order(view, slot_W, value_W)  # noqa: E731
     is_empty_W = jnp.arange(size) >= count(view.open_W)
     is_known_W = _in_order(view, slot_W, jnp.ones_like(view.open_W)) | is_empty_W
@@ -117,8 +117,8 @@ def _within_budget(
     sums = increasing(lambda a: jax.lax.associative_scan(jnp.add, a), line.entropy)
     tops = increasing(lambda a: jax.lax.associative_scan(jnp.maximum, a), line.entropy)
     hold = Interval(
-        holds(sums.most, tops.least) & line.known_W,
-        holds(sums.least, tops.most) | ~line.known_W,
+        holds(sums.high, tops.low) & line.known_W,
+        holds(sums.low, tops.high) | ~line.known_W,
     )
     at_W = jnp.arange(view.open_W.shape[0], dtype=jnp.int32)
 

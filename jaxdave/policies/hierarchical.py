@@ -41,7 +41,7 @@ def hierarchical(threshold: float = 0.9, low_threshold: float = 0.4) -> Policy:
         def leads(rival_W, mine_W):
             return ~jnp.any(comes_before(rival_W, mine_W) & rivals_WW, axis=1)
 
-        heads = Interval(leads(score.most, score.least), leads(score.least, score.most))
+        heads = Interval(leads(score.high, score.low), leads(score.low, score.high))
         sure_heads = intersection(heads, above(score, low))
         return union(select_top(view, 1, score), sure_heads, above(score, high))
 

@@ -31,8 +31,8 @@ program and not in another, and with them up to 1e-30 of an entropy."""
 class Interval(NamedTuple):
     """The ends of a number; of a choice: what is chosen in any case, and perhaps."""
 
-    least: jax.Array
-    most: jax.Array
+    low: jax.Array
+    high: jax.Array
 
 
 class IntervalView(NamedTuple):
@@ -98,14 +98,14 @@ def increasing(
     function: Callable[[jax.Array], jax.Array], number: Interval
 ) -> Interval:
     """A function that never falls as its argument rises."""
-    return Interval(function(number.least), function(number.most))
+    return Interval(function(number.low), function(number.high))
 
 
 def decreasing(
     function: Callable[[jax.Array], jax.Array], number: Interval
 ) -> Interval:
     """A function that never rises as its argument rises."""
-    return Interval(function(number.most), function(number.least))
+    return Interval(function(number.high), function(number.low))
 
 
 def union(*choices: Interval) -> Interval:
@@ -116,7 +116,7 @@ def union(*choices: Interval) -> Interval:
 
 def intersection(one: Interval, other: Interval) -> Interval:
     """What the two choose alike."""
-    return Interval(one.least & other.least, one.most & other.most)
+    return Interval(one.low & other.low, one.high & other.high)
 
 
 def at_least(number: Interval, bound) -> Interval:
@@ -136,9 +136,7 @@ def ranks(open_W: jax.Array, number: Interval) -> Interval:
     places = lambda rival_W, mine_W: jnp.sum(  # noqa: E731
         comes_before(rival_W, mine_W) & other_WW, axis=1, dtype=jnp.int32
     )
-    return Interval(
-        places(number.least, number.most), places(number.most, number.least)
-    )
+    return Interval(places(number.low, number.high), places(number.high, number.low))
 
 
 def select_best(open_W: jax.Array, count: Interval, number: Interval) -> Interval:
@@ -146,8 +144,8 @@ def select_best(open_W: jax.Array, count: Interval, number: Interval) -> Interva
     rank = ranks(open_W, number)
     # Chosen in any case: not too far back at worst, however few are chosen.
     return Interval(
-        open_W & (rank.most < jnp.maximum(count.least, 1)),
-        open_W & (rank.least < jnp.maximum(count.most, 1)),
+        open_W & (rank.high < jnp.maximum(count.low, 1)),
+        open_W & (rank.low < jnp.maximum(count.high, 1)),
     )
 
 
@@ -158,19 +156,19 @@ def select_top(view: PolicyView, count: jax.Array | int, number: Interval) -> In
 
 def is_decided(view: PolicyView, choice: Interval) -> jax.Array:
     """Whether the choice among the open positions is known."""
-    return jnp.all(~view.open_W | (choice.least == choice.most))
+    return jnp.all(~view.open_W | (choice.low == choice.high))
 
 
 def interval_policy(name: str, choose: ChooseFn) -> Policy:
     """A policy without memory from what it chooses; only open positions count."""
 
     def step(view: PolicyView, memory) -> tuple[jax.Array, tuple[()]]:
-        return fill_positions(view, choose(view, exact_view(view.pred)).least), memory
+        return fill_positions(view, choose(view, exact_view(view.pred)).low), memory
 
-    def sure(view: PolicyView, memory, doubt: ErrorBound) -> jax.Array:
+    def is_certain(view: PolicyView, memory, doubt: ErrorBound) -> jax.Array:
         return is_decided(view, choose(view, bounded_view(view.pred, doubt)))
 
-    return Policy(name, step, sure=sure)
+    return Policy(name, step, is_certain=is_certain)
 
 
 def _any(flags) -> jax.Array:

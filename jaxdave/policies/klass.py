@@ -41,7 +41,7 @@ def klass(
     ) -> tuple[jax.Array, Memory]:
         then_WE, steady_W = memory
         # A block's first step has nothing to be compared with.
-        is_calm_W = (view.look.divergence(then_WE) < calm) & (clock.index > 0)
+        is_calm_W = (view.queries.divergence(then_WE) < calm) & (clock.index > 0)
         steady_W = jnp.where(is_calm_W, steady_W + 1, 0)
         ready_W = view.open_W & (view.pred.score > sure)
         ready_W &= steady_W >= kl_history_length
@@ -49,7 +49,7 @@ def klass(
         tokens_W = fill_positions(
             view, jnp.where(jnp.any(ready_W), ready_W, fallback_W)
         )
-        return tokens_W, (view.look.hidden_WE.astype(jnp.float32), steady_W)
+        return tokens_W, (view.queries.hidden_WE.astype(jnp.float32), steady_W)
 
     name = policy_name(
         "klass",

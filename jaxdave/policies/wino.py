@@ -50,7 +50,7 @@ def wino(threshold: float = 0.6, threshold_back: float = 0.9) -> Policy:
         some = jnp.minimum(count(view.open_W & (score_W > sure)), most)
         chosen_W = best_positions(view, some, score_W)
         size = count(chosen_W)
-        shadow_W = view.look.shadow_at(view.tokens_W)
+        shadow_W = view.queries.shadow_at(view.tokens_W)
         doubted = count(view.decoded_W & (shadow_W < clear))
         back = jnp.where(size > 1, jnp.minimum(doubted, last - 1), 0)
         undone_W = view.decoded_W & (rank(view.decoded_W, -shadow_W) < back)

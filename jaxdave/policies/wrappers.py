@@ -31,7 +31,7 @@ def first_alone(policy: Policy) -> Policy:
         is_told_W = ~first_W | is_alone
         nothing = jax.tree.map(jnp.zeros_like, view.pred)
         nothing = nothing._replace(
-            token=view.tokens_W, runner=nothing.runner - 1,
+            token=view.tokens_W, runner_up=nothing.runner_up - 1,
             lead=jnp.full_like(nothing.lead, jnp.inf),
         )  # fmt: skip
         pred = jax.tree.map(lambda a, b: jnp.where(is_told_W, a, b), view.pred, nothing)
@@ -110,10 +110,10 @@ def _with_view(
     def step(view: PolicyView, memory: Memory) -> tuple[jax.Array, Memory]:
         return policy.step(change(view), memory)
 
-    is_sure = policy.sure
+    is_sure = policy.is_certain
 
-    def sure(view: PolicyView, memory: Memory, doubt: ErrorBound) -> jax.Array:
+    def is_certain(view: PolicyView, memory: Memory, doubt: ErrorBound) -> jax.Array:
         assert is_sure is not None
         return is_sure(change(view), memory, doubt)
 
-    return policy._replace(name=name, step=step, sure=is_sure and sure)
+    return policy._replace(name=name, step=step, is_certain=is_sure and is_certain)

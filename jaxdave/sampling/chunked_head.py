@@ -36,7 +36,7 @@ def chunk_logits(
         ids = first + id_X
         raw = network.logits(params, hidden_RE, first)
         dead = (ids < index * chunk) | (ids >= network.vocab_size)
-        dead |= jnp.isin(ids, jnp.asarray(network.banned, jnp.int32))
+        dead |= jnp.isin(ids, jnp.asarray(network.suppressed_ids, jnp.int32))
         told = jnp.where(dead[None], NEG_INF, raw)
         is_even = network.vocab_rows % chunk == 0
         return told if is_even else jnp.roll(told, first - index * chunk, axis=1)
@@ -137,7 +137,7 @@ def sample_and_score(
     if chunks > 1:
         found = fold_chunks(1, chunks, lambda i, held: _merge(held, best_of(i)), found)
     chosen, spread = found
-    runner_R = jnp.where(chosen.runner_y > NEG_INF, chosen.runner, -1)
+    runner_R = jnp.where(chosen.runner_y > NEG_INF, chosen.runner_up, -1)
     gap, margin, entropy = gap_margin_entropy(spread)
     lead = chosen.y - chosen.runner_y if sampling.noisy else gap
     odds_R = chosen.z - chosen.others
@@ -173,7 +173,7 @@ class _Best(NamedTuple):
     z: jax.Array
     others: jax.Array
     runner_y: jax.Array
-    runner: jax.Array
+    runner_up: jax.Array
 
 
 class _Chunk(NamedTuple):
@@ -205,8 +205,8 @@ def _merge_best(a: _Best, b: _Best) -> _Best:
     # The runner is the best of one chunk or the second of the other; ids of `a` are
     # lower, so that equal values are its.
     from_a = jnp.where(keep, a.runner_y >= b.y, a.y >= b.runner_y)
-    of_a = jnp.where(keep, a.runner_y, a.y), jnp.where(keep, a.runner, a.token)
-    of_b = jnp.where(keep, b.y, b.runner_y), jnp.where(keep, b.token, b.runner)
+    of_a = jnp.where(keep, a.runner_y, a.y), jnp.where(keep, a.runner_up, a.token)
+    of_b = jnp.where(keep, b.y, b.runner_y), jnp.where(keep, b.token, b.runner_up)
     runner = (jnp.where(from_a, x, w) for x, w in zip(of_a, of_b, strict=True))
     return _Best(y, token, z, others, *runner)
 

@@ -28,59 +28,58 @@ if TYPE_CHECKING:
 
 
 def predict_active_blocks(
-    program: "DecodeSpec", params, hidden_SWE, block_S, depth_S, row: RowState
+    spec: "DecodeSpec", params, hidden_SWE, block_S, depth_S, row: RowState
 ):
     """The prediction of every evaluated state's active block, [S, W]."""
-    grid = program.grid
+    layout = spec.layout
     place_SW = row.start + (
-        block_S[:, None] * grid.length + jnp.arange(grid.length, dtype=jnp.int32)[None]
+        block_S[:, None] * layout.length
+        + jnp.arange(layout.length, dtype=jnp.int32)[None]
     )
     step_SW = jnp.broadcast_to((row.n + depth_S)[:, None], place_SW.shape)
-    return predict(program, params, hidden_SWE, row.key, step_SW, place_SW)
+    return predict(spec, params, hidden_SWE, row.key, step_SW, place_SW)
 
 
-def predict_window(
-    program: "DecodeSpec", params, hidden_LE, row: RowState
-) -> Prediction:
+def predict_window(spec: "DecodeSpec", params, hidden_LE, row: RowState) -> Prediction:
     """The prediction of the window at the noise of the steps to come, [D, L].
 
     Only as far as calls of this size look; beyond that there is none.
     """
-    if program.most == 1 and not program.guarded:
-        return empty_prediction(program)
-    depths, near = num_noise_depths(program), program.near
-    place_L, hidden_LE = program.grid.places(row)[:near], hidden_LE[:near]
+    if spec.max_drafts == 1 and not spec.guarded:
+        return empty_prediction(spec)
+    depths, near = num_noise_depths(spec), spec.window_used
+    place_L, hidden_LE = spec.layout.places(row)[:near], hidden_LE[:near]
     shape = (depths, *place_L.shape)
     step_DL = jnp.broadcast_to(
         (row.n + jnp.arange(depths, dtype=jnp.int32))[:, None], shape
     )
     place_DL = jnp.broadcast_to(place_L[None], shape)
     hidden_DLE = jnp.broadcast_to(hidden_LE[None], (*shape, hidden_LE.shape[-1]))
-    pred = predict(program, params, hidden_DLE, row.key, step_DL, place_DL)
-    rest = jax.tree.map(lambda a: a[:, near:], empty_prediction(program))
+    pred = predict(spec, params, hidden_DLE, row.key, step_DL, place_DL)
+    rest = jax.tree.map(lambda a: a[:, near:], empty_prediction(spec))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), pred, rest)
 
 
-def predict(program: "DecodeSpec", params, hidden, key, step, place) -> Prediction:
+def predict(spec: "DecodeSpec", params, hidden, key, step, place) -> Prediction:
     """Predictions of hidden states [..., E] at policy steps and positions [...]."""
-    network = program.network
+    network = spec.model
     hidden_RE = hidden.reshape(-1, hidden.shape[-1])
     key_R = jnp.zeros((hidden_RE.shape[0], 2), jnp.uint32)
-    if program.sampling.noisy:
+    if spec.sampling.noisy:
         key_R = position_keys(key, step.reshape(-1), place.reshape(-1))
     pred = sample_and_score(
         chunk_logits(network, params, hidden_RE),
         num_chunks(network),
         network.chunk,
-        program.sampling,
+        spec.sampling,
         key_R,
     )
     return Prediction(*(part.reshape(step.shape) for part in pred))
 
 
-def model_queries(program: "DecodeSpec", params, hidden_WE) -> ModelQueries:
+def model_queries(spec: "DecodeSpec", params, hidden_WE) -> ModelQueries:
     """The closer look at a stretch that some policies ask for."""
-    scale, network = logit_scale(program.sampling), program.network
+    scale, network = logit_scale(spec.sampling), spec.model
 
     def logits_at(ids_WM):
         return network.logits_at(params, hidden_WE, ids_WM) * scale
@@ -100,14 +99,14 @@ def model_queries(program: "DecodeSpec", params, hidden_WE) -> ModelQueries:
     return ModelQueries(hidden_WE, logits_at, divergence, shadow_at)
 
 
-def num_noise_depths(program: "DecodeSpec") -> int:
+def num_noise_depths(spec: "DecodeSpec") -> int:
     """Depths of future noise that drafts need; without noise all depths are one."""
-    return max(program.most - 1, 1) if program.sampling.noisy else 1
+    return max(spec.max_drafts - 1, 1) if spec.sampling.noisy else 1
 
 
-def empty_prediction(program: "DecodeSpec") -> Prediction:
+def empty_prediction(spec: "DecodeSpec") -> Prediction:
     """No prediction, [D, L]."""
-    shape = (num_noise_depths(program), program.grid.window_length)
+    shape = (num_noise_depths(spec), spec.layout.window_length)
     low: Any = jnp.full(shape, NEG_INF)
     none: Any = jnp.full(shape, -1, jnp.int32)
     return Prediction(none, low, low, low, low, none, low)

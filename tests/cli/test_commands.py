@@ -23,7 +23,7 @@ FIELDS = (
     "text token_ids finish_reason valid_tokens nfe reference_nfe seconds "
     "compile_seconds tokens_per_nfe tokens_per_second method draft_steps seed model"
 ).split()
-NFE = ["prefill", "verify", "commit", "refresh", "guard", "total"]
+NFE = ["prefill", "verify", "commit", "refresh", "recheck", "total"]
 PROMPT = "Tom has 3 cards."
 SHORT = ("--max-new-tokens", 8)
 NEEDS_WEIGHTS = pytest.mark.skipif(

@@ -35,13 +35,13 @@ def test_any_method_and_policy_can_put_end_tokens_last(changes, inner):
     plain, last = replace(PLAIN, **changes), replace(LAST, **changes)
     for settings in (plain, last):
         decode_config.check_config(settings)
-    name = decode_config.make_decoder(CONFIG, plain).program.policy.name
+    name = decode_config.make_decoder(CONFIG, plain).spec.policy.name
     if inner is not None:
         assert name == inner
     decoder = decode_config.make_decoder(CONFIG, last)
-    assert decoder.program.policy.name == f"demote({name}, 772+774)"
+    assert decoder.spec.policy.name == f"demote({name}, 772+774)"
     is_drafted = changes.get("method", "freedave") == "freedave"
-    assert (decoder.cap > 1) == is_drafted
+    assert (decoder.max_num_drafts > 1) == is_drafted
 
 
 def test_llada_s_end_tokens_are_both_of_them():

@@ -61,8 +61,8 @@ def test_every_state_is_evaluated_once(case):
     made = cut(*case)
 
     def chain(m):
-        own = made.pieces.chain_MJ[m][: made.pieces.block_M[m] + 1]
-        return tuple(tuple(made.pieces.tokens_MP[i]) for i in own)
+        own = made.block_states.chain_MJ[m][: made.block_states.block_M[m] + 1]
+        return tuple(tuple(made.block_states.tokens_MP[i]) for i in own)
 
     asked, every = states_of(tokens, active, wanted, far)
     held = [chain(m) for m in range(most)]
@@ -92,8 +92,8 @@ def test_it_looks_ahead_from_the_most_open_state(case):
             seat = next(s for s in seats if masks[s, j] == best)
             assert made.beyond_J[j] == made.seat_S[seat]
         elif made.beyond_J[j] < most:
-            at = made.pieces.chain_MJ[made.beyond_J[j]]
-            held = made.pieces.tokens_MP[at[: j + 1]]
+            at = made.block_states.chain_MJ[made.beyond_J[j]]
+            held = made.block_states.tokens_MP[at[: j + 1]]
             np.testing.assert_array_equal(held, tokens[far, : j + 1])
 
 
@@ -128,8 +128,8 @@ def test_a_piece_has_one_set_of_bits(hidden):
     @jax.jit
     def evaluate(tokens_MP, block_M, chain_MJ, start, cache):
         cut = BlockStates(tokens_MP, block_M, chain_MJ)
-        assert net.pieces is not None
-        return net.pieces(params, cut, start, start, cache)
+        assert net.block_states is not None
+        return net.block_states(params, cut, start, start, cache)
 
     def seen(seats, start, cache, at):
         """The line of blocks 0, 1, 2 from block `at` on, in the seats given."""
@@ -156,17 +156,17 @@ def test_a_piece_has_one_set_of_bits(hidden):
 
 
 def test_the_self_check_looks_at_pieces():
-    program = decoders.freedave(
+    spec = decoders.freedave(
         fake_model.TINY, draft_steps=8, block_length=4, numerics="exact"
-    ).program
-    evaluate, seen = program.network.pieces, []
+    ).spec
+    evaluate, seen = spec.model.block_states, []
     assert evaluate is not None
 
     def spy(params, cut, *rest):
         seen.append(cut.tokens_MP.shape)
         return evaluate(params, cut, *rest)
 
-    network = program.network._replace(pieces=spy)
-    watched = program.__class__(**{**vars(program), "network": network})
+    network = spec.model._replace(block_states=spy)
+    watched = spec.__class__(**{**vars(spec), "network": network})
     assert slot_probe(watched, fake_model.tiny_params(0)).holds
     assert set(seen) == {(block_states.max_block_states(8, 5), 4)}

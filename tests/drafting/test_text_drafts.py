@@ -45,9 +45,9 @@ def canvas(function, text, told, begin, size=6):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def guessed(function, size, text_T, told_T, begin):
+def guessed(function, size, text_T, draft_text_T, begin):
     row = types.SimpleNamespace(
-        tokens_T=text_T, told_T=told_T, begin=begin,
+        tokens_T=text_T, draft_text_T=draft_text_T, begin=begin,
         start=jnp.int32(text_T.shape[0] - size),
     )  # fmt: skip
     open_L = text_T[-size:] == EMPTY

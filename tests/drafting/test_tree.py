@@ -69,7 +69,7 @@ def test_slots_become_states(leaf, drafts):
     outlook = looking([0, 0, 0, 0, 9, 8, 0, 0, 7, 6], [0] * 8 + [1] * 2,
                       [i in (4, 5, 8, 9) for i in range(10)])  # fmt: skip
     token = jnp.arange(10, 20, dtype=jnp.int32)[None]
-    pred = outlook.pred._replace(token=token, runner=token + 10)
+    pred = outlook.pred._replace(token=token, runner_up=token + 10)
     table = same_everywhere(tuple((slot, 0.5) for slot in leaf))
     first = guess_of([-9] * 10)
     found = tree.tree(table)(outlook._replace(pred=pred), first, len(leaf) + 1)

@@ -12,41 +12,41 @@ from jaxdave.engine.bitwise_check import slot_probe
 
 
 @pytest.fixture(scope="module")
-def program():
-    return decoders.freedave(fake_model.TINY, draft_steps=4, numerics="exact").program
+def spec():
+    return decoders.freedave(fake_model.TINY, draft_steps=4, numerics="exact").spec
 
 
-def broken(program, hidden_of):
+def broken(spec, hidden_of):
     """The program with its hidden states passed through a function of [M, P, E]."""
-    pieces = program.network.pieces
+    pieces = spec.model.block_states
 
     def changed(params, cut, start, end, cache):
         hidden, kv = pieces(params, cut, start, end, cache)
         return hidden_of(hidden), kv
 
-    network = program.network._replace(pieces=changed)
-    return dataclasses.replace(program, network=network)
+    network = spec.model._replace(block_states=changed)
+    return dataclasses.replace(spec, network=network)
 
 
-def test_the_real_network_passes(program):
-    assert slot_probe(program, fake_model.tiny_params(0)).holds
+def test_the_real_network_passes(spec):
+    assert slot_probe(spec, fake_model.tiny_params(0)).holds
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), fake_model.tiny_params(0))
-    assert slot_probe(program, half).holds
+    assert slot_probe(spec, half).holds
 
 
-def test_a_place_that_shows_is_found(program):
+def test_a_place_that_shows_is_found(spec):
     place = lambda h: h * (1 + jnp.arange(len(h), dtype=h.dtype)[:, None, None] / 64)  # noqa: E731
-    probe = slot_probe(broken(program, place), fake_model.tiny_params(0))
+    probe = slot_probe(broken(spec, place), fake_model.tiny_params(0))
     assert probe.repeats and probe.neighbours
     assert not probe.order and not probe.equals and not probe.holds
 
 
-def test_a_neighbour_that_shows_is_found(program):
+def test_a_neighbour_that_shows_is_found(spec):
     mixed = lambda h: h + jnp.mean(h, axis=0, keepdims=True) / 64  # noqa: E731
-    probe = slot_probe(broken(program, mixed), fake_model.tiny_params(0))
+    probe = slot_probe(broken(spec, mixed), fake_model.tiny_params(0))
     assert probe.repeats and not probe.neighbours and not probe.holds
 
 
-def test_an_answer_is_asked_for_once(program):
-    first = slot_probe(program, fake_model.tiny_params(0))
-    assert slot_probe(program, fake_model.tiny_params(0)) is first
+def test_an_answer_is_asked_for_once(spec):
+    first = slot_probe(spec, fake_model.tiny_params(0))
+    assert slot_probe(spec, fake_model.tiny_params(0)) is first

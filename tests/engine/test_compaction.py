@@ -62,13 +62,13 @@ def seen(monkeypatch) -> list[tuple[int, int]]:
     return found
 
 
-def loops(program: DecodeSpec) -> dict[int, compaction.IdleAccount]:
+def loops(spec: DecodeSpec) -> dict[int, compaction.IdleAccount]:
     """What is on record of a program's loops, by rows."""
-    return {rows: spent for (rows, _), spent in compaction._ACCOUNTS[program].items()}
+    return {rows: spent for (rows, _), spent in compaction._ACCOUNTS[spec].items()}
 
 
 def plain(rows):
-    """What no loop may change: all but the guard calls, which come by chance."""
+    """What no loop may change: all but the recheck calls, which come by chance."""
     return [
         dataclasses.replace(row, nfe=None, accepted=(), sizes=(), committed_at=())
         for row in rows
@@ -83,7 +83,7 @@ def plain(rows):
 def test_texts_are_those_of_the_whole_batch(monkeypatch, temperature, weights):
     made, params = decoder(temperature=temperature), fake_model.tiny_params(weights)
     moved = generate(made, params, PROMPTS, seed=3)
-    assert set(loops(made.program)) >= ({3, 2, 1} if temperature == 0 else {3, 2})
+    assert set(loops(made.spec)) >= ({3, 2, 1} if temperature == 0 else {3, 2})
     with monkeypatch.context() as patch:
         patch.setattr(compaction, "compaction_threshold", lambda loop, params: 0)
         whole = generate(made, params, PROMPTS, seed=3)
@@ -96,14 +96,14 @@ def test_texts_are_those_of_the_whole_batch(monkeypatch, temperature, weights):
 def test_a_loop_is_made_once_waiting_has_cost_as_much():
     made, params = decoder(), fake_model.tiny_params(1)
     first = generate(made, params, PROMPTS)
-    (whole,) = loops(made.program).values()
+    (whole,) = loops(made.spec).values()
     assert 0 < whole.idle < compaction.MIN_WAIT_COMPILE
     whole.made, whole.idle = 100.0, 90.0
     generate(made, params, PROMPTS)
-    assert 90 < whole.idle < 100 and len(loops(made.program)) == 1
+    assert 90 < whole.idle < 100 and len(loops(made.spec)) == 1
     whole.idle = 100.0
     later = generate(made, params, PROMPTS)
-    assert len(loops(made.program)) > 1
+    assert len(loops(made.spec)) > 1
     assert plain(later.rows) == plain(first.rows)
 
 
@@ -111,11 +111,11 @@ def test_a_loop_at_hand_is_measured_once_waiting_was_worth_it(monkeypatch):
     made, params = decoder(), fake_model.tiny_params(1)
     monkeypatch.setattr(compaction, "is_available", lambda wanted: True)
     generate(made, params, PROMPTS)
-    (whole,) = loops(made.program).values()
+    (whole,) = loops(made.spec).values()
     assert whole.idle < compaction.MIN_WAIT_CACHED
     whole.idle = compaction.MIN_WAIT_CACHED
     generate(made, params, PROMPTS)
-    assert len(loops(made.program)) > 1
+    assert len(loops(made.spec)) > 1
 
 
 @pytest.mark.usefixtures("always")
@@ -144,9 +144,9 @@ def test_one_loop_of_a_size_whoever_leads_there(monkeypatch):
     measured, real = [], compaction.tuned_params
 
     def counting(*args):
-        terms, seconds = real(*args)
+        runtime, seconds = real(*args)
         measured.append((args[-1], seconds > 0))
-        return terms, seconds
+        return runtime, seconds
 
     autotune.MEASUREMENTS.clear()
     monkeypatch.setattr(compaction, "tuned_params", counting)
@@ -169,9 +169,9 @@ def test_parameters_of_another_dtype_have_loops_of_their_own():
 def test_a_limit_of_calls_ends_a_loop_that_has_not_come_far():
     made, params = decoder(), fake_model.tiny_params(1)
     begun = prepare(made, params, PROMPTS, 0, None, None)
-    terms = begun.loop.terms._replace(calls=np.int32(2))
-    state = begun.init(params, terms, begun.prompts)
-    rows, _ = compaction.run_to_end(begun.loop._replace(terms=terms), params, state)
+    runtime = begun.loop.runtime._replace(max_calls=np.int32(2))
+    state = begun.init(params, runtime, begun.prompts)
+    rows, _ = compaction.run_to_end(begun.loop._replace(runtime=runtime), params, state)
     assert not rows.done.any() and rows.stats.verify.tolist() == [2, 2, 2]
 
 
@@ -186,7 +186,7 @@ def test_what_cannot_be_made_costs_time_only(monkeypatch):
     compaction._ACCOUNTS.clear()
     monkeypatch.setattr(compaction, "_compile_smaller", fails)
     assert plain(generate(made, params, PROMPTS).rows) == plain(want.rows)
-    (whole,) = loops(made.program).values()
+    (whole,) = loops(made.spec).values()
     assert whole.made == float("inf")
 
 
@@ -195,7 +195,7 @@ def test_what_cannot_be_made_costs_time_only(monkeypatch):
 def test_exact_rows_move_when_alone_and_fast_ones_never(monkeypatch, numerics, rows):
     made, params = decoder(numerics=numerics), fake_model.tiny_params(1)
     moved = generate(made, params, PROMPTS)
-    assert set(loops(made.program)) == rows
+    assert set(loops(made.spec)) == rows
     monkeypatch.setattr(compaction, "compaction_threshold", lambda loop, params: 0)
     assert moved.rows == generate(made, params, PROMPTS).rows
 
@@ -206,11 +206,13 @@ def test_doubt_is_that_of_the_loops_on_the_way(monkeypatch):
     real = compaction.tuned_params
 
     def surer(*args):
-        terms, seconds = real(*args)
-        return terms._replace(doubt=terms.doubt._replace(score=np.float32(0))), seconds
+        runtime, seconds = real(*args)
+        return runtime._replace(
+            error_bound=runtime.error_bound._replace(score=np.float32(0))
+        ), seconds
 
     def kept(loop, params, state, fewest):
-        found.append(float(loop.terms.doubt.score))
+        found.append(float(loop.runtime.error_bound.score))
         return real_until(loop, params, state, fewest)
 
     real_until = compaction._run_until

@@ -52,7 +52,7 @@ def table_network() -> ModelFns:
         seen = jnp.broadcast_to(tokens_KL[:, None, :3], (*tokens_KL.shape, 3))
         return jnp.concatenate([seen, at], axis=-1), None
 
-    def prime(params, tokens_T, begin, start, end, window, prompt):
+    def prefill(params, tokens_T, begin, start, end, window, prompt):
         return jnp.zeros((window, 4), jnp.int32), None
 
     def logits(params, hidden_RE, first):
@@ -61,7 +61,7 @@ def table_network() -> ModelFns:
         said_RV = params[a, b, c, jnp.minimum(at, 2)]
         return said_RV[:, ids]
 
-    return ModelFns(forward, prime, logits, unused, 5, 4, (MASK,), 2)
+    return ModelFns(forward, prefill, logits, unused, 5, 4, (MASK,), 2)
 
 
 TABLE = Scorer(lambda positions: table_network(), None, False, MASK, 64)

@@ -78,7 +78,7 @@ def test_first_difference(one, other, at):
 
 
 def test_counts_and_times_are_sums_over_items():
-    nfe = {**eval_runs.NFE, "verify": 5, "guard": 1, "total": 7}
+    nfe = {**eval_runs.NFE, "verify": 5, "recheck": 1, "total": 7}
     rows = [
         eval_runs.record("a", compile_seconds=3.0),
         eval_runs.record("b", right=False, nfe=nfe, valid_tokens=8, seconds=1.5),
@@ -86,7 +86,7 @@ def test_counts_and_times_are_sums_over_items():
     found = metrics.counts(rows)
     assert (found["items"], found["right"], found["accuracy"]["value"]) == (2, 1, 0.5)
     assert found["nfe"] == {
-        "prefill": 2, "verify": 8, "commit": 0, "refresh": 0, "guard": 1, "total": 11
+        "prefill": 2, "verify": 8, "commit": 0, "refresh": 0, "recheck": 1, "total": 11
     }  # fmt: skip
     assert found["tokens_per_nfe"]["value"] == pytest.approx(11 / 11)
     assert found["decoded_tokens_per_nfe"]["value"] == pytest.approx(8 / 11)

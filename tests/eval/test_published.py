@@ -104,14 +104,16 @@ def test_a_certain_model_leaves_nothing_in_doubt():
     )  # fmt: skip
     for plain in (policies.static(1), policies.low_confidence(3)):
         tied, memory = policies.certain(plain), plain.init(4, 6)
-        assert tied.sure is not None and plain.sure is not None
-        assert tied.sure(view, memory, ErrorBound.every(jnp.float32(9)))
-        assert not plain.sure(view, memory, ErrorBound.every(jnp.float32(9)))
+        assert tied.is_certain is not None and plain.is_certain is not None
+        assert tied.is_certain(view, memory, ErrorBound.every(jnp.float32(9)))
+        assert not plain.is_certain(view, memory, ErrorBound.every(jnp.float32(9)))
     # What is random by itself is not made certain.
     drawn = policies.certain(policies.maskgit_plus(4, alg_temp=1e-30))
-    assert drawn.sure is not None
-    assert not drawn.sure(view, drawn.init(4, 6), ErrorBound.every(jnp.float32(0)))
-    assert policies.certain(policies.wino()).sure is None
+    assert drawn.is_certain is not None
+    assert not drawn.is_certain(
+        view, drawn.init(4, 6), ErrorBound.every(jnp.float32(0))
+    )
+    assert policies.certain(policies.wino()).is_certain is None
 
 
 @pytest.mark.parametrize("name", protocol_registry.NAMES)

@@ -129,7 +129,7 @@ def count_decoded(monkeypatch) -> dict[int, int]:
     decode = runner.generate
 
     def counted(**asked):
-        seen[asked["decoder"].program.most] += len(asked["prompts"])
+        seen[asked["decoder"].spec.max_drafts] += len(asked["prompts"])
         return decode(**asked)
 
     monkeypatch.setattr(runner, "generate", counted)

@@ -3,7 +3,7 @@
 from jaxdave.eval.report import metrics
 from jaxdave.eval.run.records import Record
 
-NFE = {"prefill": 1, "verify": 3, "commit": 0, "refresh": 0, "guard": 0, "total": 4}
+NFE = {"prefill": 1, "verify": 3, "commit": 0, "refresh": 0, "recheck": 0, "total": 4}
 
 
 def record(id: str = "a", **changes) -> Record:

@@ -51,7 +51,7 @@ def network(is_shifted: bool) -> ModelFns:
     def before(end, place):
         return place < end.astype(jnp.uint32)
 
-    def prime(params, tokens_T, begin, start, end, window, prompt):
+    def prefill(params, tokens_T, begin, start, end, window, prompt):
         del begin, prompt
         place_T = jnp.arange(tokens_T.shape[0], dtype=jnp.uint32)
         hash_T = token_hash(tokens_T.astype(jnp.uint32), place_T)
@@ -72,7 +72,11 @@ def network(is_shifted: bool) -> ModelFns:
         return hidden_of(context_K, place_L, new_KL), None
 
     return fake_model.network(4)._replace(
-        forward=forward, prime=prime, pieces=None, recheck=None, opening=None
+        forward=forward,
+        prefill=prefill,
+        block_states=None,
+        recheck=None,
+        fast_prefill=None,
     )
 
 

@@ -136,7 +136,7 @@ def network(length: int, chunk: int = CHUNK) -> ModelFns:
         stored = tokens_KL[None, :, :, None, None]
         return hidden, KVCache(stored, stored)
 
-    def pieces(params, cut: BlockStates, start, end, cache: KVCache):
+    def block_states(params, cut: BlockStates, start, end, cache: KVCache):
         del end
         size, total = cut.chain_MJ.shape[1] * length, cache.k.shape[1]
         place_T = jnp.arange(total, dtype=jnp.uint32)
@@ -172,7 +172,7 @@ def network(length: int, chunk: int = CHUNK) -> ModelFns:
         ids, as_float = ids_RM.astype(jnp.uint32), lambda a: a.astype(jnp.float32)
         return table(params, hidden_RE[:, :1], hidden_RE[:, 1:2], ids, as_float)
 
-    def opening(*args):
+    def fast_prefill(*args):
         hidden_LE, cache = prime(*args)
         # As if computed where no piece ever sits.
         return hidden_LE.at[:, np.array([2, 5])].set(OPENING), cache
@@ -180,8 +180,8 @@ def network(length: int, chunk: int = CHUNK) -> ModelFns:
     chunks = PrefillChunks(forward, TILE, lambda params: VECTOR)
     prime = chunked_prefill(chunks, empty_cache)
     plain = ModelFns(
-        forward, prime, logits, logits_at, ROWS, SIZE, (MASK,), chunk, pieces=pieces,
-        recheck=chunked_recheck(chunks), opening=opening,
+        forward, prime, logits, logits_at, ROWS, SIZE, (MASK,), chunk,
+        block_states=block_states, recheck=chunked_recheck(chunks), fast_prefill=fast_prefill,
     )  # fmt: skip
     return split_shadow(plain)
 
@@ -256,7 +256,7 @@ def build(policy, draft_steps, length, room, **rest):
 
 def capped(decoder, cap):
     """The same compiled program, using at most `cap` of its drafts."""
-    return dataclasses.replace(decoder, cap=cap)
+    return dataclasses.replace(decoder, max_num_drafts=cap)
 
 
 def text(row):

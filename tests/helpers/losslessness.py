@@ -62,12 +62,12 @@ def saved_calls(decoder, cap: int, params, prompts, seed: int = 0) -> int:
     for a, b in zip(quick.rows, plain.rows, strict=True):
         assert unguarded(a) <= unguarded(b)
         # A policy that weighs candidates asks for calls that commit nothing.
-        assert decoder.program.policy.branching or unguarded(b) == b.steps
+        assert decoder.spec.policy.scoring or unguarded(b) == b.steps
     turned = generate(capped(decoder, cap), params, prompts[::-1], seed=seed)
     assert list(turned.rows) == list(quick.rows)[::-1]
     return sum(map(unguarded, plain.rows)) - sum(map(unguarded, quick.rows))
 
 
 def unguarded(row) -> int:
-    """Calls that a row took, but for its guard calls."""
-    return row.nfe.total - row.nfe.guard
+    """Calls that a row took, but for its recheck calls."""
+    return row.nfe.total - row.nfe.recheck

@@ -41,8 +41,8 @@ def merged(policies: tuple[Policy, ...]) -> Policy:
         return tuple(policy.init(size, width - 1) for policy in policies)
 
     def step(view: PolicyView, memory: Memory):
-        column_W1 = view.look.hidden_WE[:, -1:]
-        seen = view._replace(look=_narrow(view.look, column_W1))
+        column_W1 = view.queries.hidden_WE[:, -1:]
+        seen = view._replace(queries=_narrow(view.queries, column_W1))
 
         def alone(at: int):
             tokens_W, moved = policies[at].step(seen, memory[at])
@@ -77,12 +77,12 @@ def choosing(network: ModelFns) -> ModelFns:
         hidden, added = network.forward(chosen.params, *args)
         return marked(hidden, chosen.index.astype(hidden.dtype)), added
 
-    def pieces(chosen: Chosen, *args):
-        hidden, added = network.pieces(chosen.params, *args)  # pyright: ignore
+    def block_states(chosen: Chosen, *args):
+        hidden, added = network.block_states(chosen.params, *args)  # pyright: ignore
         return marked(hidden, chosen.index.astype(hidden.dtype)), added
 
-    def prime(chosen: Chosen, *args):
-        hidden, cache = network.prime(chosen.params, *args)
+    def prefill(chosen: Chosen, *args):
+        hidden, cache = network.prefill(chosen.params, *args)
         return marked(hidden, chosen.index.astype(hidden.dtype)), cache
 
     def logits(chosen: Chosen, hidden_RE, first):
@@ -97,11 +97,11 @@ def choosing(network: ModelFns) -> ModelFns:
 
     return network._replace(
         forward=forward,
-        prime=prime,
+        prefill=prefill,
         logits=logits,
         logits_at=logits_at,
         shadow=network.shadow and shadow,
-        pieces=network.pieces and pieces,
+        block_states=network.block_states and block_states,
     )
 
 

@@ -147,7 +147,7 @@ def _player(policy: Policy):
         alive = jnp.any(view.open_W)
         keep = lambda a, b: jnp.where(alive, a, b)  # noqa: E731
         moved_W, memory = jax.tree.map(keep, (moved_W, learnt), (tokens_W, memory))
-        inside_W = (view.place_W >= 0) & (view.place_W < room)
+        inside_W = (view.position_W >= 0) & (view.position_W < room)
         on = ~jnp.any((moved_W == MASK) & inside_W) & (start + WIDE < room)
         tokens_W = jnp.where(on, jnp.full_like(moved_W, MASK), moved_W)
         return (tokens_W, jnp.where(on, start + WIDE, start), memory), moved_W

@@ -85,7 +85,7 @@ def test_decoding_window_agrees():
     tokens = np.random.default_rng(2).integers(0, 775, (1, 64)).astype(np.int32)
     net = block_causal_model(BLOCKS, positions=64)
     zero, end = jnp.int32(0), jnp.int32(64)
-    hidden, _ = net.prime(params, jnp.asarray(tokens[0]), zero, zero, end, 64, 64)
+    hidden, _ = net.prefill(params, jnp.asarray(tokens[0]), zero, zero, end, 64, 64)
     states = jax.jit(layer_states(BLOCKS))(params, tokens)
     assert states.shape == (3, 1, 64, 16)
     np.testing.assert_allclose(states[-1][0], hidden, atol=1e-5)

@@ -36,7 +36,7 @@ def canvas(seed: int = 0):
 
 def primed(net, params, tokens_T, start, window):
     at = (jnp.int32(x) for x in (BEGIN, start, END))
-    return jax.jit(lambda t: net.prime(params, t, *at, window, CAPACITY))(tokens_T)
+    return jax.jit(lambda t: net.prefill(params, t, *at, window, CAPACITY))(tokens_T)
 
 
 @functools.cache
@@ -158,4 +158,4 @@ def test_guidance_mixes_the_logits_of_two_canvases():
 
 def test_ids_can_be_forbidden():
     net = cached_model(preset("llada-1m", **SMALL), positions=256)
-    assert with_suppressed_ids(net, (45, 46)).banned == (45, 46, 47)
+    assert with_suppressed_ids(net, (45, 46)).suppressed_ids == (45, 46, 47)

@@ -67,7 +67,7 @@ def canvas(seed: int = 0):
 
 def primed(net, params, tokens_T, start, window):
     at = (jnp.int32(x) for x in (BEGIN, start, END))
-    return jax.jit(lambda t: net.prime(params, t, *at, window, 128))(tokens_T)
+    return jax.jit(lambda t: net.prefill(params, t, *at, window, 128))(tokens_T)
 
 
 def forwarded(net, params, tokens_KL, start, cache):
@@ -163,11 +163,11 @@ def test_a_shadow_does_not_look_at_its_own_token(kind, numerics):
 def test_odds_are_those_against_all_others():
     """Tempered, in chunks, without the ids that may not be predicted."""
     decoder = fake_model.build(policies.wino(), 1, 8, 16, temperature=0.5, never=(3,))
-    program, net = decoder.program, fake_model.weights(4, peak=1.0)
+    program, net = decoder.spec, fake_model.weights(4, peak=1.0)
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.integers(0, 1 << 32, (64, 6), np.uint64), jnp.uint32)
     every = jnp.tile(jnp.arange(fake_model.ROWS, dtype=jnp.int32)[None], (64, 1))
-    z = program.network.logits_at(net, hidden[:, jnp.array([3, 4, 5, 0, 1, 2])], every)
+    z = program.model.logits_at(net, hidden[:, jnp.array([3, 4, 5, 0, 1, 2])], every)
     z = 2 * np.asarray(z, np.float64)
     z[:, [3, fake_model.MASK, *range(fake_model.SIZE, fake_model.ROWS)]] = -np.inf
     ids = rng.integers(0, fake_model.SIZE, 64).astype(np.int32)

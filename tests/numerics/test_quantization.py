@@ -133,9 +133,9 @@ def test_drafts_keep_the_text(cache, temperature, dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_drafts_place_does_not_show(dtype):
-    program = decoders.freedave(fake_model.TINY, draft_steps=4).program
+    spec = decoders.freedave(fake_model.TINY, draft_steps=4).spec
     half = jax.tree.map(lambda a: a.astype(dtype), fake_model.tiny_params(0))
-    assert slot_probe(program, quantize_params(half)).holds
+    assert slot_probe(spec, quantize_params(half)).holds
 
 
 def test_chunked_logits_are_those_of_the_whole_head():

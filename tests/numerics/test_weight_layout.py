@@ -166,7 +166,7 @@ def test_nothing_is_copied_out_of_a_stack():
     for made in (to_device_layout, lambda params, _: params):
         params = made(drawn(config, 0), config)
         fake_model.decode(decoder, params, [[1, 2, 3]])
-        made = compilation.memory_analysis(decoder.program, "run")
+        made = compilation.memory_analysis(decoder.spec, "run")
         found.append(made.temp_size_in_bytes)
         compilation.clear_executables()
     matrix, chunk = 4 * 32 * 8192, 4 * 32 * NOISE_CHUNK

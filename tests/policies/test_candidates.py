@@ -286,7 +286,7 @@ def test_a_real_network_keeps_the_text_too():
 
 
 def test_every_policy_that_weighs_has_a_rule_here():
-    weighs = {n for n, make in MAKERS.items() if make().branching is not None}
+    weighs = {n for n, make in MAKERS.items() if make().scoring is not None}
     assert weighs == set(RULES) == set(POLICIES)
 
 

@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
     """Of every case: whether it is sure, also of half the errors, and whether some
     push leads to another step."""
 
-    sure: np.ndarray
+    is_certain: np.ndarray
     bold: np.ndarray
     moved: np.ndarray
 
@@ -75,7 +75,7 @@ def decider(policy):
         memory = policy.step(view_of(first, everywhere, 3), policy.init(WIDE, 6))[1]
         view = view_of(second, open_W, 4)
         half = jax.tree.map(lambda a: a / 2, doubt)
-        sures = (policy.sure(view, memory, d) for d in (doubt, half))
+        sures = (policy.is_certain(view, memory, d) for d in (doubt, half))
         return *policy.step(view, memory), *sures
 
     return jax.jit(jax.vmap(act, in_axes=(0, 0, 0, None)))
@@ -86,7 +86,7 @@ def view_of(numbers, open_W, n: int):
     tokens_W = jnp.where(open_W, replays.MASK, 7).astype(jnp.int32)
     token_W = jnp.arange(WIDE, dtype=jnp.int32) + 10
     lead_W = jnp.full(WIDE, 99.0)
-    pred = Prediction(token_W, *numbers, runner=-token_W, lead=lead_W)
+    pred = Prediction(token_W, *numbers, runner_up=-token_W, lead=lead_W)
     return replays.view_of(
         pred, jnp.zeros((WIDE, 6)), tokens_W, jnp.int32(0), jnp.int32(WIDE),
         jnp.int32(n), replays.key_of(0, n),
@@ -164,8 +164,8 @@ def outcome(policy, seed: int, error: float, numbers=close_calls) -> Outcome:
 def test_every_policy_that_can_tell_is_asked_here():
     asked = {p.name.partition("(")[0] for p in RULES}
     made = [policies.parse(e.name) for e in policies.listing()]
-    assert {p.name.partition("(")[0] for p in made if p.sure} <= asked
-    exact = {p.name.partition("(")[0] for p in made if not p.sure}
+    assert {p.name.partition("(")[0] for p in made if p.is_certain} <= asked
+    exact = {p.name.partition("(")[0] for p in made if not p.is_certain}
     assert exact == {"credit", "klass", "saber", "info_gain", "lopa", "wino"}
 
 
@@ -174,7 +174,7 @@ def test_every_policy_that_can_tell_is_asked_here():
 @given(st.integers(0, 999), st.sampled_from([1e-3, 0.02, 0.1]))
 def test_what_is_sure_no_push_can_change(policy, seed, error):
     found = outcome(policy, seed, error)
-    assert not (found.sure & found.moved).any()
+    assert not (found.is_certain & found.moved).any()
 
 
 @of_sighted
@@ -186,11 +186,11 @@ def test_half_the_errors_would_not_do(policy):
 @named
 def test_most_of_what_no_push_changes_is_sure(policy):
     found = outcome(policy, 1, 1e-3, clear_calls)
-    assert np.mean(found.sure) > 0.9
+    assert np.mean(found.is_certain) > 0.9
     close = [outcome(policy, seed, 0.02) for seed in range(4)]
     calm = sum(np.sum(~one.moved) for one in close)
     # Of eb_sampler by confidence only what keeps its order; of others nearly all.
-    assert sum(np.sum(one.sure) for one in close) > 0.5 * calm
+    assert sum(np.sum(one.is_certain) for one in close) > 0.5 * calm
 
 
 @of_sighted
@@ -228,14 +228,14 @@ def test_numbers_of_a_known_position_are_not_sure_with_its_token():
     numbers = [jnp.arange(WIDE, dtype=jnp.float32)] * len(KNOWN)
 
     @jax.jit
-    def sure(lead_W):
+    def is_certain(lead_W):
         view = view_of(numbers, open_W, 3)
         view = view._replace(pred=view.pred._replace(lead=lead_W))
-        assert policy.sure is not None
-        return policy.sure(view, policy.init(WIDE, 6), doubt_of(1e-3))
+        assert policy.is_certain is not None
+        return policy.is_certain(view, policy.init(WIDE, 6), doubt_of(1e-3))
 
     lead_W = jnp.full(WIDE, 99.0)
-    assert sure(lead_W) and not sure(lead_W.at[3].set(0.0))
+    assert is_certain(lead_W) and not is_certain(lead_W.at[3].set(0.0))
 
 
 @pytest.mark.parametrize(

@@ -122,12 +122,12 @@ def _saved(decoder, config, index, case: Case, also_alone: bool) -> int:
         checkpoint_folders.random(config, case.weights), index
     )
     prompts = prompts_of(case.lengths, case.seed, 33)
-    quick = capped(decoder, min(case.cap, decoder.cap))
+    quick = capped(decoder, min(case.cap, decoder.max_num_drafts))
     if also_alone:
         rows = generate(quick, params, prompts, seed=case.seed).rows
         alone = [generate(quick, params, [p], seed=case.seed) for p in prompts]
         assert [result.rows[0] for result in alone] == list(rows)
-    return saved_calls(quick, quick.cap, params, prompts, case.seed)
+    return saved_calls(quick, quick.max_num_drafts, params, prompts, case.seed)
 
 
 SEEDS = {"causal": 6, "none": 8, "prefix": 2, "dual": 9}

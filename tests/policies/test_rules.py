@@ -20,7 +20,7 @@ reel = functools.cache(film)
 SUMS = ("entropy_bounded", "eb_sampler", "prophet", "sched", "saber")
 """Policies that add floats: compiled as they are when they decode."""
 GRIDS = ("grid", "sure")
-DIRECT = [name for name in MAKERS if MAKERS[name]().branching is None]
+DIRECT = [name for name in MAKERS if MAKERS[name]().scoring is None]
 """Policies whose step commits; those that weigh candidates are in test_branching.py."""
 CASES = [
     (policies.static(1), rules.static(1), GRIDS),

@@ -40,7 +40,7 @@ def commits(policy, opened, scores, **others) -> list[int]:
     features = [jnp.asarray(v, jnp.float32) for v in {**parts, **others}.values()]
     tokens_W = jnp.where(jnp.asarray(opened), MASK, 7).astype(jnp.int32)
     view = view_of(
-        Prediction(token_W, *features, runner=-token_W, lead=features[1]),
+        Prediction(token_W, *features, runner_up=-token_W, lead=features[1]),
         jnp.zeros((size, 6)), tokens_W,
         jnp.int32(0), jnp.int32(size), jnp.int32(3), key_of(0, 3),
     )  # fmt: skip

@@ -184,11 +184,11 @@ def test_what_differs_in_any_part_has_another_name():
         "never": decoder(never=(7,)),
         "copy": decoder(draft=lambda *a: nested.nested(*a)),
     }
-    names = {key: sign(d.program) for key, d in made.items()}
+    names = {key: sign(d.spec) for key, d in made.items()}
     assert names.pop("copy") is None  # a function from elsewhere may be anything
     assert None not in names.values()
     assert len(set(names.values())) == len(names)
-    assert sign(decoder().program) == names["plain"]
+    assert sign(decoder().spec) == names["plain"]
 
 
 def test_every_policy_of_the_package_has_a_name():

@@ -53,7 +53,7 @@ def test_one_row_never_copies_its_cache():
 
 def _temporaries(decoder, params, size: int) -> int:
     generate(decoder, params, [[1] * size])
-    return compilation.memory_analysis(decoder.program, "run").temp_size_in_bytes
+    return compilation.memory_analysis(decoder.spec, "run").temp_size_in_bytes
 
 
 @pytest.mark.usefixtures("quick_compiles")
@@ -102,7 +102,7 @@ def test_bad_settings_are_refused_when_built(settings, named):
 
 def test_full_attention_takes_blocks_of_any_length():
     config = preset("llada-1m", block_length=24)
-    assert decoders.static(config, max_new_tokens=48).program.grid.length == 24
+    assert decoders.static(config, max_new_tokens=48).spec.layout.length == 24
     with pytest.raises(ValueError, match="block_length=0"):
         preset("llada-1m", block_length=0)
     with pytest.raises(ValueError, match="block_length=24"):
@@ -143,7 +143,7 @@ def test_seeds_outside_32_bits_are_refused(seed):
 )
 def test_every_family_has_a_decoder(name, cache):
     decoder = decoders.freedave(preset(name), cache=cache, max_new_tokens=64)
-    alone = decoder.program.policy.name.startswith("first_alone")
+    alone = decoder.spec.policy.name.startswith("first_alone")
     assert alone == (name in ("dream-7b", "fast-dllm-v2-7b"))
 
 

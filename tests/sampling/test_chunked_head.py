@@ -100,7 +100,7 @@ def test_the_runner_is_the_best_of_the_rest(chunk, values):
     found = take(table, chunk, SamplingConfig())
     order = np.argsort(-table, axis=1, kind="stable")
     np.testing.assert_array_equal(found.token, order[:, 0])
-    np.testing.assert_array_equal(found.runner, order[:, 1])
+    np.testing.assert_array_equal(found.runner_up, order[:, 1])
 
 
 @pytest.mark.parametrize("chunk", [8, 48])
@@ -109,17 +109,17 @@ def test_the_runner_is_what_would_be_drawn_without_the_token(chunk):
     found = take(table, chunk, SamplingConfig(0.9))
     table[np.arange(ROWS), found.token] = NEG_INF
     again = take(table, chunk, SamplingConfig(0.9))
-    np.testing.assert_array_equal(found.runner, again.token)
+    np.testing.assert_array_equal(found.runner_up, again.token)
 
 
 def test_there_may_be_no_runner():
     table = drawn()
     np.testing.assert_array_equal(
-        take(table, 16, SamplingConfig(1.0, top_k=1)).runner, -1
+        take(table, 16, SamplingConfig(1.0, top_k=1)).runner_up, -1
     )
     table[:, 1:] = NEG_INF
     for sampling in (SamplingConfig(), SamplingConfig(1.0)):
-        np.testing.assert_array_equal(take(table, 16, sampling).runner, -1)
+        np.testing.assert_array_equal(take(table, 16, sampling).runner_up, -1)
 
 
 @pytest.mark.parametrize("gap", [20.0, 25.0, 40.0, 60.0])

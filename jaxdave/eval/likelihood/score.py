@@ -101,7 +101,7 @@ def _score(of: Scorer, network: ModelFns, params, row: Row) -> jax.Array:
     samples, size = row.hidden_SL.shape
     length = of.length or size
     clean_L = jax.lax.dynamic_slice(row.tokens_T, (row.start,), (size,))
-    told_LE, cache = network.prime(
+    told_LE, cache = network.prefill(
         params, row.tokens_T, row.start, row.start, row.end, size, len(row.tokens_T)
     )
 

@@ -11,7 +11,7 @@ from jaxdave.eval.run.records import Record
 RESAMPLES = 2000
 Z = 1.959964
 """Of a 95 % interval."""
-KINDS = ("prefill", "verify", "commit", "refresh", "guard", "total")
+KINDS = ("prefill", "verify", "commit", "refresh", "recheck", "total")
 
 
 class Span(NamedTuple):

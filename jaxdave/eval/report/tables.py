@@ -9,7 +9,7 @@ TITLES = {"math": "Table 1: mathematics", "code": "Table 2: code"}
 HEADS = ("benchmark", "method", "accuracy %", "tokens/s", "tokens/NFE")
 BEHIND = (
     "benchmark", "method", "decoded tokens/NFE", "NFE", "prefill", "verify", "refresh",
-    "guard", "rows", "public loop's NFE", "same text as static", "first difference",
+    "recheck", "rows", "public loop's NFE", "same text as static", "first difference",
     "peak memory", "compile s",
 )  # fmt: skip
 NOTE = (
@@ -72,7 +72,7 @@ def _paper_row(cell: Mapping[str, Any]) -> list[str]:
 
 def _row_behind(cell: Mapping[str, Any]) -> list[str]:
     nfe, static = cell["nfe"], cell.get("same_text", {}).get("static")
-    kinds = ("total", "prefill", "verify", "refresh", "guard")
+    kinds = ("total", "prefill", "verify", "refresh", "recheck")
     return [
         cell["task"],
         cell["title"],

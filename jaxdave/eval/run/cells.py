@@ -99,4 +99,4 @@ def shape(cell: Cell, batch: Sequence[Entry]) -> tuple[int, int]:
 
 
 def _bucket(cell: Cell, one: Entry) -> int:
-    return bucket_length(len(one.prompt) + cell.decoder.program.grid.window_length)
+    return bucket_length(len(one.prompt) + cell.decoder.spec.layout.window_length)

@@ -40,7 +40,7 @@ def _device() -> dict[str, int]:
 
 
 def _program(decoder: Decoder) -> dict[str, int]:
-    found = memory_analysis(decoder.program, "run")
+    found = memory_analysis(decoder.spec, "run")
     if found is None:
         return {}
     parts = (

@@ -150,9 +150,9 @@ def _record(
     cell: Cell, one: Entry, out: Output, verdict: Verdict, row: Row, result: Result
 ) -> Record:
     nfe = row.nfe
-    branching = cell.decoder.program.policy.branching
+    branching = cell.decoder.spec.policy.scoring
     states = 1 if branching is None else branching.count
-    sizes = zip(cell.decoder.program.sizes, row.sizes, strict=True)
+    sizes = zip(cell.decoder.spec.draft_lengths, row.sizes, strict=True)
     drafted = sum(size * count for size, count in sizes) * states
     return Record(
         id=one.item.id,

@@ -43,7 +43,7 @@ def truths(net, prompts, room, length, policy):
 )
 def test_loose_numbers_give_the_trusted_text(policy, drafts, length):
     decoder = build(policy, drafts, length, 30, numerics="guarded")
-    assert decoder.program.guarded
+    assert decoder.spec.guarded
     prompts = prompts_of([3, 17, 9], length)
     for seed in range(12):
         net = weights(seed, fuzz=FUZZ)
@@ -52,7 +52,7 @@ def test_loose_numbers_give_the_trusted_text(policy, drafts, length):
         assert [row.token_ids for row in result.rows] == [w.token_ids for w in want]
         for row, truth in zip(result.rows, want, strict=True):
             assert row.steps == truth.steps
-            # The prefill takes the first step, or leaves it to a guard call.
+            # The prefill takes the first step, or leaves it to a recheck call.
             assert row.steps - sum(row.accepted) in (0, 1)
             assert len(row.accepted) == row.nfe.total - 1
 
@@ -75,15 +75,15 @@ def test_the_text_is_that_of_every_draft_length_and_batch(temperature):
 
 def test_without_doubt_loose_numbers_change_the_text():
     decoder = build(policies.static(1), 8, 4, 30, numerics="guarded")
-    program = dataclasses.replace(decoder.program, guarded=False)
-    loose = dataclasses.replace(decoder, program=program, numerics="fast")
+    spec = dataclasses.replace(decoder.spec, guarded=False)
+    loose = dataclasses.replace(decoder, spec=spec, numerics="fast")
     prompts, changed = prompts_of([3, 17, 9], 1), 0
     for seed in range(4):
         net = weights(seed, fuzz=FUZZ)
         want = [t.token_ids for t in truths(net, prompts, 30, 4, policies.static(1))]
         found = [row.token_ids for row in generate(loose, net, prompts).rows]
         changed += found != want
-        guards = [row.nfe.guard for row in generate(decoder, net, prompts).rows]
+        guards = [row.nfe.recheck for row in generate(decoder, net, prompts).rows]
         assert all(guards)
     assert changed
 
@@ -91,7 +91,7 @@ def test_without_doubt_loose_numbers_change_the_text():
 def test_numbers_that_agree_are_not_doubted():
     decoder = build(policies.left_to_right(1), 8, 4, 30, numerics="guarded")
     rows = generate(decoder, weights(1), prompts_of([3, 17], 1)).rows
-    assert [row.nfe.guard for row in rows] == [0, 0]
+    assert [row.nfe.recheck for row in rows] == [0, 0]
 
 
 def test_streamed_is_generated():
@@ -150,7 +150,7 @@ def test_other_rules_have_one_text_too(rule):
     policy, prompts = policies.parse(rule), prompts_of([3, 17, 9], 2)
     plain, drafted = (build(policy, d, 4, 30, numerics="guarded") for d in (1, 4))
     loose = dataclasses.replace(
-        drafted, program=dataclasses.replace(drafted.program, guarded=False)
+        drafted, spec=dataclasses.replace(drafted.spec, guarded=False)
     )
     changed = 0
     for seed in range(6):
