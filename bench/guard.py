@@ -65,7 +65,7 @@ def table(
         texts = [(row.token_ids, row.finish_reason) for row in rows]
         want = texts if want is None else want
         calls = sum(row.nfe.total for row in rows)
-        guards = sum(row.nfe.guard for row in rows)
+        guards = sum(row.nfe.recheck for row in rows)
         made.append(
             {
                 "dtype": dtype,

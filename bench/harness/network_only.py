@@ -20,7 +20,7 @@ from jaxdave.decoding import loop as decode_loop
 from jaxdave.decoding import rows
 from jaxdave.decoding.block_states import query_model, states_to_query
 from jaxdave.decoding.commit import commit
-from jaxdave.decoding.prefill import PREFILL_LOOKAHEAD
+from jaxdave.decoding.prefill_rows import PREFILL_LOOKAHEAD
 from jaxdave.decoding.propose import propose
 from jaxdave.decoding.verify import verify_call
 from jaxdave.engine import batching, generation

@@ -14,10 +14,15 @@ from jaxdave.core.prediction import ErrorBound, Prediction
 class Stats(NamedTuple):
     """Running totals of one row.
 
-    verify, refresh, recheck: calls by kind. call_T: the call after the prefill (0: that;
-    -1: no call yet) that made a position known. accepted_C: policy steps that each
-    confirmed. size_Z: verify calls of each size. error: the largest difference that a
-    recheck call has found to what it checked.
+    Attributes:
+        verify: Verify calls, int32.
+        refresh: Calls that made the cache anew (cache rules of full attention), int32.
+        recheck: Calls that decided again what was too close to call, int32.
+        size_Z: Verify calls by draft length, int32 [Z].
+        error: The largest difference that a recheck call has found to what it checked.
+        call_T: The call that committed each position, int32 [T]; 0 is the prefill, -1
+            none yet.
+        accepted_C: Policy steps that each call after the prefill confirmed, int32 [C].
     """
 
     verify: jax.Array

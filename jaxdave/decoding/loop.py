@@ -35,7 +35,7 @@ from jaxdave.core.state import (
 )
 from jaxdave.core.window import past_known
 from jaxdave.decoding.commit import commit
-from jaxdave.decoding.prefill import prefill_row, refresh_row
+from jaxdave.decoding.prefill_rows import prefill_row, refresh_row
 from jaxdave.decoding.recheck import recheck_row
 from jaxdave.decoding.rows import map_state_rows, replace_rows, update_rows
 from jaxdave.decoding.verify import CallResult, StepInfo, empty_info, verify_call

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxdave.core.prediction import ErrorBound, Prediction
 from jaxdave.core.state import RowState
-from jaxdave.decoding.prefill import step_from_tokens
+from jaxdave.decoding.prefill_rows import step_from_tokens
 from jaxdave.numerics.error_bounds import prediction_error
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ class Nfe:
     Of a batch under guarded numerics they may differ a little from one run to the next,
     as rows are computed in other shapes when others have ended; texts never do.
 
-    This engine never needs a commit call, nor a refresh for block-causal models; recheck
-    calls decide what was too close to call under guarded numerics.
+    This engine never needs a commit call, nor a refresh for block-causal models;
+    recheck calls decide what was too close to call under guarded numerics.
     """
 
     prefill: int

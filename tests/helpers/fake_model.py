@@ -181,7 +181,8 @@ def network(length: int, chunk: int = CHUNK) -> ModelFns:
     prime = chunked_prefill(chunks, empty_cache)
     plain = ModelFns(
         forward, prime, logits, logits_at, ROWS, SIZE, (MASK,), chunk,
-        block_states=block_states, recheck=chunked_recheck(chunks), fast_prefill=fast_prefill,
+        block_states=block_states, recheck=chunked_recheck(chunks),
+        fast_prefill=fast_prefill,
     )  # fmt: skip
     return split_shadow(plain)
 
