@@ -23,7 +23,7 @@ from jaxdave.demo_tasks.grade import grade
 from jaxdave.drafting import tree
 from jaxdave.drafting.nested import nested
 from jaxdave.engine import decoders
-from jaxdave.engine.decoders import CACHE_RULES
+from jaxdave.engine.decode_layout import CACHE_NAMES
 from jaxdave.engine.generation import generate
 from jaxdave.engine.results import Row
 
@@ -98,7 +98,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--draft-steps", type=int, nargs="+", default=[8])
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--draft", choices=("nested", "tree"), default="nested")
-    parser.add_argument("--cache", choices=CACHE_RULES, help="for full attention: dual")
+    parser.add_argument("--cache", choices=CACHE_NAMES, help="for full attention: dual")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     return parser.parse_args()
 

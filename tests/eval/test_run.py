@@ -14,7 +14,7 @@ import pytest
 from helpers import checkpoint_folders, compiling
 
 from jaxdave.cli.console import run_app
-from jaxdave.cli.main import main
+from jaxdave.cli.main import app
 from jaxdave.engine import decode_config
 from jaxdave.engine.generation import generate
 from jaxdave.eval.benchmarks import demo
@@ -96,7 +96,7 @@ def finished(model, tmp_path_factory):
     printed, told = io.StringIO(), io.StringIO()
     asked = ["eval", "--model", model, *SMALL, *BOTH, "--out", out]
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
-        assert run_app(main.app, "jaxdave", [*map(str, asked)]) == 0
+        assert run_app(app, "jaxdave", [*map(str, asked)]) == 0
     return out, printed.getvalue(), told.getvalue()
 
 
@@ -129,7 +129,7 @@ def count_decoded(monkeypatch) -> dict[int, int]:
     decode = runner.generate
 
     def counted(**asked):
-        seen[asked["decoder"].spec.max_drafts] += len(asked["prompts"])
+        seen[asked["decoder"].spec.max_num_drafts] += len(asked["prompts"])
         return decode(**asked)
 
     monkeypatch.setattr(runner, "generate", counted)

@@ -71,7 +71,11 @@ def test_a_killed_run_resumes_on_the_same_curve(tmp_path, monkeypatch):
         [sys.executable, "-c", KILLED, str(cut)],
         cwd=Path(__file__).parent,
         # Compiled as here, to the same bits.
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        },
         capture_output=True,
     )
     assert done.returncode == -9, done.stderr.decode()[-2000:]

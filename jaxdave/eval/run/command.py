@@ -90,7 +90,7 @@ def _open(out: Path) -> None:
 def _decoded(cells: Sequence[Cell], model: Model, shown: Shown) -> report.Found:
     """The records of every cell, in the order of the cells."""
     # The device keeps one peak of its memory, so that small programs go first.
-    order = sorted(cells, key=lambda cell: cell.decoder.spec.max_drafts)
+    order = sorted(cells, key=lambda cell: cell.decoder.spec.max_num_drafts)
     tick = shown.counted("compiling", len(cells))
     held = {}
     for cell in order:

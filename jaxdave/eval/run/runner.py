@@ -152,7 +152,7 @@ def _record(
     nfe = row.nfe
     branching = cell.decoder.spec.policy.scoring
     states = 1 if branching is None else branching.count
-    sizes = zip(cell.decoder.spec.draft_lengths, row.sizes, strict=True)
+    sizes = zip(cell.decoder.spec.draft_steps, row.sizes, strict=True)
     drafted = sum(size * count for size, count in sizes) * states
     return Record(
         id=one.item.id,
