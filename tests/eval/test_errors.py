@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_decoding(
     run, model, tmp_path, monkeypatch
 ):
     made = monkeypatch.setattr
-    made("jaxdave.eval.run.command._decoded", lambda *_: pytest.fail("decodes"))
+    made("jaxdave.eval.run.command._run_cells", lambda *_: pytest.fail("decodes"))
     file, given = tmp_path / "file", ("eval", "--model", model, "--limit", 1, "--out")
     file.write_text("mine")
     for out, reason in ((file / "out", "Not a directory"), (tmp_path, "read-only")):
@@ -85,12 +85,12 @@ def test_a_folder_that_cannot_be_written_is_said_before_decoding(
 
 def test_two_runs_do_not_write_to_one_folder(run, model, tmp_path):
     args = ("eval", "--model", model, "--limit", 1, "--out", tmp_path)
-    with command._alone(tmp_path):
+    with command._exclusive(tmp_path):
         code, _, err = run(*args)
         assert code == 2 and err.count("\n") == 1
         assert f"out={tmp_path} is being written to by another run" in err
     assert not list(tmp_path.iterdir())
-    with command._alone(tmp_path):
+    with command._exclusive(tmp_path):
         pass  # what has ended holds nothing
 
 
@@ -126,11 +126,11 @@ def test_prompts_are_a_conversation_or_a_text_with_markup(model):
     chat = [{"role": "user", "content": "hi"}]
     asked = codec.encode_messages(chat)
     opened = asked + codec.encode_text("So")
-    assert cells.encoded(codec, Prompt(chat)) == asked
-    assert cells.encoded(codec, Prompt(chat, "So")) == opened
-    assert cells.encoded(codec, Prompt(chat, "So", 2)) == asked[:2]
-    assert cells.encoded(codec, Prompt("hi S", "o")) == codec.encode_text("hi So")
+    assert cells.encode_prompt(codec, Prompt(chat)) == asked
+    assert cells.encode_prompt(codec, Prompt(chat, "So")) == opened
+    assert cells.encode_prompt(codec, Prompt(chat, "So", 2)) == asked[:2]
+    assert cells.encode_prompt(codec, Prompt("hi S", "o")) == codec.encode_text("hi So")
     with pytest.raises(ValueError, match="t, item i: the prompt holds the mask token"):
         task = demo.TASKS["demo-math"]._replace(name="t")
         item = Item("i", "q", "g", {})
-        cells.entry(codec, task, item, 0, Prompt("<|MASK|>"))
+        cells.encode_item(codec, task, item, 0, Prompt("<|MASK|>"))

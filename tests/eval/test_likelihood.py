@@ -13,7 +13,7 @@ from helpers import checkpoint_folders, fake_model
 from jaxdave.core.model_api import ModelFns
 from jaxdave.eval.likelihood import masks
 from jaxdave.eval.likelihood.batching import Question, log_likelihoods
-from jaxdave.eval.likelihood.score import Scorer, log_probabilities, scorer
+from jaxdave.eval.likelihood.score import Scorer, log_probabilities, make_scorer
 from jaxdave.models.forward import forward
 from jaxdave.models.presets import preset
 
@@ -107,7 +107,7 @@ def test_samples_converge_to_the_exact_bound():
     exact = values(TABLE, params, questions, masks.bound(7))
     drawn = np.stack(
         [
-            values(TABLE, params, questions, masks.bound(3), seed=seed, rows=32)
+            values(TABLE, params, questions, masks.bound(3), seed=seed, batch_size=32)
             for seed in range(rounds)
         ]
     )
@@ -178,7 +178,7 @@ def test_blocks_are_scored_after_the_clean_text_before_them(family):
         for block, end in zip(blocks, (68, 72), strict=True)
     )
     of, params = (
-        scorer(FAMILIES[family]),
+        make_scorer(FAMILIES[family]),
         checkpoint_folders.random(FAMILIES[family], 3),
     )
     found = values(of, params, [question], masks.bound(16))
@@ -192,7 +192,10 @@ def test_full_attention_scores_the_target_as_one_stretch(family, guidance):
     question = Question(tuple(text[:10]), tuple(text[10:]))
     want = expected(family, question, range(10, 14), 14, 14, guidance)
     config = FAMILIES[family]
-    of, params = scorer(config, guidance=guidance), checkpoint_folders.random(config, 3)
+    of, params = (
+        make_scorer(config, guidance=guidance),
+        checkpoint_folders.random(config, 3),
+    )
     found = values(of, params, [question], masks.bound(16))
     np.testing.assert_allclose(found, want, atol=2e-4)
 
@@ -201,18 +204,18 @@ def test_full_attention_scores_the_target_as_one_stretch(family, guidance):
 @pytest.mark.parametrize("family", ["sdar", "dream"])
 def test_answers_depend_on_neither_batch_nor_order(family):
     of, params = (
-        scorer(FAMILIES[family]),
+        make_scorer(FAMILIES[family]),
         checkpoint_folders.random(FAMILIES[family], 3),
     )
     texts = fake_model.prompts_of([11, 12, 11, 12, 12], most=45)
     questions = [Question(tuple(x[:7]), tuple(x[7:])) for x in texts]
     rule = masks.bound(5)
-    alone = values(of, params, questions, rule, rows=1)
-    together = values(of, params, questions, rule, rows=8)
-    turned = values(of, params, questions[::-1], rule, rows=8)[::-1]
+    alone = values(of, params, questions, rule, batch_size=1)
+    together = values(of, params, questions, rule, batch_size=8)
+    turned = values(of, params, questions[::-1], rule, batch_size=8)[::-1]
     np.testing.assert_allclose(together, alone, atol=1e-4)
     np.testing.assert_allclose(turned, alone, atol=1e-4)
-    other = values(of, params, questions, rule, rows=8, seed=1)
+    other = values(of, params, questions, rule, batch_size=8, seed=1)
     assert np.abs(other - alone).min() > 1e-3
 
 

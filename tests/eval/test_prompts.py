@@ -93,11 +93,11 @@ CONVERSATIONS = {
 
 
 def turns(prompt: Prompt) -> list[str]:
-    assert not isinstance(prompt.asked, str)
-    assert [m["role"] for m in prompt.asked] == (["user", "assistant"] * 9)[
-        : len(prompt.asked)
+    assert not isinstance(prompt.content, str)
+    assert [m["role"] for m in prompt.content] == (["user", "assistant"] * 9)[
+        : len(prompt.content)
     ]
-    return [m["content"] for m in prompt.asked]
+    return [m["content"] for m in prompt.content]
 
 
 def asked(name: str, family: str, task: str, **options) -> Prompt:
@@ -119,9 +119,9 @@ def test_literal_prompts_of_code(task: str) -> None:
 def test_as_published_the_markup_is_wrapped_again_and_the_end_cut() -> None:
     told = MATH["paper-2025", "sdar"]
     published = asked("paper-2025", "sdar", "gsm8k", as_published=True)
-    assert published == Prompt([{"role": "user", "content": told}], longest=200)
+    assert published == Prompt([{"role": "user", "content": told}], max_tokens=200)
     dream = asked("paper-2025", "dream", "gsm8k", as_published=True)
-    assert dream.longest is None and not isinstance(dream.asked, str)
+    assert dream.max_tokens is None and not isinstance(dream.content, str)
     plain = asked("dllm-rl", "sdar", "gsm8k", as_published=True)
     assert plain == Prompt(told)
 
@@ -154,9 +154,11 @@ def test_prompts_of_code_are_those_of_the_published_files() -> None:
         kept = [item for item in ours if item.id not in ("mbpp/342", "mbpp/367")]
         theirs = open_task(task, as_published=True).items(DATA)
         for one, other in zip(kept, theirs, strict=True):
-            told = [prompts.literal("sdar", "code", item) for item in (one, other)]
+            told = [
+                prompts.literal_prompt("sdar", "code", item) for item in (one, other)
+            ]
             assert told[0] == told[1]
-            if prompts.completed(one) != prompts.completed(other):
+            if prompts.code_prefix(one) != prompts.code_prefix(other):
                 odd.append(int(one.id.split("/")[1]))
     helpers = "18 30 45 56 70 148 151 152 164 181 323 338 348 364 466 485 486 501"
     assert sorted(odd) == sorted([*map(int, helpers.split()), 396])
@@ -184,7 +186,7 @@ def test_examples_of_gsm8k_are_drawn_as_lm_eval_draws_them() -> None:
     told = turns(preset.prompt("sdar", TASKS["gsm8k"], SUM))
     assert len(told) == 11 and told[-1] == "Question: What is 1+1?\nAnswer:"
     # By lm-eval 0.4.13's own ContextSampler(list of rows, rnd=1234).sample(5), twice.
-    first, second = (fewshot.gsm8k(i, DATA) for i in (0, 1))
+    first, second = (fewshot.gsm8k_examples(i, DATA) for i in (0, 1))
     assert [q[10:30] for q, _ in first] == FIRST_DRAW
     assert [q[10:30] for q, _ in second] == SECOND_DRAW
     assert all("#### " in answer for _, answer in first)
@@ -195,13 +197,13 @@ def test_examples_of_mbpp() -> None:
     preset = open_preset("lm-eval-2026", folder=DATA)
     told = preset.prompt("sdar", TASKS["mbpp"], ADD)
     texts = turns(told)
-    assert texts[-1] == EXPERT + TESTS and told.prefill == "\n```python\n"
+    assert texts[-1] == EXPERT + TESTS and told.answer_prefix == "\n```python\n"
     assert texts[1] == (
         "\n```python\ndef similar_elements(test_tup1, test_tup2):\r\n  res = "
         "tuple(set(test_tup1) & set(test_tup2))\r\n  return (res) \n```"
     )
     begun = open_preset("llada", folder=DATA).prompt("llada", TASKS["mbpp"], ADD)
-    assert begun.prefill == "[BEGIN]\n"
+    assert begun.answer_prefix == "[BEGIN]\n"
     assert turns(begun)[1].endswith("' \n[DONE] \n\n ")
 
 

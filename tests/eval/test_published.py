@@ -16,11 +16,11 @@ from jaxdave.eval.benchmarks import demo
 from jaxdave.eval.benchmarks.registry import TASKS
 from jaxdave.eval.protocols import deviations
 from jaxdave.eval.protocols import registry as protocol_registry
-from jaxdave.eval.protocols.deviations import Habits
+from jaxdave.eval.protocols.deviations import ProtocolDeviations
 from jaxdave.eval.protocols.registry import open_preset
 from jaxdave.eval.run import command, plan
 from jaxdave.eval.run.eval_config import Wanted, methods_of
-from jaxdave.eval.run.progress import watching
+from jaxdave.eval.run.progress import progress_display
 from jaxdave.io import checkpoint
 from jaxdave.models.presets import preset as model_preset
 
@@ -69,7 +69,7 @@ def test_dreams_rows_over_a_threshold_had_short_blocks(model, asked):
 
 def test_confidence_behind_top_k_1_is_a_tie():
     made = [
-        deviations.filtered_first(
+        deviations.confidence_after_top_k(
             DecodeConfig(temperature=1.0, top_k=k), policies.static(1)
         )
         for k in (1, 0, 40)
@@ -119,23 +119,33 @@ def test_a_certain_model_leaves_nothing_in_doubt():
 @pytest.mark.parametrize("name", protocol_registry.NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_habits_are_the_right_ones_unless_asked_otherwise(name, family):
-    assert protocol_registry.PRESETS[name].habits(family, TASKS["gsm8k"]) == Habits()
+    assert (
+        protocol_registry.PRESETS[name].deviations(family, TASKS["gsm8k"])
+        == ProtocolDeviations()
+    )
 
 
 def test_habits_of_the_paper_and_of_whom_it_follows():
     def of(name, family, task="gsm8k"):
-        return open_preset(name, as_published=True).habits(family, TASKS[task])
+        return open_preset(name, as_published=True).deviations(family, TASKS[task])
 
     for name in ("paper-2025", "paper-2025-thinking"):
         trado = of(name, "sdar")
-        assert (trado.config, trado.output) == (
-            deviations.endless,
-            deviations.with_prompt,
+        assert (trado.adapt_model, trado.extract_output) == (
+            deviations.without_stop_ids,
+            deviations.prompt_and_answer,
         )
     dream = of("paper-2025", "dream")
-    assert (dream.config, dream.output) == (Habits().config, deviations.answer)
-    assert dream.policy is trado.policy is deviations.filtered_first
-    assert of("dllm-rl", "sdar") == of("paper-2025", "sdar", "demo-math") == Habits()
+    assert (dream.adapt_model, dream.extract_output) == (
+        ProtocolDeviations().adapt_model,
+        deviations.answer_only,
+    )
+    assert dream.wrap_policy is trado.wrap_policy is deviations.confidence_after_top_k
+    assert (
+        of("dllm-rl", "sdar")
+        == of("paper-2025", "sdar", "demo-math")
+        == ProtocolDeviations()
+    )
 
 
 @pytest.fixture
@@ -145,15 +155,15 @@ def decoded(model, monkeypatch, quick_compiles):
     math = TASKS["gsm8k"]
     mixed = demo.PRESETS["demo"]._replace(
         settings=lambda family, _: paper.settings(family, math),
-        habits=lambda family, _: paper.habits(family, math),
+        deviations=lambda family, _: paper.deviations(family, math),
     )
     monkeypatch.setattr(plan, "preset_of", lambda _: mixed)
     wanted = Wanted(
         tasks=("demo-math",), limit=2, batch_size=2, draft_steps="2",
         max_new_tokens=ROOM, threshold=0.02,
     )  # fmt: skip
-    with watching() as shown:
-        found = command._decoded(plan.cells(wanted, model), model, shown)
+    with progress_display() as display:
+        found = command._run_cells(plan.cells(wanted, model), model, display)
     names = [method.name for method in methods_of(wanted)]
     return {name: pair for name, pair in zip(names, found, strict=True)}
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from helpers import checkpoint_folders, compiling
 
+from jaxdave.cli import main
 from jaxdave.cli.console import run_app
-from jaxdave.cli.main import main
 from jaxdave.engine import decode_config
 from jaxdave.engine.generation import generate
 from jaxdave.eval.benchmarks import demo
@@ -82,7 +82,7 @@ def quickly(shared_cache):
 
 
 def results(folder) -> dict:
-    return report.stable(json.loads((folder / "results.json").read_text()))
+    return report.reproducible_part(json.loads((folder / "results.json").read_text()))
 
 
 def lines(folder) -> dict[str, int]:

@@ -11,7 +11,7 @@ from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.eval.benchmarks import demo
 from jaxdave.eval.report import figures, report, tables
 from jaxdave.eval.run import memory, progress, runner
-from jaxdave.eval.run.cells import Cell
+from jaxdave.eval.run.cells import EvalCell
 from jaxdave.eval.run.methods import METHODS
 
 STATIC = [eval_runs.record(f"i{n}", seconds=0.5) for n in range(4)]
@@ -44,7 +44,7 @@ def made(**changes) -> dict:
 
 
 def test_tables_are_the_papers():
-    text = tables.markdown(made())
+    text = tables.to_markdown(made())
     one, two = text.index("Table 1: mathematics"), text.index("Table 2: code")
     assert "gsm8k" in text[one:two] and "mbpp" not in text[one:two]
     rows = [line for line in text.splitlines() if line.startswith("| gsm8k (4)")]
@@ -58,7 +58,7 @@ def test_tables_are_the_papers():
         "| gsm8k | freedave 8 | 2 | 8 | 4 | 4 | 0 | 0 | 100 | 24 | 75.0 % | i2 at 17 "
         "| 6.6 MB | 0.0 |"
     )
-    assert text.endswith("Peak memory: " + memory.SOURCES["program"] + ".\n")
+    assert text.endswith("Peak memory: " + memory.MEMORY_SOURCES["program"] + ".\n")
     assert text.startswith("`jaxdave eval`\n\ntiny, preset demo, float32")
 
 
@@ -67,7 +67,7 @@ def test_tables_without_static_or_rates_have_dashes():
     cell = eval_runs.cell("gsm8k", "math", "freedave", 8, FAST)
     cell["timing"]["speed_up"] = nothing
     cell["memory"] = {"bytes": None, "source": None}
-    text = tables.markdown(eval_runs.report(cell))
+    text = tables.to_markdown(eval_runs.report(cell))
     assert "12 (- [-, -]x)" in text and "| - | - | - | 0.0 |" in text
     assert "Table 2" not in text and "Peak memory" not in text
 
@@ -129,23 +129,23 @@ def test_memory_says_how_it_was_measured(monkeypatch, stats, program, used):
             return stats
 
     monkeypatch.setattr(memory.jax, "local_devices", lambda: [Device()])
-    monkeypatch.setattr(memory, "_program", lambda decoder: program)
-    warm = memory.warmed(None, lambda: None)  # pyright: ignore
+    monkeypatch.setattr(memory, "_program_bytes", lambda decoder: program)
+    warm = memory.measure_warmup(None, lambda: None)  # pyright: ignore
     assert warm.seconds > 0
     small = eval_runs.record(memory={"program": 2} if program else None)
     seen = [eval_runs.record(), eval_runs.record(memory=warm.memory), small]
-    assert report._memory(seen) == used
-    assert used["source"] in {None, *memory.SOURCES}
+    assert report._peak_memory(seen) == used
+    assert used["source"] in {None, *memory.MEMORY_SOURCES}
 
 
 def test_progress_shows_how_right_and_how_long():
     console = Console(force_terminal=True, width=100, color_system=None)
     task, method = demo.TASKS["demo-math"], METHODS["freedave"]
-    made = Cell(task, method, DecodeConfig(draft_steps=8), *[()] * 4)  # pyright: ignore
+    made = EvalCell(task, method, DecodeConfig(draft_steps=8), *[()] * 4)  # pyright: ignore
     made = made._replace(entries=(None,) * 4)  # pyright: ignore
-    with console.capture() as capture, progress.watching(console) as shown:
-        shown.counted("compiling", 1)()
-        watch = shown.watch(made, FAST[:1])
+    with console.capture() as capture, progress.progress_display(console) as display:
+        display.add_counter("compiling", 1)()
+        watch = display.add_cell(made, FAST[:1])
         for one in FAST[1:]:
             watch(one)
     text = capture.get()
@@ -172,7 +172,7 @@ def test_time_left_is_by_the_pace_of_this_run(done, completed, text):
     fields = {"done": done, "at": 107.0}
     task = Task(TaskID(0), "", 100, completed, lambda: 114.0, fields=fields)
     task.start_time = 7.0
-    assert progress.Left().render(task).plain == text
+    assert progress.TimeLeftColumn().render(task).plain == text
 
 
 def test_cells_take_turns_to_and_fro():
@@ -183,7 +183,7 @@ def test_cells_take_turns_to_and_fro():
             seen.append(f"{name}{at}")
             yield (eval_runs.record(f"{name}{at}"),)
 
-    found = runner.in_turn([turns("a", 3), turns("b", 2), turns("c", 0)])
+    found = runner.alternate([turns("a", 3), turns("b", 2), turns("c", 0)])
     assert seen == ["a0", "b0", "b1", "a1", "a2"]
     assert [[one.id for one in some] for some in found] == [
         ["a0", "a1", "a2"], ["b0", "b1"], []

@@ -24,7 +24,7 @@ def cell(task: str, kind: str, method: str, drafts: int, records, **changes) -> 
         "task": task, "kind": kind, "method": method, "title": f"{method} {drafts}",
         "drafted": drafts > 1, "draft_steps": drafts,
         "settings": {"dtype": "float32", "numerics": "guarded", "batch_size": 1},
-        **metrics.counts(records), "timing": metrics.times(records),
+        **metrics.count_metrics(records), "timing": metrics.timing_metrics(records),
         "memory": {"bytes": 6_600_000, "source": "program"},
     }  # fmt: skip
     return {**made, **changes}
