@@ -13,11 +13,11 @@ class Prompt(NamedTuple):
     """The input of a model for one question.
 
     Attributes:
-        content: a conversation, which the chat template of the model is applied to, or
+        content: A conversation, which the chat template of the model is applied to, or
             a text that holds its markup already.
-        answer_prefix: opening of the answer, appended to the prompt. Graded is this
+        answer_prefix: Opening of the answer, appended to the prompt. Graded is this
             text followed by what the model writes.
-        max_tokens: number of token ids that are kept of both, from the front; None
+        max_tokens: Number of token ids that are kept of both, from the front; None
             keeps all of them.
     """
 
@@ -30,11 +30,11 @@ class Task(NamedTuple):
     """A benchmark.
 
     Attributes:
-        name: name on the command line, such as "gsm8k".
+        name: Name on the command line, such as "gsm8k".
         kind: "math" or "code"; decides the table that its results are printed in.
-        items: function (data folder or None) -> all items in the order of the file.
+        items: Function (data folder or None) -> all items in the order of the file.
             Raises ValueError where the file is missing or is not the published one.
-        grade: function (items, answer texts) -> verdicts in the same order. It may
+        grade: Function (items, answer texts) -> verdicts in the same order. It may
             start processes.
         runs_code: True if grading executes code that the model wrote.
     """
@@ -57,14 +57,14 @@ class Preset(NamedTuple):
     In all three functions `family` is that of `ModelConfig.family`.
 
     Attributes:
-        name: name on the command line, such as "paper-2025".
-        prompt: function (family, task, item) -> prompt of that item. Raises ValueError
+        name: Name on the command line, such as "paper-2025".
+        prompt: Function (family, task, item) -> prompt of that item. Raises ValueError
             where the protocol has none.
-        settings: function (family, task) -> keyword arguments of `DecodeConfig`
+        settings: Function (family, task) -> keyword arguments of `DecodeConfig`
             (`max_new_tokens`, `block_length`, `temperature`, `top_k`, `top_p`, `cache`,
             `draft_steps`, ...) and `threshold` for the methods that take one. A key
             that is absent is left to the model's default.
-        deviations: function (family, task) -> what the protocol does besides its
+        deviations: Function (family, task) -> what the protocol does besides its
             settings.
     """
 

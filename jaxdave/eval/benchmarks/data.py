@@ -24,10 +24,10 @@ class HubDataset(NamedTuple):
     """A data set of the Hugging Face Hub.
 
     Attributes:
-        path: name of the data set.
-        config: name of its configuration, or None.
-        split: name of the split.
-        columns: by the name that the published file has, the name of the column on the
+        path: Name of the data set.
+        config: Name of its configuration, or None.
+        split: Name of the split.
+        columns: By the name that the published file has, the name of the column on the
             Hub; empty where they are equal.
     """
 
@@ -41,11 +41,11 @@ class BenchmarkFile(NamedTuple):
     """One file of a benchmark, pinned by its digest.
 
     Attributes:
-        name: path in the folder of the benchmark files.
-        sha256: digest of the published file, hexadecimal.
-        num_rows: number of rows after `select`.
-        hub: where the rows are on the Hub; None: nowhere.
-        select: function (all rows) -> those of the benchmark.
+        name: Path in the folder of the benchmark files.
+        sha256: Digest of the published file, hexadecimal.
+        num_rows: Number of rows after `select`.
+        hub: Where the rows are on the Hub; None: nowhere.
+        select: Function (all rows) -> those of the benchmark.
     """
 
     name: str
@@ -159,18 +159,18 @@ FILES = {
 
 
 def load_rows(name: str, folder: Path | None = None) -> list[JsonRow]:
-    """Returns the rows of a file, in its order.
+    """Return the rows of a file, in its order.
 
     Args:
-        name: key of `FILES`.
-        folder: folder that holds the files; None for the package or the Hub. HumanEval
+        name: Key of `FILES`.
+        folder: Folder that holds the files; None for the package or the Hub. HumanEval
             comes from its package, too, where the folder lacks it.
 
     Returns:
         The rows that belong to the benchmark.
 
     Raises:
-        ValueError: the rows cannot be had, or are not the published ones.
+        ValueError: The rows cannot be had, or are not the published ones.
     """
     file = FILES[name]
     path = None if folder is None else _path(folder, file)

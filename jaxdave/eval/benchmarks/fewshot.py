@@ -37,30 +37,30 @@ def _gsm8k_draws(folder: Path | None) -> Sequence[Shots]:
 
 
 def gsm8k_examples(index: int, folder: Path | None) -> Shots:
-    """Returns lm-eval's five examples for a question of GSM8K.
+    """Return lm-eval's five examples for a question of GSM8K.
 
     Args:
-        index: index of the question in the test set, from 0.
-        folder: folder with the file of the training set; None for the Hub.
+        index: Index of the question in the test set, from 0.
+        folder: Folder with the file of the training set; None for the Hub.
 
     Returns:
         Five pairs of question and worked answer.
 
     Raises:
-        ValueError: the training set cannot be read.
+        ValueError: The training set cannot be read.
     """
     return _gsm8k_draws(folder)[index]
 
 
 @functools.cache
 def minerva_math_examples() -> Shots:
-    """Returns lm-eval's four examples of `minerva_math`, read from its source code.
+    """Return lm-eval's four examples of `minerva_math`, read from its source code.
 
     Returns:
         Four pairs of question and worked solution.
 
     Raises:
-        ValueError: lm-eval is not installed, or has no such list.
+        ValueError: The harness is not installed, or has no such list.
     """
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or spec.origin is None:

@@ -17,29 +17,29 @@ MakeItem = Callable[[int, JsonRow], Item]
 
 
 def read_items(file: str, make_item: MakeItem, folder: Path | None) -> tuple[Item, ...]:
-    """Returns the items of one file, in its order.
+    """Return the items of one file, in its order.
 
     Args:
-        file: key of `data.FILES`.
-        make_item: function that makes an item of a row.
-        folder: folder of the benchmark files; None for the package or the Hub.
+        file: Key of `data.FILES`.
+        make_item: Function that makes an item of a row.
+        folder: Folder of the benchmark files; None for the package or the Hub.
 
     Returns:
         One item per row.
 
     Raises:
-        ValueError: as `data.load_rows`.
+        ValueError: As `data.load_rows`.
     """
     rows = data.load_rows(file, folder)
     return tuple(make_item(index, row) for index, row in enumerate(rows))
 
 
 def gsm8k(index: int, row: JsonRow) -> Item:
-    """Returns a question of GSM8K.
+    """Return a question of GSM8K.
 
     Args:
-        index: index of the row; few-shot examples depend on it.
-        row: row of the file.
+        index: Index of the row; few-shot examples depend on it.
+        row: Row of the file.
 
     Returns:
         The item; `gold` is a worked answer that ends in "#### number".
@@ -48,11 +48,11 @@ def gsm8k(index: int, row: JsonRow) -> Item:
 
 
 def math500(_: int, row: JsonRow) -> Item:
-    """Returns a question of MATH500.
+    """Return a question of MATH500.
 
     Args:
-        _: index of the row; not used.
-        row: row of the file.
+        _: Index of the row; not used.
+        row: Row of the file.
 
     Returns:
         The item; `gold` is an expression in LaTeX.
@@ -62,11 +62,11 @@ def math500(_: int, row: JsonRow) -> Item:
 
 
 def aime2024(_: int, row: JsonRow) -> Item:
-    """Returns a question of AIME 2024.
+    """Return a question of AIME 2024.
 
     Args:
-        _: index of the row; not used.
-        row: row of the file.
+        _: Index of the row; not used.
+        row: Row of the file.
 
     Returns:
         The item; `gold` is a whole number from 0 to 999.
@@ -75,11 +75,11 @@ def aime2024(_: int, row: JsonRow) -> Item:
 
 
 def mbpp(_: int, row: JsonRow) -> Item:
-    """Returns a task of MBPP.
+    """Return a task of MBPP.
 
     Args:
-        _: index of the row; not used.
-        row: row of the file.
+        _: Index of the row; not used.
+        row: Row of the file.
 
     Returns:
         The item; `gold` is a program.
@@ -89,11 +89,11 @@ def mbpp(_: int, row: JsonRow) -> Item:
 
 
 def mbpp_sanitized(_: int, row: JsonRow) -> Item:
-    """Returns a task of the sanitized MBPP.
+    """Return a task of the sanitized MBPP.
 
     Args:
-        _: index of the row; not used.
-        row: row of the file.
+        _: Index of the row; not used.
+        row: Row of the file.
 
     Returns:
         The item; `gold` is a program.
@@ -104,11 +104,11 @@ def mbpp_sanitized(_: int, row: JsonRow) -> Item:
 
 
 def humaneval(_: int, row: JsonRow) -> Item:
-    """Returns a task of HumanEval.
+    """Return a task of HumanEval.
 
     Args:
-        _: index of the row; not used.
-        row: row of the file.
+        _: Index of the row; not used.
+        row: Row of the file.
 
     Returns:
         The item; `gold` is the body of the function.
@@ -118,10 +118,10 @@ def humaneval(_: int, row: JsonRow) -> Item:
 
 
 def published(name: str) -> MakeItem:
-    """Returns the item maker for a file of the paper's own evaluation (genverse/).
+    """Return the item maker for a file of the paper's own evaluation (genverse/).
 
     Args:
-        name: name of the benchmark.
+        name: Name of the benchmark.
 
     Returns:
         Function (index, row) -> item, with question and tests as the paper has them.
@@ -138,15 +138,15 @@ def published(name: str) -> MakeItem:
 
 @functools.cache
 def mbpp_examples(folder: Path | None) -> Sequence[Item]:
-    """Returns tasks 2, 3 and 4: the few-shot examples of MBPP's own prompt.
+    """Return tasks 2, 3 and 4: the few-shot examples of MBPP's own prompt.
 
     Args:
-        folder: folder of the benchmark files; None for the Hub.
+        folder: Folder of the benchmark files; None for the Hub.
 
     Returns:
         Three items.
 
     Raises:
-        ValueError: as `data.load_rows`.
+        ValueError: As `data.load_rows`.
     """
     return read_items("mbpp-shots", mbpp, folder)

@@ -39,15 +39,15 @@ def open_task(
     as_published: bool = False,
     allow_code_execution: bool = False,
 ) -> Task:
-    """Returns a benchmark as a protocol has it.
+    """Return a benchmark as a protocol has it.
 
     Example:
         >>> open_task("demo-math").items(None)[0].id
         'demo-math-0'
 
     Args:
-        name: one of `NAMES`.
-        preset: name of the protocol, which decides how answers are read and, for MBPP,
+        name: One of `NAMES`.
+        preset: Name of the protocol, which decides how answers are read and, for MBPP,
             which items there are.
         as_published: True for the files and rules of the paper's evaluation, with their
             defects.
@@ -58,7 +58,7 @@ def open_task(
         The benchmark.
 
     Raises:
-        ValueError: the name is unknown, or the protocol has no published form.
+        ValueError: The name is unknown, or the protocol has no published form.
     """
     if name not in NAMES:
         raise ValueError(f"task {name!r} is unknown; use one of {', '.join(NAMES)}")
@@ -89,10 +89,10 @@ def _file_and_maker(name: str, preset: str, as_published: bool):
 
 
 def reference(item: Item) -> str:
-    """Returns the reference answer of a mathematical item.
+    """Return the reference answer of a mathematical item.
 
     Args:
-        item: item whose `gold` is an answer, or a worked one that ends in "####
+        item: Item whose `gold` is an answer, or a worked one that ends in "####
             answer".
 
     Returns:
@@ -122,11 +122,11 @@ def _refuse(name: str, _: Items, __: Texts) -> Verdicts:
 
 
 def code_extractor(name: str, preset: str) -> Callable[[Item, str], str]:
-    """Returns the function that finds the code in an answer, as a protocol does.
+    """Return the function that finds the code in an answer, as a protocol does.
 
     Args:
-        name: name of the benchmark.
-        preset: name of the protocol.
+        name: Name of the benchmark.
+        preset: Name of the protocol.
 
     Returns:
         Function (item, answer text) -> code.

@@ -29,8 +29,8 @@ class Question(NamedTuple):
     """A text whose likelihood after another is asked for.
 
     Attributes:
-        context: token ids of the text before; may be empty.
-        target: token ids of the text that is scored.
+        context: Token ids of the text before; may be empty.
+        target: Token ids of the text that is scored.
     """
 
     context: tuple[int, ...]
@@ -50,7 +50,7 @@ def log_likelihoods(
     seed: int = 0,
     batch_size: int = 8,
 ) -> Iterator[tuple[int, float]]:
-    """Yields the log-likelihood of every question as soon as it is complete.
+    """Yield the log-likelihood of every question as soon as it is complete.
 
     The noise of the rule is keyed by the seed and the question alone, so that an answer
     depends neither on the other questions nor on `batch_size`, but for its last digits.
@@ -65,18 +65,18 @@ def log_likelihoods(
           )
 
     Args:
-        scorer: model to score with.
-        params: parameters of the model.
-        questions: contexts and targets.
+        scorer: Model to score with.
+        params: Parameters of the model.
+        questions: Contexts and targets.
         rule: `masks.bound(samples)` or `masks.chain`.
-        seed: seed of the rule's noise.
-        batch_size: number of rows that a call evaluates.
+        seed: Seed of the rule's noise.
+        batch_size: Number of rows that a call evaluates.
 
     Returns:
         Iterator of (index of the question, log-likelihood in nats), not in order.
 
     Raises:
-        ValueError: a target is empty, holds the mask id or is too long.
+        ValueError: A target is empty, holds the mask id or is too long.
     """
     for index, question in enumerate(questions):
         _check(scorer, index, question)
@@ -119,7 +119,7 @@ def _log_likelihoods(
 
 
 def padded_batches(items: Iterable, batch_size: int) -> Iterator[tuple[list, int]]:
-    """Splits items into batches of one size.
+    """Split items into batches of one size.
 
     The last batch is filled up with copies of its last item, so that it has the shape
     of the others. If there is only one batch, it is filled up to a power of two.
@@ -129,8 +129,8 @@ def padded_batches(items: Iterable, batch_size: int) -> Iterator[tuple[list, int
         [(['a', 'b'], 2), (['c', 'c'], 1)]
 
     Args:
-        items: items of any kind; read lazily.
-        batch_size: largest number of items of a batch.
+        items: Items of any kind; read lazily.
+        batch_size: Largest number of items of a batch.
 
     Returns:
         Iterator of (batch, number of its items that are not copies).

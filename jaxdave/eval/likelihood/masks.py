@@ -34,7 +34,7 @@ MaskRule = Callable[[int, np.random.Generator], Masks]
 
 
 def bound(samples: int) -> MaskRule:
-    """Returns the rule that estimates the mean over all orders.
+    """Return the rule that estimates the mean over all orders.
 
     The number of masked positions is stratified over the samples, which leaves the
     mean as it is and removes most of the variance. Where there are no more sets of
@@ -48,7 +48,7 @@ def bound(samples: int) -> MaskRule:
     where that costs no more.
 
     Args:
-        samples: number of samples per stretch, at least 1.
+        samples: Number of samples per stretch, at least 1.
 
     Returns:
         The rule.
@@ -69,13 +69,13 @@ def bound(samples: int) -> MaskRule:
 
 
 def all_subsets(count: int) -> Masks:
-    """Returns every set of masked positions but the empty one.
+    """Return every set of masked positions but the empty one.
 
     A token is revealed when `size` positions are still masked, and which ones those are
     is uniform over all sets of that size: hence the weight 1 / (size * C(count, size)).
 
     Args:
-        count: number of positions.
+        count: Number of positions.
 
     Returns:
         2^count - 1 sets, weighted by their share of the mean over all orders.
@@ -88,12 +88,12 @@ def all_subsets(count: int) -> Masks:
 
 
 def sampled_subsets(count: int, samples: int, generator: np.random.Generator) -> Masks:
-    """Returns random sets of masked positions, in which every size is equally likely.
+    """Return random sets of masked positions, in which every size is equally likely.
 
     Args:
-        count: number of positions.
-        samples: number of sets.
-        generator: source of randomness.
+        count: Number of positions.
+        samples: Number of sets.
+        generator: Source of randomness.
 
     Returns:
         `samples` sets, weighted so that the estimate is unbiased.
@@ -107,13 +107,13 @@ def sampled_subsets(count: int, samples: int, generator: np.random.Generator) ->
 
 
 def chain(count: int, generator: np.random.Generator) -> Masks:
-    """Returns the masks of one order, left to right.
+    """Return the masks of one order, left to right.
 
     The sum is then the exact likelihood of decoding one token at a time in that order.
 
     Args:
-        count: number of positions.
-        generator: not used; part of the `MaskRule` signature.
+        count: Number of positions.
+        generator: Not used; part of the `MaskRule` signature.
 
     Returns:
         `count` sets; in each only the first masked position counts.
@@ -128,13 +128,13 @@ def window_masks(
     size: int,
     generator: np.random.Generator,
 ) -> Masks:
-    """Returns the masks of a window whose stretches are scored one by one.
+    """Return the masks of a window whose stretches are scored one by one.
 
     Args:
-        rule: rule that draws the masks of each stretch.
-        stretches: positions of each stretch in the window, in order.
-        size: number of positions L of the window.
-        generator: source of randomness.
+        rule: Rule that draws the masks of each stretch.
+        stretches: Positions of each stretch in the window, in order.
+        size: Number of positions L of the window.
+        generator: Source of randomness.
 
     Returns:
         Masks [S, L]. Positions after the last stretch are masked and do not count;

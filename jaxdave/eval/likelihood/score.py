@@ -54,12 +54,12 @@ class Scorer:
     """The model as questions are scored with it; `make_scorer` makes one.
 
     Attributes:
-        make_model: function (number of positions) -> model functions.
-        block_length: block length of a block-causal model; None for full attention.
+        make_model: Function (number of positions) -> model functions.
+        block_length: Block length of a block-causal model; None for full attention.
         first_from_previous: True if the first token of a block is predicted by the last
             position of the block before (shifted logits).
-        mask_id: id of the mask token.
-        max_positions: largest number of tokens of context and target together.
+        mask_id: Id of the mask token.
+        max_positions: Largest number of tokens of context and target together.
     """
 
     make_model: Callable[[int], ModelFns]
@@ -77,13 +77,13 @@ def make_scorer(
     block_length: int | None = None,
     guidance: float = 0.0,
 ) -> Scorer:
-    """Returns the scorer of a model; equal arguments give the same object.
+    """Return the scorer of a model; equal arguments give the same object.
 
     Args:
-        config: configuration of the model.
+        config: Configuration of the model.
         numerics: "guarded" computes in float32, others in the dtype of the weights.
-        block_length: block length of a block-causal model; None for its own.
-        guidance: scale of classifier-free guidance of a full-attention model; 0 is off.
+        block_length: Block length of a block-causal model; None for its own.
+        guidance: Scale of classifier-free guidance of a full-attention model; 0 is off.
 
     Returns:
         The scorer.
@@ -108,12 +108,12 @@ def make_scorer(
 
 
 def score(scorer: Scorer, params, rows: ScoringRow) -> jax.Array:
-    """Returns what the samples of every row add to the log-likelihood.
+    """Return what the samples of every row add to the log-likelihood.
 
     Args:
-        scorer: model to score with.
-        params: parameters of the model.
-        rows: rows with a leading batch axis B on every field.
+        scorer: Model to score with.
+        params: Parameters of the model.
+        rows: Rows with a leading batch axis B on every field.
 
     Returns:
         float32 [B], in nats.
@@ -162,14 +162,14 @@ def _score_row(scorer: Scorer, model: ModelFns, params, row: ScoringRow) -> jax.
 
 
 def log_probabilities(model: ModelFns, params, hidden: jax.Array, ids: jax.Array):
-    """Returns the log-probabilities of ids.
+    """Return the log-probabilities of ids.
 
     The vocabulary is read in chunks, so that no logits of all of it are ever stored.
 
     Args:
-        model: model functions, of which the output head is used.
-        params: parameters of the model.
-        hidden: hidden vectors [..., E] that the ids are predicted from.
+        model: Model functions, of which the output head is used.
+        params: Parameters of the model.
+        hidden: Hidden vectors [..., E] that the ids are predicted from.
         ids: int32 [...], token ids.
 
     Returns:

@@ -81,20 +81,20 @@ _DREAM_MAX_NEW_TOKENS = {"gsm8k": 256, "math500": 512, "mbpp": 1024, "humaneval"
 def prompt(
     name: str, folder: Path | None, family: str, task: Task, item: Item
 ) -> Prompt:
-    """Returns the prompt of an item.
+    """Return the prompt of an item.
 
     Args:
-        name: key of `PROMPTS`.
-        folder: folder that few-shot examples are read from; None for the Hub.
-        family: family of the model, as in `ModelConfig.family`.
-        task: benchmark.
-        item: question of that benchmark.
+        name: Key of `PROMPTS`.
+        folder: Folder that few-shot examples are read from; None for the Hub.
+        family: Family of the model, as in `ModelConfig.family`.
+        task: Benchmark.
+        item: Question of that benchmark.
 
     Returns:
         The prompt.
 
     Raises:
-        ValueError: the protocol does not have the task, or its examples cannot be read.
+        ValueError: The protocol does not have the task, or its examples cannot be read.
     """
     if task.name in demo.TASKS:
         return demo.PRESETS["demo"].prompt(family, task, item)
@@ -108,15 +108,15 @@ def prompt(
 
 
 def settings(name: str, family: str, task: Task) -> Settings:
-    """Returns the decoding settings of the protocol.
+    """Return the decoding settings of the protocol.
 
     Block lengths of full-attention models are the protocol's. Those of block-causal
     models are left to the model, which was trained with one.
 
     Args:
-        name: key of `PROMPTS`.
-        family: family of the model, as in `ModelConfig.family`.
-        task: benchmark.
+        name: Key of `PROMPTS`.
+        family: Family of the model, as in `ModelConfig.family`.
+        task: Benchmark.
 
     Returns:
         Keyword arguments of `DecodeConfig`, and `threshold`.

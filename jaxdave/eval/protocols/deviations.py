@@ -21,8 +21,8 @@ class GradedOutput(NamedTuple):
     """The part of a decode that is graded.
 
     Attributes:
-        text: text that the grader reads.
-        tokens: number of tokens that count as output in tokens/NFE and tokens/s.
+        text: Text that the grader reads.
+        tokens: Number of tokens that count as output in tokens/NFE and tokens/s.
     """
 
     text: str
@@ -30,12 +30,12 @@ class GradedOutput(NamedTuple):
 
 
 def answer_only(codec: "Codec", prompt: Sequence[int], row: "Row") -> GradedOutput:
-    """Returns the answer up to its end token, without the prompt.
+    """Return the answer up to its end token, without the prompt.
 
     Args:
-        codec: tokenizer of the model.
-        prompt: token ids of the prompt; not used.
-        row: decoded sequence.
+        codec: Tokenizer of the model.
+        prompt: Token ids of the prompt; not used.
+        row: Decoded sequence.
 
     Returns:
         The text of the answer and its number of tokens.
@@ -47,15 +47,15 @@ def answer_only(codec: "Codec", prompt: Sequence[int], row: "Row") -> GradedOutp
 def prompt_and_answer(
     codec: "Codec", prompt: Sequence[int], row: "Row"
 ) -> GradedOutput:
-    """Returns the prompt and the whole answer, without stop, pad and mask ids.
+    """Return the prompt and the whole answer, without stop, pad and mask ids.
 
     Source: FreeDave's evaluation of TraDo (2025). Deviation: it encodes the decoded
     text again and counts those ids; here the ids themselves are counted.
 
     Args:
-        codec: tokenizer of the model.
-        prompt: token ids of the prompt.
-        row: decoded sequence.
+        codec: Tokenizer of the model.
+        prompt: Token ids of the prompt.
+        row: Decoded sequence.
 
     Returns:
         The text of both and their number of tokens.
@@ -66,11 +66,11 @@ def prompt_and_answer(
 
 
 def unchanged_policy(config: "DecodeConfig", policy: "Policy") -> "Policy":
-    """Returns the policy as it is: confidence is that of the unfiltered distribution.
+    """Return the policy as it is: confidence is that of the unfiltered distribution.
 
     Args:
-        config: settings of the decode; not used.
-        policy: policy that the settings ask for.
+        config: Settings of the decode; not used.
+        policy: Policy that the settings ask for.
 
     Returns:
         `policy`.
@@ -80,7 +80,7 @@ def unchanged_policy(config: "DecodeConfig", policy: "Policy") -> "Policy":
 
 
 def confidence_after_top_k(config: "DecodeConfig", policy: "Policy") -> "Policy":
-    """Returns a policy whose confidence is read after the top-k filter.
+    """Return a policy whose confidence is read after the top-k filter.
 
     Under top-k 1 the filtered distribution is a point mass, so that confidence is 1.0
     everywhere and the order of decoding is a tie.
@@ -88,8 +88,8 @@ def confidence_after_top_k(config: "DecodeConfig", policy: "Policy") -> "Policy"
     Source: FreeDave's and dLLM-RL's samplers (2025).
 
     Args:
-        config: settings of the decode.
-        policy: policy that the settings ask for.
+        config: Settings of the decode.
+        policy: Policy that the settings ask for.
 
     Returns:
         `policies.certain(policy)` under top-k 1, else `policy`.
@@ -100,10 +100,10 @@ def confidence_after_top_k(config: "DecodeConfig", policy: "Policy") -> "Policy"
 
 
 def unchanged_model(config: "ModelConfig") -> "ModelConfig":
-    """Returns the model configuration as it is.
+    """Return the model configuration as it is.
 
     Args:
-        config: configuration of the model.
+        config: Configuration of the model.
 
     Returns:
         `config`.
@@ -112,10 +112,10 @@ def unchanged_model(config: "ModelConfig") -> "ModelConfig":
 
 
 def without_stop_ids(config: "ModelConfig") -> "ModelConfig":
-    """Returns a model whose answers end only after `max_new_tokens`.
+    """Return a model whose answers end only after `max_new_tokens`.
 
     Args:
-        config: configuration of the model.
+        config: Configuration of the model.
 
     Returns:
         A copy of `config` without stop ids.
@@ -127,12 +127,12 @@ class ProtocolDeviations(NamedTuple):
     """Behaviour of a protocol besides its settings; the defaults are the correct one.
 
     Attributes:
-        method_settings: by `Method.base`, the settings in which its rows of the table
+        method_settings: By `Method.base`, the settings in which its rows of the table
             differ from all others.
-        wrap_policy: function (decode settings, policy) -> policy that is decoded with.
-        adapt_model: function (model configuration) -> configuration that the decoder is
+        wrap_policy: Function (decode settings, policy) -> policy that is decoded with.
+        adapt_model: Function (model configuration) -> configuration that the decoder is
             built from.
-        extract_output: function (codec, prompt ids, decoded row) -> what is graded and
+        extract_output: Function (codec, prompt ids, decoded row) -> what is graded and
             counted.
     """
 

@@ -39,21 +39,21 @@ _MAX_NEW_TOKENS = {
 def prompt(
     name: str, as_published: bool, family: str, task: Task, item: Item
 ) -> Prompt:
-    """Returns the prompt of an item, with its markup in the text.
+    """Return the prompt of an item, with its markup in the text.
 
     Args:
-        name: one of `NAMES`.
+        name: One of `NAMES`.
         as_published: True for the defects of the paper's evaluation: the markup is
             wrapped in the chat template once more, and TraDo's prompts are cut.
-        family: family of the model, as in `ModelConfig.family`.
-        task: benchmark.
-        item: question of that benchmark.
+        family: Family of the model, as in `ModelConfig.family`.
+        task: Benchmark.
+        item: Question of that benchmark.
 
     Returns:
         The prompt.
 
     Raises:
-        ValueError: the protocol has no markup for the family.
+        ValueError: The protocol has no markup for the family.
     """
     if task.name in demo.TASKS:
         return demo.PRESETS["demo"].prompt(family, task, item)
@@ -74,17 +74,17 @@ def prompt(
 
 
 def settings(name: str, as_published: bool, family: str, task: Task) -> Settings:
-    """Returns the decoding settings of the protocol.
+    """Return the decoding settings of the protocol.
 
     Source: run_exp.sh of FreeDave (October 2025), and the configurations of dLLM-RL.
     The paper's top-k 1 is greedy at any temperature, so the corrected form says
     temperature 0.
 
     Args:
-        name: one of `NAMES`.
+        name: One of `NAMES`.
         as_published: True for temperature and top-k as the paper's scripts have them.
-        family: family of the model, as in `ModelConfig.family`.
-        task: benchmark.
+        family: Family of the model, as in `ModelConfig.family`.
+        task: Benchmark.
 
     Returns:
         Keyword arguments of `DecodeConfig`, and `threshold`.
@@ -108,17 +108,17 @@ def settings(name: str, as_published: bool, family: str, task: Task) -> Settings
 def deviations(
     name: str, as_published: bool, family: str, task: Task
 ) -> ProtocolDeviations:
-    """Returns what the paper's evaluation does besides its settings.
+    """Return what the paper's evaluation does besides its settings.
 
     Rows with a threshold are sampled (and Dream's have short blocks), confidence is
     read after the top-k filter, and TraDo decodes on after the end token and counts
     its prompt as output.
 
     Args:
-        name: one of `NAMES`.
+        name: One of `NAMES`.
         as_published: True for these deviations; False for none.
-        family: family of the model, as in `ModelConfig.family`.
-        task: benchmark.
+        family: Family of the model, as in `ModelConfig.family`.
+        task: Benchmark.
 
     Returns:
         The deviations.

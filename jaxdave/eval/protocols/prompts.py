@@ -56,12 +56,12 @@ Shots = Sequence[tuple[str, str]]
 
 
 def literal_prompt(markup: str, kind: str, item: Item) -> str:
-    """Returns the prompt of dLLM-RL and of the paper, with its markup in the text.
+    """Return the prompt of dLLM-RL and of the paper, with its markup in the text.
 
     Args:
-        markup: key of `MARKUP`.
+        markup: Key of `MARKUP`.
         kind: "math" or "code".
-        item: question.
+        item: Question.
 
     Returns:
         The text.
@@ -85,10 +85,10 @@ def _code_question(item: Item) -> str:
 
 
 def code_prefix(item: Item) -> str:
-    """Returns the opening of the answer that dLLM-RL gives to a code model.
+    """Return the opening of the answer that dLLM-RL gives to a code model.
 
     Args:
-        item: question of MBPP or HumanEval.
+        item: Question of MBPP or HumanEval.
 
     Returns:
         A sentence, an opened code block and the head of the function.
@@ -117,14 +117,14 @@ def _signature(item: Item) -> str:
 
 
 def messages(*turns: str) -> Messages:
-    """Returns a conversation that begins with the user.
+    """Return a conversation that begins with the user.
 
     Example:
         >>> messages("What is 1+1?")
         [{'role': 'user', 'content': 'What is 1+1?'}]
 
     Args:
-        *turns: texts of user and assistant in turn.
+        *turns: Texts of user and assistant in turn.
 
     Returns:
         One message per turn.
@@ -134,12 +134,12 @@ def messages(*turns: str) -> Messages:
 
 
 def chat_prompt(question: str, shots: Shots = (), answer_prefix: str = "") -> Prompt:
-    """Returns a conversation that ends in a question.
+    """Return a conversation that ends in a question.
 
     Args:
-        question: text of the last user turn.
-        shots: few-shot examples, each of which becomes two turns before it.
-        answer_prefix: opening of the answer.
+        question: Text of the last user turn.
+        shots: Few-shot examples, each of which becomes two turns before it.
+        answer_prefix: Opening of the answer.
 
     Returns:
         The prompt.
@@ -149,10 +149,10 @@ def chat_prompt(question: str, shots: Shots = (), answer_prefix: str = "") -> Pr
 
 
 def boxed_steps(item: Item) -> Prompt:
-    """Returns SDAR's and LLaDA's prompt for mathematics.
+    """Return SDAR's and LLaDA's prompt for mathematics.
 
     Args:
-        item: question.
+        item: Question.
 
     Returns:
         The prompt, without examples.
@@ -161,10 +161,10 @@ def boxed_steps(item: Item) -> Prompt:
 
 
 def gsm8k_question(question: str) -> str:
-    """Returns a question of GSM8K as lm-eval words it.
+    """Return a question of GSM8K as lm-eval words it.
 
     Args:
-        question: the problem.
+        question: The problem.
 
     Returns:
         Text of the user turn.
@@ -173,10 +173,10 @@ def gsm8k_question(question: str) -> str:
 
 
 def gsm8k_cot(item: Item) -> Prompt:
-    """Returns Dream's prompt for GSM8K.
+    """Return Dream's prompt for GSM8K.
 
     Args:
-        item: question.
+        item: Question.
 
     Returns:
         The prompt, without examples.
@@ -185,10 +185,10 @@ def gsm8k_cot(item: Item) -> Prompt:
 
 
 def minerva_question(problem: str) -> str:
-    """Returns a question of MATH as lm-eval's `minerva_math` words it.
+    """Return a question of MATH as lm-eval's `minerva_math` words it.
 
     Args:
-        problem: the problem.
+        problem: The problem.
 
     Returns:
         Text of the user turn.
@@ -197,10 +197,10 @@ def minerva_question(problem: str) -> str:
 
 
 def mbpp_question(item: Item) -> str:
-    """Returns a question of MBPP as lm-eval words it.
+    """Return a question of MBPP as lm-eval words it.
 
     Args:
-        item: question with its tests, of which the first three are shown.
+        item: Question with its tests, of which the first three are shown.
 
     Returns:
         Text of the user turn.
@@ -210,11 +210,11 @@ def mbpp_question(item: Item) -> str:
 
 
 def mbpp_instruct(item: Item, examples: Sequence[Item]) -> Prompt:
-    """Returns lm-eval's `mbpp_instruct`.
+    """Return lm-eval's `mbpp_instruct`.
 
     Args:
-        item: question.
-        examples: tasks 2, 3 and 4 of MBPP.
+        item: Question.
+        examples: Tasks 2, 3 and 4 of MBPP.
 
     Returns:
         The prompt; the answer begins inside a code block.
@@ -225,10 +225,10 @@ def mbpp_instruct(item: Item, examples: Sequence[Item]) -> Prompt:
 
 
 def mbpp_dream(item: Item) -> Prompt:
-    """Returns Dream's prompt for MBPP.
+    """Return Dream's prompt for MBPP.
 
     Args:
-        item: question.
+        item: Question.
 
     Returns:
         The prompt, without examples; the answer begins inside a code block.
@@ -237,11 +237,11 @@ def mbpp_dream(item: Item) -> Prompt:
 
 
 def mbpp_begin(item: Item, examples: Sequence[Item]) -> Prompt:
-    """Returns LLaDA's prompt for MBPP: OpenCompass' [BEGIN] ... [DONE].
+    """Return LLaDA's prompt for MBPP: OpenCompass' [BEGIN] ... [DONE].
 
     Args:
-        item: question.
-        examples: tasks 2, 3 and 4 of MBPP.
+        item: Question.
+        examples: Tasks 2, 3 and 4 of MBPP.
 
     Returns:
         The prompt; the answer begins after [BEGIN].
@@ -259,10 +259,10 @@ def mbpp_begin(item: Item, examples: Sequence[Item]) -> Prompt:
 
 
 def mbpp_sdar(item: Item) -> Prompt:
-    """Returns SDAR's prompt for MBPP: OpenCompass' sanitized one without examples.
+    """Return SDAR's prompt for MBPP: OpenCompass' sanitized one without examples.
 
     Args:
-        item: question; all its tests are shown.
+        item: Question; all its tests are shown.
 
     Returns:
         The prompt.
@@ -276,10 +276,10 @@ def mbpp_sdar(item: Item) -> Prompt:
 
 
 def humaneval_instruct(item: Item) -> Prompt:
-    """Returns lm-eval's `humaneval_instruct`.
+    """Return lm-eval's `humaneval_instruct`.
 
     Args:
-        item: question.
+        item: Question.
 
     Returns:
         The prompt; the answer begins with the head of the function.
@@ -291,10 +291,10 @@ def humaneval_instruct(item: Item) -> Prompt:
 
 
 def humaneval_dream(item: Item) -> Prompt:
-    """Returns Dream's prompt for HumanEval.
+    """Return Dream's prompt for HumanEval.
 
     Args:
-        item: question.
+        item: Question.
 
     Returns:
         The prompt; the answer begins with the head of the function.
@@ -307,10 +307,10 @@ def humaneval_dream(item: Item) -> Prompt:
 
 
 def humaneval_sdar(item: Item) -> Prompt:
-    """Returns SDAR's prompt for HumanEval.
+    """Return SDAR's prompt for HumanEval.
 
     Args:
-        item: question.
+        item: Question.
 
     Returns:
         The prompt.
@@ -323,10 +323,10 @@ def humaneval_sdar(item: Item) -> Prompt:
 
 
 def humaneval_llada(item: Item) -> Prompt:
-    """Returns LLaDA's prompt for HumanEval.
+    """Return LLaDA's prompt for HumanEval.
 
     Args:
-        item: question.
+        item: Question.
 
     Returns:
         The prompt.

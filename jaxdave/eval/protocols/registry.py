@@ -20,7 +20,7 @@ NAMES = (*freedave.NAMES, *chat.PROMPTS, "demo")
 def open_preset(
     name: str, *, folder: Path | None = None, as_published: bool = False
 ) -> Preset:
-    """Returns a protocol by name.
+    """Return a protocol by name.
 
     Example:
         >>> preset = open_preset("sdar")
@@ -28,8 +28,8 @@ def open_preset(
         'sdar'
 
     Args:
-        name: one of `NAMES`.
-        folder: folder of the benchmark files that few-shot examples are read from, as
+        name: One of `NAMES`.
+        folder: Folder of the benchmark files that few-shot examples are read from, as
             for `Task.items`; None for the Hub.
         as_published: True for the defects of the paper's evaluation.
 
@@ -37,7 +37,7 @@ def open_preset(
         The protocol.
 
     Raises:
-        ValueError: the name is unknown, or the protocol has no published form.
+        ValueError: The name is unknown, or the protocol has no published form.
     """
     if name not in NAMES:
         raise ValueError(f"preset {name!r} is unknown; use one of {', '.join(NAMES)}")
@@ -59,14 +59,14 @@ def open_preset(
 
 
 def check_published(name: str, as_published: bool) -> None:
-    """Checks that a protocol has the form that is asked for.
+    """Check that a protocol has the form that is asked for.
 
     Args:
-        name: one of `NAMES`.
+        name: One of `NAMES`.
         as_published: True if the published form is asked for.
 
     Raises:
-        ValueError: there is no published form beside the corrected one.
+        ValueError: There is no published form beside the corrected one.
     """
     if as_published and name not in freedave.NAMES:
         raise ValueError(
