@@ -92,8 +92,8 @@ def reference(item: Item) -> str:
     """Return the reference answer of a mathematical item.
 
     Args:
-        item: Item whose `gold` is an answer, or a worked one that ends in "####
-            answer".
+        item: Item whose `gold` is an answer, or a worked solution that ends in
+            "#### answer".
 
     Returns:
         The answer alone.
