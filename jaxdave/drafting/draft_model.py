@@ -1,4 +1,4 @@
-"""Drafts of a draft model: a small recurrent language model, run ahead of the large one.
+"""Drafts of a draft model: a small recurrent model, run ahead of the large one.
 
 The draft model reads committed tokens from left to right, once: its hidden state is the
 draft function's memory and follows the accepted path. From there it predicts the open

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.generation import stream
-from jaxdave.eval.likelihood.batching import batches
+from jaxdave.eval.likelihood.batching import padded_batches
 
 
 class Asked(NamedTuple):
@@ -44,7 +44,7 @@ def answers(
     )
     for how, group in itertools.groupby(order, key=lambda index: asked[index].how):
         decoder = decoder_of(how)
-        for batch, count in batches(group, rows):
+        for batch, count in padded_batches(group, rows):
             chosen = [asked[index] for index in batch]
             requests = [keys[index] for index in batch]
             texts = _texts(decoder, params, decode, chosen, seed, requests)

@@ -24,7 +24,7 @@ from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.generation import generate
 from jaxdave.eval.likelihood import masks
 from jaxdave.eval.likelihood.batching import Question, log_likelihoods
-from jaxdave.eval.likelihood.score import scorer
+from jaxdave.eval.likelihood.score import make_scorer
 from jaxdave.integrations.lm_eval import lm_requests, options
 from jaxdave.integrations.lm_eval.generate_until import answers
 from jaxdave.io import checkpoint
@@ -171,13 +171,13 @@ class JaxDave(TemplateLM):
         is_chain = scoring.likelihood == "chain"
         rule = masks.chain if is_chain else masks.bound(scoring.mc_num)
         full = [index for index, one in enumerate(questions) if one.target]
-        of = scorer(
+        of = make_scorer(
             self.model.config, numerics=s.numerics, block_length=s.block_length,
             guidance=s.guidance,
         )  # fmt: skip
         made = log_likelihoods(
             of, self.model.params, [questions[index] for index in full], rule,
-            seed=s.seed, rows=s.batch_size,
+            seed=s.seed, batch_size=s.batch_size,
         )  # fmt: skip
         for at, value in _bar(made, len(full), "log-likelihoods", disable_tqdm):
             yield full[at], value
