@@ -58,9 +58,9 @@ def test_the_weights_are_plain_orbax(tmp_path, shards):
 @pytest.mark.parametrize("stored", ["float16", "float32"])
 def test_narrower_and_wider_dtypes(tmp_path, stored):
     source = conversion_sources.make(tmp_path, dtype="float32")
-    exact = load_file(source / conversion_sources.ONE_FILE)
+    exact = load_file(source / conversion_sources.WEIGHTS_FILE)
     exact = {name: value.astype(stored) for name, value in exact.items()}
-    conversion_sources.write_odd(source / conversion_sources.ONE_FILE, exact)
+    conversion_sources.write_unusual(source / conversion_sources.WEIGHTS_FILE, exact)
     convert(source, tmp_path / "half", dtype="bfloat16", verify_count=9)
     convert(source, tmp_path / "whole", verify_count=9)
     for name, dtype in (("half", "bfloat16"), ("whole", "float32")):
@@ -72,9 +72,9 @@ def test_narrower_and_wider_dtypes(tmp_path, stored):
         np.testing.assert_array_equal(np.asarray(kernel), up.T)
     # What was widened comes back as it was; what was narrowed is bfloat16.
     export(tmp_path / "whole", tmp_path / "back")
-    conversion_sources.same_files(source, tmp_path / "back")
+    conversion_sources.assert_same_files(source, tmp_path / "back")
     export(tmp_path / "half", tmp_path / "back2")
-    back = load_file(tmp_path / "back2" / conversion_sources.ONE_FILE)
+    back = load_file(tmp_path / "back2" / conversion_sources.WEIGHTS_FILE)
     assert back.keys() == exact.keys()
     half = exact[HEAD].astype(np.float32).astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(back[HEAD], half)
@@ -89,7 +89,7 @@ def test_export_is_byte_identical(tmp_path, config):
     (source / "LICENSE").write_text("mine")
     convert(source, tmp_path / "ours")
     assert conversion_sources.run("--export", tmp_path / "ours", tmp_path / "back") == 0
-    conversion_sources.same_files(source, tmp_path / "back")
+    conversion_sources.assert_same_files(source, tmp_path / "back")
     assert (tmp_path / "ours" / "LICENSE").read_text() == "mine"
 
 
@@ -104,12 +104,12 @@ def test_export_of_changed_weights_is_refused(tmp_path, shards):
 
 def test_a_tied_head_that_is_stored_must_be_the_embedding(tmp_path):
     source = conversion_sources.make(tmp_path, TIED)
-    embedding = load_file(source / conversion_sources.ONE_FILE)[EMBEDDING]
+    embedding = load_file(source / conversion_sources.WEIGHTS_FILE)[EMBEDDING]
     conversion_sources.change_tensors(source, {HEAD: embedding})
     conversion_sources.split(source)
     convert(source, tmp_path / "ours", verify_count=99)
     export(tmp_path / "ours", tmp_path / "back")
-    conversion_sources.same_files(source, tmp_path / "back")
+    conversion_sources.assert_same_files(source, tmp_path / "back")
     other = conversion_sources.make(tmp_path / "other", TIED)
     conversion_sources.change_tensors(other, {HEAD: embedding[::-1]})
     with pytest.raises(ValueError, match="lm_head.weight must equal the embedding"):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from helpers import checkpoint_folders, conversion_sources
-from helpers.conversion_sources import ONE_FILE
-from jaxdave_convert import conversion, manifest
+from helpers.conversion_sources import WEIGHTS_FILE
+from jaxdave_convert import conversion, manifest, resume_record
 from safetensors.numpy import load_file
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -93,16 +93,16 @@ def test_wrong_bits_are_found_and_nothing_is_kept(
     source, tmp_path, capsys, monkeypatch
 ):
     """--verify, with a converter that mixes up the rows of one tensor."""
-    write = manifest.write
+    write_metadata = manifest.write_metadata
 
     def spoil(work, *arguments):
         chunk = work / "weights" / "blocks.mlp.down.kernel" / "1.0.0"
         chunk.write_bytes(chunk.read_bytes()[::-1])
-        write(work, *arguments)
+        write_metadata(work, *arguments)
 
-    monkeypatch.setattr(manifest, "write", spoil)
+    monkeypatch.setattr(manifest, "write_metadata", spoil)
     assert conversion_sources.run(source, tmp_path / "ours", "--verify", 99) == 2
-    assert f"tensor {DOWN} of {ONE_FILE} reads back" in capsys.readouterr().err
+    assert f"tensor {DOWN} of {WEIGHTS_FILE} reads back" in capsys.readouterr().err
     assert conversion_sources.names_in(tmp_path) == ["source"]
 
 
@@ -111,19 +111,18 @@ def test_file_that_changes_while_it_is_read(source, tmp_path, capsys, monkeypatc
 
     def change(path, *arguments, **options):
         done = copy(path, *arguments, **options)
-        conversion_sources.flip(path)
+        conversion_sources.flip_last_bit(path)
         return done
 
     monkeypatch.setattr(conversion, "copy_shard", change)
     assert conversion_sources.run(source, tmp_path / "ours") == 2
     assert "has changed while it was read" in capsys.readouterr().err
     assert conversion_sources.names_in(tmp_path) == ["source"]
-    assert load_file(source / ONE_FILE)
+    assert load_file(source / WEIGHTS_FILE)
 
 
 def test_two_conversions_at_once(source, tmp_path, capsys):
-    from jaxdave_convert import progress
-
-    with progress.locked(progress.work_folder(tmp_path / "ours")):
+    work = resume_record.work_folder(tmp_path / "ours")
+    with resume_record.lock_folder(work):
         assert conversion_sources.run(source, tmp_path / "ours") == 2
     assert "is in use by another conversion" in capsys.readouterr().err

@@ -27,19 +27,19 @@ TOTALS = {
 @pytest.mark.parametrize("name", [n for n in PRESETS if not n.endswith("-1m")])
 def test_totals(name):
     config = preset(name)
-    found = families.targets(families.FAMILIES[config.family], config)
+    found = families.checkpoint_tensors(families.FAMILIES[config.family], config)
     sizes = sum(math.prod(target.shape) for target in found.values())
     assert (len(found), sizes) == TOTALS[name]
 
 
 def test_llada_calls_two_tensors_ff_out():
-    found = families.targets(families.LLADA, preset("llada-8b"))
+    found = families.checkpoint_tensors(families.LLADA, preset("llada-8b"))
     head = found["model.transformer.ff_out.weight"]
     down = found["model.transformer.blocks.3.ff_out.weight"]
     gate = found["model.transformer.blocks.3.ff_proj.weight"]
-    assert (head.slot.path, head.shape) == ("head", (126464, 4096))
-    assert (down.slot.path, down.slot.layer) == ("blocks/mlp/down/kernel", 3)
-    assert (gate.slot.path, gate.shape) == ("blocks/mlp/gate/kernel", (12288, 4096))
+    assert (head.path, head.shape) == ("head", (126464, 4096))
+    assert (down.path, down.layer) == ("blocks/mlp/down/kernel", 3)
+    assert (gate.path, gate.shape) == ("blocks/mlp/gate/kernel", (12288, 4096))
 
 
 LLADA = {
@@ -51,12 +51,12 @@ LLADA = {
 
 
 def test_llada_config_with_nulls():
-    found = families.fields_of(families.LLADA, LLADA)
+    found = families.config_fields(families.LLADA, LLADA)
     assert (found["kv_heads"], found["vocab_rows"], found["head_dim"]) == (4, 128, 16)
     assert found["rope_fp32"] and found["attention"] == "full"
     wrong = {**LLADA, "block_group_size": 2, "attention_layer_norm": True}
     with pytest.raises(ValueError) as caught:
-        families.fields_of(families.LLADA, wrong)
+        families.config_fields(families.LLADA, wrong)
     assert "block_group_size=2 must be 1" in str(caught.value)
     assert "attention_layer_norm=True must be False" in str(caught.value)
 

@@ -26,15 +26,15 @@ def binary(source) -> tuple[Path, dict]:
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file as load_torch
 
-    tensors = load_torch(source / conversion_sources.ONE_FILE)
-    (source / conversion_sources.ONE_FILE).unlink()
+    tensors = load_torch(source / conversion_sources.WEIGHTS_FILE)
+    (source / conversion_sources.WEIGHTS_FILE).unlink()
     names = sorted(tensors)
     homes = {
         n: f"pytorch_model-0000{i % 2 + 1}-of-00002.bin" for i, n in enumerate(names)
     }
     for file in set(homes.values()):
         torch.save({n: tensors[n] for n in names if homes[n] == file}, source / file)
-    (source / torch_bin.INDEX).write_text(json.dumps({"weight_map": homes}))
+    (source / torch_bin.INDEX_FILE).write_text(json.dumps({"weight_map": homes}))
     return source, tensors
 
 
@@ -46,7 +46,7 @@ def test_bin_files(tmp_path, binary):
     convert(source, tmp_path / "ours", verify_count=99)
     assert_equal(jaxdave.load(tmp_path / "ours", dtype="bfloat16").params, expected)
     export(tmp_path / "ours", tmp_path / "back")
-    index = json.loads((tmp_path / "back" / conversion_sources.INDEX).read_text())[
+    index = json.loads((tmp_path / "back" / conversion_sources.INDEX_FILE).read_text())[
         "weight_map"
     ]
     assert set(index.values()) == {
@@ -70,8 +70,8 @@ class Trap:
 def test_bin_files_never_run_code(tmp_path, source, capsys, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setenv("TRAP", str(tmp_path / "sprung"))
-    (source / conversion_sources.ONE_FILE).unlink()
-    torch.save({"model.norm.weight": Trap()}, source / torch_bin.ONE_FILE)
+    (source / conversion_sources.WEIGHTS_FILE).unlink()
+    torch.save({"model.norm.weight": Trap()}, source / torch_bin.WEIGHTS_FILE)
     assert conversion_sources.run(source, tmp_path / "ours") == 2
     err = capsys.readouterr().err
     assert "more than tensors" in err and err.count("\n") == 1
@@ -86,7 +86,7 @@ def test_bin_files_need_torch(source, binary, capsys, monkeypatch, tmp_path):
 
 def test_safetensors_go_before_bin_and_need_no_torch(source, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
-    (source / torch_bin.ONE_FILE).write_bytes(b"no zip")
+    (source / torch_bin.WEIGHTS_FILE).write_bytes(b"no zip")
     convert(source, tmp_path / "ours")
     assert_equal(
         jaxdave.load(tmp_path / "ours").params, jaxdave.load(source).params
