@@ -1,4 +1,4 @@
-"""What the families' tables say, against the published counts."""
+"""The families' tables against the published counts of tensors and parameters."""
 
 import math
 
@@ -43,11 +43,20 @@ def test_llada_calls_two_tensors_ff_out():
 
 
 LLADA = {
-    "model_type": "llada", "d_model": 64, "n_layers": 2, "n_heads": 4,
-    "n_kv_heads": None, "mlp_hidden_size": 96, "embedding_size": None,
-    "vocab_size": 128, "max_sequence_length": 4096, "rope_theta": 5e5,
-    "rms_norm_eps": 1e-5, "rope_full_precision": True, "rope": True,
-}  # fmt: skip
+    "model_type": "llada",
+    "d_model": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": None,
+    "mlp_hidden_size": 96,
+    "embedding_size": None,
+    "vocab_size": 128,
+    "max_sequence_length": 4096,
+    "rope_theta": 5e5,
+    "rms_norm_eps": 1e-5,
+    "rope_full_precision": True,
+    "rope": True,
+}
 
 
 def test_llada_config_with_nulls():

@@ -22,7 +22,7 @@ from jaxdave.io.tokenizer import open_tokenizer
 
 @pytest.fixture
 def binary(source) -> tuple[Path, dict]:
-    """The source as two .bin files, and its tensors as torch's."""
+    """The source as two .bin files, and its tensors as torch tensors."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file as load_torch
 
@@ -50,18 +50,19 @@ def test_bin_files(tmp_path, binary):
         "weight_map"
     ]
     assert set(index.values()) == {
-        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-    }  # fmt: skip
-    found = {n: load_file(tmp_path / "back" / index[n])[n] for n in index}
-    assert found.keys() == tensors.keys()
-    for name, value in found.items():
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    }
+    exported = {n: load_file(tmp_path / "back" / index[n])[n] for n in index}
+    assert exported.keys() == tensors.keys()
+    for name, value in exported.items():
         np.testing.assert_array_equal(
             value.astype(np.float32), tensors[name].float().numpy()
         )
 
 
 class Trap:
-    """What a malicious file holds: unpickled with all rights, it leaves a mark."""
+    """An object of a malicious file: unpickled without limits, it makes a folder."""
 
     def __reduce__(self):
         return os.mkdir, (os.environ["TRAP"],)
@@ -88,24 +89,22 @@ def test_safetensors_go_before_bin_and_need_no_torch(source, monkeypatch, tmp_pa
     monkeypatch.setitem(sys.modules, "torch", None)
     (source / torch_bin.WEIGHTS_FILE).write_bytes(b"no zip")
     convert(source, tmp_path / "ours")
-    assert_equal(
-        jaxdave.load(tmp_path / "ours").params, jaxdave.load(source).params
-    )  # fmt: skip
+    assert_equal(jaxdave.load(tmp_path / "ours").params, jaxdave.load(source).params)
 
 
 def test_hub_id(tmp_path, source, monkeypatch):
     revision = "89abcdef01" * 4
     snapshot = tmp_path / "models--o--n" / "snapshots" / revision
     shutil.copytree(source, snapshot)
-    asked = []
+    requests = []
 
     def fetch(name, **options):
-        asked.append((name, *options["allow_patterns"]))
+        requests.append((name, *options["allow_patterns"]))
         return str(snapshot)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     convert("owner/name", tmp_path / "ours")
-    assert asked == [("owner/name", "*.safetensors", "*.json", "*.jinja", "*.txt")]
+    assert requests == [("owner/name", "*.safetensors", "*.json", "*.jinja", "*.txt")]
     record = json.loads((tmp_path / "ours" / "manifest.json").read_text())
     assert (record["source"], record["revision"]) == ("owner/name", revision)
 
