@@ -1,4 +1,4 @@
-"""Converting and going back: the same bits, and a folder that is there or is not."""
+"""Converting and exporting: the same bits, and a folder that is complete or absent."""
 
 import dataclasses
 import hashlib
@@ -35,10 +35,10 @@ def test_parameters_are_the_source_s(tmp_path, config, dtype):
     source = conversion_sources.make(tmp_path, config, dtype)
     expected = jaxdave.load(source, dtype=dtype)
     convert(conversion_sources.split(source), tmp_path / "ours", verify_count=99)
-    found = jaxdave.load(tmp_path / "ours", dtype=dtype)
-    assert_equal(found.params, expected.params)
-    assert found.config == dataclasses.replace(expected.config, name="source")
-    assert found.codec.stop_ids == expected.codec.stop_ids
+    model = jaxdave.load(tmp_path / "ours", dtype=dtype)
+    assert_equal(model.params, expected.params)
+    assert model.config == dataclasses.replace(expected.config, name="source")
+    assert model.codec.stop_ids == expected.codec.stop_ids
 
 
 def test_the_weights_are_plain_orbax(tmp_path, shards):
@@ -49,9 +49,9 @@ def test_the_weights_are_plain_orbax(tmp_path, shards):
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=place), expected
     )
     with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(tmp_path / "ours" / "weights", like)
+        restored = checkpointer.restore(tmp_path / "ours" / "weights", like)
         bare = checkpointer.restore(tmp_path / "ours" / "weights")
-    assert_equal(found, jax.tree.map(lambda x: x.astype(jnp.float32), expected))
+    assert_equal(restored, jax.tree.map(lambda x: x.astype(jnp.float32), expected))
     assert jax.tree.leaves(bare)[0].dtype == jnp.bfloat16
 
 
@@ -65,8 +65,8 @@ def test_narrower_and_wider_dtypes(tmp_path, stored):
     convert(source, tmp_path / "whole", verify_count=9)
     for name, dtype in (("half", "bfloat16"), ("whole", "float32")):
         params = to_stacked(jaxdave.load(tmp_path / name, dtype=dtype).params)
-        wanted = exact[EMBEDDING].astype(np.float32).astype(dtype)
-        np.testing.assert_array_equal(np.asarray(params["embedding"]), wanted)
+        expected = exact[EMBEDDING].astype(np.float32).astype(dtype)
+        np.testing.assert_array_equal(np.asarray(params["embedding"]), expected)
         up = exact["model.layers.1.mlp.up_proj.weight"].astype(np.float32).astype(dtype)
         kernel = params["blocks"]["mlp"]["up"]["kernel"][1]
         np.testing.assert_array_equal(np.asarray(kernel), up.T)
@@ -157,10 +157,10 @@ def test_dry_run_writes_nothing(tmp_path, shards, capsys):
 
 def test_options_go_before_the_files(tmp_path, shards):
     convert(shards, tmp_path / "ours", block_length=16, mask_id=3, dtype="float32")
-    found = jaxdave.load(tmp_path / "ours").config
-    assert (found.block_length, found.mask_id) == (16, 3)
-    found = jaxdave.load(tmp_path / "ours", block_length=8, mask_id=4)
-    assert (found.config.block_length, found.codec.mask_id) == (8, 4)
+    config = jaxdave.load(tmp_path / "ours").config
+    assert (config.block_length, config.mask_id) == (16, 3)
+    model = jaxdave.load(tmp_path / "ours", block_length=8, mask_id=4)
+    assert (model.config.block_length, model.codec.mask_id) == (8, 4)
 
 
 def test_overwrite(tmp_path, shards, capsys):

@@ -17,16 +17,16 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
 @contextlib.contextmanager
-def small_disk(home: Path, size: str):
+def small_disk(folder: Path, size: str):
     """A real file system of a given size, mounted on a new folder."""
-    home.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", home]
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("this account may not mount a file system")
     try:
         yield
     finally:
-        subprocess.run(["umount", home], check=True)
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_disk_that_is_too_small(wide, tmp_path, capsys):
 
 @pytest.mark.parametrize("size", ["60k", "400k"])
 def test_disk_that_fills_up(wide, tmp_path, monkeypatch, capsys, size):
-    """It has been full of room when it was asked: in orbax's hands, and in ours."""
+    """The disk fills up after the check of free space, in Orbax's part or in ours."""
     monkeypatch.setattr(conversion, "_check_space", lambda *_: None)
     with small_disk(tmp_path / "disk", size):
         assert conversion_sources.run(wide, tmp_path / "disk" / "ours") == 2
@@ -58,7 +58,7 @@ def test_disk_that_fills_up(wide, tmp_path, monkeypatch, capsys, size):
 
 @contextlib.contextmanager
 def file_limit(size: int):
-    """No file of this process may grow beyond a size, as under a quota."""
+    """Limits the size of this process's files in bytes, as a quota does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -110,9 +110,9 @@ def test_file_that_changes_while_it_is_read(source, tmp_path, capsys, monkeypatc
     copy = conversion.copy_shard
 
     def change(path, *arguments, **options):
-        done = copy(path, *arguments, **options)
+        hashes = copy(path, *arguments, **options)
         conversion_sources.flip_last_bit(path)
-        return done
+        return hashes
 
     monkeypatch.setattr(conversion, "copy_shard", change)
     assert conversion_sources.run(source, tmp_path / "ours") == 2

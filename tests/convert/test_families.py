@@ -27,16 +27,16 @@ TOTALS = {
 @pytest.mark.parametrize("name", [n for n in PRESETS if not n.endswith("-1m")])
 def test_totals(name):
     config = preset(name)
-    found = families.checkpoint_tensors(families.FAMILIES[config.family], config)
-    sizes = sum(math.prod(target.shape) for target in found.values())
-    assert (len(found), sizes) == TOTALS[name]
+    tensors = families.checkpoint_tensors(families.FAMILIES[config.family], config)
+    sizes = sum(math.prod(target.shape) for target in tensors.values())
+    assert (len(tensors), sizes) == TOTALS[name]
 
 
 def test_llada_calls_two_tensors_ff_out():
-    found = families.checkpoint_tensors(families.LLADA, preset("llada-8b"))
-    head = found["model.transformer.ff_out.weight"]
-    down = found["model.transformer.blocks.3.ff_out.weight"]
-    gate = found["model.transformer.blocks.3.ff_proj.weight"]
+    tensors = families.checkpoint_tensors(families.LLADA, preset("llada-8b"))
+    head = tensors["model.transformer.ff_out.weight"]
+    down = tensors["model.transformer.blocks.3.ff_out.weight"]
+    gate = tensors["model.transformer.blocks.3.ff_proj.weight"]
     assert (head.path, head.shape) == ("head", (126464, 4096))
     assert (down.path, down.layer) == ("blocks/mlp/down/kernel", 3)
     assert (gate.path, gate.shape) == ("blocks/mlp/gate/kernel", (12288, 4096))
@@ -60,9 +60,13 @@ LLADA = {
 
 
 def test_llada_config_with_nulls():
-    found = families.config_fields(families.LLADA, LLADA)
-    assert (found["kv_heads"], found["vocab_rows"], found["head_dim"]) == (4, 128, 16)
-    assert found["rope_fp32"] and found["attention"] == "full"
+    fields = families.config_fields(families.LLADA, LLADA)
+    assert (fields["kv_heads"], fields["vocab_rows"], fields["head_dim"]) == (
+        4,
+        128,
+        16,
+    )
+    assert fields["rope_fp32"] and fields["attention"] == "full"
     wrong = {**LLADA, "block_group_size": 2, "attention_layer_norm": True}
     with pytest.raises(ValueError) as caught:
         families.config_fields(families.LLADA, wrong)

@@ -26,13 +26,13 @@ for folder in sys.argv[1:]:
     for shape in ((1, 8), (2, 4)):
         mesh = jax.make_mesh(shape, ("data", "model"), axis_types=auto)
         split = jaxdave.load(folder, mesh=mesh)
-        found = leaves_by_path(split.params)
+        params = leaves_by_path(split.params)
         for name, leaf in leaves_by_path(to_stacked(alone.params)).items():
-            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(found[name]))
-            assert len(found[name].sharding.device_set) == 8, name
+            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(params[name]))
+            assert len(params[name].sharding.device_set) == 8, name
         parts = shape[1]
         def part(name):
-            return found[name].addressable_shards[0].data.shape
+            return params[name].addressable_shards[0].data.shape
         assert part("blocks/attn/q/kernel") == (2, 16, 64 // parts)
         assert part("blocks/attn/o/kernel") == (2, 64 // parts, 16)
         assert part("blocks/mlp/down/kernel") == (2, 24 // parts, 16)
@@ -44,9 +44,9 @@ for folder in sys.argv[1:]:
         logits = logits_of(split.params, tokens)
         assert np.abs(np.asarray(whole_logits) - np.asarray(logits)).max() < 1e-4
         rounded = jaxdave.load(folder, mesh=mesh, quantize="int8")
-        found = leaves_by_path(rounded.params)
+        params = leaves_by_path(rounded.params)
         for name in ("blocks/attn/q/kernel", "blocks/mlp/up/kernel", "embedding"):
-            assert found[name + "/values"].dtype == jnp.int8
+            assert params[name + "/values"].dtype == jnp.int8
             before = leaves_by_path(split.params)[name].addressable_shards[0].data.shape
             assert part(name + "/values") == before
         assert part("blocks/attn/q/kernel/scale") == (2, 64 // parts)
@@ -74,5 +74,5 @@ def test_loading_onto_a_mesh(tmp_path):
     convert(source, tmp_path / "ours")
     env = {**os.environ, "PYTHONPATH": ":".join(sys.path), "JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-c", MESH, str(source), str(tmp_path / "ours")]
-    ended = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    process = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
