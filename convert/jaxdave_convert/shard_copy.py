@@ -73,7 +73,7 @@ def copy_shard(
       weights: the folder of the arrays, in which each parameter has its own.
       dtype: "float32" or "bfloat16", what the chunks are stored as.
       unwritten: name of a tensor that is only read.
-      hashed: names of tensors whose own hash is wanted.
+      hashed: names of tensors to return the own hash of.
       on_progress: called with the bytes that have been read.
 
     Returns:

@@ -254,9 +254,12 @@ def _read_orbax_config(
 ) -> ModelConfig:
     """Reads a converted folder's config and applies the caller's overrides."""
     config = orbax_io.read_config(raw, folder)
-    overrides = {"block_length": block_length, "mask_id": mask_id}
-    given = {field: value for field, value in overrides.items() if value is not None}
-    return dataclasses.replace(config, **given)
+    overrides = {}
+    if block_length is not None:
+        overrides["block_length"] = block_length
+    if mask_id is not None:
+        overrides["mask_id"] = mask_id
+    return dataclasses.replace(config, **overrides)
 
 
 def _carried_files(folder: Path) -> list[Path]:

@@ -247,7 +247,7 @@ def config_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
       The architecture's fields by name. Ids, the vocabulary's size and the block length
-      are not among them, as other files have a say in those (see `hf_config`).
+      are not among them, as those need other files too (see `hf_config`).
 
     Raises:
       ValueError: names every key that is missing, has a wrong type, or asks for
