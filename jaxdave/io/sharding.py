@@ -56,8 +56,8 @@ def partition_spec(path: str, config: ModelConfig, num_parts: int) -> PartitionS
 
     Example:
       >>> from jaxdave.models.presets import preset
-      >>> partition_spec("blocks/mlp/down/kernel", preset("sdar-4b"), 4)
-      PartitionSpec(None, 'model')
+      >>> tuple(partition_spec("blocks/mlp/down/kernel", preset("sdar-4b"), 4))
+      (None, 'model')
     """
     matrix_path, _, part = path.rpartition("/")
     is_int8 = matrix_path in _SPLITS
