@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig
+from jaxdave.core.param_paths import leaves_by_path, param_path
 from jaxdave.models.param_shapes import param_shapes
 
 
@@ -22,11 +23,11 @@ def widen(config: ModelConfig, params: Any) -> Any:
     that the norm would give them for inputs of size one. Biases start at zero. Raises
     ValueError, naming the parameter, where the shapes differ in anything else.
     """
-    source = _named(params)
+    source = leaves_by_path(params)
     size = config.head_dim
 
     def leaf(path, like):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = param_path(path)
         if name.endswith("bias"):
             return jnp.zeros(like.shape, like.dtype)
         value = source[name]
@@ -46,12 +47,6 @@ def widen(config: ModelConfig, params: Any) -> Any:
         return value.astype(like.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, param_shapes(config))
-
-
-def _named(params: Any) -> dict[str, jax.Array]:
-    pairs = jax.tree_util.tree_leaves_with_path(params)
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")  # noqa: E731
-    return {name(path): leaf for path, leaf in pairs}
 
 
 def _scaled(kernel: jax.Array, gain: jax.Array, scale: jax.Array) -> jax.Array:

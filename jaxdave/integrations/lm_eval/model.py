@@ -28,7 +28,7 @@ from jaxdave.eval.likelihood.score import make_scorer
 from jaxdave.integrations.lm_eval import lm_requests, options
 from jaxdave.integrations.lm_eval.generate_until import answers
 from jaxdave.io import checkpoint
-from jaxdave.io.tokenizer import named_tokens, open_tokenizer
+from jaxdave.io.tokenizer import open_tokenizer, special_tokens_map
 
 
 class JaxDave(TemplateLM):
@@ -48,7 +48,7 @@ class JaxDave(TemplateLM):
         self.codec = self.model.codec
         # What is out of range is said here, before any task is loaded.
         self._decoder(lm_requests.with_room(s, self.model, s.max_new_tokens or 1))
-        bos = named_tokens(self.model.folder).get("bos_token")
+        bos = special_tokens_map(self.model.folder).get("bos_token")
         if reading.add_bos_token and bos is None:
             raise ValueError(
                 f"add_bos_token=True, but {self.model.name!r} has no bos_token; leave "
@@ -80,7 +80,9 @@ class JaxDave(TemplateLM):
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template as the checkpoint has it; None where none is wanted."""
-        return open_tokenizer(self.model.folder).template if chat_template else None
+        return (
+            open_tokenizer(self.model.folder).chat_template if chat_template else None
+        )
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
