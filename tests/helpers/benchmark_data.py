@@ -28,7 +28,7 @@ def opened(name: str, **options) -> Task:
 def right(task: Task, items: tuple[Item, ...], say: Callable[[Item], str]) -> list[str]:
     """The ids of the items that are right when this is said to them."""
     told = task.grade(items, tuple(map(say, items)))
-    return [item.id for item, v in zip(items, told, strict=True) if v.right]
+    return [item.id for item, v in zip(items, told, strict=True) if v.correct]
 
 
 def block(code: str) -> str:

@@ -24,8 +24,8 @@ MATH = {
     "aime2024": items.aime2024,
 }
 CODE = {
-    "mbpp": (items.mbpp, programs.mbpp),
-    "humaneval": (items.humaneval, programs.humaneval),
+    "mbpp": (items.mbpp, programs.assemble_mbpp),
+    "humaneval": (items.humaneval, programs.assemble_humaneval),
 }
 NAMES = (*MATH, *CODE, *demo.TASKS)
 
@@ -52,7 +52,7 @@ def open_task(
     source, make = _source(name, preset, as_published)
     opened = functools.partial(items.read, source, make)
     if name in MATH:
-        read = extract.boxed_only if as_published else extract.math_answer
+        read = extract.boxed_answer if as_published else extract.math_answer
         return Task(name, "math", opened, functools.partial(_grade_math, read))
     graded = functools.partial(_grade_code, name, preset, as_published)
     refused = functools.partial(_refuse, name)
@@ -69,18 +69,18 @@ def _source(name: str, preset: str, as_published: bool):
 
 def reference(item: Item) -> str:
     """The answer of a mathematical item: of a worked one, what stands after `####`."""
-    return extract.after_mark(item.gold) or item.gold
+    return extract.answer_after_hashes(item.gold) or item.gold
 
 
 def _grade_math(read: Callable[[str], str], asked: Items, texts: Texts) -> Verdicts:
-    return mathematics.grade([reference(item) for item in asked], texts, read)
+    return mathematics.grade_math([reference(item) for item in asked], texts, read)
 
 
 def _grade_code(
     name: str, preset: str, as_published: bool, asked: Items, texts: Texts
 ) -> Verdicts:
-    assemble = programs.published if as_published else CODE[name][1]
-    return programs.grade(asked, texts, reader(name, preset), assemble)
+    assemble = programs.assemble_published if as_published else CODE[name][1]
+    return programs.grade_programs(asked, texts, reader(name, preset), assemble)
 
 
 def _refuse(name: str, _: Items, __: Texts) -> Verdicts:
@@ -93,16 +93,18 @@ def _refuse(name: str, _: Items, __: Texts) -> Verdicts:
 def reader(name: str, preset: str) -> Callable[[Item, str], str]:
     """What of a text is the code, as a protocol reads it."""
     if preset.startswith("paper-2025") or preset == "dllm-rl":
-        return lambda _, text: extract.last_block(text)
+        return lambda _, text: extract.last_python_block(text)
     if (preset, name) == ("llada", "mbpp"):
-        return lambda _, text: extract.begun(text)
+        return lambda _, text: extract.begin_done_block(text)
     if (preset, name) == ("dream", "humaneval"):
         return _needed
-    return lambda _, text: extract.first_block(text)
+    return lambda _, text: extract.first_code_block(text)
 
 
 def _needed(item: Item, text: str) -> str:
-    return extract.reachable(extract.first_block(text), item.data["entry_point"])
+    return extract.reachable_code(
+        extract.first_code_block(text), item.data["entry_point"]
+    )
 
 
 TASKS: Mapping[str, Task] = MappingProxyType({name: open_task(name) for name in NAMES})

@@ -81,7 +81,7 @@ def _signature(item: Item) -> str:
     that is tested."""
     code = item.gold.replace("\r\n", "\n")
     lines = [line for line in code.split("\n") if line.strip()]
-    tree = extract.parsed(code) or ast.Module([], [])
+    tree = extract.parse_code(code) or ast.Module([], [])
     made = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
     called = set(re.findall(r"([A-Za-z_]\w*)\s*\(", item.data["tests"][0]))
     tested = next(n.name for n in made if n.name in called)

@@ -157,7 +157,7 @@ def _record(
     return Record(
         id=one.item.id,
         digest=one.digest,
-        right=verdict.right,
+        right=verdict.correct,
         extracted=verdict.extracted,
         reason=verdict.reason,
         text=out.text,
