@@ -74,8 +74,13 @@ def test_a_killed_run_resumes_on_the_same_curve(tmp_path, monkeypatch):
     process = subprocess.run(
         [sys.executable, "-c", KILLED, str(cut)],
         cwd=Path(__file__).parent,
-        # Compiled as here, to the same bits.
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env={
+            **os.environ,
+            # The modules that are found here, `helpers` among them.
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            # Compiled as here, to the same bits.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        },
         capture_output=True,
     )
     assert process.returncode == -9, process.stderr.decode()[-2000:]
