@@ -66,7 +66,7 @@ class AggregateRule:
     closing: str = ""
 
 
-# A constant is told after "each", never right after a condition: "greater than 3 plus
+# A constant comes after "each", never right after a condition: "greater than 3 plus
 # 4" could be read in two ways.
 MAPS = {
     "none": MapRule(("{} in xs",), "x", lambda x, k: x),

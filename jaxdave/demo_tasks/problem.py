@@ -23,7 +23,7 @@ class Problem:
         prompt: The text that a model is asked.
         answer: The reference answer, as a model should write it.
         key: The problem without its wording. The split goes by it, so that the same
-            chain of operations told with other names falls on the same side.
+            chain of operations about other people falls on the same side.
         data: What a report may group by, in JSON types.
     """
 

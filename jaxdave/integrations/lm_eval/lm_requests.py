@@ -126,7 +126,7 @@ def max_length(options: Options, model: Model) -> int:
 
     Returns:
         The option `max_length`, or the model's number of positions if that is smaller
-        or nothing was said.
+        or the option is absent.
     """
     max_positions = model.config.max_positions
     return min(max_positions, options.reading.max_length or max_positions)
