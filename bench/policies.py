@@ -19,7 +19,7 @@ from bench import ceilings
 from bench.harness import common
 from jaxdave import policies
 from jaxdave.demo_tasks import problem_sets
-from jaxdave.demo_tasks.grade import grade
+from jaxdave.demo_tasks.grade import is_correct
 from jaxdave.drafting import tree
 from jaxdave.drafting.nested import nested
 from jaxdave.engine import decoders
@@ -58,7 +58,7 @@ def measure(loaded: common.Loaded, text: str, problems, args) -> dict[str, Any]:
     ids = loaded.ids(problems)
     plain = decode(loaded, text, ids, 1, args)
     texts = [loaded.codec.decode(row.token_ids) for row in plain]
-    right = sum(grade(p, t) for p, t in zip(problems, texts, strict=True))
+    right = sum(is_correct(p, t) for p, t in zip(problems, texts, strict=True))
     row: dict[str, Any] = {
         "policy": text,
         "right": f"{right / len(problems):.1%}",

@@ -31,7 +31,7 @@ def right(
 ) -> list[str]:
     """The ids of the items that are right when `answer` gives their texts."""
     verdicts = task.grade(items, tuple(map(answer, items)))
-    return [item.id for item, v in zip(items, verdicts, strict=True) if v.right]
+    return [item.id for item, v in zip(items, verdicts, strict=True) if v.correct]
 
 
 def block(code: str) -> str:

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxdave.demo_tasks import problem_sets
-from jaxdave.demo_tasks.grade import extract_number, grade
+from jaxdave.demo_tasks.grade import extract_number, is_correct
 from jaxdave.demo_tasks.problem import Problem
 from jaxdave.eval.types import Preset, Prompt, Task
 from jaxdave.grading.types import Item, Verdict
@@ -43,7 +43,7 @@ def _grade(items: tuple[Item, ...], texts: tuple[str, ...]) -> tuple[Verdict, ..
 def _verdict(item: Item, text: str) -> Verdict:
     is_number = item.data["family"] == "words"
     extracted = str(extract_number(text)) if is_number else text
-    right = grade(_problem(item), text)
+    right = is_correct(_problem(item), text)
     return Verdict(right, extracted, "" if right else "not the reference answer")
 
 

@@ -25,8 +25,8 @@ MATH = {
 }
 """Mathematics: by name, the function that makes items."""
 CODE = {
-    "mbpp": (items.mbpp, programs.mbpp),
-    "humaneval": (items.humaneval, programs.humaneval),
+    "mbpp": (items.mbpp, programs.assemble_mbpp),
+    "humaneval": (items.humaneval, programs.assemble_humaneval),
 }
 """Code: by name, the functions that make items and programs to run."""
 NAMES = (*MATH, *CODE, *demo.TASKS)
@@ -68,7 +68,7 @@ def open_task(
     file, make_item = _file_and_maker(name, preset, as_published)
     read = functools.partial(items.read_items, file, make_item)
     if name in MATH:
-        extractor = extract.boxed_only if as_published else extract.math_answer
+        extractor = extract.boxed_answer if as_published else extract.math_answer
         grade = functools.partial(_grade_math, extractor)
         return Task(name=name, kind="math", items=read, grade=grade)
     grade = (
@@ -98,20 +98,20 @@ def reference(item: Item) -> str:
     Returns:
         The answer alone.
     """
-    return extract.after_mark(item.gold) or item.gold
+    return extract.answer_after_hashes(item.gold) or item.gold
 
 
 def _grade_math(
     extractor: Callable[[str], str], items: Items, texts: Texts
 ) -> Verdicts:
-    return mathematics.grade([reference(item) for item in items], texts, extractor)
+    return mathematics.grade_math([reference(item) for item in items], texts, extractor)
 
 
 def _grade_code(
     name: str, preset: str, as_published: bool, items: Items, texts: Texts
 ) -> Verdicts:
-    assemble = programs.published if as_published else CODE[name][1]
-    return programs.grade(items, texts, code_extractor(name, preset), assemble)
+    assemble = programs.assemble_published if as_published else CODE[name][1]
+    return programs.grade_programs(items, texts, code_extractor(name, preset), assemble)
 
 
 def _refuse(name: str, _: Items, __: Texts) -> Verdicts:
@@ -141,19 +141,21 @@ def code_extractor(name: str, preset: str) -> Callable[[Item, str], str]:
 
 
 def _last_block(_: Item, text: str) -> str:
-    return extract.last_block(text)
+    return extract.last_python_block(text)
 
 
 def _first_block(_: Item, text: str) -> str:
-    return extract.first_block(text)
+    return extract.first_code_block(text)
 
 
 def _between_marks(_: Item, text: str) -> str:
-    return extract.begun(text)
+    return extract.begin_done_block(text)
 
 
 def _reachable_code(item: Item, text: str) -> str:
-    return extract.reachable(extract.first_block(text), item.data["entry_point"])
+    return extract.reachable_code(
+        extract.first_code_block(text), item.data["entry_point"]
+    )
 
 
 TASKS: Mapping[str, Task] = MappingProxyType({name: open_task(name) for name in NAMES})

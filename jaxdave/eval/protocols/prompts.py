@@ -105,7 +105,7 @@ def _signature(item: Item) -> str:
     one."""
     code = item.gold.replace("\r\n", "\n")
     lines = [line for line in code.split("\n") if line.strip()]
-    tree = extract.parsed(code) or ast.Module([], [])
+    tree = extract.parse_code(code) or ast.Module([], [])
     functions = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
     # The first test calls the function that is asked for; others are helpers.
     called = set(re.findall(r"([A-Za-z_]\w*)\s*\(", item.data["tests"][0]))

@@ -230,7 +230,7 @@ def _record(
     return Record(
         id=entry.item.id,
         digest=entry.digest,
-        right=verdict.right,
+        right=verdict.correct,
         extracted=verdict.extracted,
         reason=verdict.reason,
         text=output.text,
