@@ -145,7 +145,7 @@ class PromptBatch(NamedTuple):
 def default_runtime_params(cap: int, calls: int, sizes: int) -> RuntimeParams:
     """Terms by which nothing is doubted and all `sizes` cost the same."""
     whole = lambda value: host_array(np.int32(value))  # noqa: E731
-    none = ErrorBound.every(host_array(np.float32(0)))
+    none = ErrorBound.uniform(host_array(np.float32(0)))
     same = host_array(np.ones(sizes, np.float32))
     return RuntimeParams(whole(cap), whole(calls), whole(0), none, same, whole(-1))
 

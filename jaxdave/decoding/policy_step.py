@@ -136,7 +136,8 @@ def _choose_candidate(
 
     def worth(branch):
         here = policy_state._replace(tokens_L=tokens_NL[branch])
-        return branching.worth(_policy_view(spec, params, row, here, *read(branch))[0])
+        view, _ = _policy_view(spec, params, row, here, *read(branch))
+        return branching.score_fn(view)
 
     worth_N = jax.vmap(worth)(jnp.arange(count, dtype=jnp.int32))
     return jnp.argmax(policy_state.memory.prior_N + worth_N).astype(jnp.int32)

@@ -47,7 +47,7 @@ def _initial_row(spec: "DecodeSpec", prompt: "PromptBatch", hidden_LE) -> RowSta
     calls = tokens_T.shape[0] * (2 if spec.guarded else 1)
     stats = Stats(
         zero, zero, zero, jnp.zeros((len(spec.draft_lengths),), jnp.int32),
-        ErrorBound.every(none), jnp.full(tokens_T.shape, -1, jnp.int32),
+        ErrorBound.uniform(none), jnp.full(tokens_T.shape, -1, jnp.int32),
         jnp.zeros((calls,), jnp.int32),
     )  # fmt: skip
     return RowState(

@@ -105,13 +105,13 @@ def test_a_certain_model_leaves_nothing_in_doubt():
     for plain in (policies.static(1), policies.low_confidence(3)):
         tied, memory = policies.certain(plain), plain.init(4, 6)
         assert tied.is_certain is not None and plain.is_certain is not None
-        assert tied.is_certain(view, memory, ErrorBound.every(jnp.float32(9)))
-        assert not plain.is_certain(view, memory, ErrorBound.every(jnp.float32(9)))
+        assert tied.is_certain(view, memory, ErrorBound.uniform(jnp.float32(9)))
+        assert not plain.is_certain(view, memory, ErrorBound.uniform(jnp.float32(9)))
     # What is random by itself is not made certain.
     drawn = policies.certain(policies.maskgit_plus(4, alg_temp=1e-30))
     assert drawn.is_certain is not None
     assert not drawn.is_certain(
-        view, drawn.init(4, 6), ErrorBound.every(jnp.float32(0))
+        view, drawn.init(4, 6), ErrorBound.uniform(jnp.float32(0))
     )
     assert policies.certain(policies.wino()).is_certain is None
 

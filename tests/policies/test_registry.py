@@ -13,7 +13,7 @@ MAKERS = makers()
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_name_alone_and_a_name_with_defaults_are_the_policy(name):
     (entry,) = [e for e in policies.listing() if e.name == name]
-    assert entry.line.endswith(".") and entry.lossless == MAKERS[name]().lossless
+    assert entry.summary.endswith(".") and entry.lossless == MAKERS[name]().lossless
     assert policies.parse(name).name == MAKERS[name]().name
     given = ",".join(f"{k}={v}" for k, v in entry.parameters.items())
     assert policies.parse(f"{name}:{given}" if given else name).name == entry_name(
