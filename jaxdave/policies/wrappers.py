@@ -1,7 +1,8 @@
 """Wrappers that change what a policy is shown of a block.
 
-They close positions, or change the confidence of tokens. A wrapper works on any policy, because it changes the `PolicyView` and not the rule. The
-certificate of a wrapped policy is that of the policy, on the changed view.
+They close positions, or change the confidence of tokens. A wrapper works on any policy,
+because it changes the `PolicyView` and not the rule. The certificate of a wrapped
+policy is that of the policy, on the changed view.
 """
 
 from collections.abc import Callable, Sequence
