@@ -181,7 +181,7 @@ def path(kind: str, net, prompt, length: int, cache):
     return states, calls
 
 
-def build(kind: str, drafts: int, length: int, cache, **rest):
+def built(kind: str, drafts: int, length: int, cache, **rest):
     """FreeDave over a branching policy on a hash network."""
     settings = {"lossy": True, **rest}
     if cache is None:
@@ -208,7 +208,7 @@ def cases(*quick_cases):
     cases(("info_gain", None), ("info_gain", "none"), ("lopa", "dual")),
 )
 def test_a_candidate_is_weighed_as_the_rule_says(kind, cache):
-    decoder, compared, lengths = build(kind, 3, 8, cache), 0, set()
+    decoder, compared, lengths = built(kind, 3, 8, cache), 0, set()
     for salt in range(12):
         net = weights(salt, **VARIANTS[("table", "stops", "chaotic")[salt % 3]])
         prompt = prompts_of([5 + salt], salt)[0]
@@ -233,7 +233,7 @@ def test_a_candidate_is_weighed_as_the_rule_says(kind, cache):
     ("kind", "cache"), cases(("info_gain", "dual"), ("lopa", None))
 )
 def test_drafts_keep_the_text_of_a_policy_that_weighs(kind, cache):
-    decoder, saved = build(kind, 4, 4, cache, temperature=0.7), 0
+    decoder, saved = built(kind, 4, 4, cache, temperature=0.7), 0
 
     @settings(max_examples=6)
     @given(st.integers(0, 999), st.sampled_from(sorted(VARIANTS)))
