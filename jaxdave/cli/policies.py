@@ -12,5 +12,5 @@ def run(console: Console | None = None) -> None:
     for entry in listing():
         given = ",".join(f"{key}={value}" for key, value in entry.parameters.items())
         lossless = "yes" if entry.lossless else "NO"
-        table.add_row(entry.name, given, entry.line, lossless)
+        table.add_row(entry.name, given, entry.summary, lossless)
     (console or Console()).print(table)

@@ -20,6 +20,7 @@ from jaxdave.models.block_causal import FAST_CHUNK
 from jaxdave.models.drafted import with_drafted_params
 from jaxdave.models.guidance import with_guidance, with_suppressed_ids
 from jaxdave.models.shadow_masks import with_shadow_masks
+from jaxdave.policies.validation import check_policy
 from jaxdave.runtime.platform import on_cpu
 
 MAX_DRAFT_STEPS = 32
@@ -157,6 +158,7 @@ def _check_settings(
     config, policy: Policy, slots, room: int, numerics, guidance: float, lossy, draft
 ) -> None:
     """Raise ValueError for settings out of range that nothing else looks at."""
+    check_policy(policy)
     sizes = draft_step_choices(slots, numerics)
     if not sizes or sizes != tuple(sorted(set(sizes))):
         raise ValueError(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from helpers import checkpoint_folders, replays
 from helpers import reference_policies as rules
-from helpers.replays import WIDE, film, play, replay
+from helpers.replays import WIDE, random_trace, run_policy, run_rule
 
 from jaxdave import policies
 from jaxdave.core.prediction import ErrorBound, Prediction
@@ -79,18 +79,20 @@ def test_confidence_behind_top_k_1_is_a_tie():
 
 
 def test_a_certain_model_is_decoded_from_the_left(quick_compiles):
-    def rule(inner, seen, memory):
-        seen.odds, seen.entropy = [1e30] * WIDE, [0.0] * WIDE
-        return inner(seen, memory)
+    def rule(inner, view, memory):
+        view.odds, view.entropy = [1e30] * WIDE, [0.0] * WIDE
+        return inner(view, memory)
 
     for policy, inner in (
         (policies.low_confidence(5), rules.low_confidence(5)),
         (policies.threshold(0.999999), rules.threshold(0.999999)),
         (policies.entropy(7), rules.dream("entropy", 7, 1e-3)),
     ):
-        want = replay(functools.partial(rule, inner), film("grid"))
-        assert (play(policies.certain(policy), film("grid")) == want).all()
-        assert (play(policy, film("grid")) != want).any()
+        want = run_rule(functools.partial(rule, inner), random_trace("grid"))
+        assert (
+            run_policy(policies.certain(policy), random_trace("grid")) == want
+        ).all()
+        assert (run_policy(policy, random_trace("grid")) != want).any()
 
 
 def test_a_certain_model_leaves_nothing_in_doubt():
@@ -105,13 +107,13 @@ def test_a_certain_model_leaves_nothing_in_doubt():
     for plain in (policies.static(1), policies.low_confidence(3)):
         tied, memory = policies.certain(plain), plain.init(4, 6)
         assert tied.is_certain is not None and plain.is_certain is not None
-        assert tied.is_certain(view, memory, ErrorBound.every(jnp.float32(9)))
-        assert not plain.is_certain(view, memory, ErrorBound.every(jnp.float32(9)))
+        assert tied.is_certain(view, memory, ErrorBound.uniform(jnp.float32(9)))
+        assert not plain.is_certain(view, memory, ErrorBound.uniform(jnp.float32(9)))
     # What is random by itself is not made certain.
     drawn = policies.certain(policies.maskgit_plus(4, alg_temp=1e-30))
     assert drawn.is_certain is not None
     assert not drawn.is_certain(
-        view, drawn.init(4, 6), ErrorBound.every(jnp.float32(0))
+        view, drawn.init(4, 6), ErrorBound.uniform(jnp.float32(0))
     )
     assert policies.certain(policies.wino()).is_certain is None
 
