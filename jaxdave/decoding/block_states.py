@@ -70,7 +70,7 @@ def states_to_query(
     """What the network is asked: windows [S, L], or pieces where it can tell those."""
     layout = spec.layout
     tokens_SL = drafts.tokens_KNL.reshape(-1, layout.window_length)
-    if spec.model.block_states is None:
+    if spec.model.evaluate_blocks is None:
         return tokens_SL
     branches = drafts.tokens_KNL.shape[1]
     depth_K = jnp.where(drafts.valid_K, drafts.depth_K, -1)
@@ -95,9 +95,9 @@ def query_model(
     """The network call: vectors of what was asked, and what it adds to the cache."""
     network = spec.model
     if isinstance(asked, BlockStateSet):
-        assert network.block_states is not None
+        assert network.evaluate_blocks is not None
         tokens = asked.block_states.tokens_MP
-        found = network.block_states(
+        found = network.evaluate_blocks(
             params, asked.block_states, row.start, row.end, cache
         )
     else:

@@ -74,7 +74,7 @@ class _Slots(NamedTuple):
 
 def _slots(spec: DecodeSpec) -> _Slots:
     """Whole windows, or lines of two pieces each where blocks are evaluated apart."""
-    layout, pieces = spec.layout, spec.model.block_states
+    layout, pieces = spec.layout, spec.model.evaluate_blocks
     if pieces is None:
         return _Slots(spec.num_states, layout.window_length, spec.model.forward)
     most = max_block_states(spec.num_states, spec.window_used // layout.length)

@@ -67,7 +67,7 @@ def calibrate(decoder: Decoder, params, batches: Sequence[Sequence], tick) -> Tr
 
     batches: lists of prompts; tick(number of prompts) is called after each.
     """
-    looks_ahead = decoder.spec.model.block_states is not None
+    looks_ahead = decoder.spec.model.evaluate_blocks is not None
     caps = [cap for cap in DRAFT_LENGTHS if cap <= decoder.spec.draft_steps]
     caps = caps if looks_ahead else caps[:1]
     eyes, seen = _observer(decoder, params), list[VisitedPath]()

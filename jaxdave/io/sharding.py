@@ -40,7 +40,7 @@ def partition(path: str, config: ModelConfig, parts: int) -> PartitionSpec:
     if "/kernel/" in path and not is_int8:
         raise ValueError(
             f"{path} is a part of a matrix as a CPU reads it, which has no split; use "
-            "`placing.stacked` of the parameters"
+            "`weight_layout.to_stacked` of the parameters"
         )
     dimension, field = _SPLITS.get(whole if is_int8 else path, (0, None))
     if field is None or getattr(config, field) % parts:

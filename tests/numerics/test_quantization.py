@@ -144,7 +144,7 @@ def test_chunked_logits_are_those_of_the_whole_head():
     params, hidden = int8_of(config), random(3, config.hidden)
     want = Binder(config)(params).logits(hidden)
     np.testing.assert_allclose(
-        made.logits(params, hidden, jnp.int32(0)), want[:, : made.chunk], rtol=1e-5
+        made.logits(params, hidden, jnp.int32(0)), want[:, : made.head_chunk], rtol=1e-5
     )
     ids = jnp.asarray([[1, 5], [0, 39], [7, 7]], jnp.int32)
     np.testing.assert_allclose(

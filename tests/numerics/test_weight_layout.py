@@ -189,11 +189,11 @@ def test_saved_and_trained_from_as_any(tmp_path, order):
 
 def test_what_needs_stacks_says_so(tmp_path):
     laid = to_device_layout(drawn(TIED, 0), TIED)
-    with pytest.raises(ValueError, match="use `placing.stacked`") as caught:
+    with pytest.raises(ValueError, match="use `weight_layout.to_stacked`") as caught:
         quantize_params(laid)
     assert "\n" not in str(caught.value)
     mesh = jax.make_mesh((1,), ("model",))
-    with pytest.raises(ValueError, match="use `placing.stacked`"):
+    with pytest.raises(ValueError, match="use `weight_layout.to_stacked`"):
         shardings(laid, TIED, mesh)
     for broken in ({}, {"blocks": {}}, {**laid, "blocks": {"attn": {}}}):
         with pytest.raises(ValueError, match="do not have the shapes of config"):
