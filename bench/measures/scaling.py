@@ -33,7 +33,7 @@ def sequence(subject: Subject, plan: Plan, book: Book) -> None:
     )
     shape = (c.num_layers, LONG + 64 * 4, c.kv_heads, c.head_dim)
     cache = KVCache(jnp.ones(shape), jnp.ones(shape))
-    pieces = spec.model.block_states
+    pieces = spec.model.evaluate_blocks
     assert pieces is not None
     forward = jax.jit(pieces, compiler_options=compiler_options())
     end = jnp.int32(LONG + 128)

@@ -74,7 +74,7 @@ def network(is_shifted: bool) -> ModelFns:
     return fake_model.network(4)._replace(
         forward=forward,
         prefill=prefill,
-        block_states=None,
+        evaluate_blocks=None,
         recheck=None,
         fast_prefill=None,
     )

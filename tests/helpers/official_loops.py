@@ -77,8 +77,8 @@ def choosing(network: ModelFns) -> ModelFns:
         hidden, added = network.forward(chosen.params, *args)
         return marked(hidden, chosen.index.astype(hidden.dtype)), added
 
-    def block_states(chosen: Chosen, *args):
-        hidden, added = network.block_states(chosen.params, *args)  # pyright: ignore
+    def evaluate_blocks(chosen: Chosen, *args):
+        hidden, added = network.evaluate_blocks(chosen.params, *args)  # pyright: ignore
         return marked(hidden, chosen.index.astype(hidden.dtype)), added
 
     def prefill(chosen: Chosen, *args):
@@ -101,7 +101,7 @@ def choosing(network: ModelFns) -> ModelFns:
         logits=logits,
         logits_at=logits_at,
         shadow=network.shadow and shadow,
-        block_states=network.block_states and block_states,
+        evaluate_blocks=network.evaluate_blocks and evaluate_blocks,
     )
 
 

@@ -1,7 +1,7 @@
-"""Guarded numerics: drafts are evaluated loosely, and the text is the trusted one.
+"""Guarded numerics: drafts are evaluated in any shape, the text is the trusted one.
 
-The hash network's pieces are off by a hash of their seat, its chunks never are: they
-are the shape that is trusted. The oracle only knows the trusted numbers.
+In the hash network logits of block states have an error, a hash of their index in the
+call; prefill chunks, the trusted shape, have none. The oracle only knows exact logits.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 FUZZ = 0.25
 
 
-def truths(net, prompts, room, length, policy):
+def oracle_results(net, prompts, room, length, policy):
     return [oracle.oracle(net, p, room, length, policy.name) for p in prompts]
 
 
@@ -41,14 +41,14 @@ def truths(net, prompts, room, length, policy):
     ],
     ids=lambda x: getattr(x, "name", str(x)),
 )
-def test_loose_numbers_give_the_trusted_text(policy, drafts, length):
+def test_inexact_logits_give_the_trusted_text(policy, drafts, length):
     decoder = build(policy, drafts, length, 30, numerics="guarded")
     assert decoder.spec.guarded
     prompts = prompts_of([3, 17, 9], length)
     for seed in range(12):
         net = weights(seed, fuzz=FUZZ)
         result = generate(decoder, net, prompts)
-        want = truths(net, prompts, 30, length, policy)
+        want = oracle_results(net, prompts, 30, length, policy)
         assert [row.token_ids for row in result.rows] == [w.token_ids for w in want]
         for row, truth in zip(result.rows, want, strict=True):
             assert row.steps == truth.steps
@@ -73,14 +73,16 @@ def test_the_text_is_that_of_every_draft_length_and_batch(temperature):
     assert texts(alone) == want[1:2]
 
 
-def test_without_doubt_loose_numbers_change_the_text():
+def test_without_rechecks_inexact_logits_change_the_text():
     decoder = build(policies.static(1), 8, 4, 30, numerics="guarded")
     spec = dataclasses.replace(decoder.spec, guarded=False)
     loose = dataclasses.replace(decoder, spec=spec, numerics="fast")
     prompts, changed = prompts_of([3, 17, 9], 1), 0
     for seed in range(4):
         net = weights(seed, fuzz=FUZZ)
-        want = [t.token_ids for t in truths(net, prompts, 30, 4, policies.static(1))]
+        want = [
+            t.token_ids for t in oracle_results(net, prompts, 30, 4, policies.static(1))
+        ]
         found = [row.token_ids for row in generate(loose, net, prompts).rows]
         changed += found != want
         guards = [row.nfe.recheck for row in generate(decoder, net, prompts).rows]
@@ -88,7 +90,7 @@ def test_without_doubt_loose_numbers_change_the_text():
     assert changed
 
 
-def test_numbers_that_agree_are_not_doubted():
+def test_exact_logits_need_no_recheck():
     decoder = build(policies.left_to_right(1), 8, 4, 30, numerics="guarded")
     rows = generate(decoder, weights(1), prompts_of([3, 17], 1)).rows
     assert [row.nfe.recheck for row in rows] == [0, 0]
