@@ -217,7 +217,9 @@ def _decode_spec(
     layout = shape.layout
     positions = config.max_positions + 2 * layout.window_length + FAST_CHUNK
     make = (
-        with_shadow_masks(shape.model, layout.length) if policy.shadow else shape.model
+        with_shadow_masks(shape.network, layout.length)
+        if policy.shadow
+        else shape.network
     )
     made = network or make(config, numerics=numerics, positions=positions)
     made = with_guidance(made, guidance, config.mask_id) if guidance else made
