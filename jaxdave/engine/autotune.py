@@ -5,6 +5,7 @@ compiled programs, and asked for once in a process.
 """
 
 import json
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -46,6 +47,10 @@ class Measurements(NamedTuple):
 
 
 MEASUREMENTS: dict[Any, tuple[tuple[weakref.ref, ...], Measurements]] = {}
+"""Measurements of this process, by spec, shapes and weights, beside those weights."""
+_MEASUREMENTS_LOCK = threading.Lock()
+# Calls that are timed at the same time would slow each other down.
+_MEASURING_LOCK = threading.Lock()
 
 
 def tuned_params(
@@ -114,22 +119,36 @@ def _time_rounds(
 
 
 def _measured(spec: DecodeSpec, run: RunFn, params, fresh: FreshStateFn, shapes):
-    """What was measured, and the seconds that it took just now."""
+    """The measurements of a decode, and the seconds that they took just now."""
     leaves = jax.tree.leaves(params)
     key = spec, shapes, tuple(map(id, leaves))
-    if key in MEASUREMENTS:
-        held, made = MEASUREMENTS[key]
-        # What has been let go of may have left its id to another.
-        if all(ref() is leaf for ref, leaf in zip(held, leaves, strict=True)):
-            return made, 0.0
+    measurements = _known_measurements(key, leaves)
+    if measurements is not None:
+        return measurements, 0.0
     start = time.perf_counter()
-    name = _measurement_key(spec, params, shapes)
-    made = _read_measurements(name)
-    if made is None:
-        made = measure(spec, run, params, fresh)
-        _write_measurements(name, made)
-    MEASUREMENTS[key] = tuple(map(weakref.ref, leaves)), made
-    return made, time.perf_counter() - start
+    with _MEASURING_LOCK:
+        # Another thread may have measured the same while this one waited.
+        measurements = _known_measurements(key, leaves)
+        if measurements is None:
+            name = _measurement_key(spec, params, shapes)
+            measurements = _read_measurements(name)
+            if measurements is None:
+                measurements = measure(spec, run, params, fresh)
+                _write_measurements(name, measurements)
+            with _MEASUREMENTS_LOCK:
+                MEASUREMENTS[key] = tuple(map(weakref.ref, leaves)), measurements
+    return measurements, time.perf_counter() - start
+
+
+def _known_measurements(key, leaves) -> Measurements | None:
+    """What this process has measured with these very weights."""
+    with _MEASUREMENTS_LOCK:
+        references, measurements = MEASUREMENTS.get(key, ((), None))
+    if measurements is None:
+        return None
+    # The id of an array that was deleted may belong to another one by now.
+    pairs = zip(references, leaves, strict=True)
+    return measurements if all(ref() is leaf for ref, leaf in pairs) else None
 
 
 def _measurement_key(spec: DecodeSpec, params, shapes) -> str | None:
