@@ -25,6 +25,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 OWN_PACKAGE = "jaxdave"
@@ -75,7 +76,12 @@ def content_digest(value: Any) -> bytes:
     Raises:
         NotFingerprintable: Some part cannot be identified by its content.
     """
-    return _Digester().digest(value)
+    try:
+        return _Digester().digest(value)
+    except RecursionError:
+        raise NotFingerprintable(
+            "it refers to objects that are nested too deeply; use arrays"
+        ) from None
 
 
 class _Origin(enum.Enum):
@@ -146,8 +152,10 @@ _IMPURE_BUILTINS = ("open", "input", "eval", "exec", "globals", "locals", "__imp
 _IMPURE_MODULES = (
     "datetime",
     "io",
+    "nt",
     "os",
     "pathlib",
+    "posix",
     "random",
     "secrets",
     "socket",
@@ -158,6 +166,11 @@ _IMPURE_MODULES = (
 )
 """Builtins and modules whose results depend on more than arguments and code: a program
 compiled with what they returned in one process would be wrong in the next."""
+
+
+_MAX_OBJECTS = 100_000
+"""Objects that a walk may visit, in about a second: code that reaches into a large
+library is not worth it."""
 
 
 class _Digester:
@@ -172,6 +185,11 @@ class _Digester:
         if type(value) in _PLAIN_TYPES or isinstance(value, PurePath):
             return f"{type(value).__name__} {value!r}".encode()
         if id(value) not in self._digests:
+            if len(self._digests) >= _MAX_OBJECTS:
+                raise NotFingerprintable(
+                    f"it refers to more than {_MAX_OBJECTS} objects; use fewer, or "
+                    "arrays"
+                )
             # A reference back to an object that is being digested (a function that
             # calls itself) is identified by the object's place in the walk.
             self._digests[id(value)] = value, b"object %d" % len(self._digests)
@@ -244,7 +262,7 @@ class _Digester:
             # The order of a set depends on PYTHONHASHSEED.
             yield _Literal(f"set {len(value)}")
             yield from (_Literal(text) for text in sorted(map(self.digest, value)))
-        elif kind is slice:
+        elif isinstance(value, slice):
             yield from (_Literal("slice"), value.start, value.stop, value.step)
         elif isinstance(value, types.GenericAlias | types.UnionType):
             yield from (_Literal(kind.__name__), typing.get_origin(value))
@@ -257,7 +275,7 @@ class _Digester:
 
 
 def _array_parts(array: Any) -> Iterator[Any]:
-    if isinstance(array, jax.Array) and jax.dtypes.issubdtype(
+    if isinstance(array, jax.Array) and jnp.issubdtype(
         array.dtype, jax.dtypes.prng_key
     ):
         yield _Literal(f"key {jax.random.key_impl(array)}")
@@ -340,9 +358,13 @@ def _function_parts(function: types.FunctionType) -> Iterator[Any]:
     yield from (function.__defaults__, function.__kwdefaults__)
     for cell in function.__closure__ or ():
         try:
-            yield cell.cell_contents
+            content = cell.cell_contents
         except ValueError:
             yield _Literal("empty cell")
+            continue
+        if origin is _Origin.FOREIGN:
+            _refuse_impure(content)
+        yield content
     if origin is _Origin.FOREIGN:
         yield {k: v for k, v in vars(function).items() if k != "__wrapped__"}
         yield from _global_parts(function)
@@ -418,7 +440,8 @@ def _refuse_impure(value: Any) -> None:
     is_module = isinstance(value, types.ModuleType)
     module = value.__name__ if is_module else getattr(value, "__module__", None)
     name = getattr(value, "__name__", None)
-    is_impure = module in _IMPURE_MODULES and (is_module or callable(value))
+    package = module.split(".")[0] if isinstance(module, str) else None
+    is_impure = package in _IMPURE_MODULES and (is_module or callable(value))
     is_impure |= any(value is getattr(builtins, name) for name in _IMPURE_BUILTINS)
     if is_impure:
         raise NotFingerprintable(

@@ -277,13 +277,14 @@ from helpers import compiling, fake_model
 from jaxdave.engine import decoders
 from jaxdave.engine.generation import generate
 
+params = fake_model.tiny_params(0)
 traces, jit = [], jax.jit
 jax.jit = lambda *args, **settings: traces.append(args) or jit(*args, **settings)
 decoder = decoders.freedave(
     fake_model.TINY, my_rule.policy, draft_steps=1, max_new_tokens=4
 )
 with compiling.quickly():
-    result = generate(decoder, fake_model.tiny_params(0), [[5, 3, 8, 1]])
+    result = generate(decoder, params, [[5, 3, 8, 1]])
 print(len(traces), result.rows[0].token_ids)
 """
 
