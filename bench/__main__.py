@@ -84,7 +84,7 @@ def main() -> None:
     plan = measure.QUICK if args.quick else Plan()
     if args.rounds is not None:
         plan = dataclasses.replace(plan, rounds=args.rounds)
-    sizes = args.draft_lengths or (("demo", "1M") if args.quick else usual())
+    sizes = args.sizes or (("demo", "1M") if args.quick else usual())
     report = common.begin(", ".join(sizes))
     report.machine["commit"] = commit()
     report.machine["numerics"] = plan.numerics

@@ -43,7 +43,7 @@ def config_of(share: float) -> ModelConfig:
 
 def weight_map(config: ModelConfig) -> dict[str, str]:
     """Tensor -> shard: the published index, less the layers left out."""
-    targets = families.targets(families.SDAR, config)
+    targets = families.checkpoint_tensors(families.SDAR, config)
     index = PUBLISHED / "model.safetensors.index.json"
     if index.is_file():
         listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -62,16 +62,16 @@ def weight_map(config: ModelConfig) -> dict[str, str]:
 
 def write_source(folder: Path, config: ModelConfig) -> None:
     """Random weights; sidecars of the published folder, or of the demo."""
-    targets = families.targets(families.SDAR, config)
+    targets = families.checkpoint_tensors(families.SDAR, config)
     homes = weight_map(config)
     noise = np.random.default_rng(0).normal(scale=0.02, size=_RANDOM // 4)
     data = (noise.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
     for file in sorted(set(homes.values())):
         kinds = {n: ("BF16", targets[n].shape) for n in homes if homes[n] == file}
-        header = safetensors_header.build(kinds, {"format": "pt"})
+        header = safetensors_header.build_header(kinds, {"format": "pt"})
         with (folder / file).open("wb") as opened:
             opened.write(header)
-            for tensor in safetensors_header.tensors_of(header, file):
+            for tensor in safetensors_header.parse_tensors(header, file):
                 for first in range(0, tensor.size, len(data)):
                     opened.write(data[: min(len(data), tensor.size - first)])
             os.fsync(opened.fileno())

@@ -9,7 +9,7 @@ it counts. "reference" is what the public static loop would spend on the same pa
 
 from bench.harness import common
 from jaxdave.demo_tasks import problem_sets
-from jaxdave.demo_tasks.grade import baselines, grade
+from jaxdave.demo_tasks.grade import baselines, is_correct
 from jaxdave.engine import decoders
 from jaxdave.engine.generation import generate
 
@@ -32,7 +32,7 @@ def measure(loaded: common.Loaded, name: str, limit: int | None) -> dict:
     ids = loaded.ids(problems)
     plain = decode(loaded, ids, 1)
     texts = [loaded.codec.decode(row.token_ids) for row in plain]
-    right = sum(grade(p, t) for p, t in zip(problems, texts, strict=True))
+    right = sum(is_correct(p, t) for p, t in zip(problems, texts, strict=True))
     calls = sum(row.nfe.total for row in plain)
     found = {
         "set": name,

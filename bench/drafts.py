@@ -19,6 +19,7 @@ from bench.policies import calls_of
 from jaxdave import policies
 from jaxdave.demo_tasks import problem_sets
 from jaxdave.drafting import text_drafts, tree
+from jaxdave.drafting.guesses import with_guesses
 from jaxdave.drafting.nested import nested
 from jaxdave.engine import decoders
 from jaxdave.engine.generation import generate
@@ -81,7 +82,7 @@ def answers(loaded: common.Loaded, policy, ids, d: int) -> list[list[int]]:
     rows = decode(
         loaded,
         policy,
-        text_drafts.WithTextDrafts(nested, text_drafts.user_text),
+        with_guesses(nested, text_drafts.user_text, reads_text=True),
         d,
         1,
         ids,
@@ -93,7 +94,7 @@ def of_hints(loaded: common.Loaded, policy, problems, d: int) -> list[dict[str, 
     """One policy: calls with draft texts, and where the answer is in the prompt."""
     ids = loaded.ids(problems)
     base = tree.tree_or_nested(loaded.tables, loaded.config, policy)
-    told = text_drafts.WithTextDrafts(base, text_drafts.user_text)
+    told = with_guesses(base, text_drafts.user_text, reads_text=True)
     right = answers(loaded, policy, ids, d)
     others = right[1:] + right[:1]
     half = [
@@ -119,7 +120,7 @@ def of_hints(loaded: common.Loaded, policy, problems, d: int) -> list[dict[str, 
     plain = decode(loaded, policy, base, d, 1, again)
     for name, draft in (
         ("own", base),
-        ("copied", text_drafts.WithTextDrafts(base, text_drafts.prompt_lookup)),
+        ("copied", with_guesses(base, text_drafts.prompt_lookup)),
     ):
         rows = decode(loaded, policy, draft, d, d, again)
         found.append(_hinted(plain, f"copies, {name} drafts", rows))

@@ -19,7 +19,7 @@ from bench.harness import common, models
 from bench.harness.network_only import Bench
 from jaxdave.core.config import ModelConfig
 from jaxdave.demo_tasks import problem_sets
-from jaxdave.demo_tasks.grade import grade
+from jaxdave.demo_tasks.grade import is_correct
 from jaxdave.numerics.quantization import quantize_params
 from jaxdave.numerics.weight_layout import to_device_layout, to_stacked
 
@@ -60,7 +60,7 @@ def answers(loaded: common.Loaded, name: str, limit: int) -> dict[str, Any]:
         rows = decode(model, ids, DRAFTS)
         texts[kind] = [row.token_ids for row in rows]
         said = [loaded.codec.decode(row.token_ids) for row in rows]
-        right = sum(map(grade, problems, said))
+        right = sum(map(is_correct, problems, said))
         found[f"right, {kind}"] = f"{right}/{len(problems)}"
         found[f"calls, {kind}"] = sum(row.nfe.total for row in rows)
     same = sum(map(tuple.__eq__, texts["float32"], texts["int8"]))

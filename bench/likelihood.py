@@ -12,7 +12,7 @@ from bench.harness import common
 from jaxdave.demo_tasks import problem_sets
 from jaxdave.eval.likelihood import masks
 from jaxdave.eval.likelihood.batching import Question, log_likelihoods
-from jaxdave.eval.likelihood.score import scorer
+from jaxdave.eval.likelihood.score import make_scorer
 from jaxdave.io import checkpoint
 
 SAMPLES = (1, 8, 32, 128)
@@ -38,20 +38,25 @@ class Bench:
     def __init__(self, weights: str, name: str, limit: int):
         self.model = checkpoint.load(weights)
         self.questions = questions(self.model, name, limit)
-        self.of = scorer(self.model.config)
+        self.scorer = make_scorer(self.model.config)
 
-    def values(self, rule: masks.Rule, seed: int = 0, rows: int = ROWS):
+    def values(self, rule: masks.MaskRule, seed: int = 0, rows: int = ROWS):
         """The log-likelihoods [questions], and the seconds that they took."""
         start = time.perf_counter()
         found = dict(
             log_likelihoods(
-                self.of, self.model.params, self.questions, rule, seed=seed, rows=rows
+                self.scorer,
+                self.model.params,
+                self.questions,
+                rule,
+                seed=seed,
+                batch_size=rows,
             )
         )
         values = np.array([found[index] for index in range(len(found))])
         return values, time.perf_counter() - start
 
-    def row(self, name: str, rule: masks.Rule):
+    def row(self, name: str, rule: masks.MaskRule):
         """A row of the table, and the values of all seeds."""
         self.values(rule)  # compiles
         runs = [self.values(rule, seed) for seed in range(SEEDS)]

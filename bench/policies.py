@@ -19,11 +19,11 @@ from bench import ceilings
 from bench.harness import common
 from jaxdave import policies
 from jaxdave.demo_tasks import problem_sets
-from jaxdave.demo_tasks.grade import grade
+from jaxdave.demo_tasks.grade import is_correct
 from jaxdave.drafting import tree
 from jaxdave.drafting.nested import nested
 from jaxdave.engine import decoders
-from jaxdave.engine.decoders import CACHE_RULES
+from jaxdave.engine.decode_layout import CACHE_NAMES
 from jaxdave.engine.generation import generate
 from jaxdave.engine.results import Row
 
@@ -58,7 +58,7 @@ def measure(loaded: common.Loaded, text: str, problems, args) -> dict[str, Any]:
     ids = loaded.ids(problems)
     plain = decode(loaded, text, ids, 1, args)
     texts = [loaded.codec.decode(row.token_ids) for row in plain]
-    right = sum(grade(p, t) for p, t in zip(problems, texts, strict=True))
+    right = sum(is_correct(p, t) for p, t in zip(problems, texts, strict=True))
     row: dict[str, Any] = {
         "policy": text,
         "right": f"{right / len(problems):.1%}",
@@ -98,7 +98,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--draft-steps", type=int, nargs="+", default=[8])
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--draft", choices=("nested", "tree"), default="nested")
-    parser.add_argument("--cache", choices=CACHE_RULES, help="for full attention: dual")
+    parser.add_argument("--cache", choices=CACHE_NAMES, help="for full attention: dual")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     return parser.parse_args()
 

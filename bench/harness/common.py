@@ -91,7 +91,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, help="write the figures as JSON")
     made.add_argument(
         "--weights",
-        default=hub.DEMO_FOLDER,
+        default=hub.DEFAULT_MODEL,
         help="the demo, a checkpoint folder, or `random` for untrained demo weights",
     )
     return made
@@ -133,7 +133,7 @@ class Loaded:
 def load(weights: str) -> Loaded:
     """The model named on the command line; exits 2 with a sentence if there is none."""
     if weights == "random":
-        folder = checkpoint.find_model(hub.DEMO_FOLDER)[1]
+        folder = checkpoint.find_model(hub.DEFAULT_MODEL)[1]
         params = to_device_layout(transformer.init(SDAR_1M, 0), SDAR_1M)
         return Loaded(SDAR_1M, params, load_codec(folder, None))
     try:

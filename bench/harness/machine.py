@@ -66,7 +66,10 @@ def rates(seconds: np.ndarray, size: int) -> Rates:
 
 def query_tokens(spec: DecodeSpec) -> int:
     """Tokens that one call of a block-causal program evaluates."""
-    return max_block_states(spec.num_states, spec.layout.blocks) * spec.layout.length
+    return (
+        max_block_states(spec.num_states, spec.layout.num_blocks)
+        * spec.layout.block_length
+    )
 
 
 def call_work(config: ModelConfig, spec: DecodeSpec, size: int) -> Work:
@@ -76,8 +79,8 @@ def call_work(config: ModelConfig, spec: DecodeSpec, size: int) -> Work:
     """
     layers, head = matrices(config)
     grid = spec.layout
-    ahead = grid.window_length if spec.draft_steps > 1 else 0
-    reads = spec.num_states * grid.length + ahead
+    ahead = grid.window_length if spec.num_drafts > 1 else 0
+    reads = spec.num_states * grid.block_length + ahead
     flops = 2.0 * (layers * query_tokens(spec) + head * reads)
     return Work(flops, float(size * (layers + head)))
 

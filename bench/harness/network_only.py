@@ -20,9 +20,9 @@ from jaxdave.decoding import loop as decode_loop
 from jaxdave.decoding import rows
 from jaxdave.decoding.block_states import query_model, states_to_query
 from jaxdave.decoding.commit import commit
+from jaxdave.decoding.loop import verify_call
 from jaxdave.decoding.prefill_rows import PREFILL_LOOKAHEAD
-from jaxdave.decoding.propose import propose
-from jaxdave.decoding.verify import verify_call
+from jaxdave.decoding.propose import propose_all
 from jaxdave.engine import batching, generation
 from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.results import Result
@@ -108,7 +108,7 @@ class Bench:
         return jax.jit(jax.vmap(asked, (None, 0)))(self.params, state.rows)
 
     def _drafted(self, params, row: RowState):
-        return propose(self.decoder.spec, params, row)
+        return propose_all(self.decoder.spec, params, row)
 
     def _jitted(self, part: Part, lanes: Lane, cache: KVCache) -> Callable[[], Any]:
         # The weights are an argument, as in the decode: as constants they would be
@@ -117,7 +117,7 @@ class Bench:
             one = lambda lane, cache: part(params, lane, cache)  # noqa: E731
             if len(self.prompts) == 1:  # not mapped, as in the decode
                 return one(squeeze_axis(lanes, 0), squeeze_axis(cache, 1))
-            return rows.map_rows(self.decoder.spec, one)(lanes, cache)
+            return rows.map_batch(self.decoder.spec, one)(lanes, cache)
 
         made = jax.jit(over, compiler_options=compilation.compile_options())
         jax.block_until_ready(made(self.params, lanes, cache))
@@ -130,9 +130,9 @@ class Bench:
 
     def _prefill(self, params, lane: Lane, cache: KVCache):
         spec, row = self.decoder.spec, lane.row
-        start = spec.layout.first(row.begin)
+        start = spec.layout.first_start(row.begin)
         room = batching.pack_prompts(self.decoder, self.prompts, 0, None)[1]
-        window = spec.layout.used_length(min(spec.max_drafts, PREFILL_LOOKAHEAD))
+        window = spec.layout.used_length(min(spec.max_num_drafts, PREFILL_LOOKAHEAD))
         tokens_T = jnp.where(
             jnp.arange(row.tokens_T.shape[0]) < row.begin,
             row.tokens_T,
@@ -152,7 +152,7 @@ class Bench:
         """The head on the active blocks of some states and on one window."""
         grid, width = self.decoder.spec.layout, hidden.shape[-1]
         hidden_RE = hidden.reshape(-1, width)
-        block_SWE = hidden_RE[: states * grid.length].reshape(states, -1, width)
+        block_SWE = hidden_RE[: states * grid.block_length].reshape(states, -1, width)
         zero_SW = jnp.zeros(block_SWE.shape[:2], jnp.int32)
         spec = self.decoder.spec
         read = predictions.predict(spec, params, block_SWE, row.key, zero_SW, zero_SW)

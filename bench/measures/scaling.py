@@ -25,10 +25,12 @@ def sequence(subject: Subject, plan: Plan, book: Book) -> None:
     """M9: one call's forward at two lengths, over what its operations grow by."""
     c, spec = subject.config, subject.spec(DRAFTS, plan.numerics)
     tokens, grid = query_tokens(spec), spec.layout
-    count = tokens // grid.length
-    index_M = jnp.minimum(jnp.arange(count, dtype=jnp.int32), grid.blocks - 1)
-    chain_MJ = jnp.broadcast_to(index_M[:, None], (count, grid.blocks))
-    cut = BlockStates(jnp.zeros((count, grid.length), jnp.int32), index_M, chain_MJ)
+    count = tokens // grid.block_length
+    index_M = jnp.minimum(jnp.arange(count, dtype=jnp.int32), grid.num_blocks - 1)
+    chain_MJ = jnp.broadcast_to(index_M[:, None], (count, grid.num_blocks))
+    cut = BlockStates(
+        jnp.zeros((count, grid.block_length), jnp.int32), index_M, chain_MJ
+    )
     shape = (c.num_layers, LONG + 64 * 4, c.kv_heads, c.head_dim)
     cache = KVCache(jnp.ones(shape), jnp.ones(shape))
     pieces = spec.model.block_states
@@ -89,10 +91,10 @@ def _ended_rows(subject: Subject, numerics: str, plan: Plan, book: Book) -> None
     live = dataclasses.replace(many.state.rows, done=jnp.arange(ROWS) > 0)
     some = many._replace(state=many.state._replace(rows=live))
     record = idle_account(many.loop)
-    record.idle = float("inf")  # the loop of one row is worth to be made
+    record.idle_seconds = float("inf")  # the loop of one row is worth to be made
     timers = [lambda b=b: _seconds(b, subject.params) for b in (many, some, alone)]
     found = common.alternate(timers, plan.rounds)
-    record.idle = 0.0
+    record.idle_seconds = 0.0
     what = f"{numerics}: steps with 1 live row of {ROWS}, over {ROWS} live"
     share = common.spread(found[:, 1] / found[:, 0])
     book.at_most("M10", subject.label, what, share, round(1.1 / ROWS + 0.05, 3))
@@ -112,7 +114,7 @@ def _begun(subject: Subject, rows: int, numerics: str) -> _Begun:
     bench = subject.bench(1, rows, numerics)
     made = prepare(bench.decoder, bench.params, bench.prompts, 0, None, None)
     runtime = made.loop.runtime._replace(max_calls=host_array(np.int32(STEPS)))
-    state = made.init(bench.params, runtime, made.prompts)
+    state = made.prefill(bench.params, runtime, made.prompts)
     return _Begun(made.loop._replace(runtime=runtime), state)
 
 

@@ -11,7 +11,7 @@ import typer
 from jaxdave.cli.console import run_app
 
 if TYPE_CHECKING:
-    from jaxdave_convert.plan import Options, Plan
+    from jaxdave_convert.plan import ConversionOptions, ConversionPlan
 
 
 NAME = "jaxdave-convert"
@@ -19,7 +19,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command line (by default this process's) and exit with its code."""
+    """Runs a command line and exits with its code.
+
+    Args:
+      argv: the arguments; None: those of this process.
+    """
     sys.exit(run_app(app, NAME, argv))
 
 
@@ -53,14 +57,18 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a PyTorch checkpoint of a diffusion language model for jaxdave."""
-    from jaxdave_convert.plan import Options
+    from jaxdave_convert.plan import ConversionOptions
 
     if verify < 0:
         raise ValueError(f"verify={verify} must be at least 0; try 8")
-    named = None if family == "auto" else family
-    options = Options(named, dtype, block_length, mask_id)
+    options = ConversionOptions(
+        family=None if family == "auto" else family,
+        dtype=dtype,
+        block_length=block_length,
+        mask_id=mask_id,
+    )
     if export:
-        if options != Options() or dry_run or verify or overwrite:
+        if options != ConversionOptions() or dry_run or verify or overwrite:
             raise ValueError("--export takes no other option; leave the others out")
         return _export(Path(src), dst)
     _convert(src, dst, options, dry_run, verify, overwrite)
@@ -69,34 +77,49 @@ def convert(
 def _convert(
     src: str,
     dst: Path,
-    options: "Options",
+    options: "ConversionOptions",
     dry_run: bool,
     verify: int,
     overwrite: bool,
 ) -> None:
+    """Plans a conversion, and carries it out under a progress bar."""
     from jaxdave_convert import conversion
 
-    made = conversion.make_plan(src, dst, options, overwrite)
+    plan = conversion.make_plan(src, dst, options, overwrite)
     if dry_run:
-        print(describe(made))
+        print(describe(plan))
         return
-    with _bar(made.bytes_read) as tick:
-        conversion.carry_out(made, dst, verify_count=verify, tick=tick, say=_say)
-    print(f"{dst}: {_summary(made)}")
+    with _progress_bar(plan.bytes_read) as on_progress:
+        conversion.run_plan(
+            plan,
+            dst,
+            verify_count=verify,
+            on_progress=on_progress,
+            on_message=_print_message,
+        )
+    print(f"{dst}: {_summary(plan)}")
 
 
 def _export(src: Path, out: Path) -> None:
+    """Exports a converted folder under a progress bar."""
     from jaxdave_convert.exporting import export
 
     weights = src / "weights"
     total = sum(p.stat().st_size for p in weights.rglob("*") if p.is_file())
-    with _bar(total) as tick:
-        export(src, out, tick)
+    with _progress_bar(total) as on_progress:
+        export(src, out, on_progress)
     print(f"{out}: exported")
 
 
-def describe(plan: "Plan") -> str:
-    """What a conversion would do, as `--dry-run` prints it."""
+def describe(plan: "ConversionPlan") -> str:
+    """Describes what a conversion would do, as `--dry-run` prints it.
+
+    Args:
+      plan: the conversion.
+
+    Returns:
+      A few lines of text.
+    """
     c, source = plan.config, plan.source
     lines = [
         f"source    {source.name}, revision {source.revision or 'unknown'}",
@@ -111,37 +134,39 @@ def describe(plan: "Plan") -> str:
     return "\n".join(lines)
 
 
-def _summary(plan: "Plan") -> str:
-    tensors = len(plan.source.tensor_names)
+def _summary(plan: "ConversionPlan") -> str:
     return (
-        f"{plan.family.name}, {tensors} tensors, {plan.parameters:,} parameters, "
-        f"{plan.dtype}"
+        f"{plan.family.name}, {len(plan.source.tensor_names)} tensors, "
+        f"{plan.num_parameters:,} parameters, {plan.dtype}"
     )
 
 
-def _say(message: str) -> None:
+def _print_message(message: str) -> None:
     print(f"{NAME}: {message}", file=sys.stderr)
 
 
 @contextmanager
-def _bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar of bytes on stderr, where that is a terminal."""
+def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a progress bar of bytes on stderr, where that is a terminal."""
     from rich import progress
     from rich.console import Console
 
-    columns = (
+    console = Console(stderr=True)
+    bar = progress.Progress(
         progress.BarColumn(),
         progress.DownloadColumn(),
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
     )
-    console = Console(stderr=True)
-    shown = progress.Progress(
-        *columns, console=console, disable=not console.is_terminal
-    )
-    with shown:
-        task = shown.add_task("", total=total)
-        yield lambda count: shown.advance(task, count)
+    with bar:
+        task = bar.add_task("", total=total)
+
+        def advance(num_bytes: int) -> None:
+            bar.advance(task, num_bytes)
+
+        yield advance
 
 
 if __name__ == "__main__":

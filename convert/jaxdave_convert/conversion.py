@@ -1,22 +1,30 @@
-"""A conversion from beginning to end: planned, copied, recorded, put into place."""
+"""A conversion from beginning to end: planned, copied, recorded, put into place.
+
+Everything is made in a hidden folder beside the destination and renamed at the end, so
+the destination is complete or absent. A run that ends early leaves its finished weight
+files in the hidden folder for the next run.
+"""
 
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from jaxdave.io import orbax_io
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave.runtime.files import read_json, replace_folder
-from jaxdave_convert import manifest, plan, progress, verify, zarr_layout
-from jaxdave_convert.plan import Options, Plan
-from jaxdave_convert.progress import Done
+from jaxdave_convert import manifest, resume_record, verify, zarr_layout
+from jaxdave_convert.plan import ConversionOptions, ConversionPlan, plan_conversion
+from jaxdave_convert.resume_record import FinishedShard
 from jaxdave_convert.safetensors_header import Shard
-from jaxdave_convert.shard_copy import Tick, copy_shard
-from jaxdave_convert.zarr_layout import Grid
+from jaxdave_convert.shard_copy import OnProgress, copy_shard, ignore_progress
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OnMessage = Callable[[str], None]
+"""Called with a sentence that the user should read."""
+
+# No space, no quota, or a file larger than the account may write.
+_DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def convert(
@@ -30,63 +38,115 @@ def convert(
     verify_count: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Convert a folder or Hub id into a new folder that `jaxdave.load` reads.
+    """Converts a PyTorch checkpoint to a folder that `jaxdave.load` reads.
 
-    family, dtype, block_length, mask_id: see `plan.Options`. verify_count: tensors to
-        read back and compare. overwrite: replace an older conversion.
-    Raises ValueError or OSError, one line each; see `carry_out` for what stays then.
+    Args:
+      src: a folder in a family's Hugging Face layout, or a Hub id "owner/name".
+      dst: the folder to make.
+      family: "dream", "llada", "sdar" or "fast-dllm-v2"; None: as the files say.
+      dtype: "float32" or "bfloat16", what the result is stored as; None: the narrowest
+        that keeps every stored bit.
+      block_length: length of a block in tokens, where config.json does not name it.
+      mask_id: id of the mask token, where no file names it.
+      verify_count: number of tensors to read back and compare bit by bit.
+      overwrite: replaces an older conversion at `dst`.
+
+    Raises:
+      ValueError: one line that names everything wrong with the source, the options, the
+        destination or the space on the disk.
+      OSError: a file cannot be read or written.
+
+    Example:
+      ::
+
+        convert("JetLM/SDAR-4B-Chat", "sdar-4b", block_length=4, verify_count=8)
+        model = jaxdave.load("sdar-4b", dtype="bfloat16")
     """
-    options = Options(family, dtype, block_length, mask_id)
-    made = make_plan(os.fspath(src), Path(dst), options, overwrite)
-    carry_out(made, Path(dst), verify_count=verify_count)
+    options = ConversionOptions(
+        family=family, dtype=dtype, block_length=block_length, mask_id=mask_id
+    )
+    plan = make_plan(os.fspath(src), Path(dst), options, overwrite)
+    run_plan(plan, Path(dst), verify_count=verify_count)
 
 
-def make_plan(src: str, dst: Path, options: Options, overwrite: bool) -> Plan:
-    """A plan for a destination that it may be carried out into."""
+def make_plan(
+    src: str, dst: Path, options: ConversionOptions, overwrite: bool
+) -> ConversionPlan:
+    """Checks the destination, then plans the conversion.
+
+    Args:
+      src: a folder or a Hub id, which is fetched.
+      dst: the folder to make.
+      options: what the caller overrides.
+      overwrite: `dst` may be an older conversion.
+
+    Returns:
+      The plan.
+
+    Raises:
+      ValueError: the destination is in use, or the source cannot be converted.
+    """
     check_destination(dst, overwrite)
-    return plan.make(src, options)
+    return plan_conversion(src, options)
 
 
-def carry_out(
-    made: Plan,
+def run_plan(
+    plan: ConversionPlan,
     dst: Path,
     *,
     verify_count: int = 0,
-    tick: Tick = lambda _: None,
-    say: Callable[[str], None] = lambda _: None,
+    on_progress: OnProgress = ignore_progress,
+    on_message: OnMessage = lambda message: None,
 ) -> None:
-    """Carry out a plan; DST appears complete or not at all.
+    """Carries out a conversion; the destination appears complete or not at all.
 
-    What is finished when a run ends early lies in a hidden folder beside DST, and the
-    next run goes on from there. tick: is told of bytes done; say: of what the user
-    should know.
+    Args:
+      plan: the conversion.
+      dst: the folder to make; replaced where it exists.
+      verify_count: number of tensors to read back and compare bit by bit.
+      on_progress: called with the bytes that have been read.
+      on_message: called with what the user should know.
+
+    Raises:
+      ValueError: the source has changed or is damaged, the disk is full, or another
+        process converts to the same destination.
+      OSError: a file cannot be read or written.
     """
     dst = dst.absolute()
     dst.parent.mkdir(parents=True, exist_ok=True)
-    work = progress.work_folder(dst)
-    _check_space(made, dst.parent, work)
-    with progress.locked(work):
+    work = resume_record.work_folder(dst)
+    _check_space(plan, dst.parent, work)
+    with resume_record.lock_folder(work):
         try:
-            _make(made, work, verify_count, tick, say)
+            _fill_folder(plan, work, verify_count, on_progress, on_message)
         except BaseException as error:
-            kept = progress.read(work, made)
-            if not kept:
+            finished = resume_record.read_record(work, plan)
+            if not finished:
                 shutil.rmtree(work)
-            if isinstance(error, OSError) and error.errno in _FULL:
-                raise ValueError(_full(made, dst, error, kept)) from error
+            if isinstance(error, OSError) and error.errno in _DISK_FULL_ERRORS:
+                message = _disk_full_message(plan, dst, error, finished)
+                raise ValueError(message) from error
             raise
-        progress.close(work)
+        resume_record.remove_record(work)
     replace_folder(work, dst)
 
 
 def check_destination(dst: Path, overwrite: bool) -> None:
-    """Raise ValueError unless DST is free, or a checkpoint that may be replaced."""
+    """Checks that a destination is free, or a conversion that may be replaced.
+
+    Args:
+      dst: the folder to make.
+      overwrite: `dst` may be an older conversion.
+
+    Raises:
+      ValueError: it is neither.
+    """
     if not dst.exists() and not dst.is_symlink():
         return
-    is_ours = dst.is_dir() and orbax_io.is_orbax_folder(
+    is_converted = dst.is_dir() and orbax_io.is_orbax_config(
         read_json(dst / "config.json", optional=True)
     )
-    if not is_ours:
+    if not is_converted:
         raise ValueError(
             f"{dst} exists and is no checkpoint of jaxdave-convert; choose a new folder"
         )
@@ -94,90 +154,118 @@ def check_destination(dst: Path, overwrite: bool) -> None:
         raise ValueError(f"{dst} exists; replace it with --overwrite, or choose a new")
 
 
-def _make(made: Plan, work: Path, count: int, tick: Tick, say) -> None:
-    done = progress.read(work, made)
-    if done is None:
-        if (work / progress.RECORD).exists():
-            say(f"{work}: made from another source or other options; starting over")
-        progress.clear(work)
-        zarr_layout.make_weights(work, made)
-        done = {}
-        progress.write(work, made, done)
-    for shard in made.source.shards:
-        mark = progress.mark(made.source.folder, shard)
-        if shard.file in done and done[shard.file].mark == mark:
-            tick(shard.size)
+def _fill_folder(
+    plan: ConversionPlan,
+    work: Path,
+    verify_count: int,
+    on_progress: OnProgress,
+    on_message: OnMessage,
+) -> None:
+    """Makes the whole checkpoint in the work folder, from where the last run ended."""
+    finished = resume_record.read_record(work, plan)
+    if finished is None:
+        if (work / resume_record.RECORD_FILE).exists():
+            on_message(
+                f"{work}: made from another source or other options; starting over"
+            )
+        resume_record.clear_folder(work)
+        zarr_layout.make_empty_arrays(work, plan)
+        finished = {}
+        resume_record.write_record(work, plan, finished)
+    for shard in plan.source.shards:
+        mark = resume_record.file_mark(plan.source.folder, shard)
+        if shard.file in finished and finished[shard.file].mark == mark:
+            on_progress(shard.size)
             continue
-        if shard.file in done:
-            say(f"{shard.file} has changed since the run that was cut off; reading it")
-        done[shard.file] = _copy(made, shard, work, mark, tick)
-        progress.write(work, made, done)
-    _check_alias(made, done)
-    orbax_io.check_arrays(work, param_shapes(made.config))
-    manifest.write(work, made, {file: one.sha256 for file, one in done.items()})
+        if shard.file in finished:
+            on_message(
+                f"{shard.file} has changed since the run that was cut off; reading it"
+            )
+        finished[shard.file] = _convert_shard(plan, shard, work, mark, on_progress)
+        # `copy_shard` has waited for the disk, so the record holds after a crash too.
+        resume_record.write_record(work, plan, finished)
+    _check_tied_head(plan, finished)
+    orbax_io.check_arrays(work, param_shapes(plan.config))
+    hashes = {file: shard.sha256 for file, shard in finished.items()}
+    manifest.write_metadata(work, plan, hashes)
     try:
-        verify.verify(made, work, count)
+        verify.verify_tensors(plan, work, verify_count)
     except ValueError:
-        (work / progress.RECORD).unlink()  # nothing here can be gone on with
+        # Chunks with wrong bits must not be used by the next run.
+        (work / resume_record.RECORD_FILE).unlink()
         raise
 
 
-def _copy(made: Plan, shard: Shard, work: Path, mark: dict, tick: Tick) -> Done:
-    head = made.alias
-    pair = () if head is None else (head, made.family.tensors["embedding"])
-    folder = made.source.folder
-    copied = copy_shard(
+def _convert_shard(
+    plan: ConversionPlan,
+    shard: Shard,
+    work: Path,
+    mark: dict,
+    on_progress: OnProgress,
+) -> FinishedShard:
+    """Copies one weight file and checks that it was what it is recorded to be."""
+    tied_head = plan.tied_head
+    embedding = plan.family.tensor_names["embedding"]
+    folder = plan.source.folder
+    hashes = copy_shard(
         folder / shard.file,
         shard,
-        grids(made),
+        zarr_layout.tensor_grids(plan.family, plan.config, plan.targets),
         work / orbax_io.WEIGHTS,
-        made.dtype,
-        unwritten=head,
-        hashed=pair,
-        tick=tick,
+        plan.dtype,
+        unwritten=tied_head,
+        hashed=() if tied_head is None else (tied_head, embedding),
+        on_progress=on_progress,
     )
-    known = made.source.known.get(shard.file)
-    if known not in (None, copied.sha256):
+    recorded = plan.source.recorded_hashes.get(shard.file)
+    if recorded not in (None, hashes.sha256):
         raise ValueError(
-            f"{shard.file}: its sha256 is {copied.sha256}, not {known} as recorded "
+            f"{shard.file}: its sha256 is {hashes.sha256}, not {recorded} as recorded "
             "with it, so it is damaged; fetch the file again"
         )
-    if progress.mark(folder, shard) != mark:
+    if resume_record.file_mark(folder, shard) != mark:
         raise ValueError(f"{shard.file} has changed while it was read; run again")
-    return Done(mark, copied.sha256, copied.tensors)
+    return FinishedShard(mark=mark, sha256=hashes.sha256, tensors=hashes.tensors)
 
 
-def grids(made: Plan) -> dict[str, Grid]:
-    """The grid of every tensor of the source; a tied head has the embedding's."""
-    found = {name: zarr_layout.grid(target) for name, target in made.targets.items()}
-    if made.alias is not None:
-        found[made.alias] = found[made.family.tensors["embedding"]]
-    return found
-
-
-def _check_alias(made: Plan, done: dict[str, Done]) -> None:
-    hashes = {name: sha for one in done.values() for name, sha in one.tensors.items()}
-    if made.alias is not None and len(set(hashes.values())) != 1:
+def _check_tied_head(
+    plan: ConversionPlan, finished: Mapping[str, FinishedShard]
+) -> None:
+    """Checks by their hashes that a stored head equals the embedding."""
+    # The two tensors may be in different weight files.
+    hashes = {
+        name: sha256
+        for shard in finished.values()
+        for name, sha256 in shard.tensors.items()
+    }
+    if plan.tied_head is not None and len(set(hashes.values())) != 1:
         raise ValueError(
-            f"tensor {made.alias} must equal the embedding, since config.json ties "
+            f"tensor {plan.tied_head} must equal the embedding, since config.json ties "
             "them; set tie_word_embeddings to false if the head is its own"
         )
 
 
-def _check_space(made: Plan, parent: Path, work: Path) -> None:
+def _check_space(plan: ConversionPlan, parent: Path, work: Path) -> None:
+    """Refuses to begin where the disk has too little space for the weights."""
+    # What an earlier run left in the work folder is used or replaced.
     present = sum(p.stat().st_size for p in work.rglob("*")) if work.exists() else 0
-    asked, free = made.bytes_written - present, shutil.disk_usage(parent).free
-    if asked > free:
+    needed, free = plan.bytes_written - present, shutil.disk_usage(parent).free
+    if needed > free:
         raise ValueError(
-            f"{parent}: {asked / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are "
+            f"{parent}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are "
             "free; make room, or choose another disk"
         )
 
 
-def _full(made: Plan, dst: Path, error: OSError, kept) -> str:
-    total = len(made.source.shards)
-    again = f"; {len(kept)} of {total} files are done and stay" if kept else ""
+def _disk_full_message(
+    plan: ConversionPlan,
+    dst: Path,
+    error: OSError,
+    finished: Mapping[str, FinishedShard] | None,
+) -> str:
+    total = len(plan.source.shards)
+    again = f"; {len(finished)} of {total} files are done and stay" if finished else ""
     return (
         f"{dst}: the disk takes no more ({error.strerror}) and "
-        f"{made.bytes_written / 1e9:.2f} GB are needed{again}; make room and run again"
+        f"{plan.bytes_written / 1e9:.2f} GB are needed{again}; make room and run again"
     )

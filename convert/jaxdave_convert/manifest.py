@@ -1,6 +1,6 @@
-"""What a converted folder holds beside its weights, the record of its origin included.
+"""Everything beside the weights in a converted folder, its record of origin included.
 
-`source/` keeps, byte for byte, what the way back needs: files that our folder has under
+`source/` has, byte for byte, what exporting needs: files that our folder has under
 other names or not at all, and the header of every weight file.
 """
 
@@ -11,44 +11,62 @@ from typing import Any
 
 import jaxdave
 from jaxdave.io import orbax_io
-from jaxdave.io.checkpoint import TOKENIZER
+from jaxdave.io.checkpoint import TOKENIZER_FILES
 from jaxdave_convert import torch_bin
-from jaxdave_convert.plan import Plan
+from jaxdave_convert.plan import ConversionPlan
 
-MANIFEST = "manifest.json"
-SOURCE = "source"
-GENERATION = "generation_config.json"
-# Files that keep their name and place; of the others the folder has its own.
-_SAME = (*TOKENIZER, GENERATION, "tokenizer.model")
+MANIFEST_FILE = "manifest.json"
+SOURCE_FOLDER = "source"
+GENERATION_FILE = "generation_config.json"
+
+# Files that keep their name and place; of the others, our folder has its own.
+_UNCHANGED_FILES = (*TOKENIZER_FILES, GENERATION_FILE, "tokenizer.model")
 
 
-def write(work: Path, plan: Plan, hashes: dict[str, str]) -> None:
-    """Write everything but the weights; config.json, which makes it load, last.
+def write_metadata(work: Path, plan: ConversionPlan, hashes: dict[str, str]) -> None:
+    """Writes all files but the weights.
 
-    hashes: sha256 of every weight file.
+    config.json comes last: only with it does the folder load.
+
+    Args:
+      work: the folder that is being made.
+      plan: the conversion.
+      hashes: name -> sha256 of every weight file of the source.
     """
     folder = plan.source.folder
-    kept = work / SOURCE
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir()
+    source_copy = work / SOURCE_FOLDER
+    # A run that was cut off may have left one.
+    shutil.rmtree(source_copy, ignore_errors=True)
+    source_copy.mkdir()
     for name in plan.source.sidecars:
-        is_same = name in _SAME or name.startswith("LICENSE")
-        shutil.copyfile(folder / name, (work if is_same else kept) / name)
+        is_unchanged = name in _UNCHANGED_FILES or name.startswith("LICENSE")
+        parent = work if is_unchanged else source_copy
+        shutil.copyfile(folder / name, parent / name)
     shards = []
     for shard in plan.source.shards:
-        (kept / f"{shard.file}.header").write_bytes(shard.header)
+        (source_copy / f"{shard.file}.header").write_bytes(shard.header)
         is_bin = shard.file.endswith(".bin")
         name = torch_bin.safetensors_name(shard.file) if is_bin else shard.file
         shards.append({"file": name, "source": shard.file})
-    if not (work / GENERATION).exists():
-        orbax_io.write_json(work / GENERATION, _generation(plan))
-    orbax_io.write_json(work / MANIFEST, _manifest(plan, hashes, shards))
+    if not (work / GENERATION_FILE).exists():
+        generation = {
+            "eos_token_id": list(plan.config.stop_ids),
+            "pad_token_id": plan.config.pad_id,
+        }
+        orbax_io.write_json(work / GENERATION_FILE, generation)
+    orbax_io.write_json(work / MANIFEST_FILE, _manifest(plan, hashes, shards))
     orbax_io.write_json(work / "config.json", orbax_io.to_json(plan.config, plan.dtype))
 
 
-def _manifest(plan: Plan, hashes: dict[str, str], shards: list) -> dict[str, Any]:
+def _manifest(
+    plan: ConversionPlan, hashes: dict[str, str], shards: list[dict[str, str]]
+) -> dict[str, Any]:
+    """Builds the record of where the folder came from."""
     folder = plan.source.folder
-    sidecars = {name: _sha256(folder / name) for name in plan.source.sidecars}
+    sidecar_hashes = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in plan.source.sidecars
+    }
     return {
         "tool": f"jaxdave-convert {jaxdave.__version__}",
         "source": plan.source.name,
@@ -56,19 +74,8 @@ def _manifest(plan: Plan, hashes: dict[str, str], shards: list) -> dict[str, Any
         "family": plan.family.name,
         "dtype": plan.dtype,
         "tensors": len(plan.source.tensor_names),
-        "parameters": plan.parameters,
+        "parameters": plan.num_parameters,
         "shards": shards,
-        "sidecars": list(sidecars),
-        "sha256": {**hashes, **sidecars},
+        "sidecars": list(sidecar_hashes),
+        "sha256": {**hashes, **sidecar_hashes},
     }
-
-
-def _generation(plan: Plan) -> dict[str, Any]:
-    return {
-        "eos_token_id": list(plan.config.stop_ids),
-        "pad_token_id": plan.config.pad_id,
-    }
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a conversion will do, decided before anything is written."""
+"""A conversion, decided and checked before anything is written."""
 
 import dataclasses
 import math
@@ -6,19 +6,27 @@ from collections.abc import Mapping
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.io import families
-from jaxdave.io.families import Family, Target
+from jaxdave.io.families import Family
 from jaxdave.io.hf_config import model_config
 from jaxdave.io.safetensors_io import check_dtype, raise_problems
+from jaxdave.io.tensor_names import TensorTarget
 from jaxdave_convert import safetensors_header
-from jaxdave_convert.safetensors_header import Tensor
-from jaxdave_convert.source import Source, open_source
+from jaxdave_convert.safetensors_header import TensorEntry
+from jaxdave_convert.source import CheckpointSource, open_source
 
-_WIDE = {"F32": "float32", "BF16": "bfloat16"}
+_LOSSLESS_DTYPES = {"F32": "float32", "BF16": "bfloat16"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What the user says; None: what the files say."""
+class ConversionOptions:
+    """What the caller overrides; None leaves a choice to the files.
+
+    Attributes:
+      family: name of the family, a key of `families.FAMILIES`.
+      dtype: "float32" or "bfloat16", what the result is stored as.
+      block_length: length of a block in tokens.
+      mask_id: id of the mask token.
+    """
 
     family: str | None = None
     dtype: str | None = None
@@ -27,105 +35,137 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A checked conversion.
+class ConversionPlan:
+    """A conversion whose source has been checked.
 
-    targets: for every tensor of the source that fills a parameter. alias: a stored
-    head that must be the embedding once more (tied), and fills none.
+    Attributes:
+      source: the checkpoint to convert.
+      family: the layout that it has.
+      config: the model.
+      dtype: "float32" or "bfloat16", what the result is stored as.
+      targets: tensor name -> its place in the parameters, for every tensor of the
+        source that fills one.
+      tied_head: name of the head's tensor where the source stores it although the
+        embedding serves as head. It must equal the embedding and fills no parameter.
     """
 
-    source: Source
+    source: CheckpointSource
     family: Family
     config: ModelConfig
     dtype: str
-    targets: Mapping[str, Target]
-    alias: str | None
+    targets: Mapping[str, TensorTarget]
+    tied_head: str | None
 
     @property
-    def parameters(self) -> int:
-        """How many numbers the checkpoint has."""
+    def num_parameters(self) -> int:
+        """Number of parameters of the model, each a single number."""
         return sum(math.prod(target.shape) for target in self.targets.values())
 
     @property
     def bytes_read(self) -> int:
-        """The size of all weight files."""
+        """Size of all weight files in bytes."""
         return sum(shard.size for shard in self.source.shards)
 
     @property
     def bytes_written(self) -> int:
-        """The size of the weights that are made."""
-        return self.parameters * (4 if self.dtype == "float32" else 2)
+        """Size of the converted weights in bytes."""
+        return self.num_parameters * (4 if self.dtype == "float32" else 2)
 
 
-def make(text: str, options: Options) -> Plan:
-    """The plan for a folder or Hub id.
+def plan_conversion(src: str, options: ConversionOptions) -> ConversionPlan:
+    """Plans the conversion of a folder or Hub id.
 
-    Raises one ValueError: about the config where that is wrong, or else with everything
-    that is wrong with the weights.
+    Only headers and JSON files are read.
+
+    Args:
+      src: a folder, or a Hub id "owner/name", which is fetched.
+      options: what the caller overrides.
+
+    Returns:
+      The plan.
+
+    Raises:
+      ValueError: the config is wrong; or else one line with everything that is wrong
+        with the weights.
     """
     if options.dtype is not None:
         check_dtype(options.dtype)
-    source, problems = open_source(text)
-    family = _family(source, options.family, bool(problems))
+    source, problems = open_source(src)
+    family = _choose_family(source, options.family, is_broken=bool(problems))
     config = model_config(
         family,
-        source.raw,
+        source.raw_config,
         source.folder,
         name=source.name,
         block_length=options.block_length,
         mask_id=options.mask_id,
     )
-    targets = families.targets(family, config)
-    alias = family.tensors["head"] if config.tie_embeddings else None
-    alias = alias if alias in source.tensor_names else None
-    problems += _mismatches(source, targets, family, alias, bool(problems))
+    targets = families.checkpoint_tensors(family, config)
+    tied_head = family.tensor_names["head"] if config.tie_embeddings else None
+    tied_head = tied_head if tied_head in source.tensor_names else None
+    problems += _mismatches(
+        source, targets, family, tied_head, is_broken=bool(problems)
+    )
     raise_problems(source.folder, problems)
-    return Plan(source, family, config, _dtype(source, options), targets, alias)
+    return ConversionPlan(
+        source=source,
+        family=family,
+        config=config,
+        dtype=options.dtype or _stored_dtype(source),
+        targets=targets,
+        tied_head=tied_head,
+    )
 
 
-def _family(source: Source, name: str | None, is_broken: bool) -> Family:
+def _choose_family(
+    source: CheckpointSource, name: str | None, is_broken: bool
+) -> Family:
+    """The family that the caller names, or the one that the source is of."""
     if name is not None and name not in families.FAMILIES:
         raise ValueError(
             f"family {name!r} is unknown; use auto, {', '.join(families.FAMILIES)}"
         )
     if name is not None:
         return families.FAMILIES[name]
-    # Names of tensors in a file that cannot be read are not known.
-    return families.detect(source.raw, None if is_broken else source.tensor_names)
+    # A file that cannot be read hides its tensors, so their names tell nothing then.
+    tensor_names = None if is_broken else source.tensor_names
+    return families.detect(source.raw_config, tensor_names)
 
 
-def _dtype(source: Source, options: Options) -> str:
-    """The dtype asked for, or the narrowest that keeps every stored bit."""
-    stored = {tensor.dtype for shard in source.shards for tensor in shard.tensors}
-    only = _WIDE.get(next(iter(stored)), "float32") if len(stored) == 1 else "float32"
-    return options.dtype or only
+def _stored_dtype(source: CheckpointSource) -> str:
+    """The narrowest dtype that keeps every stored bit."""
+    # bfloat16 cannot hold float16 numbers, but float32 holds those of either.
+    dtypes = {tensor.dtype for shard in source.shards for tensor in shard.tensors}
+    if len(dtypes) != 1:
+        return "float32"
+    return _LOSSLESS_DTYPES.get(dtypes.pop(), "float32")
 
 
 def _mismatches(
-    source: Source,
-    targets: Mapping[str, Target],
+    source: CheckpointSource,
+    targets: Mapping[str, TensorTarget],
     family: Family,
-    alias: str | None,
+    tied_head: str | None,
     is_broken: bool,
 ) -> list[str]:
-    """Every difference between the tensors found and those wanted."""
-    found: dict[str, tuple[str, Tensor]] = {
+    """Lists every difference between stored and expected tensors."""
+    stored: dict[str, tuple[str, TensorEntry]] = {
         tensor.name: (shard.file, tensor)
         for shard in source.shards
         for tensor in shard.tensors
     }
     problems = []
-    for name in sorted({*found, *targets}):
-        if name not in found:
-            # What a file lost has been reported with the file.
+    for name in sorted({*stored, *targets}):
+        if name not in stored:
+            # A broken file has been reported, and explains the tensors that it lost.
             problems += [] if is_broken else [f"missing tensor {name}"]
             continue
-        file, tensor = found[name]
-        if name not in targets and name != alias:
+        file, tensor = stored[name]
+        if name not in targets and name != tied_head:
             problems.append(f"{file}: unknown tensor {name}")
             continue
-        like = name if name in targets else family.tensors["embedding"]
-        if tensor.shape != (shape := targets[like].shape):
+        twin = name if name in targets else family.tensor_names["embedding"]
+        if tensor.shape != (shape := targets[twin].shape):
             problems.append(f"tensor {name} has shape {tensor.shape}, not {shape}")
         if tensor.dtype not in safetensors_header.ITEM_SIZES:
             problems.append(

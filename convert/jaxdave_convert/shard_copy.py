@@ -1,4 +1,9 @@
-"""One weight file into chunk files: read once, hashed on the way, cast where asked."""
+"""One weight file into chunk files: read once, hashed and cast on the way.
+
+The main thread reads and writes, one thread hashes what was read, and a few bring
+finished chunk files to the disk. Memory stays at a few buffers of 1 MB, however large
+the file is.
+"""
 
 import collections
 import hashlib
@@ -14,121 +19,178 @@ import numpy as np
 
 from jaxdave.io.safetensors_io import DTYPES
 from jaxdave_convert import torch_bin
-from jaxdave_convert.safetensors_header import ITEM_SIZES, Shard, Tensor
-from jaxdave_convert.zarr_layout import Grid
+from jaxdave_convert.safetensors_header import ITEM_SIZES, Shard, TensorEntry
+from jaxdave_convert.zarr_layout import ChunkGrid
 
-Tick = Callable[[int], None]
+OnProgress = Callable[[int], None]
+"""Called with the number of bytes that have just been processed."""
 
-STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_BUFFER = 1 << 20  # stays in a core's cache between reading and writing
-_SYNCS = 4
-_LAG = 4
+DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Safetensors' name of a dtype -> NumPy's (with ml_dtypes)."""
+
+_BUFFER_BYTES = 1 << 20  # stays in a core's cache between reading and writing
+_SYNC_THREADS = 4
+_NUM_BUFFERS = 4
 
 
-class Copied(NamedTuple):
-    """The sha256 of a file, and of those of its tensors that were asked for."""
+class ShardHashes(NamedTuple):
+    """Hashes of a weight file that was copied.
+
+    Attributes:
+      sha256: of the whole file, in hexadecimal.
+      tensors: tensor name -> sha256 of its bytes, for the tensors that were asked for.
+    """
 
     sha256: str
     tensors: dict[str, str]
 
 
+def ignore_progress(num_bytes: int) -> None:
+    """Does nothing; the `OnProgress` of callers that show none.
+
+    Args:
+      num_bytes: ignored.
+    """
+
+
 def copy_shard(
     path: Path,
     shard: Shard,
-    grids: Mapping[str, Grid],
+    grids: Mapping[str, ChunkGrid],
     weights: Path,
     dtype: str,
     *,
     unwritten: str | None = None,
     hashed: Collection[str] = (),
-    tick: Tick = lambda _: None,
-) -> Copied:
-    """Write the chunk files of a weight file's tensors, down to the disk.
+    on_progress: OnProgress = ignore_progress,
+) -> ShardHashes:
+    """Writes the chunk files of a weight file's tensors and waits for the disk.
 
-    grids: of every tensor; unwritten: one that is only read. hashed: tensors whose own
-    sha256 is wanted. tick: is told of bytes read.
-    Raises OSError where the disk does not do, ValueError where the file has changed.
+    Args:
+      path: the weight file.
+      shard: its header.
+      grids: tensor name -> how the tensor is cut, for every tensor of the file.
+      weights: the folder of the arrays, in which each parameter has its own.
+      dtype: "float32" or "bfloat16", what the chunks are stored as.
+      unwritten: name of a tensor that is only read.
+      hashed: names of tensors to return the own hash of.
+      on_progress: called with the bytes that have been read.
+
+    Returns:
+      The hashes.
+
+    Raises:
+      OSError: a file cannot be read or written.
+      ValueError: the file has changed since its header was read.
     """
-    hasher, synced = hashlib.sha256(), list[Future]()
-    own = {t.name: hashlib.sha256() for t in shard.tensors if t.name in hashed}
-    plans = [block_rows(tensor, grids[tensor.name]) for tensor in shard.tensors]
-    sizes = [
-        [rows * tensor.size // grids[tensor.name].rows for rows in plan]
-        for tensor, plan in zip(shard.tensors, plans, strict=True)
+    hasher, syncs = hashlib.sha256(), list[Future]()
+    tensor_hashers = {
+        t.name: hashlib.sha256() for t in shard.tensors if t.name in hashed
+    }
+    row_counts = [block_rows(tensor, grids[tensor.name]) for tensor in shard.tensors]
+    byte_counts = [
+        [rows * tensor.size // grids[tensor.name].rows for rows in counts]
+        for tensor, counts in zip(shard.tensors, row_counts, strict=True)
     ]
-    views = _views(path, shard, sizes, hasher, tick)
-    # Files go to the disk while others are written.
-    with ThreadPoolExecutor(_SYNCS) as disk:
-        for tensor, plan in zip(shard.tensors, plans, strict=True):
-            blocks = itertools.islice(views, len(plan))
-            if tensor.name in own:
-                blocks = _hashing(blocks, own[tensor.name])
+    read = _read_bin if path.suffix == ".bin" else _read_safetensors
+    views = read(path, shard, byte_counts, hasher, on_progress)
+    # Finished files go to the disk while later ones are written.
+    with ThreadPoolExecutor(_SYNC_THREADS) as disk:
+        for tensor, counts in zip(shard.tensors, row_counts, strict=True):
+            grid = grids[tensor.name]
+            blocks = itertools.islice(views, len(counts))
+            if tensor.name in tensor_hashers:
+                blocks = _hash_blocks(blocks, tensor_hashers[tensor.name])
             if tensor.name == unwritten:
-                collections.deque(blocks, maxlen=0)
+                collections.deque(blocks, maxlen=0)  # reads, and hashes, to the end
                 continue
-            arrays = _cast(blocks, tensor, grids[tensor.name], dtype)
-            for made in _write(arrays, plan, grids[tensor.name], weights):
-                synced.append(disk.submit(_sync, made))
-        next(views, None)  # lets the reader finish its hash
-        for future in synced:
+            arrays = (rows_of(view, tensor.dtype, grid.cols, dtype) for view in blocks)
+            for chunk_path in _write_chunks(arrays, counts, grid, weights):
+                syncs.append(disk.submit(_sync, chunk_path))
+        # The reader is a generator; only past its last block does it finish its hash.
+        next(views, None)
+        for future in syncs:
             future.result()
-    return Copied(hasher.hexdigest(), {name: h.hexdigest() for name, h in own.items()})
+    return ShardHashes(
+        sha256=hasher.hexdigest(),
+        tensors={name: h.hexdigest() for name, h in tensor_hashers.items()},
+    )
 
 
-def block_rows(tensor: Tensor, cut: Grid) -> list[int]:
-    """How many rows are read at a time; a block lies in one row of chunks."""
-    most = max(1, _BUFFER // max(1, cut.cols * ITEM_SIZES[tensor.dtype]))
-    height = cut.rows // cut.row_parts
-    one = [min(most, height - first) for first in range(0, height, most)]
-    return one * cut.row_parts
+def block_rows(tensor: TensorEntry, grid: ChunkGrid) -> list[int]:
+    """Divides a tensor's rows into blocks that are read at a time.
+
+    Args:
+      tensor: the tensor.
+      grid: how it is cut; a block never extends over two rows of chunks.
+
+    Returns:
+      The number of rows of each block, whose bytes fit one buffer if a row does.
+    """
+    max_rows = max(1, _BUFFER_BYTES // max(1, grid.cols * ITEM_SIZES[tensor.dtype]))
+    height = grid.rows // grid.row_parts
+    counts = [min(max_rows, height - first) for first in range(0, height, max_rows)]
+    return counts * grid.row_parts
 
 
-def as_array(view: memoryview, stored: str, cols: int, dtype: str) -> np.ndarray:
-    """Bytes of a file as rows, in the dtype of ours."""
-    found = np.frombuffer(view, np.dtype(STORED[stored])).reshape(-1, cols)
-    return found if STORED[stored] == dtype else found.astype(DTYPES[dtype])
+def rows_of(view: memoryview, stored: str, cols: int, dtype: str) -> np.ndarray:
+    """Interprets bytes of a weight file as rows of a tensor.
+
+    Args:
+      view: whole rows, as they are in the file.
+      stored: the tensor's dtype in the file, such as "BF16".
+      cols: its number of columns.
+      dtype: "float32" or "bfloat16", the dtype to cast to.
+
+    Returns:
+      An array [rows, cols]; it shares the memory of `view` where nothing is cast.
+    """
+    rows = np.frombuffer(view, np.dtype(DTYPE_NAMES[stored])).reshape(-1, cols)
+    return rows if DTYPE_NAMES[stored] == dtype else rows.astype(DTYPES[dtype])
 
 
-def _views(path: Path, shard: Shard, sizes, hasher, tick) -> Iterator[memoryview]:
-    read = _read_bin if path.suffix == ".bin" else _read
-    return read(path, shard, sizes, hasher, tick)
-
-
-def _read(
-    path: Path, shard: Shard, sizes: Sequence[Sequence[int]], hasher: Any, tick: Tick
+def _read_safetensors(
+    path: Path,
+    shard: Shard,
+    byte_counts: Sequence[Sequence[int]],
+    hasher: Any,
+    on_progress: OnProgress,
 ) -> Iterator[memoryview]:
-    """The data in pieces; a piece is good until the next one is asked for.
+    """Yields a file's data in blocks; a block is valid until the next one is taken.
 
     While the caller writes, a thread hashes. It may lag by some buffers, so that on a
     busy machine neither waits for the other to be scheduled.
     """
-    flat = [size for part in sizes for size in part]
-    buffers = [memoryview(bytearray(max(flat, default=0))) for _ in range(_LAG)]
-    pending: list[Future | None] = [None] * _LAG
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+    sizes = [size for counts in byte_counts for size in counts]
+    max_size = max(sizes, default=0)
+    buffers = [memoryview(bytearray(max_size)) for _ in range(_NUM_BUFFERS)]
+    pending: list[Future | None] = [None] * _NUM_BUFFERS
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as hash_thread:
         header = file.read(len(shard.header))
         if header != shard.header:
             raise ValueError(f"{path.name} has changed while it was read; run again")
         hasher.update(header)
-        tick(len(header))
-        for turn, size in enumerate(flat):
-            slot = turn % _LAG
-            _settle(pending[slot])
-            view = buffers[slot][:size]
-            _fill(file, view, path)
-            pending[slot] = pool.submit(hasher.update, view)
+        on_progress(len(header))
+        for turn, size in enumerate(sizes):
+            index = turn % _NUM_BUFFERS
+            # The buffer may be filled again once its former content is hashed.
+            _wait(pending[index])
+            view = buffers[index][:size]
+            _read_into(file, view, path)
+            pending[index] = hash_thread.submit(hasher.update, view)
             yield view
-            tick(size)
+            on_progress(size)
         for future in pending:
-            _settle(future)
+            _wait(future)
 
 
-def _settle(future: Future | None) -> None:
+def _wait(future: Future | None) -> None:
     if future is not None:
         future.result()
 
 
-def _fill(file: Any, view: memoryview, path: Path) -> None:
+def _read_into(file: Any, view: memoryview, path: Path) -> None:
+    """Fills a buffer; an unbuffered file may return less than was asked for."""
     while view:
         count = file.readinto(view)
         if not count:
@@ -137,46 +199,51 @@ def _fill(file: Any, view: memoryview, path: Path) -> None:
 
 
 def _read_bin(
-    path: Path, shard: Shard, sizes: Sequence[Sequence[int]], hasher: Any, tick: Tick
+    path: Path,
+    shard: Shard,
+    byte_counts: Sequence[Sequence[int]],
+    hasher: Any,
+    on_progress: OnProgress,
 ) -> Iterator[memoryview]:
+    """Yields the data of a .bin file in blocks; the file is hashed before."""
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(_BUFFER):
-            hasher.update(piece)
-    named = {t.name: part for t, part in zip(shard.tensors, sizes, strict=True)}
-    for view in torch_bin.buffers(path, shard.file, named):
+        while block := file.read(_BUFFER_BYTES):
+            hasher.update(block)
+    sizes = {
+        tensor.name: counts
+        for tensor, counts in zip(shard.tensors, byte_counts, strict=True)
+    }
+    for view in torch_bin.tensor_blocks(path, shard.file, sizes):
         yield view
-        tick(len(view))
+        on_progress(len(view))
 
 
-def _hashing(blocks: Iterator[memoryview], hasher: Any) -> Iterator[memoryview]:
+def _hash_blocks(blocks: Iterator[memoryview], hasher: Any) -> Iterator[memoryview]:
     for view in blocks:
         hasher.update(view)
         yield view
 
 
-def _cast(
-    blocks: Iterator[memoryview], tensor: Tensor, cut: Grid, dtype: str
-) -> Iterator[np.ndarray]:
-    return (as_array(view, tensor.dtype, cut.cols, dtype) for view in blocks)
-
-
-def _write(
-    arrays: Iterator[np.ndarray], plan: Sequence[int], cut: Grid, weights: Path
+def _write_chunks(
+    arrays: Iterator[np.ndarray],
+    row_counts: Sequence[int],
+    grid: ChunkGrid,
+    weights: Path,
 ) -> list[Path]:
-    """Write one tensor's chunk files, each in one go."""
+    """Writes one tensor's chunk files, each from beginning to end; returns them."""
     written = []
-    for row in range(cut.row_parts):
-        paths = [weights / cut.file(row, col) for col in range(cut.col_parts)]
+    for row in range(grid.row_parts):
+        paths = [weights / grid.file(row, col) for col in range(grid.col_parts)]
         with ExitStack() as stack:
             files = [stack.enter_context(path.open("wb")) for path in paths]
-            for array in itertools.islice(arrays, len(plan) // cut.row_parts):
-                _spread(array, files)
+            for array in itertools.islice(arrays, len(row_counts) // grid.row_parts):
+                _write_columns(array, files)
         written += paths
     return written
 
 
-def _spread(array: np.ndarray, files: Sequence[BinaryIO]) -> None:
-    """Write runs of columns to their files."""
+def _write_columns(array: np.ndarray, files: Sequence[BinaryIO]) -> None:
+    """Cuts rows into as many runs of columns as there are files and appends those."""
     width = array.shape[1] // len(files)
     for col, file in enumerate(files):
         part = array[:, col * width : (col + 1) * width]
@@ -184,7 +251,7 @@ def _spread(array: np.ndarray, files: Sequence[BinaryIO]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file is on the disk, and give its memory back.
+    """Waits until a file is on the disk, and returns its memory to the kernel.
 
     A model's worth of cached pages would push out all others, and making room for
     them takes the kernel longer than copying does.

@@ -1,4 +1,8 @@
-"""A source folder: which files belong to it, where it came from, what they hold."""
+"""The folder to convert: which files belong to it, their origin and their tensors.
+
+Nothing here stops at the first problem; all are collected, so that one run names
+everything that is wrong with a folder.
+"""
 
 import dataclasses
 import re
@@ -6,166 +10,200 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdave.io import hub
-from jaxdave.io.safetensors_io import INDEX, ONE_FILE, is_inside
+from jaxdave.io import hub, orbax_io
+from jaxdave.io.safetensors_io import INDEX_FILE, WEIGHTS_FILE, is_inside
 from jaxdave.runtime.files import read_json
 from jaxdave_convert import safetensors_header, torch_bin
 from jaxdave_convert.safetensors_header import Shard
 
-# What goes along with the weights. Code never does.
+# Files that are converted along with the weights. Code never is.
 _SIDECARS = ("*.json", "*.txt", "*.jinja", "tokenizer.model", "LICENSE*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """A checkpoint as it was found.
+class CheckpointSource:
+    """A checkpoint as its folder has it.
 
-    shards: the weight files. sidecars: names of all other files that go along.
-    known: sha256 of weight files, where the Hub's records or the index tell.
+    Attributes:
+      name: the folder's name or the Hub id.
+      folder: the folder.
+      revision: commit of a folder that the Hub's client made, where it is recorded.
+      raw_config: the content of config.json.
+      shards: the weight files that can be read.
+      sidecars: names of all other files that go along, sorted.
+      recorded_hashes: file name -> sha256 of a weight file, where the Hub's records or
+        the index have it.
     """
 
     name: str
     folder: Path
     revision: str | None
-    raw: Mapping[str, Any]
+    raw_config: Mapping[str, Any]
     shards: tuple[Shard, ...]
     sidecars: tuple[str, ...]
-    known: Mapping[str, str]
+    recorded_hashes: Mapping[str, str]
 
     @property
     def tensor_names(self) -> list[str]:
-        """Of all shards, a name that is in two of them twice."""
+        """Names of all tensors; one that two weight files have is there twice."""
         return [tensor.name for shard in self.shards for tensor in shard.tensors]
 
 
-def open_source(text: str) -> tuple[Source, list[str]]:
-    """A folder or Hub id as a source, and everything wrong with its files.
+def open_source(src: str) -> tuple[CheckpointSource, list[str]]:
+    """Opens a folder or Hub id for conversion.
 
-    Raises ValueError where there is no folder or no config.json to judge by.
+    Args:
+      src: a folder, or a Hub id "owner/name", which is fetched.
+
+    Returns:
+      The source, and everything that is wrong with its files.
+
+    Raises:
+      ValueError: there is no folder, no usable config.json or index to judge it by, or
+        the folder is converted already.
     """
-    name, folder = hub.find_model(text)
+    name, folder = hub.find_model(src)
     raw = read_json(folder / "config.json")
-    if raw.get("format") == "jaxdave":
+    if orbax_io.is_orbax_config(raw):
         raise ValueError(
             f"{folder} is converted already; load it with jaxdave, or give --export"
         )
-    index_file, one_file = _layout(folder)
-    listed, problems, hashes = _index(folder, index_file, one_file)
-    shards = _shards(folder, listed, problems)
-    _compare(folder, shards, listed, problems)
-    found = {path.name for glob in _SIDECARS for path in folder.glob(glob)}
-    sidecars = tuple(
-        sorted(n for n in found if (folder / n).is_file() and is_inside(folder, n))
+    index_file, weights_file = _weight_file_names(folder)
+    index, problems, index_hashes = _read_index(folder, index_file)
+    files = [weights_file] if index is None else sorted(set(index.values()))
+    shards = _read_shards(folder, files, problems)
+    suffix = Path(weights_file).suffix
+    _check_against_index(folder, shards, index, suffix, problems)
+    names = {path.name for glob in _SIDECARS for path in folder.glob(glob)}
+    hub_hashes = {
+        shard.file: sha256
+        for shard in shards
+        if (sha256 := _hub_hash(folder, shard.file))
+    }
+    source = CheckpointSource(
+        name=name,
+        folder=folder,
+        revision=_hub_revision(folder),
+        raw_config=raw,
+        shards=shards,
+        sidecars=tuple(
+            sorted(n for n in names if (folder / n).is_file() and is_inside(folder, n))
+        ),
+        recorded_hashes={**hub_hashes, **index_hashes},
     )
-    files = [shard.file for shard in shards]
-    known = {file: sha for file in files if (sha := _known(folder, file))}
-    revision = _revision(folder)
-    made = Source(name, folder, revision, raw, shards, sidecars, {**known, **hashes})
-    return made, problems
+    return source, problems
 
 
-def _layout(folder: Path) -> tuple[str, str]:
-    """The names of index and single file; .bin only where nothing else is."""
-    if list(folder.glob("*.safetensors")) or (folder / INDEX).exists():
-        return INDEX, ONE_FILE
-    if (folder / torch_bin.INDEX).exists() or (folder / torch_bin.ONE_FILE).exists():
-        return torch_bin.INDEX, torch_bin.ONE_FILE
-    return INDEX, ONE_FILE
+def _weight_file_names(folder: Path) -> tuple[str, str]:
+    """The names of index and single file; those of .bin only without safetensors."""
+    if list(folder.glob("*.safetensors")) or (folder / INDEX_FILE).exists():
+        return INDEX_FILE, WEIGHTS_FILE
+    names = (torch_bin.INDEX_FILE, torch_bin.WEIGHTS_FILE)
+    if any((folder / name).exists() for name in names):
+        return names
+    return INDEX_FILE, WEIGHTS_FILE
 
 
-def _index(
-    folder: Path, index_file: str, one_file: str
+def _read_index(
+    folder: Path, index_file: str
 ) -> tuple[dict[str, str] | None, list[str], dict[str, str]]:
-    """Tensor -> file (None for a single file), problems, and hashes that it gives."""
+    """Reads tensor -> file (None without an index), problems, and recorded hashes."""
     path = folder / index_file
     if not path.exists():
         return None, [], {}
     try:
-        value = safetensors_header.strict_json(path.read_bytes())
+        value = safetensors_header.parse_strict_json(path.read_bytes())
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{folder}: {index_file} cannot be used ({reason}); fetch the file again"
         ) from error
     weight_map = value.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    is_map = (
+        isinstance(weight_map, dict)
+        and len(weight_map) > 0
+        and all(isinstance(file, str) for file in weight_map.values())
+    )
+    if not is_map:
         return {}, [f"{index_file}: weight_map must map tensors to files"], {}
-    if not all(isinstance(file, str) for file in weight_map.values()):
-        return {}, [f"{index_file}: weight_map must map tensors to files"], {}
-    said = (value.get("metadata") or {}).get("sha256")
-    hashes = said if isinstance(said, dict) else {}
-    return weight_map, [], hashes
+    hashes = (value.get("metadata") or {}).get("sha256")
+    return weight_map, [], hashes if isinstance(hashes, dict) else {}
 
 
-def _shards(
-    folder: Path, listed: Mapping[str, str] | None, problems: list[str]
+def _read_shards(
+    folder: Path, files: list[str], problems: list[str]
 ) -> tuple[Shard, ...]:
-    """The header of every file that the folder should have."""
-    one_file = _layout(folder)[1]
-    wanted = [one_file] if listed is None else sorted(set(listed.values()))
-    found = []
-    for file in wanted:
+    """Reads the header of every weight file; adds to `problems`."""
+    shards = []
+    for file in files:
         if not is_inside(folder, file):
             problems.append(f"{file}: points outside the folder")
         elif not (folder / file).is_file():
             problems.append(f"{file}: missing file")
         else:
-            read = torch_bin.read if file.endswith(".bin") else safetensors_header.read
+            is_bin = file.endswith(".bin")
+            read = torch_bin.read_shard if is_bin else safetensors_header.read_shard
             try:
-                found.append(read(folder / file, file))
+                shards.append(read(folder / file, file))
             except (ValueError, OSError) as error:
                 problems.append(" ".join(str(error).split()))
-    return tuple(found)
+    return tuple(shards)
 
 
-def _compare(
-    folder: Path, shards, listed: Mapping[str, str] | None, problems: list[str]
+def _check_against_index(
+    folder: Path,
+    shards: tuple[Shard, ...],
+    index: Mapping[str, str] | None,
+    suffix: str,
+    problems: list[str],
 ) -> None:
-    """Report files and tensors that are there against the index, or twice."""
-    known = {shard.file for shard in shards} | set((listed or {}).values())
-    suffix = Path(_layout(folder)[1]).suffix
-    if listed is not None:
+    """Adds files and tensors that contradict the index, or come twice, to `problems`.
+
+    `suffix` is that of weight files.
+    """
+    if index is not None:
+        known = {shard.file for shard in shards} | set(index.values())
         for path in sorted(folder.glob(f"*{suffix}")):
             if path.name not in known:
                 problems.append(f"{path.name}: extra file, no part of the checkpoint")
-    homes: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     for shard in shards:
         for tensor in shard.tensors:
-            if tensor.name in homes:
-                both = f"{homes[tensor.name]} and {shard.file}"
+            if tensor.name in file_of:
+                both = f"{file_of[tensor.name]} and {shard.file}"
                 problems.append(f"tensor {tensor.name} is twice, in {both}")
-            elif listed is not None and listed.get(tensor.name) != shard.file:
+            elif index is not None and index.get(tensor.name) != shard.file:
                 problems.append(
                     f"{shard.file}: tensor {tensor.name} is there against the index"
                 )
-            homes[tensor.name] = shard.file
-    opened = {shard.file for shard in shards}
-    for name, file in (listed or {}).items():
-        if file in opened and name not in homes:
+            file_of[tensor.name] = shard.file
+    readable = {shard.file for shard in shards}
+    for name, file in (index or {}).items():
+        if file in readable and name not in file_of:
             problems.append(f"{file}: tensor {name} of the index is missing")
 
 
-def _known(folder: Path, file: str) -> str | None:
+def _hub_hash(folder: Path, file: str) -> str | None:
     """The sha256 that the Hub gave for a file: the name of its blob, or its record."""
     path = folder / file
     if path.is_symlink() and _SHA256.fullmatch(path.resolve().name):
         return path.resolve().name
-    lines = _record(folder, file)
+    lines = _download_record(folder, file)
     return lines[1] if len(lines) > 1 and _SHA256.fullmatch(lines[1]) else None
 
 
-def _revision(folder: Path) -> str | None:
+def _hub_revision(folder: Path) -> str | None:
     """The commit of a folder that the Hub's client made."""
     if folder.parent.name == "snapshots" and _REVISION.fullmatch(folder.name):
         return folder.name
-    lines = _record(folder, "config.json")
+    lines = _download_record(folder, "config.json")
     return lines[0] if lines and _REVISION.fullmatch(lines[0]) else None
 
 
-def _record(folder: Path, file: str) -> list[str]:
-    """What the Hub's client notes beside a download: commit, hash, time."""
+def _download_record(folder: Path, file: str) -> list[str]:
+    """The lines that the Hub's client writes beside a download: commit, hash, time."""
     path = folder / ".cache" / "huggingface" / "download" / f"{file}.metadata"
     if not path.is_file():
         return []

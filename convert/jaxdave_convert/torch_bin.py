@@ -1,4 +1,8 @@
-"""Old .bin checkpoints, only with torch and only as plain tensors."""
+"""Checkpoints in PyTorch's older .bin files.
+
+They are pickles, so they are read by torch and with `weights_only`: tensors are
+accepted, code never runs.
+"""
 
 import math
 import zipfile
@@ -9,39 +13,62 @@ from typing import Any
 import numpy as np
 
 from jaxdave_convert import safetensors_header
-from jaxdave_convert.safetensors_header import Shard
+from jaxdave_convert.safetensors_header import Shard, TensorEntry
 
-ONE_FILE = "pytorch_model.bin"
-INDEX = "pytorch_model.bin.index.json"
+WEIGHTS_FILE = "pytorch_model.bin"
+INDEX_FILE = "pytorch_model.bin.index.json"
+
 _DTYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
 
 
-def read(path: Path, file: str) -> Shard:
-    """The tensors of a .bin file, as the safetensors file that would hold them.
+def read_shard(path: Path, file: str) -> Shard:
+    """Reads the tensors of a .bin file.
 
-    Raises ValueError without torch, and for a file that is more than tensors.
+    Args:
+      path: the file.
+      file: what error messages call it.
+
+    Returns:
+      The shard with the header of the safetensors file that would hold these tensors.
+
+    Raises:
+      ValueError: torch is not installed, or the file has more in it than tensors.
     """
-    tensors = load(path, file)
+    tensors = load_tensors(path, file)
     kinds = {
         name: (_DTYPES.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape))
         for name, tensor in tensors.items()
     }
-    if odd := [name for name, (dtype, _) in kinds.items() if dtype[:5] == "torch"]:
+    unknown = [name for name, (dtype, _) in kinds.items() if dtype[:5] == "torch"]
+    if unknown:
         raise ValueError(
-            f"{file}: tensor {odd[0]} has dtype {kinds[odd[0]][0]}, not "
+            f"{file}: tensor {unknown[0]} has dtype {kinds[unknown[0]][0]}, not "
             f"{'/'.join(safetensors_header.ITEM_SIZES)}"
         )
-    header = safetensors_header.build(kinds, {"format": "pt"})
-    found, end = [], len(header)
+    header = safetensors_header.build_header(kinds, {"format": "pt"})
+    entries, end = [], len(header)
     for name, (dtype, shape) in kinds.items():
         size = math.prod(shape) * safetensors_header.ITEM_SIZES[dtype]
-        found.append(safetensors_header.Tensor(name, dtype, shape, end, size))
+        entries.append(TensorEntry(name, dtype, shape, start=end, size=size))
         end += size
-    return Shard(file, path.stat().st_size, header, tuple(found))
+    return Shard(
+        file=file, size=path.stat().st_size, header=header, tensors=tuple(entries)
+    )
 
 
-def load(path: Path, file: str) -> dict[str, Any]:
-    """Name -> torch tensor, mapped where the file allows; no pickled code is run."""
+def load_tensors(path: Path, file: str) -> dict[str, Any]:
+    """Loads a .bin file, mapped into memory where the file allows it.
+
+    Args:
+      path: the file.
+      file: what error messages call it.
+
+    Returns:
+      Tensor name -> torch tensor on the CPU.
+
+    Raises:
+      ValueError: torch is not installed, or the file has more in it than tensors.
+    """
     try:
         import torch
     except ImportError as error:
@@ -49,39 +76,65 @@ def load(path: Path, file: str) -> dict[str, Any]:
             f"{file}: .bin files need torch; install jaxdave[torch], or fetch the "
             "safetensors files of the model"
         ) from error
-    mapped = zipfile.is_zipfile(path)  # the oldest files cannot be
+    can_map = zipfile.is_zipfile(path)  # files older than torch 1.6 are no zip files
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except Exception as error:  # unpickling has many kinds of failure
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
             f"{file}: unreadable, or more than tensors ({reason})"
         ) from error
-    if not isinstance(found, dict) or not all(map(torch.is_tensor, found.values())):
+    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
         raise ValueError(f"{file}: must hold a dictionary of tensors and nothing else")
-    return found
+    return tensors
 
 
-def buffers(
-    path: Path, file: str, sizes: Mapping[str, Sequence[int]]
+def tensor_blocks(
+    path: Path, file: str, byte_counts: Mapping[str, Sequence[int]]
 ) -> Iterator[memoryview]:
-    """The bytes of every tensor in turn, in pieces of the sizes asked for."""
-    for name, tensor in load(path, file).items():
-        raw = tensor.contiguous().view(_bits(tensor)).numpy()
-        flat = np.ascontiguousarray(raw).reshape(-1).view(np.uint8).data
-        at = 0
-        for size in sizes[name]:
-            yield flat[at : at + size]
-            at += size
+    """Yields the bytes of every tensor in turn.
+
+    Args:
+      path: the .bin file.
+      file: what error messages call it.
+      byte_counts: tensor name -> the sizes in bytes of the blocks that its data is
+        divided into.
+
+    Yields:
+      The blocks.
+
+    Raises:
+      ValueError: as `load_tensors` does.
+    """
+    for name, tensor in load_tensors(path, file).items():
+        # NumPy has no bfloat16, so the bits are passed on as integers.
+        bits = tensor.contiguous().view(_integer_dtype(tensor)).numpy()
+        data = np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data
+        start = 0
+        for size in byte_counts[name]:
+            yield data[start : start + size]
+            start += size
 
 
 def safetensors_name(file: str) -> str:
-    """What a .bin file is called once it is written as safetensors."""
+    """Names the safetensors file that a .bin file is exported as.
+
+    Args:
+      file: name of the .bin file.
+
+    Returns:
+      The name in Hugging Face's style.
+
+    Example:
+      >>> safetensors_name("pytorch_model-00001-of-00002.bin")
+      'model-00001-of-00002.safetensors'
+    """
     stem = file.removesuffix(".bin")
     return f"{stem.replace('pytorch_model', 'model', 1)}.safetensors"
 
 
-def _bits(tensor: Any) -> Any:
+def _integer_dtype(tensor: Any) -> Any:
+    """The torch integers of a tensor's width."""
     import torch
 
     return torch.int32 if tensor.element_size() == 4 else torch.int16

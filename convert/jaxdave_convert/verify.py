@@ -1,4 +1,8 @@
-"""Reading converted tensors back, as orbax does, and comparing bits."""
+"""Reading converted tensors back and comparing them with the source bit by bit.
+
+This takes another way than the conversion: tensorstore reads the arrays, as Orbax does
+when a model is loaded, and the source is read tensor by tensor.
+"""
 
 import random
 from pathlib import Path
@@ -6,79 +10,97 @@ from typing import Any
 
 import numpy as np
 
+from jaxdave.core.param_paths import leaves_by_path
 from jaxdave.io import orbax_io
-from jaxdave.io.safetensors_io import leaves_of
 from jaxdave.io.tokenizer import open_tokenizer
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave_convert import shard_copy, torch_bin
-from jaxdave_convert.plan import Plan
-from jaxdave_convert.safetensors_header import Shard, Tensor
+from jaxdave_convert.plan import ConversionPlan
+from jaxdave_convert.safetensors_header import Shard, TensorEntry
 
 _SEED = 0
 
 
-def verify(plan: Plan, folder: Path, count: int) -> None:
-    """Compare `count` tensors, drawn by a fixed seed, with the source bit by bit.
+def verify_tensors(plan: ConversionPlan, folder: Path, count: int) -> None:
+    """Compares a sample of converted tensors with the source.
 
-    Also compares orbax's own record of the tree, and opens the tokenizer. One tensor
-    is in memory at a time.
-    Raises ValueError naming the first tensor that differs.
+    Also compares Orbax's own metadata with the tree of parameters, and opens the
+    tokenizer if any tensor is compared. One tensor is in memory at a time.
+
+    Args:
+      plan: the conversion.
+      folder: its result.
+      count: number of tensors to compare, drawn with a fixed seed; all tensors, where
+        the source has fewer.
+
+    Raises:
+      ValueError: names the first tensor that differs.
     """
     _check_tree(plan, folder)
     if count:
         open_tokenizer(folder)
-    pairs = [(s, t) for s in plan.source.shards for t in s.tensors]
-    pairs = [(shard, tensor) for shard, tensor in pairs if tensor.name in plan.targets]
+    pairs = [
+        (shard, tensor)
+        for shard in plan.source.shards
+        for tensor in shard.tensors
+        if tensor.name in plan.targets
+    ]
     for shard, tensor in random.Random(_SEED).sample(pairs, min(count, len(pairs))):
-        if not _is_same(plan, folder, shard, tensor):
+        if not _is_equal(plan, folder, shard, tensor):
             raise ValueError(
                 f"tensor {tensor.name} of {shard.file} reads back with other bits; "
                 "convert again, and check the disk"
             )
 
 
-def _check_tree(plan: Plan, folder: Path) -> None:
+def _check_tree(plan: ConversionPlan, folder: Path) -> None:
+    """Compares the shapes in Orbax's metadata with those of the parameters."""
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        found: Any = checkpointer.metadata((folder / orbax_io.WEIGHTS).absolute())
-    leaves = leaves_of(found.item_metadata.tree)
-    wanted = leaves_of(param_shapes(plan.config))
+        metadata: Any = checkpointer.metadata((folder / orbax_io.WEIGHTS).absolute())
+    leaves = leaves_by_path(metadata.item_metadata.tree)
+    expected = leaves_by_path(param_shapes(plan.config))
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
-    if shapes != {path: leaf.shape for path, leaf in wanted.items()}:
+    if shapes != {path: leaf.shape for path, leaf in expected.items()}:
         raise ValueError(f"{folder}: orbax reads another tree than was written")
 
 
-def _is_same(plan: Plan, folder: Path, shard: Shard, tensor: Tensor) -> bool:
+def _is_equal(
+    plan: ConversionPlan, folder: Path, shard: Shard, tensor: TensorEntry
+) -> bool:
+    """Compares one tensor's bits, so that signs of zero and NaNs count too."""
     import tensorstore
 
-    slot = plan.targets[tensor.name].slot
-    home = orbax_io.array_folder(folder, slot.path).absolute()
+    target = plan.targets[tensor.name]
+    array_folder = orbax_io.array_folder(folder, target.path).absolute()
     array = tensorstore.open(
-        {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{home}/"}}
+        {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{array_folder}/"}}
     ).result()
-    found = np.asarray(
-        array.read().result() if slot.layer is None else array[slot.layer]
+    converted = np.asarray(
+        array.read().result() if target.layer is None else array[target.layer]
     )
-    found = found.T if slot.is_transposed else found
-    wanted = _source(plan, shard, tensor)
+    converted = converted.T if target.is_transposed else converted
+    original = _read_source(plan, shard, tensor)
     bits = np.uint32 if plan.dtype == "float32" else np.uint16
-    return found.shape == wanted.shape and np.array_equal(
-        np.ascontiguousarray(found).view(bits), wanted.view(bits)
+    return converted.shape == original.shape and np.array_equal(
+        np.ascontiguousarray(converted).view(bits), original.view(bits)
     )
 
 
-def _source(plan: Plan, shard: Shard, tensor: Tensor) -> np.ndarray:
+def _read_source(plan: ConversionPlan, shard: Shard, tensor: TensorEntry) -> np.ndarray:
+    """Reads one tensor of the source, cast to the dtype of the conversion."""
     path = plan.source.folder / shard.file
     if path.suffix == ".bin":
-        sizes = {t.name: [t.size] for t in shard.tensors}
-        views = torch_bin.buffers(path, shard.file, sizes)
-        named = zip(shard.tensors, views, strict=True)
-        raw = next(bytes(view) for one, view in named if one.name == tensor.name)
+        byte_counts = {t.name: [t.size] for t in shard.tensors}
+        views = torch_bin.tensor_blocks(path, shard.file, byte_counts)
+        pairs = zip(shard.tensors, views, strict=True)
+        data = next(bytes(view) for entry, view in pairs if entry.name == tensor.name)
     else:
         with path.open("rb") as file:
             file.seek(tensor.start)
-            raw = file.read(tensor.size)
-    cols = tensor.shape[-1]
-    rows = shard_copy.as_array(memoryview(raw), tensor.dtype, cols, plan.dtype)
+            data = file.read(tensor.size)
+    rows = shard_copy.rows_of(
+        memoryview(data), tensor.dtype, tensor.shape[-1], plan.dtype
+    )
     return np.ascontiguousarray(rows).reshape(tensor.shape)

@@ -1,9 +1,10 @@
-"""Where the bytes of one torch tensor go: a grid of chunk files of a zarr array.
+"""Where the bytes of a PyTorch tensor go: a grid of chunk files of a zarr array.
 
-Our kernels are torch's [out, in] transposed and stacked, [N, in, out]. A chunk
-[1, in, out / c] in Fortran order holds exactly the bytes of a run of torch's rows, so
-nothing is transposed and nothing is stacked. The projections back to the hidden size
-are split over `in` when a mesh holds them, so their chunks are runs of columns.
+Our kernels are PyTorch's [out, in] transposed and stacked, [N, in, out]. A chunk of
+shape [1, in, out / c] in Fortran order has exactly the bytes of consecutive rows of
+PyTorch's tensor, so converting neither transposes nor stacks: it cuts. The projections
+back to the hidden size are split over `in` on a mesh, so their chunks are consecutive
+columns.
 """
 
 import contextlib
@@ -17,19 +18,35 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
+from jaxdave.core.config import ModelConfig
+from jaxdave.core.param_paths import leaves_by_path
 from jaxdave.io import orbax_io
-from jaxdave.io.families import Target
-from jaxdave.io.safetensors_io import DTYPES, leaves_of
+from jaxdave.io.families import Family
+from jaxdave.io.safetensors_io import DTYPES
+from jaxdave.io.tensor_names import TensorTarget
 from jaxdave.models.param_shapes import param_shapes
-from jaxdave_convert.plan import Plan
+from jaxdave_convert.plan import ConversionPlan
 
-PARTS = 8  # of an array, so that one of up to 8 devices reads nothing in vain
-_BY_COLUMNS = ("blocks/attn/o/kernel", "blocks/mlp/down/kernel")
+MAX_CHUNKS = 8
+"""Chunks that a tensor is cut into, or fewer where 8 does not divide it: each of up to
+8 devices then reads its part of the tensor and nothing else."""
+
+# Row-parallel matrices, see `jaxdave.io.sharding`.
+_CUT_BY_COLUMNS = ("blocks/attn/o/kernel", "blocks/mlp/down/kernel")
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
-    """One source tensor [rows, cols] as row_parts x col_parts chunk files."""
+class ChunkGrid:
+    """One source tensor [rows, cols] as row_parts x col_parts chunk files.
+
+    Attributes:
+      path: path of the parameter that the tensor fills.
+      layer: its index along the parameter's layer axis; None where it fills it alone.
+      rows: rows of the tensor; 1 for a vector.
+      cols: columns of the tensor.
+      row_parts: chunks that the rows are cut into.
+      col_parts: chunks that the columns are cut into.
+    """
 
     path: str
     layer: int | None
@@ -39,90 +56,147 @@ class Grid:
     col_parts: int
 
     def file(self, row: int, col: int) -> str:
-        """The file of a chunk, inside the weights folder."""
-        home = self.path.replace("/", ".")
-        place = [] if self.layer is None else [self.layer]
+        """Names the file of a chunk.
+
+        Args:
+          row: index of the chunk along the rows, below `row_parts`.
+          col: index along the columns, below `col_parts`.
+
+        Returns:
+          The file's path inside the weights folder.
+        """
+        array = self.path.replace("/", ".")
+        index = [] if self.layer is None else [self.layer]
         if self.rows == 1:
-            place += [col]
+            index += [col]
         else:
-            place += [col, row] if self.order == "F" else [row, col]
-        return f"{home}/{'.'.join(map(str, place))}"
+            index += [col, row] if self.order == "F" else [row, col]
+        return f"{array}/{'.'.join(map(str, index))}"
 
     @property
-    def chunk(self) -> tuple[int, ...]:
-        """The shape of a chunk of the array."""
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of a chunk of the zarr array, layer axis included."""
         sizes = (self.rows // self.row_parts, self.cols // self.col_parts)
         sizes = sizes[1:] if self.rows == 1 else sizes
-        own = sizes[::-1] if self.order == "F" else sizes
-        return own if self.layer is None else (1, *own)
+        shape = sizes[::-1] if self.order == "F" else sizes
+        return shape if self.layer is None else (1, *shape)
 
     @property
     def order(self) -> str:
-        """Which index of a chunk runs slowest: "C" the first, "F" the last."""
+        """Layout inside a chunk: "C" (last index fastest) or "F" (first fastest)."""
         return "F" if self.path.endswith("/kernel") else "C"
 
 
-def grid(target: Target) -> Grid:
-    """How a tensor is cut; a vector is one chunk."""
-    slot, (*rows, cols) = target.slot, target.shape
+def chunk_grid(target: TensorTarget) -> ChunkGrid:
+    """Decides how a tensor is cut.
+
+    Args:
+      target: the place and the shape of the tensor.
+
+    Returns:
+      Its chunks; a vector is a single one.
+    """
+    *rows, cols = target.shape
     if not rows:
-        return Grid(slot.path, slot.layer, 1, cols, 1, 1)
-    by_columns = slot.path in _BY_COLUMNS
-    parts = math.gcd(cols if by_columns else rows[0], PARTS)
-    row_parts, col_parts = (1, parts) if by_columns else (parts, 1)
-    return Grid(slot.path, slot.layer, rows[0], cols, row_parts, col_parts)
+        return ChunkGrid(
+            path=target.path,
+            layer=target.layer,
+            rows=1,
+            cols=cols,
+            row_parts=1,
+            col_parts=1,
+        )
+    by_columns = target.path in _CUT_BY_COLUMNS
+    num_parts = math.gcd(cols if by_columns else rows[0], MAX_CHUNKS)
+    return ChunkGrid(
+        path=target.path,
+        layer=target.layer,
+        rows=rows[0],
+        cols=cols,
+        row_parts=1 if by_columns else num_parts,
+        col_parts=num_parts if by_columns else 1,
+    )
 
 
-def make_weights(folder: Path, plan: Plan) -> None:
-    """Make folder/weights: an orbax checkpoint whose arrays have no chunks yet."""
-    leaves = leaves_of(param_shapes(plan.config))
+def tensor_grids(
+    family: Family, config: ModelConfig, targets: Mapping[str, TensorTarget]
+) -> dict[str, ChunkGrid]:
+    """Decides how every tensor of a checkpoint is cut.
+
+    Args:
+      family: the layout of the checkpoint.
+      config: the model.
+      targets: tensor name -> its place, see `families.checkpoint_tensors`.
+
+    Returns:
+      Tensor name -> its chunks. Where the embedding serves as head, a stored head has
+      the chunks of the embedding.
+    """
+    grids = {name: chunk_grid(target) for name, target in targets.items()}
+    if config.tie_embeddings:
+        names = family.tensor_names
+        grids[names["head"]] = grids[names["embedding"]]
+    return grids
+
+
+def make_empty_arrays(folder: Path, plan: ConversionPlan) -> None:
+    """Makes folder/weights, an Orbax checkpoint whose arrays have no chunks yet.
+
+    Args:
+      folder: the folder that is being made.
+      plan: the conversion.
+    """
+    leaves = leaves_by_path(param_shapes(plan.config))
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
-    home = folder / orbax_io.WEIGHTS
-    home.mkdir()
-    for name, content in _records(shapes, plan.dtype).items():
-        (home / name).write_bytes(content)
+    weights = folder / orbax_io.WEIGHTS
+    weights.mkdir()
+    for name, content in _orbax_files(shapes, plan.dtype).items():
+        (weights / name).write_bytes(content)
     for target in plan.targets.values():
-        if not target.slot.layer:
-            cut = grid(target)
-            array = orbax_io.array_folder(folder, cut.path)
+        # All layers of a parameter are one array; the first stands for the others.
+        if not target.layer:
+            grid = chunk_grid(target)
+            array = orbax_io.array_folder(folder, grid.path)
             array.mkdir()
-            shape = shapes[cut.path]
-            described = orbax_io.array_json(shape, cut.chunk, cut.order, plan.dtype)
-            (array / ".zarray").write_text(json.dumps(described), encoding="utf-8")
+            metadata = orbax_io.zarr_metadata(
+                shapes[grid.path], grid.chunk_shape, grid.order, plan.dtype
+            )
+            (array / ".zarray").write_text(json.dumps(metadata), encoding="utf-8")
 
 
-def _records(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, bytes]:
-    """The files that orbax keeps beside the arrays, made by orbax.
+def _orbax_files(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, bytes]:
+    """Has Orbax make the files that it puts beside the arrays of such a tree.
 
-    It saves arrays that are as good as empty, in a place of its own: on a full disk it
-    fails in more than one line.
+    It saves a tree of arrays with one number each in a temporary place: on a full disk
+    it would fail with more than one line.
     """
     import orbax.checkpoint as ocp
 
-    small = {p: jnp.zeros((1,) * len(s), DTYPES[dtype]) for p, s in shapes.items()}
+    tiny = {p: jnp.zeros((1,) * len(s), DTYPES[dtype]) for p, s in shapes.items()}
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
     with tempfile.TemporaryDirectory() as name:
-        home = Path(name) / orbax_io.WEIGHTS
-        with _hushed(), ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(home, orbax_io.nest_paths(small))
-        files = [path for path in home.iterdir() if path.is_file()]
-        # The note that orbax was successful names the folder where it was.
-        found = {p.name: p.read_bytes() for p in files if p.suffix != ".txt"}
-    found["_METADATA"] = _with_shapes(found["_METADATA"], shapes)
-    return found
+        weights = Path(name) / orbax_io.WEIGHTS
+        with _absl_warnings_off(), ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(weights, orbax_io.nest_paths(tiny))
+        paths = [path for path in weights.iterdir() if path.is_file()]
+        # The note that Orbax was successful (.txt) names the temporary folder.
+        files = {p.name: p.read_bytes() for p in paths if p.suffix != ".txt"}
+    files["_METADATA"] = _with_shapes(files["_METADATA"], shapes)
+    return files
 
 
 def _with_shapes(content: bytes, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-    records = json.loads(content)
-    for record in records["tree_metadata"].values():
-        path = "/".join(key["key"] for key in record["key_metadata"])
-        record["value_metadata"]["write_shape"] = list(shapes[path])
-    return json.dumps(records).encode()
+    """Puts the true shapes into Orbax's metadata of the tree."""
+    metadata = json.loads(content)
+    for entry in metadata["tree_metadata"].values():
+        path = "/".join(key["key"] for key in entry["key_metadata"])
+        entry["value_metadata"]["write_shape"] = list(shapes[path])
+    return json.dumps(metadata).encode()
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Orbax warns that a checkpoint of plain arrays has nothing to merge."""
+def _absl_warnings_off() -> Iterator[None]:
+    """Silences Orbax's warning that a checkpoint of plain arrays needs no merging."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -79,7 +79,7 @@ def chosen(count: int) -> list["Problem"]:
 
 def decode(model: "Model", settings: DecodeConfig, problem: "Problem") -> Pair:
     """One problem by static and by FreeDave, in programs of the same shapes."""
-    from jaxdave.demo_tasks.grade import grade
+    from jaxdave.demo_tasks.grade import is_correct
     from jaxdave.engine.generation import generate
 
     prompt = model.codec.encode_prompt(problem.prompt)
@@ -94,7 +94,7 @@ def decode(model: "Model", settings: DecodeConfig, problem: "Problem") -> Pair:
         for method in ("static", "freedave")
     )
     answer = model.codec.decode(fast.rows[0].token_ids)
-    return Pair(problem, plain, fast, grade(problem, answer))
+    return Pair(problem, plain, fast, is_correct(problem, answer))
 
 
 def coloured(codec: "Codec", row: "Row") -> Text:

@@ -34,7 +34,7 @@ def run(name: str, out: Path, steps: int | None) -> None:
         state.params,
         dtype="bfloat16",
         tokenizer=out / "tokenizer",
-        max_new_tokens=recipe.room,
+        max_new_tokens=recipe.max_new_tokens,
     )
     print(f"wrote {folder}; try: jaxdave demo --model {folder}")
 
@@ -54,6 +54,8 @@ def chosen(name: str, steps: int | None) -> "Recipe":
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1; the recipe's is best")
     # A run too short for the recipe's phases still rises and falls.
-    warmup = min(recipe.warmup, steps // 2)
-    decay = min(recipe.decay, steps - warmup)
-    return dataclasses.replace(recipe, steps=steps, warmup=warmup, decay=decay)
+    warmup = min(recipe.warmup_steps, steps // 2)
+    decay = min(recipe.decay_steps, steps - warmup)
+    return dataclasses.replace(
+        recipe, steps=steps, warmup_steps=warmup, decay_steps=decay
+    )

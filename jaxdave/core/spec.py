@@ -1,4 +1,4 @@
-"""The functions and fixed sizes of a decode, as one frozen record."""
+"""What a decode is compiled from: functions and fixed sizes, as one frozen record."""
 
 import dataclasses
 
@@ -10,14 +10,26 @@ from jaxdave.core.state import RuntimeParams, default_runtime_params
 from jaxdave.core.window import WindowLayout
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class DecodeSpec:
     """The functions and fixed sizes that a decode is compiled from.
 
-    sizes: how many drafts a call may carry, ascending; draft_steps: how many this one
-    does. exact: rows are computed one after another by one body of fixed shape, so a
-    row's bits do not depend on its neighbours; otherwise side by side. guarded: side by
-    side, and what is too close to call is computed again, as under exact.
+    Two specs are equal only if they are one object, as each owns compiled programs.
+
+    Attributes:
+        model: The model's functions.
+        layout: Geometry of blocks and window.
+        policy: The rule that says what a step commits.
+        draft: The draft function.
+        sampling: Temperature and filters.
+        draft_steps: How many drafts a call may carry, ascending. One number, or several
+            among which the loop chooses before every call.
+        num_drafts: How many drafts the calls traced with this spec carry, one of
+            `draft_steps`.
+        exact: Rows are computed one after another by one body of fixed shape, so that a
+            row's bits do not depend on its neighbours; otherwise side by side.
+        guarded: Side by side, and decisions that are too close to call are evaluated
+            again in the trusted shape, as under `exact`.
     """
 
     model: ModelFns
@@ -25,31 +37,31 @@ class DecodeSpec:
     policy: Policy
     draft: DraftFn
     sampling: SamplingConfig
-    draft_steps: int
+    draft_steps: tuple[int, ...]
+    num_drafts: int
     exact: bool
     guarded: bool = False
-    draft_lengths: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.draft_lengths:
-            object.__setattr__(self, "draft_lengths", (self.draft_steps,))
 
     @property
-    def max_drafts(self) -> int:
+    def max_num_drafts(self) -> int:
         """Drafts of the largest call."""
-        return self.draft_lengths[-1]
+        return self.draft_steps[-1]
 
     @property
-    def window_used(self) -> int:
-        """How much of the window calls of this size make use of."""
-        return self.layout.used_length(self.draft_steps)
+    def used_length(self) -> int:
+        """How much of the window calls with `num_drafts` drafts make use of."""
+        return self.layout.used_length(self.num_drafts)
 
     @property
     def num_states(self) -> int:
-        """States that a call evaluates."""
-        branching = self.policy.scoring
-        return self.draft_steps * (1 if branching is None else branching.count)
+        """States that a call evaluates: all candidates of all drafts."""
+        scoring = self.policy.scoring
+        return self.num_drafts * (1 if scoring is None else scoring.count)
 
-    def runtime(self, cap: int, calls: int = 0) -> RuntimeParams:
-        """Terms by which nothing is doubted and all sizes cost the same."""
-        return default_runtime_params(cap, calls, len(self.draft_lengths))
+    def with_num_drafts(self, num_drafts: int) -> "DecodeSpec":
+        """This spec for calls of another draft length."""
+        return dataclasses.replace(self, num_drafts=num_drafts)
+
+    def runtime(self, max_num_drafts: int, max_calls: int = 0) -> RuntimeParams:
+        """Runtime parameters before anything is measured (see `RuntimeParams`)."""
+        return default_runtime_params(max_num_drafts, max_calls, len(self.draft_steps))

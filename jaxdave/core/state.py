@@ -1,4 +1,9 @@
-"""Where requests stand, and guesses of where they will (letters: see `types.py`)."""
+"""The state of a decode: rows, their caches, and what a compiled loop is given.
+
+Axis letters of the whole library are in `jaxdave.core.policy_api`. A *row* is one
+sequence of a batch. The loop is written for one row; `jaxdave.decoding.rows` maps it
+over a batch.
+"""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -11,12 +16,28 @@ from jaxdave.core.policy_api import Memory
 from jaxdave.core.prediction import ErrorBound, Prediction
 
 
+class PolicyState(NamedTuple):
+    """One point of a decoding path.
+
+    Attributes:
+        tokens_L: Tokens of the window, int32 [L]: the policy's next state, which is to
+            be evaluated. For a policy that scores candidates it is the state that was
+            last chosen; the candidates themselves are in the memory.
+        memory: The policy's memory.
+        n: Policy-step index, int32; it keys the noise.
+    """
+
+    tokens_L: jax.Array
+    memory: Memory
+    n: jax.Array
+
+
 class Stats(NamedTuple):
     """Running totals of one row.
 
     Attributes:
         verify: Verify calls, int32.
-        refresh: Calls that made the cache anew (cache rules of full attention), int32.
+        refresh: Calls that recomputed the cache (cache rules of full attention), int32.
         recheck: Calls that decided again what was too close to call, int32.
         size_Z: Verify calls by draft length, int32 [Z].
         error: The largest difference that a recheck call has found to what it checked.
@@ -35,21 +56,33 @@ class Stats(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RowState:
-    """Where one request stands.
+    """One sequence while it is decoded.
 
-    tokens_T: int32 canvas: the prompt, what is known, mask ids. It already holds the
-    policy's next state, which is certain but not evaluated yet (see `Stand`).
-    hidden_LE, pred: vectors of the window from the last evaluated state, and their
-    Prediction [D, L] at the noise of the coming steps; good for drafts only, never for
-    decisions. begin, end: the first generated position, and the one after the last.
-    told_T: the user's draft text; -1: none. start: first position of the window. stale:
-    the window has moved to where no cache reaches, so the next call must be a refresh.
-    n: policy-step index of the state in `tokens_T`; memory: the policy's there.
-    doubted: what follows that state was too close to call, so the next call must be a
-    recheck. solid: before it the cache holds what recheck calls have made. luck: drafts
-    that were right, and wrong, of late.
+    Attributes:
+        tokens_T: The prompt, committed tokens and mask ids, int32 [T]. It already holds
+            the policy's next state, which is certain but not evaluated yet.
+        hidden_LE: Hidden vectors of the window from the last accepted state, [L, E].
+        pred: Their prediction [D, L] at the noise of the coming steps. It is stale:
+            good for drafts, never for decisions.
+        begin: First generated position, int32.
+        end: The position after the last one that may be generated, int32.
+        draft_text_T: The user's draft text, int32 [T]; -1 where there is none.
+        start: First position of the window, int32.
+        needs_refresh: The window has moved to where no cache reaches, so the next call
+            must recompute the cache.
+        n: Policy-step index of the state in `tokens_T`, int32.
+        memory: The policy's memory there.
+        draft_memory: The draft function's memory there (see `DraftFn`).
+        done: The row has ended.
+        key: PRNG key of (seed, request), uint32 [2].
+        needs_recheck: The decision after that state was too close to call, so the next
+            call must be a recheck.
+        verified_until: Before this position the cache holds what recheck calls, or the
+            trusted prefill, have computed, int32.
+        acceptance_counts: Recent accepted and rejected drafts, decayed, float32 [2].
+        stats: Running totals.
     """
 
     tokens_T: jax.Array
@@ -62,6 +95,7 @@ class RowState:
     needs_refresh: jax.Array
     n: jax.Array
     memory: Memory
+    draft_memory: Any
     done: jax.Array
     key: jax.Array
     needs_recheck: jax.Array
@@ -71,45 +105,70 @@ class RowState:
 
 
 class DecodeState(NamedTuple):
-    """All rows [B, ...] and their cache [N, B, T, ...]; or one, without that axis."""
+    """All rows of a decode and their KV caches.
+
+    A single row has no batch axis: XLA copies the whole cache where the result of a
+    loop is laid out with an axis of one. Methods of this class and
+    `jaxdave.decoding.rows` are all that has to know.
+
+    Attributes:
+        rows: [B, ...], or [...] for a single row.
+        cache: The model's cache, layers first: [N, B, T, ...], or [N, T, ...].
+    """
 
     rows: RowState
     cache: Any
 
     @property
-    def is_one(self) -> bool:
-        """Whether it is one row without an axis."""
+    def is_single(self) -> bool:
+        """True for one row without a batch axis."""
         return self.rows.done.ndim == 0
 
-    def alone(self) -> "DecodeState":
-        """The only row of a batch of one."""
+    def without_batch_axis(self) -> "DecodeState":
+        """The only row of a batch of one, without its axis."""
         return DecodeState(squeeze_axis(self.rows, 0), squeeze_axis(self.cache, 1))
 
-    def as_batch(self) -> "DecodeState":
-        """A batch of the one row."""
-        put = lambda tree, at: jax.tree.map(lambda a: jnp.expand_dims(a, at), tree)  # noqa: E731
-        return DecodeState(put(self.rows, 0), put(self.cache, 1))
+    def with_batch_axis(self) -> "DecodeState":
+        """A single row as a batch of one; a batch as it is."""
+        if not self.is_single:
+            return self
+        rows = jax.tree.map(lambda a: jnp.expand_dims(a, 0), self.rows)
+        cache = jax.tree.map(lambda a: jnp.expand_dims(a, 1), self.cache)
+        return DecodeState(rows, cache)
+
+    def fetch(self, arrays: Any) -> Any:
+        """Arrays of `rows` on the host, always with their batch axis [B, ...]."""
+        host = jax.device_get(arrays)
+        return jax.tree.map(lambda a: a[None], host) if self.is_single else host
+
+    def take(self, index_R: jax.Array) -> "DecodeState":
+        """Some rows of a batch, int32 [R]; one row comes without a batch axis."""
+        rows = jax.tree.map(lambda a: a[index_R], self.rows)
+        cache = jax.tree.map(lambda a: a[:, index_R], self.cache)
+        chosen = DecodeState(rows, cache)
+        return chosen.without_batch_axis() if index_R.shape == (1,) else chosen
+
+    def take_shapes(self, count: int) -> "DecodeState":
+        """Shapes and dtypes of `take` of so many rows, without computing it."""
+        size = () if count == 1 else (count,)
+
+        def shapes(tree: Any, axis: int) -> Any:
+            def shape(a) -> jax.ShapeDtypeStruct:
+                dims = (*a.shape[:axis], *size, *a.shape[axis + 1 :])
+                return jax.ShapeDtypeStruct(dims, a.dtype)
+
+            return jax.tree.map(shape, tree)
+
+        return DecodeState(shapes(self.rows, 0), shapes(self.cache, 1))
 
 
 def squeeze_axis(tree: Any, axis: int) -> Any:
-    """Arrays without an axis of one."""
+    """Remove an axis of size one from every array of a pytree."""
     return jax.tree.map(lambda a: jax.lax.squeeze(a, (axis,)), tree)
 
 
-class PolicyState(NamedTuple):
-    """A point of a decoding path: window tokens, the policy's memory, step index n.
-
-    tokens_L: the policy's next state, to be evaluated; of a branching policy the state
-    that it has last gone to, its candidates being in the memory.
-    """
-
-    tokens_L: jax.Array
-    memory: Memory
-    n: jax.Array
-
-
 class RuntimeParams(NamedTuple):
-    """What a compiled decode may be told anew at every run; the text is the same.
+    """What may differ between two runs of one compiled decode; the text never does.
 
     Attributes:
         max_num_drafts: How many drafts of a call may be used; 1 is the plain policy.
@@ -117,7 +176,7 @@ class RuntimeParams(NamedTuple):
         stop_at_rows: The loop ends when no more than so many rows are unfinished.
         error_bound: How far predictions may be off, under guarded numerics; infinite:
             every decision is evaluated again.
-        seconds_Z: Seconds that a call of each draft length takes.
+        seconds_Z: Seconds that a call of each draft length takes, float32 [Z].
         forced_index: Use this draft length whatever it takes, and go on after the rows'
             end (to time it); -1: choose.
     """
@@ -131,8 +190,16 @@ class RuntimeParams(NamedTuple):
 
 
 class PromptBatch(NamedTuple):
-    """What a decode starts from: canvases, where rows begin and end, the users' draft
-    texts (-1 where there is none), noise ids."""
+    """The prompts of a decode, padded.
+
+    Attributes:
+        tokens_BT: Prompt tokens, then mask ids, int32 [B, T].
+        begin_B: First generated position of each row, int32 [B].
+        end_B: The position after the last one that may be generated, int32 [B].
+        draft_text_BT: The users' draft texts, int32 [B, T]; -1 where there is none.
+        seed_B: Noise seeds, uint32 [B].
+        request_B: Request numbers, uint32 [B]; with the seed they key the noise.
+    """
 
     tokens_BT: jax.Array
     begin_B: jax.Array
@@ -142,12 +209,27 @@ class PromptBatch(NamedTuple):
     request_B: jax.Array
 
 
-def default_runtime_params(cap: int, calls: int, sizes: int) -> RuntimeParams:
-    """Terms by which nothing is doubted and all `sizes` cost the same."""
-    whole = lambda value: host_array(np.int32(value))  # noqa: E731
-    none = ErrorBound.every(host_array(np.float32(0)))
-    same = host_array(np.ones(sizes, np.float32))
-    return RuntimeParams(whole(cap), whole(calls), whole(0), none, same, whole(-1))
+def default_runtime_params(
+    max_num_drafts: int, max_calls: int, num_lengths: int
+) -> RuntimeParams:
+    """Runtime parameters for exact predictions and calls that all cost the same.
+
+    Args:
+        max_num_drafts: How many drafts of a call may be used.
+        max_calls: Rounds of the loop at most.
+        num_lengths: Draft lengths that a call may have, Z.
+
+    Returns:
+        Parameters as host arrays (see `host_array`).
+    """
+    return RuntimeParams(
+        max_num_drafts=host_array(np.int32(max_num_drafts)),
+        max_calls=host_array(np.int32(max_calls)),
+        stop_at_rows=host_array(np.int32(0)),
+        error_bound=ErrorBound(*[host_array(np.float32(0))] * len(ErrorBound._fields)),
+        seconds_Z=host_array(np.ones(num_lengths, np.float32)),
+        forced_index=host_array(np.int32(-1)),
+    )
 
 
 def host_array(value: np.ndarray | np.generic) -> jax.Array:

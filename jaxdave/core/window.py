@@ -1,145 +1,193 @@
-"""Blocks of a window: which is being decoded, what is open, when a row has ended."""
+"""The window of a decode: its blocks, which one is active, and when a row has ended.
+
+A call evaluates a *window* of consecutive positions that holds whole blocks. Its first
+block with a masked position is the *active* one: policies decide there and nowhere
+else. Everything here is index arithmetic on one row.
+"""
 
 import dataclasses
-from collections.abc import Callable
+import enum
 
 import jax
 import jax.numpy as jnp
 
 from jaxdave.core.state import RowState
 
-AdvanceFn = Callable[..., tuple[jax.Array, jax.Array]]
+
+class CacheRule(enum.Enum):
+    """How the KV cache of a decode comes about, and so how its window may move.
+
+    Attributes:
+        EXACT: Block-causal models. Keys and values of a block depend on nothing to its
+            right, so those computed when its last token was evaluated are final. The
+            window moves past blocks whose complete state has been *evaluated*.
+        FROZEN: Full attention under Fast-dLLM's "prefix" or "dual" cache. The cache is
+            recomputed (a refresh call) whenever a new block becomes active and frozen
+            until then. The window moves past every *committed* block, evaluated or not.
+        NONE: Full attention without a cache. The window covers the whole answer and
+            never moves.
+    """
+
+    EXACT = "exact"
+    FROZEN = "frozen"
+    NONE = "none"
+
+    @property
+    def needs_refresh(self) -> bool:
+        """True where moving the window makes the cache stale."""
+        return self is CacheRule.FROZEN
 
 
-def past_seen(layout: "WindowLayout", evaluated_L, known_L, state: RowState):
-    """Past blocks that the evaluated state has completed: their cache is at hand."""
-    del known_L
-    return layout.complete_blocks(evaluated_L, state), jnp.bool_(False)
+def lookahead_length(num_drafts: int, block_length: int) -> int:
+    """Length of the window that drafts of a block-causal model can reach.
 
+    After d tokens are accepted, the next d drafts are made of the same call's
+    prediction, so it has to look 2 d tokens past the active block.
 
-def past_known(layout: "WindowLayout", evaluated_L, known_L, state: RowState):
-    """Past blocks that are complete at all; the cache is primed again after that."""
-    del evaluated_L
-    moved = layout.complete_blocks(known_L, state)
-    return moved, moved > 0
+    Args:
+        num_drafts: Drafts of a call, 1 or more.
+        block_length: Tokens of a block.
 
-
-def nowhere(layout: "WindowLayout", evaluated_L, known_L, state: RowState):
-    """The window covers the whole answer."""
-    del layout, evaluated_L, known_L, state
-    return jnp.int32(0), jnp.bool_(False)
-
-
-def lookahead_length(drafts: int, length: int) -> int:
-    """Positions that drafts of a block-causal model reach from a block's start."""
-    return length * (1 + (2 * -(-drafts // length) if drafts > 1 else 1))
+    Returns:
+        Positions, a multiple of `block_length`.
+    """
+    blocks = 2 * -(-num_drafts // block_length) if num_drafts > 1 else 1
+    return block_length * (1 + blocks)
 
 
 @dataclasses.dataclass(frozen=True)
 class WindowLayout:
-    """The geometry of a decode: block length, window length, mask id and stop ids.
+    """The geometry of a decode.
 
-    A window holds whole blocks. anchored: blocks are counted from the first generated
-    position, as full-attention decoders do; otherwise from position 0. slide(grid,
-    evaluated_L, known_L, state) -> (blocks that the window moves on, whether the cache
-    must then be primed again): `past_seen`, `past_known` or `nowhere`. reach: positions
-    of the window that may be decoded before it moves; None: all.
+    Attributes:
+        block_length: Tokens of a block.
+        window_length: Tokens of a window, a multiple of `block_length`.
+        mask_id: Token id of a position that is not decoded yet.
+        stop_ids: Ids that end an answer.
+        anchored: Blocks are counted from the first generated position, as
+            full-attention decoders do, instead of from position 0.
+        cache_rule: How the KV cache comes about.
+        decodable_length: Positions at the front of the window that may be decoded
+            before it moves; None: all.
     """
 
-    length: int
+    block_length: int
     window_length: int
     mask_id: int
     stop_ids: tuple[int, ...]
     anchored: bool = False
-    slide: AdvanceFn = past_seen
-    reach: int | None = None
+    cache_rule: CacheRule = CacheRule.EXACT
+    decodable_length: int | None = None
 
     @property
-    def blocks(self) -> int:
-        return self.window_length // self.length
+    def num_blocks(self) -> int:
+        """Blocks of a window."""
+        return self.window_length // self.block_length
 
-    def used_length(self, drafts: int) -> int:
-        """How much of the window calls with so many drafts make use of.
-
-        After d tokens are accepted the next d drafts come from the same call, so that
-        they reach 2 d tokens past the current block.
-        """
-        if self.slide is not past_seen:
+    def used_length(self, num_drafts: int) -> int:
+        """How much of the window calls with so many drafts make use of."""
+        if self.cache_rule is not CacheRule.EXACT:
             return self.window_length
-        return min(self.window_length, lookahead_length(drafts, self.length))
+        return min(self.window_length, lookahead_length(num_drafts, self.block_length))
 
-    def first(self, begin: jax.Array) -> jax.Array:
+    def first_start(self, begin: jax.Array) -> jax.Array:
         """Where the first window starts, given the first generated position."""
-        return begin if self.anchored else begin // self.length * self.length
+        block = begin // self.block_length * self.block_length
+        return begin if self.anchored else block
 
-    def window(self, state: RowState) -> jax.Array:
-        """The tokens of the row's window [L]."""
-        return self.along(state.tokens_T, state)
+    def advance(self, evaluated_L, committed_L, row: RowState):
+        """How far the window moves after a call.
 
-    def along(self, array_T: jax.Array, state: RowState) -> jax.Array:
-        """The part of an array over the canvas that the window covers."""
-        return jax.lax.dynamic_slice_in_dim(array_T, state.start, self.window_length)
+        Args:
+            evaluated_L: The last accepted state of the window, which was evaluated.
+            committed_L: The policy's step from there, which is known but not evaluated.
+            row: The row before the move.
 
-    def places(self, state: RowState) -> jax.Array:
-        """The positions of the window [L]."""
-        return state.start + jnp.arange(self.window_length, dtype=jnp.int32)
-
-    def active(self, tokens_L: jax.Array, state: RowState):
-        """The first block of the window that has something left to decode.
-
-        Returns its index (the last block's if there is none) and open_L, True at its
-        masked positions before the row's end.
+        Returns:
+            (blocks to move on, True where the cache must be refreshed before the next
+            verify call).
         """
-        masked_L, block_L = self.open(tokens_L, state), self.block_of()
-        block = jnp.min(jnp.where(masked_L, block_L, self.blocks - 1))
+        if self.cache_rule is CacheRule.NONE:
+            return jnp.int32(0), jnp.bool_(False)
+        if self.cache_rule is CacheRule.EXACT:
+            return self.complete_blocks(evaluated_L, row), jnp.bool_(False)
+        blocks = self.complete_blocks(committed_L, row)
+        return blocks, blocks > 0
+
+    def window_tokens(self, row: RowState) -> jax.Array:
+        """The tokens of the row's window, int32 [L]."""
+        return self.slice_window(row.tokens_T, row)
+
+    def slice_window(self, array_T: jax.Array, row: RowState) -> jax.Array:
+        """The part of an array over the whole sequence that the window covers, [L]."""
+        return jax.lax.dynamic_slice_in_dim(array_T, row.start, self.window_length)
+
+    def positions(self, row: RowState) -> jax.Array:
+        """The positions of the window in the sequence, int32 [L]."""
+        return row.start + jnp.arange(self.window_length, dtype=jnp.int32)
+
+    def active_block(self, tokens_L: jax.Array, row: RowState):
+        """Find the first block of a state that has something left to decode.
+
+        Args:
+            tokens_L: A state of the window, int32 [L].
+            row: The row whose window it is.
+
+        Returns:
+            (index of the block, that of the last block if there is none; open_L: bool
+            [L], True at its masked positions before the row's end).
+        """
+        masked_L, block_L = self.open_positions(tokens_L, row), self.block_indices()
+        block = jnp.min(jnp.where(masked_L, block_L, self.num_blocks - 1))
         return block, masked_L & (block_L == block)
 
-    def open(self, tokens_L: jax.Array, state: RowState) -> jax.Array:
-        """What may be decoded before the window moves [L]."""
-        last = state.start + (self.reach or self.window_length)
-        near_L = self.places(state) < jnp.minimum(state.end, last)
-        return (tokens_L == self.mask_id) & near_L
+    def open_positions(self, tokens_L: jax.Array, row: RowState) -> jax.Array:
+        """Positions that may be decoded before the window moves, bool [L]."""
+        end = row.start + (self.decodable_length or self.window_length)
+        is_inside_L = self.positions(row) < jnp.minimum(row.end, end)
+        return (tokens_L == self.mask_id) & is_inside_L
 
-    def block_of(self) -> jax.Array:
-        """The block of each position of the window [L]."""
-        return jnp.arange(self.window_length, dtype=jnp.int32) // self.length
+    def block_indices(self) -> jax.Array:
+        """The block of each position of the window, int32 [L]."""
+        return jnp.arange(self.window_length, dtype=jnp.int32) // self.block_length
 
-    def cut(self, array_L: jax.Array, block: jax.Array) -> jax.Array:
-        """One block of an array that runs along the window."""
-        return jax.lax.dynamic_slice_in_dim(array_L, block * self.length, self.length)
+    def block_slice(self, array_L: jax.Array, block: jax.Array) -> jax.Array:
+        """One block [W, ...] of an array [L, ...] along the window."""
+        first, size = block * self.block_length, self.block_length
+        return jax.lax.dynamic_slice_in_dim(array_L, first, size)
 
-    def paste(self, tokens_L: jax.Array, part_W: jax.Array, block: jax.Array):
-        """The window with one block replaced."""
-        return jax.lax.dynamic_update_slice(tokens_L, part_W, (block * self.length,))
+    def with_block(self, tokens_L: jax.Array, block_W: jax.Array, block: jax.Array):
+        """The window's tokens [L] with one block replaced by `block_W`."""
+        first = block * self.block_length
+        return jax.lax.dynamic_update_slice(tokens_L, block_W, (first,))
 
-    def complete_blocks(self, tokens_L: jax.Array, state: RowState) -> jax.Array:
-        """How many blocks at the front of the window have no mask left.
-
-        Positions past the row's end are never decoded, so on an anchored grid, whose
-        answer is whole blocks, they do not count.
-        """
+    def complete_blocks(self, tokens_L: jax.Array, row: RowState) -> jax.Array:
+        """Count the blocks at the front of the window that have no mask left."""
         masked_L = tokens_L == self.mask_id
+        # Positions past the row's end are never decoded. Where blocks are counted from
+        # the first generated position the answer is whole blocks: they do not count.
         if self.anchored:
-            masked_L &= self.places(state) < state.end
-        return self._first(masked_L) // self.length
+            masked_L &= self.positions(row) < row.end
+        return self._first_true(masked_L) // self.block_length
 
-    def ended(self, tokens_L: jax.Array, state: RowState) -> jax.Array:
-        """Whether this state of the window is final.
+    def is_ended(self, tokens_L: jax.Array, row: RowState) -> jax.Array:
+        """True if this state of the window ends the row.
 
-        It is when an end token has everything to its left committed, or when nothing
+        It does when an end token has everything to its left committed, or when nothing
         before the row's end is masked.
         """
-        place_L = self.places(state)
+        position_L = self.positions(row)
         masked_L = tokens_L == self.mask_id
-        settled_L = jnp.arange(self.window_length) < self._first(masked_L)
+        index_L = jnp.arange(self.window_length)
+        is_left_of_masks_L = index_L < self._first_true(masked_L)
         stop_L = jnp.isin(tokens_L, jnp.asarray(self.stop_ids, jnp.int32))
-        stopped = jnp.any(settled_L & stop_L & (place_L >= state.begin))
-        full = ~jnp.any(masked_L & (place_L < state.end))
+        is_stopped = jnp.any(is_left_of_masks_L & stop_L & (position_L >= row.begin))
+        is_full = ~jnp.any(masked_L & (position_L < row.end))
         # A full window is only the end if the row ends inside it.
-        inside = state.end <= state.start + self.window_length
-        return stopped | (full & inside)
+        ends_inside = row.end <= row.start + self.window_length
+        return is_stopped | (is_full & ends_inside)
 
-    def _first(self, flag_L: jax.Array) -> jax.Array:
-        """The first place where the flag holds; the window's length if nowhere."""
-        place_L = jnp.arange(self.window_length, dtype=jnp.int32)
-        return jnp.min(jnp.where(flag_L, place_L, self.window_length))
+    def _first_true(self, flag_L: jax.Array) -> jax.Array:
+        """The first index at which the flag holds; the window's length if nowhere."""
+        index_L = jnp.arange(self.window_length, dtype=jnp.int32)
+        return jnp.min(jnp.where(flag_L, index_L, self.window_length))

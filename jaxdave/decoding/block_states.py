@@ -1,7 +1,14 @@
-"""One network call on the drafts of a row, by whole windows or by distinct pieces."""
+"""Evaluate: one network call on the drafts of a row.
+
+A model of full attention evaluates whole windows, draft by draft. The output of a
+block-causal model at a block depends only on the blocks up to it, so drafts share what
+they have in common: a draft is a chain of block states, and a call evaluates every
+*distinct* block state once. With d drafts of one token each, blocks of W tokens and
+windows of J blocks, that is about d + 2 d / W block states instead of d J of them.
+"""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -9,29 +16,33 @@ import jax.numpy as jnp
 
 from jaxdave.core.draft_api import DraftSet
 from jaxdave.core.model_api import BlockStates
+from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import RowState
-
-if TYPE_CHECKING:
-    from jaxdave.core.spec import DecodeSpec
 
 
 class KeptState(NamedTuple):
-    """What a call leaves of the state that it moves to.
+    """What a call leaves of the state that a row moves to.
 
-    hidden_LE: vectors of the window; seen_L: where there are any; added: what the
-    window adds to the cache, [N, L, ...] or None.
+    Attributes:
+        hidden_LE: Hidden vectors of the window, [L, E].
+        evaluated_L: Positions that have such a vector, bool [L].
+        cache_window: What the window adds to the KV cache, arrays [N, L, ...]; None
+            where the cache stays as it is.
     """
 
     hidden_LE: jax.Array
-    seen_L: jax.Array
-    added: Any
+    evaluated_L: jax.Array
+    cache_window: Any
 
 
 class EvaluatedStates(NamedTuple):
-    """States after a call.
+    """The S = K N states of a call, after it.
 
-    hidden_SWE: vectors of each state's active block, block_S; fits_S: whether a state
-    was evaluated at all. keep(state) -> Kept.
+    Attributes:
+        hidden_SWE: Hidden vectors of each state's active block, [S, W, E].
+        block_S: Index of each state's active block, int32 [S].
+        fits_S: True where a state was evaluated at all, bool [S].
+        keep: state index -> `KeptState`.
     """
 
     hidden_SWE: jax.Array
@@ -40,188 +51,267 @@ class EvaluatedStates(NamedTuple):
     keep: Callable[[jax.Array], KeptState]
 
 
-def evaluate(spec: "DecodeSpec", params, row: RowState, drafts: DraftSet, cache):
-    """The states of the drafts evaluated, in the least the network can do."""
-    asked = states_to_query(spec, row, drafts)
-    answer = query_model(spec, params, row, asked, cache)
-    block_S = _active_blocks(spec, row, drafts)
-    if isinstance(asked, BlockStateSet):
-        return _from_block_states(spec, asked, block_S, *answer)
-    return _from_windows(spec, block_S, *answer)
-
-
 class BlockStateSet(NamedTuple):
-    """States of a window, cut into pieces.
+    """The distinct block states of a call, and where each state finds its own.
 
-    seat_S: the piece that is a state's active block. fits_S: whether all pieces of the
-    state found room. beyond_J: the piece to look ahead from in each block that lies
-    past a state's active one; as many as there are pieces where there is none.
+    Attributes:
+        block_states: What the model evaluates, M block states.
+        active_S: The block state that is each state's active block, int32 [S].
+        fits_S: True where all blocks of the state are among the M, bool [S].
+        lookahead_J: The block state to look ahead from in each block of the window that
+            lies past a state's active one, int32 [J]; M where there is none.
     """
 
     block_states: BlockStates
-    seat_S: jax.Array
+    active_S: jax.Array
     fits_S: jax.Array
-    beyond_J: jax.Array
+    lookahead_J: jax.Array
+
+
+def evaluate(
+    spec: DecodeSpec, params: Any, row: RowState, drafts: DraftSet, cache: Any
+) -> EvaluatedStates:
+    """Evaluate all drafts of a row in one network call.
+
+    Args:
+        spec: Its model evaluates block states where it can, else whole windows.
+        params: The model's parameters.
+        row: One row.
+        drafts: Drafts [K, N, L]; those that are not valid may come out as anything.
+        cache: The row's KV cache, shared by all drafts.
+
+    Returns:
+        The states after the call.
+    """
+    query = states_to_query(spec, row, drafts)
+    hidden, cache_window = query_model(spec, params, row, query, cache)
+    block_S = _active_blocks(spec, row, drafts)
+    if isinstance(query, BlockStateSet):
+        return _from_block_states(spec, query, block_S, hidden, cache_window)
+    return _from_windows(spec, block_S, hidden, cache_window)
 
 
 def states_to_query(
-    spec: "DecodeSpec", row: RowState, drafts: DraftSet
+    spec: DecodeSpec, row: RowState, drafts: DraftSet
 ) -> jax.Array | BlockStateSet:
-    """What the network is asked: windows [S, L], or pieces where it can tell those."""
+    """What a call evaluates: distinct block states, or windows int32 [S, L]."""
     layout = spec.layout
     tokens_SL = drafts.tokens_KNL.reshape(-1, layout.window_length)
     if spec.model.block_states is None:
         return tokens_SL
-    branches = drafts.tokens_KNL.shape[1]
+    candidates = drafts.tokens_KNL.shape[1]
     depth_K = jnp.where(drafts.valid_K, drafts.depth_K, -1)
     # The policy's own next state is evaluated in any case.
-    wanted_S = jnp.repeat(drafts.valid_K.at[0].set(True), branches)
-    far = jnp.argmax(depth_K).astype(jnp.int32) * branches
-    tokens_SJP = tokens_SL.reshape(-1, layout.blocks, layout.length)
-    block_S = _active_blocks(spec, row, drafts)
-    most = max_block_states(spec.num_states, spec.window_used // layout.length)
+    needed_S = jnp.repeat(drafts.valid_K.at[0].set(True), candidates)
+    # The next drafts are made of what the deepest draft sees to its right.
+    deepest = jnp.argmax(depth_K).astype(jnp.int32) * candidates
     return distinct_block_states(
-        tokens_SJP, block_S, wanted_S, far, layout.mask_id, most
+        tokens_SL.reshape(-1, layout.num_blocks, layout.block_length),
+        _active_blocks(spec, row, drafts),
+        needed_S,
+        deepest,
+        layout.mask_id,
+        max_block_states(spec.num_states, spec.used_length // layout.block_length),
     )
 
 
 def query_model(
-    spec: "DecodeSpec",
-    params,
+    spec: DecodeSpec,
+    params: Any,
     row: RowState,
-    asked: jax.Array | BlockStateSet,
-    cache,
-):
-    """The network call: vectors of what was asked, and what it adds to the cache."""
-    network = spec.model
-    if isinstance(asked, BlockStateSet):
-        assert network.block_states is not None
-        tokens = asked.block_states.tokens_MP
-        found = network.block_states(
-            params, asked.block_states, row.start, row.end, cache
+    query: jax.Array | BlockStateSet,
+    cache: Any,
+) -> tuple[jax.Array, Any]:
+    """The network call: (hidden vectors of the query, what it adds to the cache)."""
+    model = spec.model
+    if isinstance(query, BlockStateSet):
+        assert model.block_states is not None
+        tokens = query.block_states.tokens_MP
+        result = model.block_states(
+            params, query.block_states, row.start, row.end, cache
         )
     else:
-        tokens = asked
-        found = network.forward(params, tokens, row.start, row.end, cache)
-    chex.assert_shape(found[0], (*tokens.shape, None))
-    return found
+        tokens = query
+        result = model.forward(params, tokens, row.start, row.end, cache)
+    chex.assert_shape(result[0], (*tokens.shape, None))
+    return result
 
 
-def _active_blocks(spec: "DecodeSpec", row: RowState, drafts: DraftSet) -> jax.Array:
-    """The active block of every state, [S]."""
-    tokens_SL = drafts.tokens_KNL.reshape(-1, spec.layout.window_length)
-    return jax.vmap(lambda t: spec.layout.active(t, row)[0])(tokens_SL)
+def evaluated_window(
+    spec: DecodeSpec, row: RowState, hidden_LE: jax.Array
+) -> EvaluatedStates:
+    """The row's own window after a call from its tokens alone (prefill, refresh).
 
+    Args:
+        spec: Its layout says which block is active.
+        row: One row.
+        hidden_LE: Hidden vectors of the front of the window, as far as evaluated.
 
-def evaluated_window(spec: "DecodeSpec", row: RowState, hidden_LE) -> EvaluatedStates:
-    """The front of the row's own window, evaluated from its tokens alone.
-
-    hidden_LE: of as many positions as were evaluated.
+    Returns:
+        The one state, in the shape of a verify call's.
     """
     layout = spec.layout
-    block, _ = layout.active(layout.window(row), row)
+    block, _ = layout.active_block(layout.window_tokens(row), row)
     size = hidden_LE.shape[0]
-    seen_L = jnp.arange(layout.window_length) < size
+    evaluated_L = jnp.arange(layout.window_length) < size
     rest = jnp.zeros((layout.window_length - size, hidden_LE.shape[1]), hidden_LE.dtype)
     hidden_LE = jnp.concatenate([hidden_LE, rest])
     return EvaluatedStates(
-        layout.cut(hidden_LE, block)[None], block[None], jnp.ones((1,), bool),
-        lambda state: KeptState(hidden_LE, seen_L, None),
-    )  # fmt: skip
+        hidden_SWE=layout.block_slice(hidden_LE, block)[None],
+        block_S=block[None],
+        fits_S=jnp.ones((1,), bool),
+        keep=lambda state: KeptState(hidden_LE, evaluated_L, None),
+    )
 
 
-def _from_windows(spec: "DecodeSpec", block_S, hidden_SLE, added) -> EvaluatedStates:
-    seen_L = jnp.ones(hidden_SLE.shape[1:2], bool)
+def _active_blocks(spec: DecodeSpec, row: RowState, drafts: DraftSet) -> jax.Array:
+    """The active block of every state, int32 [S]."""
+    tokens_SL = drafts.tokens_KNL.reshape(-1, spec.layout.window_length)
+    return jax.vmap(lambda t: spec.layout.active_block(t, row)[0])(tokens_SL)
+
+
+def _from_windows(
+    spec: DecodeSpec, block_S, hidden_SLE, cache_window
+) -> EvaluatedStates:
+    """States of which whole windows were evaluated."""
+    evaluated_L = jnp.ones(hidden_SLE.shape[1:2], bool)
 
     def keep(state) -> KeptState:
-        own = jax.tree.map(lambda a: a[:, state], added)
-        return KeptState(hidden_SLE[state], seen_L, own)
+        own = jax.tree.map(lambda a: a[:, state], cache_window)
+        return KeptState(hidden_SLE[state], evaluated_L, own)
 
-    hidden_SWE = jax.vmap(spec.layout.cut)(hidden_SLE, block_S)
+    hidden_SWE = jax.vmap(spec.layout.block_slice)(hidden_SLE, block_S)
     return EvaluatedStates(hidden_SWE, block_S, jnp.ones(block_S.shape, bool), keep)
 
 
 def _from_block_states(
-    spec: "DecodeSpec", made: BlockStateSet, block_S, hidden_MPE, added
+    spec: DecodeSpec, states: BlockStateSet, block_S, hidden_MPE, cache_window
 ) -> EvaluatedStates:
-    layout, most = spec.layout, hidden_MPE.shape[0]
+    """States of which distinct block states were evaluated."""
+    layout, size = spec.layout, hidden_MPE.shape[0]
 
     def keep(state) -> KeptState:
-        piece_J = chosen_chain(made, state, block_S[state])
-        at_J = jnp.minimum(piece_J, most - 1)
-        flat = lambda a: a[at_J].reshape(layout.window_length, *a.shape[2:])  # noqa: E731
-        own = jax.tree.map(jax.vmap(flat), added)
+        chain_J = chosen_chain(states, state, block_S[state])
+        index_J = jnp.minimum(chain_J, size - 1)
+
+        def flat(a):
+            return a[index_J].reshape(layout.window_length, *a.shape[2:])
+
         return KeptState(
-            flat(hidden_MPE), jnp.repeat(piece_J < most, layout.length), own
+            hidden_LE=flat(hidden_MPE),
+            evaluated_L=jnp.repeat(chain_J < size, layout.block_length),
+            cache_window=jax.tree.map(jax.vmap(flat), cache_window),
         )
 
-    return EvaluatedStates(hidden_MPE[made.seat_S], block_S, made.fits_S, keep)
+    return EvaluatedStates(hidden_MPE[states.active_S], block_S, states.fits_S, keep)
 
 
-def max_block_states(slots: int, blocks: int) -> int:
-    """Pieces that the states of one path never exceed, their look ahead included.
+def max_block_states(num_states: int, num_blocks: int) -> int:
+    """How many distinct block states one decoding path and its lookahead can have.
 
     Every state has an active block; of blocks that are complete or wholly masked one
     state each is seen, and one block is not among them.
+
+    Args:
+        num_states: States of a call.
+        num_blocks: Blocks of the window that calls of this size make use of.
+
+    Returns:
+        The bound; drafts off the path may need more, and then do not fit.
     """
-    return slots + blocks - 1
+    return num_states + num_blocks - 1
 
 
 def distinct_block_states(
-    tokens_SJP, active_S, wanted_S, far: jax.Array, mask_id: int, most: int
+    tokens_SJP: jax.Array,
+    active_S: jax.Array,
+    needed_S: jax.Array,
+    deepest: jax.Array,
+    mask_id: int,
+    size: int,
 ) -> BlockStateSet:
-    """The pieces of the wanted states, first come first served.
+    """The distinct block states of some states, first come first served.
 
-    tokens_SJP: states by blocks; active_S: up to which block each is evaluated; far:
-    the state whose blocks past that are evaluated too, to look ahead from.
+    Args:
+        tokens_SJP: The states by blocks, int32 [S, J, P].
+        active_S: Index of each state's active block; blocks after it are not evaluated,
+            except those of `deepest`.
+        needed_S: States to evaluate, bool [S].
+        deepest: The state whose later blocks are evaluated too; they supply the
+            predictions that the next drafts are made of.
+        mask_id: Token id of a masked position.
+        size: Room for so many block states, M.
+
+    Returns:
+        The block states and who uses which.
     """
     states, blocks, _ = tokens_SJP.shape
     block_J = jnp.arange(blocks, dtype=jnp.int32)
-    asked_SJ = wanted_S[:, None] & (block_J[None] <= active_S[:, None])
-    # What looks ahead comes last: where room is short it makes way.
-    tokens_SJP = jnp.concatenate([tokens_SJP, tokens_SJP[far][None]])
-    asked_SJ = jnp.concatenate([asked_SJ, jnp.ones((1, blocks), bool)])
-    piece_SJ, is_new_SJ = _number_states(tokens_SJP, asked_SJ)
-    pieces = _gather_states(tokens_SJP, piece_SJ, is_new_SJ, most)
-    fits_S = jnp.all((piece_SJ < most) | ~asked_SJ, axis=1)[:states]
-    seat_S = jnp.take_along_axis(piece_SJ[:states], active_S[:, None], axis=1)[:, 0]
-    is_seat_SJ = (wanted_S & fits_S)[:, None] & (active_S[:, None] == block_J[None])
+    needed_SJ = needed_S[:, None] & (block_J[None] <= active_S[:, None])
+    # The lookahead comes last: where room is short it makes way.
+    tokens_SJP = jnp.concatenate([tokens_SJP, tokens_SJP[deepest][None]])
+    needed_SJ = jnp.concatenate([needed_SJ, jnp.ones((1, blocks), bool)])
+    number_SJ, is_new_SJ = _number_states(tokens_SJP, needed_SJ)
+    block_states = _gather_states(tokens_SJP, number_SJ, is_new_SJ, size)
+    fits_S = jnp.all((number_SJ < size) | ~needed_SJ, axis=1)[:states]
+    own_S = jnp.take_along_axis(number_SJ[:states], active_S[:, None], axis=1)[:, 0]
+    # In a block that is active in some state, the least decoded such state looks ahead:
+    # it predicts the most positions.
+    is_active_SJ = (needed_S & fits_S)[:, None] & (active_S[:, None] == block_J[None])
     masked_SJ = jnp.sum(tokens_SJP[:states] == mask_id, axis=2, dtype=jnp.int32)
-    openest_J = jnp.argmax(jnp.where(is_seat_SJ, masked_SJ + 1, 0), axis=0)
-    beyond_J = jnp.where(
-        jnp.any(is_seat_SJ, axis=0), piece_SJ[openest_J, block_J], piece_SJ[states]
+    least_decoded_J = jnp.argmax(jnp.where(is_active_SJ, masked_SJ + 1, 0), axis=0)
+    lookahead_J = jnp.where(
+        jnp.any(is_active_SJ, axis=0),
+        number_SJ[least_decoded_J, block_J],
+        number_SJ[states],
     )
-    return BlockStateSet(pieces, jnp.minimum(seat_S, most - 1), fits_S, beyond_J)
+    return BlockStateSet(
+        block_states=block_states,
+        active_S=jnp.minimum(own_S, size - 1),
+        fits_S=fits_S,
+        lookahead_J=lookahead_J,
+    )
 
 
-def chosen_chain(made: BlockStateSet, state: jax.Array, active: jax.Array) -> jax.Array:
-    """The pieces of a window [J] whose state was chosen, as known as they can be."""
-    block_J = jnp.arange(made.beyond_J.shape[0], dtype=jnp.int32)
-    own_J = made.block_states.chain_MJ[made.seat_S[state]]
-    return jnp.where(block_J <= active, own_J, made.beyond_J)
+def chosen_chain(
+    states: BlockStateSet, state: jax.Array, active: jax.Array
+) -> jax.Array:
+    """The block states of the window of a chosen state, int32 [J].
+
+    Args:
+        states: The distinct block states.
+        state: Index of the chosen state.
+        active: Index of its active block; later blocks come from the lookahead.
+    """
+    block_J = jnp.arange(states.lookahead_J.shape[0], dtype=jnp.int32)
+    own_J = states.block_states.chain_MJ[states.active_S[state]]
+    return jnp.where(block_J <= active, own_J, states.lookahead_J)
 
 
-def _number_states(tokens_SJP, asked_SJ):
-    """The piece of each block [S, J], and where it is seen for the first time."""
+def _number_states(tokens_SJP, needed_SJ):
+    """The number of each block's state [S, J], and where it is seen for the first time.
+
+    Two states share a block state if they are equal up to and including that block.
+    """
     states, blocks, _ = tokens_SJP.shape
     equal_SSJ = jnp.all(tokens_SJP[:, None] == tokens_SJP[None], axis=3)
     same_SSJ = jax.lax.associative_scan(jnp.logical_and, equal_SSJ, axis=2)
-    first_SJ = jnp.argmax(same_SSJ & asked_SJ[None], axis=1)
-    is_new_SJ = asked_SJ & (first_SJ == jnp.arange(states)[:, None])
+    first_SJ = jnp.argmax(same_SSJ & needed_SJ[None], axis=1)
+    is_new_SJ = needed_SJ & (first_SJ == jnp.arange(states)[:, None])
     count_SJ = jnp.cumsum(is_new_SJ.reshape(-1), dtype=jnp.int32).reshape(states, -1)
     return count_SJ[first_SJ, jnp.arange(blocks)[None]] - 1, is_new_SJ
 
 
-def _gather_states(tokens_SJP, piece_SJ, is_new_SJ, most: int) -> BlockStates:
-    """The pieces by their numbers; numbers that nothing has repeat the first piece."""
-    states, blocks, size = tokens_SJP.shape
-    place_SJ = jnp.where(is_new_SJ, jnp.minimum(piece_SJ, most), most)
-    source_M = jnp.zeros((most + 1,), jnp.int32)
+def _gather_states(tokens_SJP, number_SJ, is_new_SJ, size: int) -> BlockStates:
+    """The block states by their numbers; unused numbers repeat the first one."""
+    states, blocks, _ = tokens_SJP.shape
+    slot_SJ = jnp.where(is_new_SJ, jnp.minimum(number_SJ, size), size)
+    source_M = jnp.zeros((size + 1,), jnp.int32)
     index_SJ = jnp.arange(states * blocks, dtype=jnp.int32)
-    source_M = source_M.at[place_SJ.reshape(-1)].set(index_SJ)[:most]
+    source_M = source_M.at[slot_SJ.reshape(-1)].set(index_SJ)[:size]
     state_M, block_M = source_M // blocks, source_M % blocks
-    # To the right of a piece nothing is seen, so anything may stand there.
-    own_M = jnp.minimum(piece_SJ[state_M, block_M], most - 1)
+    # Nothing to the right of a block state is seen, so anything may stand there.
+    own_M = jnp.minimum(number_SJ[state_M, block_M], size - 1)
     is_left_MJ = jnp.arange(blocks)[None] < block_M[:, None]
-    chain_MJ = jnp.where(is_left_MJ, piece_SJ[state_M], own_M[:, None])
+    chain_MJ = jnp.where(is_left_MJ, number_SJ[state_M], own_M[:, None])
     return BlockStates(tokens_SJP[state_M, block_M], block_M, chain_MJ)

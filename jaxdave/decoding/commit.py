@@ -1,47 +1,83 @@
-"""What a call's outcome means for a row: how far the policy has come, and its move."""
+"""Commit: write the accepted tokens. The only place where tokens of a row change."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxdave.core.draft_api import draft_params
+from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import RowState
 from jaxdave.decoding.verify import CallResult
 from jaxdave.sampling.predictions import predict_window
 
-if TYPE_CHECKING:
-    from jaxdave.core.spec import DecodeSpec
 
+def commit(spec: DecodeSpec, params: Any, result: CallResult) -> RowState:
+    """Write what a call has confirmed, and move the window.
 
-def commit(spec: "DecodeSpec", params, result: CallResult) -> RowState:
-    """The row after a call, whatever its size: what was confirmed is now known."""
-    row, evaluated_L, kept, path, _ = result
-    layout, known = spec.layout, path.known
-    target_L, stats = known.tokens_L, row.stats
+    Args:
+        spec: What is decoded.
+        params: The model's parameters, for the stale prediction of the window.
+        result: The outcome of a verify call, or of a call from the tokens alone.
+
+    Returns:
+        The row after the call: its tokens hold the policy's next state, which is
+        certain but not evaluated yet.
+    """
+    layout, row, path = spec.layout, result.row, result.path
+    state, stats = path.committed, row.stats
     # Calls are counted from 0, the prefill; revised positions keep their last call.
     call = stats.verify + stats.refresh + stats.recheck
-    known_L = (layout.window(row) != target_L) & (target_L != layout.mask_id)
-    call_L = jnp.where(known_L, call, layout.along(stats.call_T, row))
-    put = lambda a, part: jax.lax.dynamic_update_slice(a, part, (row.start,))  # noqa: E731
-    confirmed = stats.accepted_C.at[jnp.maximum(call - 1, 0)]
-    accepted_C = jnp.where(call > 0, confirmed.set(path.steps), stats.accepted_C)
-    moved = dataclasses.replace(
+    is_new_L = layout.window_tokens(row) != state.tokens_L
+    is_new_L &= state.tokens_L != layout.mask_id
+    call_L = jnp.where(is_new_L, call, layout.slice_window(stats.call_T, row))
+    lengths_C = stats.accepted_C.at[jnp.maximum(call - 1, 0)].set(path.accepted_length)
+    stats = stats._replace(
+        call_T=_write(stats.call_T, call_L, row.start),
+        accepted_C=jnp.where(call > 0, lengths_C, stats.accepted_C),
+    )
+    committed = dataclasses.replace(
         row,
-        tokens_T=put(row.tokens_T, target_L),
-        n=known.n,
-        memory=known.memory,
-        done=layout.ended(target_L, row),
+        tokens_T=_write(row.tokens_T, state.tokens_L, row.start),
+        n=state.n,
+        memory=state.memory,
+        done=layout.is_ended(state.tokens_L, row),
         needs_recheck=~path.is_certain,
-        stats=stats._replace(call_T=put(stats.call_T, call_L), accepted_C=accepted_C),
+        stats=stats,
     )
-    blocks, stale = layout.slide(layout, evaluated_L, target_L, row)
-    shift = blocks * layout.length
-    slide = lambda a: jax.lax.dynamic_slice_in_dim(  # noqa: E731
-        jnp.concatenate([a, jnp.zeros_like(a)]), shift, layout.window_length
+    moved = _move_window(spec, params, result, committed, state.tokens_L)
+    memory = spec.draft.update(draft_params(params), row.draft_memory, moved)
+    return dataclasses.replace(moved, draft_memory=memory)
+
+
+def _move_window(
+    spec: DecodeSpec,
+    params: Any,
+    result: CallResult,
+    row: RowState,
+    tokens_L: jax.Array,
+) -> RowState:
+    """Move the window of a committed row, and predict what the next drafts need."""
+    layout = spec.layout
+    blocks, is_stale = layout.advance(result.evaluated_L, tokens_L, result.row)
+    shift = blocks * layout.block_length
+
+    def moved(array_L):
+        padded = jnp.concatenate([array_L, jnp.zeros_like(array_L)])
+        return jax.lax.dynamic_slice_in_dim(padded, shift, layout.window_length)
+
+    hidden_LE = moved(result.kept.hidden_LE)
+    evaluated_L = moved(result.kept.evaluated_L)
+    row = dataclasses.replace(
+        row, start=row.start + shift, needs_refresh=is_stale, hidden_LE=hidden_LE
     )
-    hidden_LE, seen_L = slide(kept.hidden_LE), slide(kept.seen_L)
-    moved = dataclasses.replace(moved, start=row.start + shift, needs_refresh=stale)
-    pred = predict_window(spec, params, hidden_LE, moved)
-    pred = pred._replace(token=jnp.where(seen_L[None], pred.token, -1))
-    return dataclasses.replace(moved, hidden_LE=hidden_LE, pred=pred)
+    # Apart from what decides, so that no draft can touch a decision.
+    pred = predict_window(spec, params, hidden_LE, row)
+    pred = pred._replace(token=jnp.where(evaluated_L[None], pred.token, -1))
+    return dataclasses.replace(row, pred=pred)
+
+
+def _write(array_T: jax.Array, part_L: jax.Array, start: jax.Array) -> jax.Array:
+    """An array along the sequence with the window's part replaced."""
+    return jax.lax.dynamic_update_slice(array_T, part_L, (start,))

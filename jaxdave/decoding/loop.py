@@ -1,24 +1,25 @@
-"""The decode loop: draft, evaluate all drafts in one network call, keep what holds.
+"""The decode loop: propose drafts, evaluate them in one call, commit what holds.
 
-    drafts  = draft(policy, state)          # drafts[0]: the policy's own next state
-    hidden  = forward(params, drafts)       # the one network call, the prefix shared
-    targets = policy(read(hidden), drafts)  # what the policy does next from each draft
-    state'  = the target of the last draft that the walk reaches
+    drafts    = propose(...)    # drafts[0] is the policy's own next state: always right
+    evaluated = evaluate(...)   # the one network call, all drafts share the KV cache
+    result    = verify(...)     # the longest path of drafts that the policy confirms
+    row       = commit(...)     # the only place where tokens are written
 
 Plain decoding is the same loop with one draft. There is no other loop: static,
-threshold and FreeDave differ in the functions that they pass in, and `generate`,
-`stream` and the benchmarks in who calls `step`.
+threshold and FreeDave decoding differ in the functions of their `DecodeSpec`, and
+`generate`, `stream` and the benchmarks in who calls `run`.
 
-A block of a block-causal model that an accepted draft has completed is committed with
-the keys and values of that very call; its neighbour's first prediction comes from there
-too. So a request costs one prefill and its verify calls, nothing else, and the last
-token needs no call at all: it is known before it is evaluated. A full-attention model
-under a cache rule spends one more kind of call: the refresh at the start of a block,
-which is also the evaluation of the state that it starts from. Guarded numerics spend a
-call more where a decision was too close to call.
+A block of a block-causal model that an accepted draft has completed enters the cache
+with the keys and values of that very call, and its neighbour's first prediction comes
+from there too. So a request costs one prefill and its verify calls, nothing else, and
+the last token needs no call at all: it is known before it is evaluated. A
+full-attention model under a cache rule spends one more kind of call: the refresh at the
+start of a block, which also evaluates the state that it starts from. Guarded numerics
+spend a recheck call where a decision was too close to call.
+
+Source: FreeDave, arXiv 2510.00294, Algorithm 2.
 """
 
-import dataclasses
 from typing import Any
 
 import chex
@@ -33,13 +34,14 @@ from jaxdave.core.state import (
     RuntimeParams,
     squeeze_axis,
 )
-from jaxdave.core.window import past_known
+from jaxdave.decoding.block_states import evaluate
 from jaxdave.decoding.commit import commit
 from jaxdave.decoding.prefill_rows import prefill_row, refresh_row
+from jaxdave.decoding.propose import propose
 from jaxdave.decoding.recheck import recheck_row
-from jaxdave.decoding.rows import map_state_rows, replace_rows, update_rows
-from jaxdave.decoding.verify import CallResult, StepInfo, empty_info, verify_call
-from jaxdave.drafting.draft_length import choose_draft_length
+from jaxdave.decoding.rows import map_rows, replace_rows, update_rows
+from jaxdave.decoding.verify import CallResult, StepInfo, empty_info, verify
+from jaxdave.drafting.draft_length import choose_num_drafts
 from jaxdave.models.kv_cache import write_windows
 
 
@@ -50,133 +52,212 @@ def prefill(
     prompts: PromptBatch,
     prefill_length: int,
 ) -> DecodeState:
-    """Prefill the prompts and take the first policy step: one network call.
+    """Evaluate the prompts, fill the KV cache and take the first policy step.
 
-    prefill_length: a power of two that covers every row's prompt and first window.
+    Args:
+        spec: What is decoded.
+        params: The model's parameters, or `DraftedParams`.
+        runtime: Only the error bound is read.
+        prompts: Padded prompts, [B, T].
+        prefill_length: A power of two that covers every row's prompt and first window.
+
+    Returns:
+        The state after one call; a single row has no batch axis (see `DecodeState`).
     """
-    is_loose = spec.guarded and spec.model.fast_prefill is not None
-    doubt = runtime.error_bound if is_loose else None
-    rows, capacity = prompts.tokens_BT.shape
+    # Under guarded numerics a prefill may be computed in whatever shape is fastest, as
+    # its decisions are certified like those of any call.
+    is_fast = spec.guarded and spec.model.fast_prefill is not None
+    error_bound = runtime.error_bound if is_fast else None
+    batch, capacity = prompts.tokens_BT.shape
 
-    def one(prompt: PromptBatch):
-        return prefill_row(spec, params, prompt, prefill_length, doubt)
+    def prefill_one(prompt: PromptBatch):
+        return prefill_row(spec, params, prompt, prefill_length, error_bound)
 
-    apart = spec.exact or (spec.guarded and not is_loose)
-    if rows == 1:
-        # Without its axis from here on: XLA copies the cache where a loop's result
-        # is laid out with an axis of one.
-        return DecodeState(*one(squeeze_axis(prompts, 0)))
-    states, cache = jax.lax.map(one, prompts) if apart else jax.vmap(one)(prompts)
-    chex.assert_shape(states.tokens_T, (rows, capacity))
-    return DecodeState(states, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))
+    if batch == 1:
+        return DecodeState(*prefill_one(squeeze_axis(prompts, 0)))
+    # In the trusted shape rows go one after another: a row's bits must not depend on
+    # how many others there are.
+    one_by_one = spec.exact or (spec.guarded and not is_fast)
+    if one_by_one:
+        rows, cache = jax.lax.map(prefill_one, prompts)
+    else:
+        rows, cache = jax.vmap(prefill_one)(prompts)
+    chex.assert_shape(rows.tokens_T, (batch, capacity))
+    return DecodeState(rows, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))
 
 
 def step(
     spec: DecodeSpec, params: Any, runtime: RuntimeParams, state: DecodeState
 ) -> tuple[DecodeState, StepInfo]:
-    """One call of every row that has not ended: a verify call, or its refresh.
+    """One network call for every unfinished row.
 
-    Under guarded numerics a row that doubts makes its recheck call before that.
+    That is a verify call, or for a row that needs one its refresh. Under guarded
+    numerics a row whose last decision was too close to call is rechecked before.
+
+    Args:
+        spec: What is decoded.
+        params: The model's parameters, or `DraftedParams`.
+        runtime: What may differ between runs of one compiled loop.
+        state: Rows and caches.
+
+    Returns:
+        (the state after the call, how many drafts were proposed and steps accepted).
     """
+    # Rows that have made their call of this round already (a refresh or recheck ends
+    # with a policy step, which may end the row) rest in the verify call.
     resting_B = state.rows.done | state.rows.needs_refresh
-    # Only where the window may move past what the cache holds is it made again.
-    refreshes = spec.layout.slide is past_known
-    state = refresh_stale_rows(spec, params, state) if refreshes else state
-    state = recheck_uncertain_rows(spec, params, state) if spec.guarded else state
+    if spec.layout.cache_rule.needs_refresh:
+        state = refresh_stale_rows(spec, params, state)
+    if spec.guarded:
+        state = recheck_uncertain_rows(spec, params, state)
     resting_B |= state.rows.done | state.rows.needs_refresh
-    sized = [
-        _calls_of_size(spec, size, params, runtime, resting_B)
-        for size in spec.draft_lengths
-    ]
-    choice = (
-        choose_draft_length(spec.draft_lengths, runtime, state.rows)
-        if len(sized) > 1
-        else 0
-    )
-    result = jax.lax.switch(choice, sized, state)
-
-    def settled(held, cache):
-        del cache
-        result, row, rests = held
-        there = row, empty_info()
-        act = lambda: (commit(spec, params, result), result.info)  # noqa: E731
-        if spec.exact:
-            return jax.lax.cond(rests, lambda: there, act)
-        # Side by side a cond would copy all that it reads, weights too, per row.
-        return jax.tree.map(lambda a, b: jnp.where(rests, a, b), there, act())
-
-    held = result, state.rows, resting_B
-    moved, info = map_state_rows(spec, state)(settled)(held, ())
-    cache = write_windows(state.cache, result.kept.added, state.rows.start)
-    return DecodeState(moved, cache), info
+    result = _verify_rows(spec, params, runtime, state, resting_B)
+    return _commit_rows(spec, params, state, result, resting_B)
 
 
-def _calls_of_size(
-    spec: DecodeSpec,
-    size: int,
-    params: Any,
-    runtime: RuntimeParams,
-    resting_B: jax.Array,
-):
-    """state -> the outcome of calls of one size; of rows that rest, anything."""
-    sized = dataclasses.replace(spec, draft_steps=size)
+def verify_call(
+    spec: DecodeSpec, params: Any, runtime: RuntimeParams, row: RowState, cache: Any
+) -> CallResult:
+    """Propose drafts for one row, evaluate them and find how far they hold.
 
-    def call(held, cache) -> CallResult:
-        row, rests = held
-        act = lambda: verify_call(sized, params, runtime, row, cache)  # noqa: E731
-        if not spec.exact:
-            return act()
-        like = jax.eval_shape(act)
-        none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-        return jax.lax.cond(rests, lambda: none, act)
+    Args:
+        spec: What is decoded; `spec.num_drafts` drafts are proposed.
+        params: The model's parameters, or `DraftedParams`.
+        runtime: The draft limit and the error bound are read.
+        row: One row.
+        cache: Its KV cache, [N, T, ...].
 
-    return lambda state: map_state_rows(spec, state)(call)(
-        (state.rows, resting_B), state.cache
-    )
+    Returns:
+        The outcome of the call; `commit` makes the row move.
+    """
+    drafts = propose(spec, params, runtime, row)
+    evaluated = evaluate(spec, params, row, drafts, cache)
+    return verify(spec, params, runtime, row, drafts, evaluated)
 
 
-def recheck_uncertain_rows(
-    spec: DecodeSpec, params: Any, state: DecodeState
+def run(
+    spec: DecodeSpec, params: Any, runtime: RuntimeParams, state: DecodeState
 ) -> DecodeState:
-    """The state after the recheck calls of those rows that doubt."""
+    """Step until the rows have ended, or as `runtime` says, in one loop on the device.
 
-    def one(row: RowState, cache):
-        return recheck_row(spec, params, row, cache)
+    Args:
+        spec: What is decoded.
+        params: The model's parameters, or `DraftedParams`.
+        runtime: `max_calls` and `stop_at_rows` bound the loop.
+        state: Rows and caches. Their buffers may be donated by the caller's jit.
 
-    doubted_B = state.rows.needs_recheck & ~state.rows.done & ~state.rows.needs_refresh
-    return DecodeState(*update_rows(one, state.rows, state.cache, doubted_B))
+    Returns:
+        The state after the last step, with a batch axis if `state` had one.
+    """
+    if state.rows.done.shape == (1,):
+        single = run(spec, params, runtime, state.without_batch_axis())
+        return single.with_batch_axis()
+
+    def is_running(carry):
+        calls, state = carry
+        live = jnp.sum(~state.rows.done, dtype=jnp.int32)
+        # A forced draft length is being timed, which goes on whether rows have ended.
+        goes_on = (runtime.forced_index >= 0) | (live > runtime.stop_at_rows)
+        return (calls < runtime.max_calls) & goes_on
+
+    def body(carry):
+        calls, state = carry
+        return calls + 1, step(spec, params, runtime, state)[0]
+
+    return jax.lax.while_loop(is_running, body, (jnp.int32(0), state))[1]
 
 
 def refresh_stale_rows(
     spec: DecodeSpec, params: Any, state: DecodeState
 ) -> DecodeState:
-    """The state after the refresh calls of those rows that need one."""
+    """Recompute the cache of rows whose window has moved past what it holds."""
     stale_B = state.rows.needs_refresh & ~state.rows.done
 
-    def one(row: RowState):
+    def refresh_one(row: RowState):
         return refresh_row(spec, params, row)
 
-    def some(held: DecodeState) -> DecodeState:
-        apart = spec.exact or spec.guarded
-        made = replace_rows(one, held.rows, held.cache, stale_B, apart)
-        return DecodeState(*made)
+    def refreshed(state: DecodeState) -> DecodeState:
+        one_by_one = spec.exact or spec.guarded
+        rows = replace_rows(refresh_one, state.rows, state.cache, stale_B, one_by_one)
+        return DecodeState(*rows)
 
-    return jax.lax.cond(jnp.any(stale_B), some, lambda held: held, state)
+    return jax.lax.cond(jnp.any(stale_B), refreshed, lambda state: state, state)
 
 
-def run(spec: DecodeSpec, params: Any, runtime: RuntimeParams, state: DecodeState):
-    """Step until as few rows are left, or as often, as the terms allow."""
-    if state.rows.done.shape == (1,):
-        return run(spec, params, runtime, state.alone()).as_batch()
+def recheck_uncertain_rows(
+    spec: DecodeSpec, params: Any, state: DecodeState
+) -> DecodeState:
+    """Decide again, in the trusted shape, for rows whose decision was uncertain."""
 
-    def running(held):
-        calls, state = held
-        live = jnp.sum(~state.rows.done, dtype=jnp.int32)
-        goes_on = (runtime.forced_index >= 0) | (live > runtime.stop_at_rows)
-        return (calls < runtime.max_calls) & goes_on
+    def recheck_one(row: RowState, cache):
+        return recheck_row(spec, params, row, cache)
 
-    def body(held):
-        calls, state = held
-        return calls + 1, step(spec, params, runtime, state)[0]
+    rows = state.rows
+    uncertain_B = rows.needs_recheck & ~rows.done & ~rows.needs_refresh
+    return DecodeState(*update_rows(recheck_one, rows, state.cache, uncertain_B))
 
-    return jax.lax.while_loop(running, body, (jnp.int32(0), state))[1]
+
+def _verify_rows(
+    spec: DecodeSpec,
+    params: Any,
+    runtime: RuntimeParams,
+    state: DecodeState,
+    resting_B: jax.Array,
+) -> CallResult:
+    """The verify calls of all rows, at one draft length; of resting rows, anything."""
+
+    def calls_of(num_drafts: int):
+        sized = spec.with_num_drafts(num_drafts)
+
+        def call(row_and_rests, cache) -> CallResult:
+            row, rests = row_and_rests
+
+            def verify_row() -> CallResult:
+                return verify_call(sized, params, runtime, row, cache)
+
+            if not spec.exact:
+                return verify_row()
+            # Rows go one after another, so one that rests can be skipped.
+            shapes = jax.eval_shape(verify_row)
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+            return jax.lax.cond(rests, lambda: zeros, verify_row)
+
+        def call_all(state: DecodeState) -> CallResult:
+            rows = state.rows, resting_B
+            return map_rows(spec, state, call)(rows, state.cache)
+
+        return call_all
+
+    branches = [calls_of(num_drafts) for num_drafts in spec.draft_steps]
+    choice = 0
+    if len(branches) > 1:
+        choice = choose_num_drafts(spec.draft_steps, runtime, state.rows)
+    return jax.lax.switch(choice, branches, state)
+
+
+def _commit_rows(
+    spec: DecodeSpec,
+    params: Any,
+    state: DecodeState,
+    result: CallResult,
+    resting_B: jax.Array,
+) -> tuple[DecodeState, StepInfo]:
+    """Commit every row's outcome, and write the window's keys and values."""
+
+    def commit_one(held, cache):
+        del cache
+        result, row, rests = held
+        unchanged = row, empty_info()
+
+        def moved():
+            return commit(spec, params, result), result.info
+
+        if spec.exact:
+            return jax.lax.cond(rests, lambda: unchanged, moved)
+        # Side by side a cond would copy all that it reads, weights too, per row.
+        return jax.tree.map(lambda a, b: jnp.where(rests, a, b), unchanged, moved())
+
+    held = result, state.rows, resting_B
+    rows, info = map_rows(spec, state, commit_one)(held, ())
+    cache = write_windows(state.cache, result.kept.cache_window, state.rows.start)
+    return DecodeState(rows, cache), info

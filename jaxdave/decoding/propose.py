@@ -1,65 +1,133 @@
-"""The network calls of one row, and what each one moves.
+"""Propose: the drafts of a row, made of what its last call has left.
 
-A call evaluates states and so makes the policy's next state known. There are three
-kinds: `opened` and `refresh` evaluate the state that a row stands at from its tokens
-alone, and make the cache that later calls read (the prefill, and what a full-attention
-model needs at a new block); `judge` evaluates drafts of the window against that cache;
-`recheck` evaluates one state again where a call under guarded numerics was too close to
-call.
-
-What decides (the targets) is read from the active block only, always in the same
-shapes; what merely guesses (the stale prediction of the whole window) is read apart
-from it, so that no draft can touch a decision.
+It costs no network call. Whatever is proposed, the text stays the same: the first draft
+is the policy's own next state, and the others count only if the policy confirms them.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import Any
 
 import chex
+import jax
 import jax.numpy as jnp
 
-from jaxdave.core.draft_api import DraftContext, DraftSet, DraftState
-from jaxdave.core.state import PolicyState, RowState
-from jaxdave.decoding.policy_step import simulate_step, states_to_evaluate
+from jaxdave.core.draft_api import DraftContext, DraftSet, DraftState, draft_params
+from jaxdave.core.prediction import Prediction
+from jaxdave.core.spec import DecodeSpec
+from jaxdave.core.state import PolicyState, RowState, RuntimeParams
+from jaxdave.core.window import CacheRule
+from jaxdave.decoding.policy_step import choose_and_step, states_to_evaluate
 
-if TYPE_CHECKING:
-    from jaxdave.core.spec import DecodeSpec
+
+def propose(
+    spec: DecodeSpec, params: Any, runtime: RuntimeParams, row: RowState
+) -> DraftSet:
+    """The drafts that the next call of a row evaluates.
+
+    Args:
+        spec: Its draft function proposes `spec.num_drafts` drafts.
+        params: Parameters; only a draft function that takes some reads them.
+        runtime: At most `max_num_drafts` of the drafts stay valid.
+        row: One row.
+
+    Returns:
+        Drafts [K, N, L]; those that may not be evaluated are not valid.
+    """
+    drafts = propose_all(spec, params, row)
+    layout = spec.layout
+
+    def has_open(tokens_L):
+        return jnp.any(layout.active_block(tokens_L, row)[1])
+
+    # From a draft that leaves nothing open the policy can only stand still, which is
+    # no step: its accepted path must end before it.
+    open_KN = jax.vmap(jax.vmap(has_open))(drafts.tokens_KNL)
+    valid_K = drafts.valid_K & jnp.any(open_KN, axis=1)
+    if spec.policy.scoring is not None and layout.cache_rule is CacheRule.EXACT:
+        # A candidate may fill all that is left of the window. What follows it lies in a
+        # block that no prediction of this call reaches, so if it were chosen, the
+        # policy would have nothing to step from: the next call evaluates it.
+        ended_KN = jax.vmap(jax.vmap(lambda t: layout.is_ended(t, row)))(
+            drafts.tokens_KNL
+        )
+        valid_K &= jnp.all(open_KN | ended_KN, axis=1)
+    valid_K &= jnp.arange(spec.num_drafts) < runtime.max_num_drafts
+    return drafts._replace(valid_K=valid_K)
 
 
-def propose(spec: "DecodeSpec", params, row: RowState) -> DraftSet:
-    """The drafts of a row, made of what its last call has left."""
-    layout, budget = spec.layout, spec.draft_steps
-    first = PolicyState(layout.window(row), row.memory, row.n)
-    known = DraftState(first, states_to_evaluate(spec, row, first), jnp.bool_(True))
-    drafts = spec.draft(draft_context(spec, params, row), known, budget)
-    chex.assert_shape(drafts.tokens_KNL, (budget, *known.tokens_NL.shape))
+def propose_all(spec: DecodeSpec, params: Any, row: RowState) -> DraftSet:
+    """What the draft function proposes, before any limit."""
+    state = PolicyState(spec.layout.window_tokens(row), row.memory, row.n)
+    first = DraftState(
+        policy_state=state,
+        tokens_NL=states_to_evaluate(spec, row, state),
+        valid=jnp.bool_(True),
+    )
+    context = draft_context(spec, params, row)
+    drafts = spec.draft.propose(context, first, spec.num_drafts)
+    chex.assert_shape(drafts.tokens_KNL, (spec.num_drafts, *first.tokens_NL.shape))
     return drafts
 
 
-def draft_context(spec: "DecodeSpec", params, row: RowState) -> DraftContext:
-    """What drafts of a row may be made of."""
+def draft_context(spec: DecodeSpec, params: Any, row: RowState) -> DraftContext:
+    """What the drafts of a row may be made of."""
     layout = spec.layout
 
     def simulate(policy_state, depth):
         return simulate_step(spec, params, row, policy_state, depth)
 
     def is_ended(tokens_L):
-        return layout.ended(tokens_L, row)
-
-    open_L = layout.open(layout.window(row), row)
+        return layout.is_ended(tokens_L, row)
 
     def with_tokens(token_L):
-        told_DL = jnp.where((token_L >= 0)[None], token_L[None], row.pred.token)
-        pred = row.pred._replace(token=told_DL)
+        token_DL = jnp.where((token_L >= 0)[None], token_L[None], row.pred.token)
+        pred = row.pred._replace(token=token_DL)
         return draft_context(spec, params, dataclasses.replace(row, pred=pred))
 
     return DraftContext(
-        simulate,
-        row.pred,
-        open_L,
-        layout.block_of(),
-        is_ended,
-        row,
-        layout.mask_id,
-        with_tokens,
+        simulate=simulate,
+        pred=row.pred,
+        open_L=layout.open_positions(layout.window_tokens(row), row),
+        block_L=layout.block_indices(),
+        is_ended=is_ended,
+        row=row,
+        mask_id=layout.mask_id,
+        params=draft_params(params),
+        memory=row.draft_memory,
+        with_tokens=with_tokens,
     )
+
+
+def simulate_step(
+    spec: DecodeSpec, params: Any, row: RowState, state: PolicyState, depth: jax.Array
+) -> DraftState:
+    """The policy's next step as far as the last call can tell.
+
+    Args:
+        spec: Its policy takes the step.
+        params: Parameters, for policies that query the model.
+        row: One row; its stale prediction stands for a fresh one.
+        state: The policy state to step from.
+        depth: Policy steps after the first draft, int32: the noise of that step is
+            used, so that drafts at a temperature are those that the policy will draw.
+
+    Returns:
+        The next state; valid where something was open, a prediction was there, and the
+        row does not end.
+    """
+    layout = spec.layout
+    depth = jnp.minimum(depth, row.pred.token.shape[0] - 1)
+    tokens_NL = states_to_evaluate(spec, row, state)
+
+    def read(candidate):
+        block, _ = layout.active_block(tokens_NL[candidate], row)
+        pred = Prediction(
+            *(layout.block_slice(part[depth], block) for part in row.pred)
+        )
+        return pred, layout.block_slice(row.hidden_LE, block)
+
+    candidate, target = choose_and_step(spec, params, row, state, tokens_NL, read)
+    open_L = layout.active_block(tokens_NL[candidate], row)[1]
+    is_usable = jnp.any(open_L) & jnp.all(read(candidate)[0].token >= 0)
+    valid = is_usable & ~layout.is_ended(target.tokens_L, row)
+    return DraftState(target, states_to_evaluate(spec, row, target), valid)

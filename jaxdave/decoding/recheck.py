@@ -1,58 +1,64 @@
-"""The network calls of one row, and what each one moves.
+"""Recheck: decide once more, in the trusted shape, what was too close to call.
 
-A call evaluates states and so makes the policy's next state known. There are three
-kinds: `opened` and `refresh` evaluate the state that a row stands at from its tokens
-alone, and make the cache that later calls read (the prefill, and what a full-attention
-model needs at a new block); `judge` evaluates drafts of the window against that cache;
-`recheck` evaluates one state again where a call under guarded numerics was too close to
-call.
-
-What decides (the targets) is read from the active block only, always in the same
-shapes; what merely guesses (the stale prediction of the whole window) is read apart
-from it, so that no draft can touch a decision.
+Guarded numerics compute calls in whatever shape is fastest and certify each decision
+against a measured error bound. A decision within the bound is not trusted: the accepted
+path stops before it, and one call evaluates that state in the shape that exact numerics
+use. It also tells how far the fast call was off.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from jaxdave.core.prediction import ErrorBound, Prediction
+from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import RowState
 from jaxdave.decoding.prefill_rows import step_from_tokens
 from jaxdave.numerics.error_bounds import prediction_error
 
-if TYPE_CHECKING:
-    from jaxdave.core.spec import DecodeSpec
 
+def recheck_row(
+    spec: DecodeSpec, params: Any, row: RowState, cache: Any
+) -> tuple[RowState, Any]:
+    """Evaluate a row's own state in the trusted shape and take the policy's step.
 
-def recheck_row(spec: "DecodeSpec", params, row: RowState, cache):
-    """One call that decides what a row doubts: (the row after it, its cache)."""
-    again, near = spec.model.recheck, spec.layout.used_length(1)
-    assert again is not None, "guarded numerics need a network that can recheck"
-    hidden_LE, cache = again(
-        params, row.tokens_T, row.verified_until, row.start, row.end, near, cache
+    Args:
+        spec: Its model must have a `recheck` function.
+        params: The model's parameters.
+        row: A row whose last decision was uncertain.
+        cache: Its KV cache; what the trusted shape has not computed yet is replaced.
+
+    Returns:
+        (the row after the step, its cache).
+    """
+    recheck, length = spec.model.recheck, spec.layout.used_length(1)
+    assert recheck is not None, "guarded numerics need a model that can recheck"
+    hidden_LE, cache = recheck(
+        params, row.tokens_T, row.verified_until, row.start, row.end, length, cache
     )
     # What other programs compute beside this must not be fused into it.
     hidden_LE = jax.lax.optimization_barrier(hidden_LE)
-    chex.assert_shape(hidden_LE, (near, None))
+    chex.assert_shape(hidden_LE, (length, None))
     stats = row.stats._replace(recheck=row.stats.recheck + 1)
     row = dataclasses.replace(
         row, verified_until=row.start, stats=stats, needs_recheck=jnp.bool_(False)
     )
-    moved, pred_SW, seen = step_from_tokens(spec, params, row, hidden_LE, None)
-    found = _prediction_error(spec, row, pred_SW, seen.block_S[0])
-    error = jax.tree.map(jnp.maximum, stats.error, found)
-    stats = moved.stats._replace(error=error)
-    return dataclasses.replace(moved, stats=stats), cache
+    next_row, pred_SW, evaluated = step_from_tokens(spec, params, row, hidden_LE, None)
+    error = _observed_error(spec, row, pred_SW, evaluated.block_S[0])
+    error = jax.tree.map(jnp.maximum, stats.error, error)
+    stats = next_row.stats._replace(error=error)
+    return dataclasses.replace(next_row, stats=stats), cache
 
 
-def _prediction_error(spec: "DecodeSpec", row: RowState, pred_SW, block) -> ErrorBound:
-    """How far the row's last prediction was from one in the trusted shape."""
+def _observed_error(
+    spec: DecodeSpec, row: RowState, pred_SW: Prediction, block: jax.Array
+) -> ErrorBound:
+    """How far the fast call's prediction was from the one in the trusted shape."""
     layout = spec.layout
-    then = Prediction(*(layout.cut(part[0], block) for part in row.pred))
-    now = Prediction(*(part[0] for part in pred_SW))
-    open_W = layout.cut(layout.active(layout.window(row), row)[1], block)
-    return prediction_error(now, then, open_W)
+    fast = Prediction(*(layout.block_slice(part[0], block) for part in row.pred))
+    trusted = Prediction(*(part[0] for part in pred_SW))
+    open_L = layout.active_block(layout.window_tokens(row), row)[1]
+    return prediction_error(trusted, fast, layout.block_slice(open_L, block))

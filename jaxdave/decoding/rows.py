@@ -1,6 +1,12 @@
-"""Writing caches; reading them is the attention's business."""
+"""From a function of one row to all rows of a batch.
 
-import functools
+The loop is written for one row and its cache. Here, and only here, is how it becomes a
+loop over a batch, and that a single row has no batch axis: its slices stay slices,
+where those of many rows become gathers and scatters; what it decides is a branch, where
+many rows select; and its cache is never copied.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,85 +15,26 @@ import jax.numpy as jnp
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import DecodeState
 
+RowFn = Callable[[Any, Any], Any]
+"""(one row, its cache [N, T, ...]) -> a pytree."""
 
-def replace_rows(function, rows: Any, cache: Any, chosen_B, one_by_one: bool):
-    """Some rows and their caches replaced by function(row) -> (row, its cache).
 
-    rows: arrays [B, ...]; cache: [N, B, ...]. one_by_one: in turn, rows that are not
-    chosen costing nothing; otherwise side by side. One row alone has no axis B, and is
-    always replaced.
+def map_rows(spec: DecodeSpec, state: DecodeState, function: RowFn) -> RowFn:
+    """A function of one row as a function of all rows of a state.
+
+    Args:
+        spec: Under exact numerics rows go one after another through one body.
+        state: Only its layout is looked at: a single row is not mapped.
+        function: (row, cache) -> a pytree.
+
+    Returns:
+        (rows [B, ...], caches [N, B, ...]) -> the pytree with a leading axis B.
     """
-    if chosen_B.ndim == 0:
-        return function(rows)
-    if not one_by_one:
-        moved, made = jax.vmap(function, out_axes=(0, 1))(rows)
-        rows = jax.tree.map(lambda a, b: _select_rows(chosen_B, a, b, 0), moved, rows)
-        return rows, jax.tree.map(
-            lambda a, b: _select_rows(chosen_B, a, b, 1), made, cache
-        )
-
-    def put(index, held):
-        def replaced():
-            rows, cache = held
-            moved, made = function(jax.tree.map(lambda a: a[index], rows))
-            rows = jax.tree.map(lambda a, b: _put_row(a, b, index, 0), rows, moved)
-            return rows, jax.tree.map(
-                lambda a, b: _put_row(a, b, index, 1), cache, made
-            )
-
-        return jax.lax.cond(chosen_B[index], replaced, lambda: held)
-
-    return jax.lax.fori_loop(0, chosen_B.shape[0], put, (rows, cache))
+    return function if state.is_single else map_batch(spec, function)
 
 
-def update_rows(function, rows: Any, cache: Any, chosen_B):
-    """Chosen rows and their caches replaced by function(row, its cache), in turn.
-
-    A loop of no turns copies nothing, as a cond might. One row alone has no axis B.
-    """
-    if chosen_B.ndim == 0:
-        again = lambda held: (*function(*held[:2]), jnp.bool_(False))  # noqa: E731
-        held = rows, cache, chosen_B
-        return jax.lax.while_loop(lambda held: held[2], again, held)[:2]
-
-    def put(held):
-        rows, cache, chosen_B = held
-        index = jnp.argmax(chosen_B).astype(jnp.int32)
-        row = jax.tree.map(lambda a: a[index], rows)
-        moved, made = function(row, jax.tree.map(lambda a: a[:, index], cache))
-        rows = jax.tree.map(lambda a, b: _put_row(a, b, index, 0), rows, moved)
-        cache = jax.tree.map(lambda a, b: _put_row(a, b, index, 1), cache, made)
-        return rows, cache, chosen_B.at[index].set(False)
-
-    held = rows, cache, chosen_B
-    return jax.lax.while_loop(lambda held: jnp.any(held[2]), put, held)[:2]
-
-
-def _select_rows(chosen_B, new, old, axis: int):
-    others = [i for i in range(old.ndim) if i != axis]
-    return jnp.where(jnp.expand_dims(chosen_B, others), new, old)
-
-
-def _put_row(stack, part, index, axis: int):
-    part = jnp.expand_dims(part, axis)
-    return jax.lax.dynamic_update_slice_in_dim(stack, part, index, axis)
-
-
-def map_state_rows(spec: DecodeSpec, state: DecodeState):
-    """How a function of (one row, its cache) becomes one of the state's rows.
-
-    One row alone is not mapped: its slices stay slices, where those of many become
-    gathers and scatters, and what it decides is a branch, where many select.
-    """
-    return (
-        (lambda function: function)
-        if state.is_one
-        else functools.partial(map_rows, spec)
-    )
-
-
-def map_rows(spec: DecodeSpec, function):
-    """A function of (one row, its cache) as a function of all rows."""
+def map_batch(spec: DecodeSpec, function: RowFn) -> RowFn:
+    """A function of one row as a function of the rows of a batch (see `map_rows`)."""
     if not spec.exact:
         return jax.vmap(function, in_axes=(0, 1))
 
@@ -100,3 +47,99 @@ def map_rows(spec: DecodeSpec, function):
         return jax.lax.map(one, jnp.arange(count))
 
     return mapped
+
+
+def replace_rows(
+    function: Callable[[Any], tuple[Any, Any]],
+    rows: Any,
+    cache: Any,
+    chosen_B: jax.Array,
+    one_by_one: bool,
+) -> tuple[Any, Any]:
+    """Replace chosen rows and their caches by what a function computes from the row.
+
+    Args:
+        function: row -> (row, its cache).
+        rows: Arrays [B, ...]; a single row has no axis B and is always replaced.
+        cache: Arrays [N, B, ...].
+        chosen_B: Which rows to replace, bool [B].
+        one_by_one: In turn, others costing nothing; otherwise side by side.
+
+    Returns:
+        (rows, cache).
+    """
+    if chosen_B.ndim == 0:
+        return function(rows)
+    if not one_by_one:
+        new_rows, new_cache = jax.vmap(function, out_axes=(0, 1))(rows)
+        return (
+            _select(chosen_B, new_rows, rows, axis=0),
+            _select(chosen_B, new_cache, cache, axis=1),
+        )
+
+    def replace(index, carry):
+        def replaced():
+            rows, cache = carry
+            row, row_cache = function(jax.tree.map(lambda a: a[index], rows))
+            return _put(rows, row, index, axis=0), _put(cache, row_cache, index, axis=1)
+
+        return jax.lax.cond(chosen_B[index], replaced, lambda: carry)
+
+    return jax.lax.fori_loop(0, chosen_B.shape[0], replace, (rows, cache))
+
+
+def update_rows(
+    function: RowFn, rows: Any, cache: Any, chosen_B: jax.Array
+) -> tuple[Any, Any]:
+    """Replace chosen rows by what a function computes from row and cache, in turn.
+
+    Args:
+        function: (row, its cache) -> (row, its cache).
+        rows: Arrays [B, ...]; a single row has no axis B.
+        cache: Arrays [N, B, ...].
+        chosen_B: Which rows to update, bool [B].
+
+    Returns:
+        (rows, cache).
+    """
+    # A while loop of no turns copies nothing, where a cond may copy the whole cache.
+    if chosen_B.ndim == 0:
+
+        def update_single(carry):
+            rows, cache, _ = carry
+            return *function(rows, cache), jnp.bool_(False)
+
+        carry = rows, cache, chosen_B
+        return jax.lax.while_loop(lambda carry: carry[2], update_single, carry)[:2]
+
+    def update(carry):
+        rows, cache, chosen_B = carry
+        index = jnp.argmax(chosen_B).astype(jnp.int32)
+        row = jax.tree.map(lambda a: a[index], rows)
+        row, row_cache = function(row, jax.tree.map(lambda a: a[:, index], cache))
+        rows = _put(rows, row, index, axis=0)
+        cache = _put(cache, row_cache, index, axis=1)
+        return rows, cache, chosen_B.at[index].set(False)
+
+    carry = rows, cache, chosen_B
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[2]), update, carry)[:2]
+
+
+def _select(chosen_B, new: Any, old: Any, axis: int) -> Any:
+    """Arrays of `new` where a row was chosen, else of `old`; rows lie along `axis`."""
+
+    def select(new, old):
+        others = [i for i in range(old.ndim) if i != axis]
+        return jnp.where(jnp.expand_dims(chosen_B, others), new, old)
+
+    return jax.tree.map(select, new, old)
+
+
+def _put(batch: Any, row: Any, index, axis: int) -> Any:
+    """The batch with one row replaced; rows lie along `axis`."""
+
+    def put(stack, part):
+        part = jnp.expand_dims(part, axis)
+        return jax.lax.dynamic_update_slice_in_dim(stack, part, index, axis)
+
+    return jax.tree.map(put, batch, row)

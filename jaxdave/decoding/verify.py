@@ -1,60 +1,87 @@
-"""What a call's outcome means for a row: how far the policy has come, and its move."""
+"""Verify: how far the drafts hold, by the policy's own steps from evaluated states.
+
+Nothing can accept more for a given set of drafts: a state outside the set was never
+evaluated, so what follows it is unknown.
+"""
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxdave.core.draft_api import DraftSet
-from jaxdave.core.state import PolicyState, RowState
-from jaxdave.decoding.block_states import EvaluatedStates, KeptState, evaluate
+from jaxdave.core.prediction import ErrorBound, Prediction
+from jaxdave.core.spec import DecodeSpec
+from jaxdave.core.state import PolicyState, RowState, RuntimeParams
+from jaxdave.decoding.block_states import EvaluatedStates, KeptState
 from jaxdave.decoding.policy_step import choose_and_step, is_certain, states_to_evaluate
-from jaxdave.decoding.propose import propose
 from jaxdave.sampling.predictions import predict_active_blocks
 
-if TYPE_CHECKING:
-    from jaxdave.core.spec import DecodeSpec
-    from jaxdave.core.state import RuntimeParams
+ACCEPTANCE_DECAY = 0.95
+"""By this a call fades the counts of how earlier drafts have fared."""
 
 
 class StepInfo(NamedTuple):
-    """What one step did: drafts worth evaluating, policy steps confirmed."""
+    """What one step of a row did.
+
+    Attributes:
+        proposed: Drafts that were worth evaluating, int32.
+        accepted: Policy steps that were confirmed, int32.
+    """
 
     proposed: jax.Array
     accepted: jax.Array
 
 
 class AcceptedPath(NamedTuple):
-    """Where a walk ends: the last draft reached and the policy's stand there, which of
-    its branches the policy goes to, its step from there, whether that is sure, hops."""
+    """The longest path of drafts that the policy confirms.
 
-    at: jax.Array
+    Attributes:
+        draft: Index of the last draft on the path, int32.
+        policy_state: The policy's state there.
+        candidate: Which of the draft's candidates the policy chooses, int32.
+        target: The policy's state after its step from there.
+        is_certain: No numerical error within the bound can change that step, bool.
+        num_hops: Drafts accepted after the first, int32.
+    """
+
+    draft: jax.Array
     policy_state: PolicyState
-    branch: jax.Array
+    candidate: jax.Array
     target: PolicyState
     is_certain: jax.Array
-    hops: jax.Array
+    num_hops: jax.Array
 
     @property
-    def known(self) -> PolicyState:
-        """The policy's next state: the target, or where it is too close to call the
-        draft itself, which must be evaluated once more."""
-        pick = lambda a, b: jnp.where(self.is_certain, a, b)  # noqa: E731
-        return jax.tree.map(pick, self.target, self.policy_state)
+    def committed(self) -> PolicyState:
+        """The state to commit.
+
+        That is the target; or the last draft itself where the step from it is too close
+        to call, so that it must be evaluated once more.
+        """
+
+        def choose(a, b):
+            return jnp.where(self.is_certain, a, b)
+
+        return jax.tree.map(choose, self.target, self.policy_state)
 
     @property
-    def steps(self) -> jax.Array:
-        """Policy steps that the walk has confirmed."""
-        return self.hops + self.is_certain.astype(jnp.int32)
+    def accepted_length(self) -> jax.Array:
+        """Policy steps that the path confirms, int32."""
+        return self.num_hops + self.is_certain.astype(jnp.int32)
 
 
 class CallResult(NamedTuple):
-    """A call's outcome, in the same shapes whatever its size.
+    """The outcome of a call, in the same shapes whatever its draft length.
 
-    row: as before the call, which is counted; evaluated_L: the state that the walk has
-    reached; kept: what the call leaves of it.
+    Attributes:
+        row: The row as before the call, which is counted.
+        evaluated_L: The last accepted draft: the state that was evaluated, int32 [L].
+        kept: What the call leaves of it.
+        path: The accepted path.
+        info: Counts.
     """
 
     row: RowState
@@ -64,134 +91,182 @@ class CallResult(NamedTuple):
     info: StepInfo
 
 
-def verify_call(
-    spec: "DecodeSpec", params, runtime: "RuntimeParams", row: RowState, cache
-) -> CallResult:
-    """One call on drafts, and how far they hold; `settle` makes the row move."""
-    layout, budget = spec.layout, spec.draft_steps
-    drafts = propose(spec, params, row)
-    # From a draft that leaves nothing open the policy can only stand still, which is
-    # no step: its walk must end before it.
-    is_open = lambda tokens_L: jnp.any(layout.active(tokens_L, row)[1])  # noqa: E731
-    open_KN = jax.vmap(jax.vmap(is_open))(drafts.tokens_KNL)
-    allowed_K = drafts.valid_K & jnp.any(open_KN, axis=1)
-    allowed_K &= jnp.arange(budget) < runtime.max_num_drafts
-    drafts = drafts._replace(valid_K=allowed_K)
-    seen = evaluate(spec, params, row, drafts, cache)
-    branches = drafts.tokens_KNL.shape[1]
-    fits_K = jnp.all(seen.fits_S.reshape(-1, branches), axis=1)
-    drafts = drafts._replace(valid_K=drafts.valid_K & fits_K)
-    depth_S = jnp.repeat(drafts.depth_K, branches)
-    pred_SW = predict_active_blocks(
-        spec, params, seen.hidden_SWE, seen.block_S, depth_S, row
-    )
-    doubt = runtime.error_bound if spec.guarded else None
-    path = verify_drafts(spec, params, seen, pred_SW, drafts, row, doubt)
-    return CallResult(
-        count_call(spec, row, drafts, path),
-        drafts.tokens_KNL[path.at, path.branch],
-        seen.keep(path.at * branches + path.branch),
-        path,
-        StepInfo(jnp.sum(drafts.valid_K, dtype=jnp.int32), path.steps),
-    )
-
-
-ACCEPTANCE_DECAY = 0.95
-"""What a call leaves of how earlier drafts have fared."""
-
-
 def empty_info() -> StepInfo:
-    """Nothing was done."""
+    """The counts of a step that did nothing."""
     return StepInfo(jnp.int32(0), jnp.int32(0))
 
 
-def verify_drafts(
-    spec: "DecodeSpec", params, seen: EvaluatedStates, pred_SW, drafts, row, doubt
-):
-    """How far the drafts hold, by predictions that may be off by `doubt` if any."""
-    layout, hidden_SWE = spec.layout, seen.hidden_SWE
-    branches = drafts.tokens_KNL.shape[1]
+def verify(
+    spec: DecodeSpec,
+    params: Any,
+    runtime: RuntimeParams,
+    row: RowState,
+    drafts: DraftSet,
+    evaluated: EvaluatedStates,
+) -> CallResult:
+    """Find how far evaluated drafts hold.
 
-    def step_from(at, policy_state: PolicyState):
-        def read(branch):
-            slot = at * branches + branch
-            return jax.tree.map(lambda a: a[slot], pred_SW), hidden_SWE[slot]
+    Args:
+        spec: Its policy confirms drafts.
+        params: The model's parameters, for the output head.
+        runtime: The error bound is read under guarded numerics.
+        row: One row.
+        drafts: What was proposed.
+        evaluated: The states of the drafts after the call.
 
-        tokens_NL = drafts.tokens_KNL[at]
-        branch, target = choose_and_step(
-            spec, params, row, policy_state, tokens_NL, read
-        )
-        here = policy_state._replace(tokens_L=tokens_NL[branch])
-        is_sure = jnp.bool_(True)
-        if doubt is not None:
-            is_sure = is_certain(spec, params, row, here, *read(branch), doubt)
-        return branch, target, is_sure
-
-    def onward(policy_state: PolicyState):
-        # Candidates of an ended state may be states that some draft does not end at.
-        is_over = layout.ended(policy_state.tokens_L, row)
-        return jnp.where(is_over, -1, states_to_evaluate(spec, row, policy_state))
-
-    first = PolicyState(layout.window(row), row.memory, row.n)
-    return longest_accepted_path(step_from, onward, drafts, first, spec.sampling.noisy)
-
-
-def count_call(spec: "DecodeSpec", row: RowState, drafts: DraftSet, path: AcceptedPath):
-    """The row with this verify call counted, and how its drafts have fared."""
-    at = spec.draft_lengths.index(spec.draft_steps)
-    size_Z = row.stats.size_Z.at[at].add(1)
-    stats = row.stats._replace(verify=row.stats.verify + 1, size_Z=size_Z)
-    deeper_K = drafts.valid_K & (drafts.depth_K == drafts.depth_K[path.at] + 1)
-    missed = path.is_certain & jnp.any(deeper_K)
-    now = jnp.stack([path.hops, missed.astype(jnp.int32)]).astype(jnp.float32)
-    return dataclasses.replace(
-        row,
-        stats=stats,
-        acceptance_counts=row.acceptance_counts * ACCEPTANCE_DECAY + now,
+    Returns:
+        The outcome; nothing is committed yet.
+    """
+    candidates = drafts.tokens_KNL.shape[1]
+    fits_K = jnp.all(evaluated.fits_S.reshape(-1, candidates), axis=1)
+    drafts = drafts._replace(valid_K=drafts.valid_K & fits_K)
+    depth_S = jnp.repeat(drafts.depth_K, candidates)
+    # Decisions are read from the active block only, always in the same shapes; the
+    # stale prediction that drafts are made of is computed apart (see `commit`).
+    pred_SW = predict_active_blocks(
+        spec, params, evaluated.hidden_SWE, evaluated.block_S, depth_S, row
+    )
+    error_bound = runtime.error_bound if spec.guarded else None
+    path = verify_drafts(spec, params, row, drafts, evaluated, pred_SW, error_bound)
+    return CallResult(
+        row=count_call(spec, row, drafts, path),
+        evaluated_L=drafts.tokens_KNL[path.draft, path.candidate],
+        kept=evaluated.keep(path.draft * candidates + path.candidate),
+        path=path,
+        info=StepInfo(jnp.sum(drafts.valid_K, dtype=jnp.int32), path.accepted_length),
     )
 
 
+def verify_drafts(
+    spec: DecodeSpec,
+    params: Any,
+    row: RowState,
+    drafts: DraftSet,
+    evaluated: EvaluatedStates,
+    pred_SW: Prediction,
+    error_bound: ErrorBound | None,
+) -> AcceptedPath:
+    """The accepted path through drafts, by predictions of their active blocks.
+
+    Args:
+        spec: Its policy steps from draft to draft.
+        params: The model's parameters, for policies that query it.
+        row: One row.
+        drafts: K drafts of N states.
+        evaluated: The S = K N states after the call.
+        pred_SW: The prediction of each state's active block.
+        error_bound: How far the predictions may be off; None: they are trusted.
+
+    Returns:
+        The longest path; under an error bound it ends before the first uncertain step.
+    """
+    layout, candidates = spec.layout, drafts.tokens_KNL.shape[1]
+
+    def step_from(draft, state: PolicyState):
+        def read(candidate):
+            slot = draft * candidates + candidate
+            pred = jax.tree.map(lambda a: a[slot], pred_SW)
+            return pred, evaluated.hidden_SWE[slot]
+
+        tokens_NL = drafts.tokens_KNL[draft]
+        candidate, target = choose_and_step(spec, params, row, state, tokens_NL, read)
+        chosen = state._replace(tokens_L=tokens_NL[candidate])
+        certain = jnp.bool_(True)
+        if error_bound is not None:
+            certain = is_certain(
+                spec, params, row, chosen, *read(candidate), error_bound
+            )
+        return candidate, target, certain
+
+    def needed_next(state: PolicyState):
+        # Candidates of an ended state may be states that some draft does not end at.
+        is_over = layout.is_ended(state.tokens_L, row)
+        return jnp.where(is_over, -1, states_to_evaluate(spec, row, state))
+
+    first = PolicyState(layout.window_tokens(row), row.memory, row.n)
+    # Predictions at a temperature depend on the step index, so that a state counts only
+    # at the depth at which it was evaluated.
+    in_order = spec.sampling.noisy
+    return longest_accepted_path(step_from, needed_next, drafts, first, in_order)
+
+
 StepFn = Callable[[jax.Array, PolicyState], tuple[jax.Array, PolicyState, jax.Array]]
-AheadFn = Callable[[PolicyState], jax.Array]
+"""(draft, the policy's state there) -> (chosen candidate, its next state, certain)."""
+NeededFn = Callable[[PolicyState], jax.Array]
+"""policy state -> the states [N, L] that must be evaluated to go on from it."""
 
 
 def longest_accepted_path(
     step_from: StepFn,
-    ahead: AheadFn,
+    needed_next: NeededFn,
     drafts: DraftSet,
     first: PolicyState,
     in_order: bool,
 ) -> AcceptedPath:
-    """From draft 0 take the policy's step while that leads to another draft.
+    """From draft 0, take the policy's step while that leads to another draft.
 
-    step_from(draft, its stand) -> the branch taken, where the policy stands next, and
-    whether that is sure, from fresh predictions; ahead(stand) -> the states [N, L] that
-    must be evaluated to go on. The policy's memory follows the path. Equality is of
-    whole states. in_order: the next draft must lie one step deeper, as it must when
-    predictions depend on the step index. At most K - 1 hops, none from an unsure step.
+    Acceptance is equality of whole states, which is what makes decoding lossless. The
+    policy's memory follows the path. There are at most K - 1 hops, and none from an
+    uncertain step.
+
+    Args:
+        step_from: The policy's step, by fresh predictions.
+        needed_next: What a draft has to hold to be the next on the path.
+        drafts: K drafts; the first is the policy's own next state.
+        first: The policy's state at draft 0.
+        in_order: The next draft must lie one step deeper.
+
+    Returns:
+        Where the path ends.
+
+    Source: FreeDave, arXiv 2510.00294, Algorithm 2, for any graph of drafts.
     """
     count = drafts.depth_K.shape[0]
     index_K = jnp.arange(count, dtype=jnp.int32)
 
-    def successors(held: AcceptedPath):
-        same_KNL = drafts.tokens_KNL == ahead(held.target)[None]
-        same_K = jnp.all(same_KNL, axis=(1, 2))
-        same_K &= drafts.valid_K & drafts.valid_K[held.at]
+    def successors(path: AcceptedPath):
+        equal_KNL = drafts.tokens_KNL == needed_next(path.target)[None]
+        equal_K = jnp.all(equal_KNL, axis=(1, 2))
+        equal_K &= drafts.valid_K & drafts.valid_K[path.draft]
         if in_order:
-            return same_K & (drafts.depth_K == drafts.depth_K[held.at] + 1)
+            return equal_K & (drafts.depth_K == drafts.depth_K[path.draft] + 1)
         # A target never equals its own draft unless a policy stands still.
-        return same_K & (index_K != held.at)
+        return equal_K & (index_K != path.draft)
 
-    def on(held: AcceptedPath):
-        further = held.is_certain & (held.hops < count - 1) & jnp.any(successors(held))
-        return (held.hops < 0) | further
+    def goes_on(path: AcceptedPath):
+        is_open = path.is_certain & (path.num_hops < count - 1)
+        return (path.num_hops < 0) | (is_open & jnp.any(successors(path)))
 
-    def hop(held: AcceptedPath):
-        # The step is compiled once: the first draft is reached by a hop as well.
-        at = jnp.where(held.hops < 0, 0, jnp.argmax(successors(held)))
-        at = at.astype(jnp.int32)
-        return AcceptedPath(at, held.target, *step_from(at, held.target), held.hops + 1)
+    def hop(path: AcceptedPath):
+        # The first draft is reached by a hop as well: the step is compiled once.
+        draft = jnp.where(path.num_hops < 0, 0, jnp.argmax(successors(path)))
+        draft = draft.astype(jnp.int32)
+        candidate, target, certain = step_from(draft, path.target)
+        return AcceptedPath(
+            draft, path.target, candidate, target, certain, path.num_hops + 1
+        )
 
     zero = jnp.int32(0)
-    begun = AcceptedPath(zero, first, zero, first, jnp.bool_(True), jnp.int32(-1))
-    return hop(begun) if count == 1 else jax.lax.while_loop(on, hop, begun)
+    start = AcceptedPath(zero, first, zero, first, jnp.bool_(True), jnp.int32(-1))
+    return hop(start) if count == 1 else jax.lax.while_loop(goes_on, hop, start)
+
+
+def count_call(
+    spec: DecodeSpec, row: RowState, drafts: DraftSet, path: AcceptedPath
+) -> RowState:
+    """Count a verify call of a row, and how its drafts have fared.
+
+    The counts feed the choice of the next call's draft length (`draft_length`).
+    """
+    index = spec.draft_steps.index(spec.num_drafts)
+    stats = row.stats._replace(
+        verify=row.stats.verify + 1, size_Z=row.stats.size_Z.at[index].add(1)
+    )
+    deeper_K = drafts.valid_K & (drafts.depth_K == drafts.depth_K[path.draft] + 1)
+    # An uncertain step says nothing about the drafts behind it.
+    is_missed = path.is_certain & jnp.any(deeper_K)
+    counts = jnp.stack([path.num_hops, is_missed.astype(jnp.int32)])
+    faded = row.acceptance_counts * ACCEPTANCE_DECAY
+    return dataclasses.replace(
+        row, stats=stats, acceptance_counts=faded + counts.astype(jnp.float32)
+    )

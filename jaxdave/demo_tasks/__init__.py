@@ -1,7 +1,8 @@
-"""Procedurally generated, scorable text: what the demo model is trained and tested on.
+"""Synthetic tasks with checkable answers, for training and testing the demo models.
 
-`words` makes multi-step word problems, `lists` tiny Python list functions, `mixture`
-the training stream; `problem_sets` holds the test sets, `grade` says what is right.
+`words` generates multi-step word problems and `lists` small Python list functions;
+`mixture` is the training stream of both, `problem_sets` has the test sets, and `grade`
+checks answers.
 """
 
 from jaxdave.demo_tasks.mixture import training_problem

@@ -1,4 +1,4 @@
-"""What counts as a right answer, and what guessing would score."""
+"""Checks answers to the demo tasks, and scores two trivial guesses for comparison."""
 
 import ast
 import collections
@@ -6,20 +6,19 @@ import re
 import warnings
 from collections.abc import Sequence
 
-from jaxdave.demo_tasks.lists import Skeleton, parse_key
+from jaxdave.demo_tasks.lists import ListFunction, parse_key
 from jaxdave.demo_tasks.problem import Problem
 from jaxdave.sandbox.launcher import run_program
 
-MARK = "####"
-# The number must end there: neither 14.5 nor 14+3 is the answer 14.
-NUMBER = re.compile(r"\s*(-?[0-9]{1,18})\.?(?=\s|<\||$)")
-LONGEST_CODE = 500
+ANSWER_MARK = "####"
+# The number must end there: neither 14.5 nor 14+3 is the answer 14. [0-9] and not \d,
+# which would match the digits of every script.
+_NUMBER = re.compile(r"\s*(-?[0-9]{1,18})\.?(?=\s|<\||$)")
+MAX_CODE_LENGTH = 500
 SECONDS = 10.0
-"""For one function: most is starting an interpreter, on a busy machine."""
+"""Time limit of one function; starting an interpreter takes most of it when busy."""
 
-# Enough to tell any two different functions of the family apart. The single numbers do
-# most of that: a maximum above 3 and one above 4 differ on hardly any longer list.
-CASES: tuple[tuple[int, ...], ...] = (
+TEST_INPUTS: tuple[tuple[int, ...], ...] = (
     (),
     (10, 9, 8, 7, 6, 5, 4, 3, 2, 1),
     (-5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5),
@@ -28,12 +27,17 @@ CASES: tuple[tuple[int, ...], ...] = (
     (56, 45, 72, 63, 20, 28, 48, 11),
     *((number,) for number in range(-10, 11)),
 )
-NAMES = frozenset(
+"""Lists that tell any two different functions of the family apart. The single numbers
+do most of that: a maximum of those above 3 and one of those above 4 differ on hardly
+any longer list."""
+ALLOWED_NAMES = frozenset(
     ("f", "xs", "x", "sum", "max", "min", "len", "sorted", "abs")
     + ("list", "reversed", "range")
 )
-KEYWORDS = frozenset(("default", "reverse"))
-NODES = (
+ALLOWED_KEYWORDS = frozenset(("default", "reverse"))
+# No Attribute, Subscript, Pow or Lambda: what is allowed can neither reach other
+# objects nor take long.
+ALLOWED_NODES = (
     (ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Return)
     + (ast.Call, ast.Load, ast.Store)
     + (ast.GeneratorExp, ast.ListComp, ast.comprehension)
@@ -44,94 +48,145 @@ NODES = (
 
 
 def extract_number(text: str) -> int | None:
-    """The integer after the last `####`, None where there is none."""
-    _, mark, rest = text.rpartition(MARK)
-    found = NUMBER.match(rest) if mark else None
-    return int(found[1]) if found else None
+    """Returns the integer after the last `####`.
+
+    Args:
+        text: The text of a model.
+
+    Returns:
+        The integer; None if there is no mark, or no integer of at most 18 digits that
+        ends with the word.
+
+    Example:
+        >>> extract_number("3+4=7 #### 7"), extract_number("#### 7.5")
+        (7, None)
+    """
+    _, mark, rest = text.rpartition(ANSWER_MARK)
+    match = _NUMBER.match(rest) if mark else None
+    return int(match[1]) if match else None
 
 
-def grade(problem: Problem, text: str) -> bool:
-    """Whether `text` answers `problem`.
+def is_correct(problem: Problem, text: str) -> bool:
+    """Checks the answer to a problem.
 
-    A word problem needs the exact integer. A list function must use only the nodes and
-    names of its family, and is then run on fixed lists; what it must return comes from
-    the key and not from the reference text.
-    Raises ValueError for an unknown family.
+    A word problem needs the exact integer. A list function may use only the syntax and
+    names of its family, and is then run in the sandbox on `TEST_INPUTS`; the expected
+    results are computed from the problem's key, not by the reference answer.
+
+    Args:
+        problem: The problem.
+        text: The text of a model.
+
+    Returns:
+        True if the text answers the problem.
+
+    Raises:
+        ValueError: If the problem's family is unknown.
+
+    Example:
+        >>> problem = Problem("words", "How many?", "#### 14", "")
+        >>> is_correct(problem, "7+7=14 #### 14")
+        True
     """
     if problem.family == "words":
         return extract_number(text) == extract_number(problem.answer)
     if problem.family == "lists":
         if not is_allowed(text):
             return False
-        return run_program(_tested(problem, text), seconds=SECONDS).passed
+        return run_program(_with_assertions(problem, text), seconds=SECONDS).passed
     raise ValueError(
         f"family {problem.family!r} has no grader; it must be 'words' or 'lists'"
     )
 
 
 def is_allowed(text: str) -> bool:
-    """Whether `text` is one function `f(xs)` of one return line and known names."""
-    if len(text) > LONGEST_CODE:
+    """Checks that a text is one function `f(xs)` of one return line and known names.
+
+    What passes is harmless to run.
+
+    Args:
+        text: The text of a model.
+
+    Returns:
+        True if every node of its syntax tree is on the list of the allowed ones.
+
+    Example:
+        >>> is_allowed("def f(xs): return sum(xs)")
+        True
+        >>> is_allowed("def f(xs): return open(0)")
+        False
+    """
+    if len(text) > MAX_CODE_LENGTH:
         return False
     try:
-        # A slip such as `0for` parses with a warning, which is no one's business here.
+        # A slip such as `0for` parses with a warning, which nobody needs to see here.
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return _is_one_function(tree) and all(_is_known(node) for node in ast.walk(tree))
+    return _is_one_function(tree) and all(
+        _is_allowed_node(node) for node in ast.walk(tree)
+    )
 
 
 def baselines(problems: Sequence[Problem]) -> dict[str, float]:
-    """What two guesses that do no arithmetic score on word problems.
+    """Scores two guesses that do no arithmetic, on word problems.
 
-    majority: always the most frequent answer of these very problems, so an upper bound
-    of what guessing one number can reach. copy_last: the last number of the prompt.
-    Raises ValueError when there are no problems or one is not a word problem.
+    Args:
+        problems: Word problems, at least one.
+
+    Returns:
+        Shares of right answers, in 0..1. "majority": of always guessing the most
+        frequent answer of these very problems, which no guess of one number can exceed.
+        "copy_last": of guessing the last number of the prompt.
+
+    Raises:
+        ValueError: If there are no problems, or one is not a word problem.
     """
-    strangers = {p.family for p in problems} - {"words"}
-    if strangers or not problems:
+    other_families = {p.family for p in problems} - {"words"}
+    if other_families or not problems:
         raise ValueError(
-            f"baselines got {len(problems)} problems of {sorted(strangers)}; they are "
-            "defined for word problems only, so pass at least one and no other family"
+            f"baselines got {len(problems)} problems of {sorted(other_families)}; they "
+            "are defined for word problems only, so pass at least one and no other "
+            "family"
         )
     answers = [extract_number(p.answer) for p in problems]
-    most = collections.Counter(answers).most_common(1)[0][1]
-    copied = [int(re.findall(r"[0-9]+", p.prompt)[-1]) for p in problems]
-    hits = sum(a == c for a, c in zip(answers, copied, strict=True))
-    return {"majority": most / len(problems), "copy_last": hits / len(problems)}
+    majority = collections.Counter(answers).most_common(1)[0][1]
+    last_numbers = [int(re.findall(r"[0-9]+", p.prompt)[-1]) for p in problems]
+    copies = sum(a == n for a, n in zip(answers, last_numbers, strict=True))
+    return {"majority": majority / len(problems), "copy_last": copies / len(problems)}
 
 
 def _is_one_function(tree: ast.Module) -> bool:
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
         return False
-    made = tree.body[0]
-    one_return = len(made.body) == 1 and isinstance(made.body[0], ast.Return)
-    plain = not made.decorator_list and made.returns is None
-    return made.name == "f" and one_return and plain and _takes_xs(made.args)
+    function = tree.body[0]
+    one_return = len(function.body) == 1 and isinstance(function.body[0], ast.Return)
+    plain = not function.decorator_list and function.returns is None
+    return function.name == "f" and one_return and plain and _takes_xs(function.args)
 
 
 def _takes_xs(args: ast.arguments) -> bool:
     rest = (args.posonlyargs, args.kwonlyargs, args.vararg, args.kwarg, args.defaults)
-    return not any(rest) and [a.arg for a in args.args] == ["xs"]
+    return not any(rest) and [arg.arg for arg in args.args] == ["xs"]
 
 
-def _is_known(node: ast.AST) -> bool:
+def _is_allowed_node(node: ast.AST) -> bool:
     if isinstance(node, ast.Name):
-        return node.id in NAMES
+        return node.id in ALLOWED_NAMES
     if isinstance(node, ast.keyword):
-        return node.arg in KEYWORDS
+        return node.arg in ALLOWED_KEYWORDS
     if isinstance(node, ast.Constant):
         return type(node.value) in (int, bool)
-    return isinstance(node, NODES)
+    return isinstance(node, ALLOWED_NODES)
 
 
-def _tested(problem: Problem, text: str) -> str:
-    """The text followed by a check of every case."""
-    skeleton: Skeleton = parse_key(problem.key)
+def _with_assertions(problem: Problem, text: str) -> str:
+    """The text followed by an assertion for every test input."""
+    function: ListFunction = parse_key(problem.key)
     # The texts of the values are compared, so that True is not taken for 1.
-    checks = [
-        f"assert repr(f({list(xs)})) == {repr(skeleton.reference(xs))!r}"
-        for xs in CASES
+    assertions = [
+        f"assert repr(f({list(xs)})) == {repr(function.expected_result(xs))!r}"
+        for xs in TEST_INPUTS
     ]
-    return "\n".join([text, *checks])
+    return "\n".join([text, *assertions])

@@ -1,4 +1,9 @@
-"""Tiny Python list functions: filter, map, aggregate, in one returned expression."""
+"""Small Python list functions: filter, map and aggregate in one returned expression.
+
+A function is a choice from three tables, each entry of which has its wordings, its code
+and its meaning. The meaning is written apart from the code, so that an answer can be
+checked without trusting the generated text.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -9,187 +14,275 @@ from jaxdave.demo_tasks.problem import Problem, Split, split_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Mapping:
-    """What is done to each number: wordings, code, meaning, and the lowest constant."""
+class MapRule:
+    """What is done to each number.
 
-    told: tuple[str, ...]
+    Attributes:
+        wordings: Phrases for it, in which `{}` stands for the filtered numbers and
+            `{k}` for the constant.
+        code: The expression of `x`, in which `{k}` stands for the constant.
+        apply: Maps a number and the constant to the result.
+        min_constant: Smallest constant; 0 if the rule has none.
+    """
+
+    wordings: tuple[str, ...]
     code: str
     apply: Callable[[int, int], int]
-    lowest: int = 0
+    min_constant: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Filter:
-    """Which numbers are kept: wordings, code, meaning, and the lowest constant."""
+class FilterRule:
+    """Which numbers are used.
 
-    told: tuple[str, ...]
+    Attributes:
+        wordings: Phrases for them, in which `{k}` stands for the constant.
+        code: The end of the comprehension, from " if"; empty if all are used.
+        predicate: Maps a number and the constant to True if the number is used.
+        min_constant: Smallest constant; 0 if the rule has none.
+    """
+
+    wordings: tuple[str, ...]
     code: str
-    keeps: Callable[[int, int], bool]
-    lowest: int = 0
+    predicate: Callable[[int, int], bool]
+    min_constant: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Aggregate:
-    """What is made of the numbers: wordings, code, meaning, and a closing remark."""
+class AggregateRule:
+    """What is made of the numbers.
 
-    told: tuple[str, ...]
+    Attributes:
+        wordings: Phrases that the numbers follow.
+        code: The expression, in which the first `{}` stands for the map's and the
+            second for the filter's code.
+        apply: Maps the numbers to the result.
+        closing: What the prompt ends with.
+    """
+
+    wordings: tuple[str, ...]
     code: str
     apply: Callable[[Iterable[int]], int | list[int]]
     closing: str = ""
 
 
-# A constant is told after "each", never right after a condition: "greater than 3 plus
+# A constant comes after "each", never right after a condition: "greater than 3 plus
 # 4" could be read in two ways.
 MAPS = {
-    "none": Mapping(("{} in xs",), "x", lambda x, k: x),
-    "square": Mapping(
+    "none": MapRule(("{} in xs",), "x", lambda x, k: x),
+    "square": MapRule(
         ("the squares of {} in xs", "{} in xs, each squared"),
         "x * x",
         lambda x, k: x * x,
     ),
-    "double": Mapping(
+    "double": MapRule(
         ("the doubles of {} in xs", "{} in xs, each doubled"),
         "2 * x",
         lambda x, k: 2 * x,
     ),
-    "plus": Mapping(("{} in xs, each plus {k}",), "x + {k}", lambda x, k: x + k, 1),
-    "minus": Mapping(("{} in xs, each minus {k}",), "x - {k}", lambda x, k: x - k, 1),
-    "times": Mapping(("{} in xs, each times {k}",), "x * {k}", lambda x, k: x * k, 1),
-    "negative": Mapping(
+    "plus": MapRule(("{} in xs, each plus {k}",), "x + {k}", lambda x, k: x + k, 1),
+    "minus": MapRule(("{} in xs, each minus {k}",), "x - {k}", lambda x, k: x - k, 1),
+    "times": MapRule(("{} in xs, each times {k}",), "x * {k}", lambda x, k: x * k, 1),
+    "negative": MapRule(
         ("the negatives of {} in xs", "{} in xs, each negated"), "-x", lambda x, k: -x
     ),
-    "absolute": Mapping(
+    "absolute": MapRule(
         ("the absolute values of {} in xs",), "abs(x)", lambda x, k: abs(x)
     ),
 }
 FILTERS = {
-    "none": Filter(("the numbers", "all numbers"), "", lambda x, k: True),
-    "even": Filter(("the even numbers",), " if x % 2 == 0", lambda x, k: x % 2 == 0),
-    "odd": Filter(("the odd numbers",), " if x % 2 == 1", lambda x, k: x % 2 == 1),
-    "greater": Filter(
+    "none": FilterRule(("the numbers", "all numbers"), "", lambda x, k: True),
+    "even": FilterRule(
+        ("the even numbers",), " if x % 2 == 0", lambda x, k: x % 2 == 0
+    ),
+    "odd": FilterRule(("the odd numbers",), " if x % 2 == 1", lambda x, k: x % 2 == 1),
+    "greater": FilterRule(
         ("the numbers greater than {k}", "the numbers above {k}"),
         " if x > {k}",
         lambda x, k: x > k,
         1,
     ),
-    "less": Filter(
+    "less": FilterRule(
         ("the numbers less than {k}", "the numbers below {k}"),
         " if x < {k}",
         lambda x, k: x < k,
         1,
     ),
-    "divisible": Filter(
+    "divisible": FilterRule(
         ("the numbers divisible by {k}", "the multiples of {k}"),
         " if x % {k} == 0",
         lambda x, k: x % k == 0,
         2,
     ),
-    "positive": Filter(("the positive numbers",), " if x > 0", lambda x, k: x > 0),
-    "negative": Filter(("the negative numbers",), " if x < 0", lambda x, k: x < 0),
+    "positive": FilterRule(("the positive numbers",), " if x > 0", lambda x, k: x > 0),
+    "negative": FilterRule(("the negative numbers",), " if x < 0", lambda x, k: x < 0),
 }
 AGGREGATES = {
-    "sum": Aggregate(("the sum of",), "sum({} for x in xs{})", sum),
-    "max": Aggregate(
+    "sum": AggregateRule(("the sum of",), "sum({} for x in xs{})", sum),
+    "max": AggregateRule(
         ("the largest of", "the maximum of"),
         "max([{} for x in xs{}], default=0)",
         lambda ys: max(ys, default=0),
         ", or 0 if there are none",
     ),
-    "min": Aggregate(
+    "min": AggregateRule(
         ("the smallest of", "the minimum of"),
         "min([{} for x in xs{}], default=0)",
         lambda ys: min(ys, default=0),
         ", or 0 if there are none",
     ),
-    "count": Aggregate(
+    "count": AggregateRule(
         ("the count of",), "len([{} for x in xs{}])", lambda ys: len(list(ys))
     ),
-    "list": Aggregate(("a list of", "the list of"), "[{} for x in xs{}]", list),
-    "sorted": Aggregate(
+    "list": AggregateRule(("a list of", "the list of"), "[{} for x in xs{}]", list),
+    "sorted": AggregateRule(
         ("a sorted list of",), "sorted([{} for x in xs{}])", lambda ys: sorted(ys)
     ),
-    "reversed": Aggregate(
+    "reversed": AggregateRule(
         ("a reverse sorted list of",),
         "sorted([{} for x in xs{}], reverse=True)",
         lambda ys: sorted(ys, reverse=True),
     ),
 }
-HIGHEST = 9
+MAX_CONSTANT = 9
 
 
 @dataclasses.dataclass(frozen=True)
-class Skeleton:
-    """Which aggregate, map and filter, with their constants (0 where unused)."""
+class ListFunction:
+    """A function of the family, without its wording.
 
-    aggregate: str
-    mapping: str
-    map_k: int
-    filtering: str
-    filter_k: int
+    Attributes:
+        aggregate_name: Key of `AGGREGATES`.
+        map_name: Key of `MAPS`.
+        map_constant: The map's constant; 0 if it has none.
+        filter_name: Key of `FILTERS`.
+        filter_constant: The filter's constant; 0 if it has none.
+    """
+
+    aggregate_name: str
+    map_name: str
+    map_constant: int
+    filter_name: str
+    filter_constant: int
 
     @property
     def key(self) -> str:
         """The text that the split goes by."""
         return (
-            f"lists {self.aggregate} {self.mapping}{self.map_k} "
-            f"{self.filtering}{self.filter_k}"
+            f"lists {self.aggregate_name} {self.map_name}{self.map_constant} "
+            f"{self.filter_name}{self.filter_constant}"
         )
 
-    def reference(self, xs: Sequence[int]) -> int | list[int]:
-        """What the function must return for `xs`, computed without the answer text."""
-        keeps = FILTERS[self.filtering].keeps
-        change = MAPS[self.mapping].apply
-        kept = [change(x, self.map_k) for x in xs if keeps(x, self.filter_k)]
-        return AGGREGATES[self.aggregate].apply(kept)
+    def expected_result(self, xs: Sequence[int]) -> int | list[int]:
+        """Computes the result of the function, without running the answer's code.
+
+        Args:
+            xs: The argument of the function.
+
+        Returns:
+            What the function must return for it.
+
+        Example:
+            >>> parse_key("lists sum square0 greater3").expected_result([3, 4, 5])
+            41
+        """
+        predicate = FILTERS[self.filter_name].predicate
+        transform = MAPS[self.map_name].apply
+        values = [
+            transform(x, self.map_constant)
+            for x in xs
+            if predicate(x, self.filter_constant)
+        ]
+        return AGGREGATES[self.aggregate_name].apply(values)
 
 
-def parse_key(key: str) -> Skeleton:
-    """The skeleton that a key was made from."""
+def parse_key(key: str) -> ListFunction:
+    """Reads a function from its key.
+
+    Args:
+        key: The `key` of a list function or of its problem.
+
+    Returns:
+        The function.
+
+    Example:
+        >>> parse_key("lists max none0 divisible3").filter_constant
+        3
+    """
     _, aggregate, mapping, filtering = key.split()
-    return Skeleton(aggregate, *_name_and_k(mapping), *_name_and_k(filtering))
+    return ListFunction(
+        aggregate, *_split_constant(mapping), *_split_constant(filtering)
+    )
 
 
 def sample(rng: np.random.Generator) -> Problem:
-    """A random function, of either side of the split."""
-    aggregate = _pick(rng, tuple(AGGREGATES))
-    mapping, filtering = _pick(rng, tuple(MAPS)), _pick(rng, tuple(FILTERS))
-    map_k = _constant(rng, MAPS[mapping].lowest)
-    filter_k = _constant(rng, FILTERS[filtering].lowest)
-    s = Skeleton(aggregate, mapping, map_k, filtering, filter_k)
-    return Problem("lists", _told(rng, s), _code(s), s.key)
+    """Samples a function, of either side of the split.
+
+    Args:
+        rng: Source of randomness; it advances.
+
+    Returns:
+        The problem of writing that function.
+    """
+    # The order of the draws is fixed: the frozen test sets are pinned byte for byte.
+    aggregate_name = _choose(rng, tuple(AGGREGATES))
+    map_name = _choose(rng, tuple(MAPS))
+    filter_name = _choose(rng, tuple(FILTERS))
+    function = ListFunction(
+        aggregate_name=aggregate_name,
+        map_name=map_name,
+        map_constant=_sample_constant(rng, MAPS[map_name].min_constant),
+        filter_name=filter_name,
+        filter_constant=_sample_constant(rng, FILTERS[filter_name].min_constant),
+    )
+    return Problem("lists", _prompt(rng, function), _code(function), function.key)
 
 
-def draw(rng: np.random.Generator, split: Split) -> Problem:
-    """A random function of one side of the split."""
+def sample_from_split(rng: np.random.Generator, split: Split) -> Problem:
+    """Samples a function of one side of the split, by rejection.
+
+    Args:
+        rng: Source of randomness; it advances.
+        split: "train" or "test".
+
+    Returns:
+        The problem of writing that function.
+    """
     while True:
         problem = sample(rng)
         if split_of(problem.key) == split:
             return problem
 
 
-def _told(rng: np.random.Generator, s: Skeleton) -> str:
-    chosen = _pick(rng, FILTERS[s.filtering].told).format(k=s.filter_k)
-    mapped = _pick(rng, MAPS[s.mapping].told).format(chosen, k=s.map_k)
-    aggregate = AGGREGATES[s.aggregate]
-    made = _pick(rng, aggregate.told)
-    return f"Write f(xs) that returns {made} {mapped}{aggregate.closing}."
+def _prompt(rng: np.random.Generator, function: ListFunction) -> str:
+    """The function in words, each part in one of its wordings."""
+    filtering = FILTERS[function.filter_name]
+    mapping = MAPS[function.map_name]
+    aggregate = AGGREGATES[function.aggregate_name]
+    numbers = _choose(rng, filtering.wordings).format(k=function.filter_constant)
+    mapped = _choose(rng, mapping.wordings).format(numbers, k=function.map_constant)
+    result = _choose(rng, aggregate.wordings)
+    return f"Write f(xs) that returns {result} {mapped}{aggregate.closing}."
 
 
-def _code(s: Skeleton) -> str:
-    value = MAPS[s.mapping].code.format(k=s.map_k)
-    condition = FILTERS[s.filtering].code.format(k=s.filter_k)
-    made = AGGREGATES[s.aggregate].code.format(value, condition)
-    return f"def f(xs):\n    return {made}"
+def _code(function: ListFunction) -> str:
+    """The reference answer."""
+    value = MAPS[function.map_name].code.format(k=function.map_constant)
+    condition = FILTERS[function.filter_name].code.format(k=function.filter_constant)
+    expression = AGGREGATES[function.aggregate_name].code.format(value, condition)
+    return f"def f(xs):\n    return {expression}"
 
 
-def _constant(rng: np.random.Generator, lowest: int) -> int:
-    return int(rng.integers(lowest, HIGHEST + 1)) if lowest else 0
+def _sample_constant(rng: np.random.Generator, min_constant: int) -> int:
+    """A constant in min_constant..9; 0, without a draw, for a rule without one."""
+    return int(rng.integers(min_constant, MAX_CONSTANT + 1)) if min_constant else 0
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+def _choose(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.random() * len(options))]
 
 
-def _name_and_k(text: str) -> tuple[str, int]:
+def _split_constant(text: str) -> tuple[str, int]:
+    """Splits "greater3" into "greater" and 3."""
     name = text.rstrip("0123456789")
     return name, int(text[len(name) :])

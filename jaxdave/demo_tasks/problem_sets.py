@@ -1,6 +1,6 @@
 """The frozen test sets: JSONL files beside this module, pinned by their sha256.
 
-`python -m jaxdave.tasks.frozen` writes them again, byte for byte.
+`python -m jaxdave.demo_tasks.problem_sets` writes them again, byte for byte.
 """
 
 import hashlib
@@ -22,88 +22,117 @@ SHA256 = {
     "lists_test": "d20c8da57bd47273ed364554063a5c2a59e57868c09ff0621c5153fa56ff8672",
 }
 
-Maker = Callable[[np.random.Generator], Problem]
-TESTED_OPS = (2, 3, 4)
+ProblemSampler = Callable[[np.random.Generator], Problem]
+TEST_OPS = (2, 3, 4)
+"""Numbers of operations of the usual word problems; each is equally likely."""
 
 
-def _words_test(rng: np.random.Generator) -> Problem:
-    return words.draw(rng, "test", TESTED_OPS, None)
+def _sample_words_test(rng: np.random.Generator) -> Problem:
+    return words.sample_from_split(rng, "test", TEST_OPS, None)
 
 
-def _words_long(rng: np.random.Generator) -> Problem:
-    return words.draw(rng, "test", (words.MOST_OPS,), None)
+def _sample_words_long(rng: np.random.Generator) -> Problem:
+    return words.sample_from_split(rng, "test", (words.MAX_OPS,), None)
 
 
-def _words_names(rng: np.random.Generator) -> Problem:
-    names, items = words.HELD_NAMES, words.HELD_ITEMS
-    return words.draw(rng, "test", TESTED_OPS, None, names, items)
+def _sample_words_names(rng: np.random.Generator) -> Problem:
+    people, items = words.HELD_OUT_PEOPLE, words.HELD_OUT_ITEMS
+    return words.sample_from_split(rng, "test", TEST_OPS, None, people, items)
 
 
-def _lists_test(rng: np.random.Generator) -> Problem:
-    """A function whose answer no training problem has.
+def _sample_lists_test(rng: np.random.Generator) -> Problem:
+    """Samples a function whose answer no training problem has.
 
     "even" and "divisible by 2" are two keys with one answer, so both must be test keys.
     """
     while True:
-        problem = lists.draw(rng, "test")
-        twins = (("even0", "divisible2"), ("divisible2", "even0"))
-        if all(split_of(problem.key.replace(*t)) == "test" for t in twins):
+        problem = lists.sample_from_split(rng, "test")
+        synonyms = (("even0", "divisible2"), ("divisible2", "even0"))
+        if all(split_of(problem.key.replace(*pair)) == "test" for pair in synonyms):
             return problem
 
 
-# name -> (how many problems, how to make one)
-SETS: dict[str, tuple[int, Maker]] = {
-    "words_test": (500, _words_test),
-    "words_long": (100, _words_long),
-    "words_names": (100, _words_names),
-    "lists_test": (200, _lists_test),
+SETS: dict[str, tuple[int, ProblemSampler]] = {
+    "words_test": (500, _sample_words_test),
+    "words_long": (100, _sample_words_long),
+    "words_names": (100, _sample_words_names),
+    "lists_test": (200, _sample_lists_test),
 }
+"""By name: the number of problems, and the function that samples one.
+
+words_test: word problems like those of training. words_long: with more operations than
+any of training. words_names: with names and items that no training problem has.
+lists_test: list functions.
+"""
 
 
 def load(name: str) -> list[Problem]:
-    """The problems of one frozen set.
+    """Loads the problems of one frozen set.
 
-    Raises ValueError for an unknown name and for a file that is missing or is not the
-    pinned one.
+    Args:
+        name: A key of `SETS`.
+
+    Returns:
+        The problems in the file's order.
+
+    Raises:
+        ValueError: If the name is unknown, or the file is missing or not the pinned
+            one.
+
+    Example:
+        >>> len(load("words_test"))
+        500
     """
     path = _path(name)
     content = path.read_bytes() if path.exists() else b""
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256[name]:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256[name]:
         raise ValueError(
-            f"frozen set {name} has sha256 {found[:12]} but must have "
-            f"{SHA256[name][:12]}; run `python -m jaxdave.tasks.frozen` to restore it"
+            f"frozen set {name} has sha256 {digest[:12]} but must have "
+            f"{SHA256[name][:12]}; run `python -m jaxdave.demo_tasks.problem_sets` to "
+            "restore it"
         )
     return [from_line(line) for line in content.decode().splitlines()]
 
 
 def build(name: str) -> bytes:
-    """The bytes of one frozen set, made anew from the fixed seed."""
+    """Generates the content of one frozen set from the fixed seed.
+
+    Args:
+        name: A key of `SETS`.
+
+    Returns:
+        The bytes of its JSONL file.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
     _path(name)
-    count, make = SETS[name]
+    count, sample = SETS[name]
     # Each set has a stream of its own, so that one can change without the others.
     rng = np.random.default_rng((SEED, list(SETS).index(name)))
-    chosen: dict[str, Problem] = {}
-    while len(chosen) < count:
-        problem = make(rng)
-        chosen.setdefault(problem.prompt, problem)
-    return "".join(to_line(p) + "\n" for p in chosen.values()).encode()
+    problems: dict[str, Problem] = {}
+    while len(problems) < count:
+        problem = sample(rng)
+        problems.setdefault(problem.prompt, problem)
+    return "".join(to_line(p) + "\n" for p in problems.values()).encode()
 
 
 def rebuild() -> None:
-    """Write all frozen sets again.
+    """Writes the files of all frozen sets again.
 
-    Raises ValueError, after writing, when a set no longer has its pinned sha256: the
-    generator changed, and with it what older scores were measured on.
+    Raises:
+        ValueError: After writing, if a set no longer has its pinned sha256: the
+            generator changed, and with it what older scores were measured on.
     """
     FOLDER.mkdir(exist_ok=True)
     changed = []
     for name in SETS:
         content = build(name)
         replace_file(_path(name), content)
-        found = hashlib.sha256(content).hexdigest()
-        if found != SHA256[name]:
-            changed.append(f"{name}={found}")
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != SHA256[name]:
+            changed.append(f"{name}={digest}")
     if changed:
         raise ValueError(
             f"frozen sets changed: {', '.join(changed)}; they must stay as pinned, so "
@@ -112,6 +141,7 @@ def rebuild() -> None:
 
 
 def _path(name: str) -> Path:
+    """The file of a set; raises ValueError for an unknown name."""
     if name not in SETS:
         raise ValueError(
             f"frozen set {name!r} is unknown; choose one of {', '.join(SETS)}"

@@ -1,4 +1,4 @@
-"""Multi-step word problems: one quantity, one equation a line, `#### n`.
+"""Multi-step word problems: one quantity, one equation a line, then `#### n`.
 
 Every number is in 1..60, so that each is one token of the demo's tokenizer.
 """
@@ -9,23 +9,26 @@ import numpy as np
 
 from jaxdave.demo_tasks.problem import Problem, Split, split_of
 
-HIGHEST = 60
-LARGEST_SCALED = 20
-OPS = (1, 2, 3, 4)
-OPS_SHARES = (0.1, 0.35, 0.35, 0.2)
-MOST_OPS = 5
+MAX_VALUE = 60
+MAX_MULTIPLICAND = 20
+"""Largest quantity that may be doubled or tripled: three times it is still in range."""
+OP_COUNTS = (1, 2, 3, 4)
+OP_COUNT_PROBABILITIES = (0.1, 0.35, 0.35, 0.2)
+MAX_OPS = 5
 
-Name = tuple[str, str]
+Person = tuple[str, str]
+"""A name and its pronoun."""
 Chain = tuple[tuple[str, int], ...]
+"""Operations: a key of `OPERATORS` and its constant, each."""
 
-TRAIN_NAMES: tuple[Name, ...] = tuple(
+TRAIN_PEOPLE: tuple[Person, ...] = tuple(
     (name, "She")
     for name in "Mia Anna Lily Emma Zoe Nora Ruth Ella Jane Kate Maya Rosa".split()
 ) + tuple(
     (name, "He")
     for name in "Tom Sam Ben Max Leo Adam Jack Paul Omar Luis Ivan Noah".split()
 )
-HELD_NAMES: tuple[Name, ...] = (
+HELD_OUT_PEOPLE: tuple[Person, ...] = (
     ("Greta", "She"),
     ("Priya", "She"),
     ("Wendy", "She"),
@@ -37,14 +40,14 @@ TRAIN_ITEMS = tuple(
     "apples books coins stamps shells cards pens eggs stones roses tickets beads "
     "plums toys keys cakes".split()
 )
-HELD_ITEMS = tuple("marbles lemons ribbons buttons kites".split())
+HELD_OUT_ITEMS = tuple("marbles lemons ribbons buttons kites".split())
 
 OPENINGS = (
     "{name} has {k} {items}.",
     "{name} starts with {k} {items}.",
     "There are {k} {items} in the box of {name}.",
 )
-FORMS = {
+SENTENCES = {
     "add": (
         "{They} gets {k} more.",
         "{They} buys {k} more {things}.",
@@ -87,7 +90,7 @@ QUESTIONS = (
     "How many does {name} have in the end?",
 )
 SIGNS = {"add": "+", "sub": "-", "double": "*", "triple": "*", "halve": "/"}
-APPLY: dict[str, Callable[[int, int], int]] = {
+OPERATORS: dict[str, Callable[[int, int], int]] = {
     "add": lambda value, k: value + k,
     "sub": lambda value, k: value - k,
     "double": lambda value, _: value * 2,
@@ -98,98 +101,154 @@ APPLY: dict[str, Callable[[int, int], int]] = {
 
 def sample(
     rng: np.random.Generator,
-    ops: int,
-    names: Sequence[Name] = TRAIN_NAMES,
+    num_ops: int,
+    people: Sequence[Person] = TRAIN_PEOPLE,
     items: Sequence[str] = TRAIN_ITEMS,
 ) -> Problem:
-    """A random problem of `ops` operations, of either side of the split.
+    """Samples a problem, of either side of the split.
 
-    Raises ValueError when `ops` is outside 1..5.
+    Args:
+        rng: Source of randomness; it advances.
+        num_ops: Number of operations, in 1..5.
+        people: Who the problem may be about, at least two.
+        items: What is counted, in the plural with an "s".
+
+    Returns:
+        The problem; `data` has the number of operations as "ops".
+
+    Raises:
+        ValueError: If `num_ops` is outside 1..5.
     """
-    if not 1 <= ops <= MOST_OPS:
-        raise ValueError(f"ops={ops} must be in 1..{MOST_OPS}; ask for fewer or more")
-    start, chain = _chain(rng, ops)
-    who, other = (int(i) for i in rng.integers(len(names), size=2))
-    if who == other:
-        other = (other + 1) % len(names)
+    if not 1 <= num_ops <= MAX_OPS:
+        raise ValueError(
+            f"ops={num_ops} must be in 1..{MAX_OPS}; ask for fewer or more"
+        )
+    # The order of the draws is fixed: the frozen test sets are pinned byte for byte.
+    start, chain = _sample_chain(rng, num_ops)
+    person, other = (int(i) for i in rng.integers(len(people), size=2))
+    if person == other:
+        other = (other + 1) % len(people)
     words = {
-        "name": names[who][0],
-        "They": names[who][1],
-        "other": names[other][0],
+        "name": people[person][0],
+        "They": people[person][1],
+        "other": people[other][0],
         "items": items[int(rng.random() * len(items))],
     }
-    told = [_pick(rng, OPENINGS).format(k=start, **words)]
+    sentences = [_choose(rng, OPENINGS).format(k=start, **words)]
     for op, k in chain:
         things = words["items"].removesuffix("s") if k == 1 else words["items"]
-        told.append(_pick(rng, FORMS[op]).format(k=k, things=things, **words))
-    told.append(_pick(rng, QUESTIONS).format(**words))
-    text = answer(start, chain)
-    return Problem("words", " ".join(told), text, key(start, chain), {"ops": ops})
+        sentence = _choose(rng, SENTENCES[op])
+        sentences.append(sentence.format(k=k, things=things, **words))
+    sentences.append(_choose(rng, QUESTIONS).format(**words))
+    return Problem(
+        family="words",
+        prompt=" ".join(sentences),
+        answer=reference_answer(start, chain),
+        key=problem_key(start, chain),
+        data={"ops": num_ops},
+    )
 
 
-def draw(
+def sample_from_split(
     rng: np.random.Generator,
     split: Split,
-    ops: Sequence[int] = OPS,
-    shares: Sequence[float] | None = OPS_SHARES,
-    names: Sequence[Name] = TRAIN_NAMES,
+    op_counts: Sequence[int] = OP_COUNTS,
+    probabilities: Sequence[float] | None = OP_COUNT_PROBABILITIES,
+    people: Sequence[Person] = TRAIN_PEOPLE,
     items: Sequence[str] = TRAIN_ITEMS,
 ) -> Problem:
-    """A random problem of one side of the split.
+    """Samples a problem of one side of the split, by rejection.
 
-    shares: the probability of each entry of `ops`; None for equal ones. The number of
-    operations is drawn once, before any rejection, so that the mix stays as asked.
+    Args:
+        rng: Source of randomness; it advances.
+        split: "train" or "test".
+        op_counts: Numbers of operations that the problem may have.
+        probabilities: Probability of each of them; None for equal ones.
+        people: Who the problem may be about.
+        items: What is counted.
+
+    Returns:
+        The problem.
     """
-    count = int(rng.choice(ops, p=shares))
+    # Drawn once, before any rejection, so that the mix does not depend on how many
+    # keys of each length are on this side.
+    num_ops = int(rng.choice(op_counts, p=probabilities))
     while True:
-        problem = sample(rng, count, names, items)
+        problem = sample(rng, num_ops, people, items)
         if split_of(problem.key) == split:
             return problem
 
 
-def key(start: int, chain: Chain) -> str:
-    """The skeleton: the start and the operations, without names and wording."""
+def problem_key(start: int, chain: Chain) -> str:
+    """Returns the key of a problem: its operations without names and wording.
+
+    Args:
+        start: The quantity before the first operation.
+        chain: The operations.
+
+    Returns:
+        The text that the split goes by.
+
+    Example:
+        >>> problem_key(3, (("add", 4), ("double", 2)))
+        'words 3 add4 double2'
+    """
     return f"words {start} " + " ".join(f"{op}{k}" for op, k in chain)
 
 
-def answer(start: int, chain: Chain) -> str:
-    """The reference answer: one equation a line, then `#### n`."""
+def reference_answer(start: int, chain: Chain) -> str:
+    """Returns the reference answer: one equation a line, then `#### n`.
+
+    Args:
+        start: The quantity before the first operation.
+        chain: The operations.
+
+    Returns:
+        The answer, without a line end after it.
+
+    Example:
+        >>> print(reference_answer(3, (("add", 4), ("double", 2))))
+        3+4=7
+        7*2=14
+        #### 14
+    """
     lines, value = [], start
     for op, k in chain:
-        result = APPLY[op](value, k)
+        result = OPERATORS[op](value, k)
         lines.append(f"{value}{SIGNS[op]}{k}={result}")
         value = result
     return "\n".join([*lines, f"#### {value}"])
 
 
-def _chain(rng: np.random.Generator, ops: int) -> tuple[int, Chain]:
+def _sample_chain(rng: np.random.Generator, num_ops: int) -> tuple[int, Chain]:
+    """A start in 2..20, and operations that keep the quantity in range."""
     start = value = int(rng.integers(2, 21))
     chain: list[tuple[str, int]] = []
-    for _ in range(ops):
-        op, k = _operation(rng, value)
+    for _ in range(num_ops):
+        op, k = _sample_operation(rng, value)
         chain.append((op, k))
-        value = APPLY[op](value, k)
+        value = OPERATORS[op](value, k)
     return start, tuple(chain)
 
 
-def _operation(rng: np.random.Generator, value: int) -> tuple[str, int]:
+def _sample_operation(rng: np.random.Generator, value: int) -> tuple[str, int]:
     """One operation that keeps the value in 1..60: mostly sums and differences."""
     while True:
         kind = rng.random()
         k = 1 + int(rng.random() * 9)
-        if kind < 0.4 and value + k <= HIGHEST:
+        if kind < 0.4 and value + k <= MAX_VALUE:
             return "add", k
         if 0.4 <= kind < 0.8 and value - k >= 1:
             return "sub", k
-        if 0.8 <= kind < 0.88 and value <= LARGEST_SCALED:
+        if 0.8 <= kind < 0.88 and value <= MAX_MULTIPLICAND:
             return "double", 2
-        if 0.88 <= kind < 0.93 and value <= LARGEST_SCALED:
+        if 0.88 <= kind < 0.93 and value <= MAX_MULTIPLICAND:
             return "triple", 3
         if kind >= 0.93 and value % 2 == 0:
             return "halve", 2
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+def _choose(rng: np.random.Generator, options: Sequence[str]) -> str:
     # A float is several times cheaper than a bounded integer, and this runs millions
     # of times; the bias of 2**-53 does not matter here.
     return options[int(rng.random() * len(options))]

@@ -1,36 +1,48 @@
-"""Draft functions: guesses of the states that the next steps will reach.
-
-A draft function costs no network call and cannot change the text: a wrong guess is not
-confirmed, that is all.
-"""
+"""Nested drafts: the policy itself, run ahead on the last prediction."""
 
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.draft_api import DraftContext, DraftSet, DraftState
+from jaxdave.core.draft_api import DraftContext, DraftFn, DraftSet, DraftState
 
 ACCEPTANCE_PRIOR = 0.8
-"""How likely a step is what it was drafted to be, where nobody has counted."""
+"""Assumed probability that a draft is accepted if the one before it was."""
 
 
-def nested(context: DraftContext, first: DraftState, budget: int) -> DraftSet:
-    """The policy itself, run ahead on the last prediction (FreeDave, Algorithm 2).
+def propose_nested(
+    context: DraftContext, first: DraftState, num_drafts: int
+) -> DraftSet:
+    """Draft the policy's next steps, each from the one before.
 
     For one token a step these are the paper's nested top-k sets; any other policy is
-    simulated as it is. Depth k uses the noise of the step that it stands for. The chain
-    ends where the request would end or where no prediction is at hand.
+    simulated as it is. The draft at depth k uses the noise of the step that it stands
+    for. The chain ends where the request would end or where there is no prediction.
+
+    Args:
+        context: What is known of the row.
+        first: The policy's own next state.
+        num_drafts: Drafts in all, K.
+
+    Returns:
+        K drafts, the k-th after k further steps.
+
+    Source: FreeDave, arXiv 2510.00294, Algorithm 2.
     """
 
-    def deeper(held: DraftState, depth):
-        moved = context.simulate(held.policy_state, depth)
-        moved = moved._replace(valid=held.valid & moved.valid)
-        return moved, (moved.tokens_NL, moved.valid)
+    def extend(draft: DraftState, depth):
+        successor = context.simulate(draft.policy_state, depth)
+        successor = successor._replace(valid=draft.valid & successor.valid)
+        return successor, (successor.tokens_NL, successor.valid)
 
-    depth_K = jnp.arange(budget, dtype=jnp.int32)
-    _, (later_KNL, valid_K) = jax.lax.scan(deeper, first, depth_K[:-1])
+    depth_K = jnp.arange(num_drafts, dtype=jnp.int32)
+    _, (later_KNL, valid_K) = jax.lax.scan(extend, first, depth_K[:-1])
     return DraftSet(
-        jnp.concatenate([first.tokens_NL[None], later_KNL]),
-        depth_K,
-        jnp.concatenate([first.valid[None], valid_K]),
-        ACCEPTANCE_PRIOR ** depth_K.astype(jnp.float32),
+        tokens_KNL=jnp.concatenate([first.tokens_NL[None], later_KNL]),
+        depth_K=depth_K,
+        valid_K=jnp.concatenate([first.valid[None], valid_K]),
+        worth_K=ACCEPTANCE_PRIOR ** depth_K.astype(jnp.float32),
     )
+
+
+nested = DraftFn(propose_nested)
+"""The draft function of `propose_nested`; it remembers nothing."""

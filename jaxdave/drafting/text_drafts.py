@@ -1,200 +1,168 @@
-"""Drafts that need no model: what the text repeats, and what the user expects.
+"""Guesses from text: what the prompt repeats, and what the user expects.
 
-A canvas says which tokens may come at the open positions of a window; -1: no idea. Its
-tokens are drafted in the order that the policy would take, beside the drafts of the
-model's own prediction, and both are merged by how likely they are to be visited. A
-canvas is a guess like any other draft: it can cost a slot, never a word.
+Prompt lookup: where the text so far ends like an earlier stretch of it, what followed
+there may follow here. A user's draft text (an earlier version of the answer, say) is
+used likewise.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.draft_api import DraftContext, DraftFn, DraftSet, DraftState
+from jaxdave.core.draft_api import DraftContext
+from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import RowState
-
-if TYPE_CHECKING:
-    from jaxdave.core.spec import DecodeSpec
-
+from jaxdave.drafting.guesses import TokenGuess
 
 MAX_MATCH = 8
 """Tokens before the first open position that a match is counted by."""
 MIN_MATCH = 2
 """Tokens that must match before the text is taken to repeat itself."""
-MIN_SHARE = 0.02
-"""A guess less likely than this beside the model's own is not drafted."""
 
 
-class TextGuess(NamedTuple):
-    """Guessed tokens of the window [L], and the odds that they are right: to 1, by the
-    rule of succession over the last tokens that were."""
-
-    token_L: jax.Array
-    odds: jax.Array
-
-
-TextGuessFn = Callable[[DraftContext], TextGuess]
-
-
-def user_text(context: DraftContext) -> TextGuess:
-    """The user's draft text, placed by its last matching tokens, else by position."""
-    row = context.row
-    at = _first_open_position(context)
-    home = at - row.begin
+def user_text(context: DraftContext) -> TokenGuess:
+    """The user's draft text, aligned by its last matching tokens, else by position."""
+    row, first_open = context.row, _first_open_position(context)
     return _continuation(
-        context, row.draft_text_T, row.draft_text_T.shape[0], home, at, 0
+        context,
+        row.draft_text_T,
+        source_end=row.draft_text_T.shape[0],
+        expected=first_open - row.begin,
+        first_open=first_open,
+        min_match=0,
     )
 
 
-def prompt_lookup(context: DraftContext) -> TextGuess:
-    """What followed in the prompt or the text the last time it read like its end."""
-    at = _first_open_position(context)
-    return _continuation(context, context.row.tokens_T, at, at, at, MIN_MATCH)
+def prompt_lookup(context: DraftContext) -> TokenGuess:
+    """What followed in the prompt or the text the last time it read like its end.
 
-
-def user_text_or_prompt_lookup(context: DraftContext) -> TextGuess:
-    """The user's draft text or what the text repeats: what matches more of the end."""
-    mine, other = user_text(context), prompt_lookup(context)
-    is_mine = jnp.any(mine.token_L >= 0) & (mine.odds >= other.odds)
-    return TextGuess(
-        jnp.where(is_mine, mine.token_L, other.token_L),
-        jnp.where(is_mine, mine.odds, other.odds),
-    )
-
-
-def _first_open_position(context: DraftContext) -> jax.Array:
-    """The first open position; past the window if there is none."""
-    size = context.open_L.shape[0]
-    first = jnp.min(jnp.where(context.open_L, jnp.arange(size, dtype=jnp.int32), size))
-    return context.row.start + first
-
-
-def _continuation(
-    context: DraftContext, source_T, last, home, at: jax.Array, fewest: int
-) -> TextGuess:
-    """What follows in a source where it ends like the text before `at`.
-
-    last: a match must end before it; home: of equal matches the one nearest to it.
+    Source: prompt lookup decoding (n-gram drafts), with the text so far as its source.
     """
-    match_T = _match_lengths(source_T, context.row, at)
-    place_T = jnp.arange(source_T.shape[0], dtype=jnp.int32)
-    # Longest match first, then the nearest to home; both are exact in whole numbers.
-    far_T = jnp.abs(place_T - home)
-    value_T = match_T * (2 * source_T.shape[0]) - far_T
-    value_T = jnp.where(place_T < last, value_T, -(2**30))
-    begin = jnp.argmax(value_T).astype(jnp.int32)
-    match = match_T[begin]
-    place_L = context.row.start + jnp.arange(context.open_L.shape[0], dtype=jnp.int32)
-    from_L = begin + place_L - at
-    inside_L = (from_L >= 0) & (from_L < source_T.shape[0]) & (place_L >= at)
-    token_L = jnp.where(inside_L, source_T.at[from_L].get(mode="clip"), -1)
-    token_L = jnp.where(token_L == context.mask_id, -1, token_L)
-    # Where later positions are known already and differ, the match is a chance one.
-    here_L = jax.lax.dynamic_slice_in_dim(
-        context.row.tokens_T, context.row.start, context.open_L.shape[0]
+    first_open = _first_open_position(context)
+    return _continuation(
+        context,
+        context.row.tokens_T,
+        source_end=first_open,
+        expected=first_open,
+        first_open=first_open,
+        min_match=MIN_MATCH,
     )
-    is_known_L = (here_L != context.mask_id) & (token_L >= 0)
-    match = jnp.where(jnp.any(is_known_L & (here_L != token_L)), 0, match)
-    token_L = jnp.where(context.open_L & (match >= fewest), token_L, -1)
-    return TextGuess(token_L, match.astype(jnp.float32) + 1.0)
 
 
-def _match_lengths(source_T, row: RowState, at: jax.Array) -> jax.Array:
-    """How many tokens before each place of a source are those before `at`, [T]."""
-    back_N = jnp.arange(1, MAX_MATCH + 1, dtype=jnp.int32)
-    size = source_T.shape[0]
-    place_TN = jnp.arange(size, dtype=jnp.int32)[:, None] - back_N[None]
-    theirs_TN = jnp.where(place_TN >= 0, source_T.at[place_TN].get(mode="clip"), -1)
-    ours_N = jnp.where(at >= back_N, row.tokens_T.at[at - back_N].get(mode="clip"), -2)
-    equal_TN = (theirs_TN == ours_N[None]).astype(jnp.int32)
-    return jnp.sum(jnp.cumprod(equal_TN, axis=1), axis=1, dtype=jnp.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class WithTextDrafts:
-    """A draft function whose drafts compete with those of a canvas.
-
-    Example:
-        draft = Hinted(draft.nested, hints.told)
-        decoder = freedave(model.config, draft=draft)
-        generate(decoder, model.params, [prompt], draft_text=[ids])
-    """
-
-    base: DraftFn
-    canvas: TextGuessFn
-
-    def __call__(
-        self, context: DraftContext, first: DraftState, budget: int
-    ) -> DraftSet:
-        canvas = self.canvas(context)
-        model_L = context.pred.token[0]
-        # The model's odds are as it says; where it says nothing they are none.
-        score_L = jnp.where(model_L >= 0, context.pred.score[0], -jnp.inf)
-        share_L = canvas.odds / (canvas.odds + jnp.exp(score_L))
-        differs_L = (canvas.token_L >= 0) & (canvas.token_L != model_L)
-        differs_L &= (share_L >= MIN_SHARE) & context.open_L
-        token_L = jnp.where(differs_L, canvas.token_L, model_L)
-
-        def weighed(drafts: DraftSet) -> DraftSet:
-            here_KL = drafts.tokens_KNL[:, 0]
-            new_KL = (here_KL != first.tokens_NL[:1]) & differs_L[None]
-            likely_L = jnp.where(here_KL == token_L[None], share_L, 1.0 - share_L)
-            worth_KL = jnp.where(new_KL, likely_L, 1.0)
-            return drafts._replace(worth_K=drafts.worth_K * jnp.prod(worth_KL, axis=1))
-
-        own = weighed(self.base(context, first, budget))
-        hinted = context.with_tokens(jnp.where(differs_L, token_L, -1))
-        return merge_drafts(own, weighed(self.base(hinted, first, budget)), budget)
+def user_text_or_prompt_lookup(context: DraftContext) -> TokenGuess:
+    """The user's draft text or prompt lookup: whichever matches more of the end."""
+    user, lookup = user_text(context), prompt_lookup(context)
+    is_user = jnp.any(user.token_L >= 0) & (user.odds >= lookup.odds)
+    return TokenGuess(
+        jnp.where(is_user, user.token_L, lookup.token_L),
+        jnp.where(is_user, user.odds, lookup.odds),
+    )
 
 
 def check_draft_texts(
-    spec: "DecodeSpec", draft_text, prompts: int
+    spec: DecodeSpec, draft_text, num_prompts: int
 ) -> list[Sequence[int]]:
     """The draft texts of a batch, empty where there is none.
 
-    Raises ValueError for those that nothing would read, that are too few or too many,
-    or that no tokenizer of the model can have made.
+    Args:
+        spec: Its draft function must read draft texts if there are any.
+        draft_text: Token ids for every prompt, or None.
+        num_prompts: Prompts of the batch.
+
+    Returns:
+        One sequence of ids for every prompt.
+
+    Raises:
+        ValueError: Nothing would read them, there are too few or too many, or they hold
+            ids that no tokenizer of the model can have produced.
     """
     if draft_text is None:
-        return [()] * prompts
-    if not isinstance(spec.draft, WithTextDrafts):
+        return [()] * num_prompts
+    if not spec.draft.reads_text:
         raise ValueError(
             "draft_text is given, but the decoder's draft function does not read it; "
-            "build the decoder with draft=hints.Hinted(draft.nested, hints.told)"
+            "build the decoder with draft=with_guesses(nested, user_text, "
+            "reads_text=True)"
         )
-    if len(draft_text) != prompts:
+    if len(draft_text) != num_prompts:
         raise ValueError(
-            f"{len(draft_text)} draft texts for {prompts} prompts; give one each, [] "
-            "where there is none"
+            f"{len(draft_text)} draft texts for {num_prompts} prompts; give one each, "
+            "[] where there is none"
         )
     size = spec.model.vocab_size
     for row, ids in enumerate(draft_text):
-        odd = [one for one in ids if not 0 <= one < size]
-        if odd:
+        outside = [token for token in ids if not 0 <= token < size]
+        if outside:
             raise ValueError(
-                f"draft_text {row} holds the id {odd[0]}, and ids are 0..{size - 1}; "
-                "encode it with the model's tokenizer"
+                f"draft_text {row} holds the id {outside[0]}, and ids are "
+                f"0..{size - 1}; encode it with the model's tokenizer"
             )
     return list(draft_text)
 
 
-def merge_drafts(one: DraftSet, other: DraftSet, budget: int) -> DraftSet:
-    """The likeliest of two lists of drafts, each state once; the first stays first."""
-    every = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, other)
-    same_KK = jnp.all(every.tokens_KNL[:, None] == every.tokens_KNL[None], axis=(2, 3))
-    same_KK &= every.valid_K[:, None] & every.valid_K[None]
-    # A state that both have is worth what the one that knows it best says.
-    worth_K = jnp.max(jnp.where(same_KK, every.worth_K[None], 0.0), axis=1)
-    index_K = jnp.arange(worth_K.shape[0], dtype=jnp.int32)
-    is_again_K = jnp.any(same_KK & (index_K[None] < index_K[:, None]), axis=1)
-    valid_K = every.valid_K & ~is_again_K
-    rank_K = jnp.where(valid_K, worth_K, -1.0).at[0].set(2.0)
-    # Of equal ones what lies on the way comes first.
-    order_K = jnp.lexsort((every.depth_K, -rank_K))[:budget]
-    chosen = every._replace(
-        valid_K=valid_K.at[0].set(every.valid_K[0]), worth_K=worth_K
-    )
-    return jax.tree.map(lambda a: a[order_K], chosen)
+def _first_open_position(context: DraftContext) -> jax.Array:
+    """The first open position of the sequence; past the window if there is none."""
+    size = context.open_L.shape[0]
+    index_L = jnp.arange(size, dtype=jnp.int32)
+    return context.row.start + jnp.min(jnp.where(context.open_L, index_L, size))
+
+
+def _continuation(
+    context: DraftContext,
+    source_T: jax.Array,
+    *,
+    source_end: jax.Array | int,
+    expected: jax.Array,
+    first_open: jax.Array,
+    min_match: int,
+) -> TokenGuess:
+    """What follows in a source where it ends like the text before `first_open`.
+
+    Args:
+        context: What is known of the row.
+        source_T: Token ids to continue from, int32 [T].
+        source_end: A match must end before this index.
+        expected: Of equally long matches the one nearest to this index is taken.
+        first_open: The position that the continuation begins at.
+        min_match: Tokens that must match.
+    """
+    row, size = context.row, context.open_L.shape[0]
+    match_T = _match_lengths(source_T, row, first_open)
+    index_T = jnp.arange(source_T.shape[0], dtype=jnp.int32)
+    # Longest match first, then the nearest one; both are exact in whole numbers.
+    distance_T = jnp.abs(index_T - expected)
+    rank_T = match_T * (2 * source_T.shape[0]) - distance_T
+    rank_T = jnp.where(index_T < source_end, rank_T, -(2**30))
+    begin = jnp.argmax(rank_T).astype(jnp.int32)
+    match = match_T[begin]
+    position_L = row.start + jnp.arange(size, dtype=jnp.int32)
+    source_L = begin + position_L - first_open
+    inside_L = (source_L >= 0) & (source_L < source_T.shape[0])
+    inside_L &= position_L >= first_open
+    token_L = jnp.where(inside_L, source_T.at[source_L].get(mode="clip"), -1)
+    token_L = jnp.where(token_L == context.mask_id, -1, token_L)
+    # Where later positions are committed already and differ, the match is by chance.
+    committed_L = jax.lax.dynamic_slice_in_dim(row.tokens_T, row.start, size)
+    is_committed_L = (committed_L != context.mask_id) & (token_L >= 0)
+    is_refuted = jnp.any(is_committed_L & (committed_L != token_L))
+    match = jnp.where(is_refuted, 0, match)
+    token_L = jnp.where(context.open_L & (match >= min_match), token_L, -1)
+    # Laplace's rule of succession over the matched tokens: (match + 1) : 1.
+    return TokenGuess(token_L, match.astype(jnp.float32) + 1.0)
+
+
+def _match_lengths(
+    source_T: jax.Array, row: RowState, first_open: jax.Array
+) -> jax.Array:
+    """How many tokens before each index of a source equal those before a position, [T].
+
+    At most `MAX_MATCH` are compared.
+    """
+    back_N = jnp.arange(1, MAX_MATCH + 1, dtype=jnp.int32)
+    index_TN = jnp.arange(source_T.shape[0], dtype=jnp.int32)[:, None] - back_N[None]
+    source_TN = jnp.where(index_TN >= 0, source_T.at[index_TN].get(mode="clip"), -1)
+    text_N = row.tokens_T.at[first_open - back_N].get(mode="clip")
+    text_N = jnp.where(first_open >= back_N, text_N, -2)
+    equal_TN = (source_TN == text_N[None]).astype(jnp.int32)
+    return jnp.sum(jnp.cumprod(equal_TN, axis=1), axis=1, dtype=jnp.int32)

@@ -1,9 +1,9 @@
 """Draft trees: the states that one-token steps are most likely to visit.
 
 A nested draft bets on one order of the positions. A tree spreads its budget over the
-orders that were seen when the model was calibrated: a slot is a set of places in the
-last prediction's order, e.g. the best and the third best of what is open. Orders that
-meet again share their slots. Source: the calibrated graphs of Spiffy (arXiv
+orders that were seen when the model was calibrated: a node is a set of places in
+the last prediction's order, e.g. the best and the third best of what is open. Orders
+that meet again share their nodes. Source: the calibrated graphs of Spiffy (arXiv
 2509.18085), with sets in place of paths.
 """
 
@@ -31,36 +31,43 @@ from jaxdave.policies.basic import static
 
 
 def draft_order(context: DraftContext) -> jax.Array:
-    """Place of each open position [L] in the order that the last prediction says."""
+    """Rank of each open position in the order that the last prediction says, int32 [L].
+
+    Blocks come in order; inside a block the highest score is first, ties leftmost.
+    """
     score_L, block_L, open_L = context.pred.score[0], context.block_L, context.open_L
-    at_L = jnp.arange(score_L.shape[0], dtype=jnp.int32)
-    sooner_LL = score_L[None, :] > score_L[:, None]
-    sooner_LL |= (score_L[None, :] == score_L[:, None]) & (
-        at_L[None, :] < at_L[:, None]
-    )
-    sooner_LL &= block_L[None, :] == block_L[:, None]
-    sooner_LL |= block_L[None, :] < block_L[:, None]
-    return jnp.sum(sooner_LL & open_L[None, :], axis=1, dtype=jnp.int32)
+    index_L = jnp.arange(score_L.shape[0], dtype=jnp.int32)
+    is_tied_LL = score_L[None, :] == score_L[:, None]
+    before_LL = score_L[None, :] > score_L[:, None]
+    before_LL |= is_tied_LL & (index_L[None, :] < index_L[:, None])
+    before_LL &= block_L[None, :] == block_L[:, None]
+    before_LL |= block_L[None, :] < block_L[:, None]
+    return jnp.sum(before_LL & open_L[None, :], axis=1, dtype=jnp.int32)
 
 
 def open_count_index(context: DraftContext) -> jax.Array:
-    """Which of `LEFTS` counts the open positions of the first block with any."""
+    """Which entry of `OPEN_COUNTS` the active block's open positions fall under."""
     open_L, block_L = context.open_L, context.block_L
     active = jnp.min(jnp.where(open_L, block_L, block_L[-1]))
-    left = jnp.sum(open_L & (block_L == active), dtype=jnp.int32)
-    return jnp.sum(left > jnp.asarray(OPEN_COUNTS, jnp.int32), dtype=jnp.int32)
+    count = jnp.sum(open_L & (block_L == active), dtype=jnp.int32)
+    return jnp.sum(count > jnp.asarray(OPEN_COUNTS, jnp.int32), dtype=jnp.int32)
 
 
-def score_gaps(context: DraftContext, place_L: jax.Array) -> jax.Array:
+def score_gaps(context: DraftContext, order_L: jax.Array) -> jax.Array:
     """By how much each of the first places outscores the next one of its block.
 
-    [CLOSE]; infinite where there is no next one in the block.
+    Args:
+        context: What is known of the row.
+        order_L: Ranks of the open positions (see `draft_order`).
+
+    Returns:
+        float32 [NUM_GAPS]; infinite where the block has no next place.
     """
     known_L = context.open_L & (context.pred.token[0] >= 0)
-    at_P = jnp.arange(NUM_GAPS + 1, dtype=jnp.int32)
-    is_at_PL = (place_L[None] == at_P[:, None]) & known_L[None]
-    score_P = jnp.sum(jnp.where(is_at_PL, context.pred.score[:1], 0.0), axis=1)
-    block_P = jnp.max(jnp.where(is_at_PL, context.block_L[None], -1), axis=1)
+    rank_P = jnp.arange(NUM_GAPS + 1, dtype=jnp.int32)
+    has_rank_PL = (order_L[None] == rank_P[:, None]) & known_L[None]
+    score_P = jnp.sum(jnp.where(has_rank_PL, context.pred.score[:1], 0.0), axis=1)
+    block_P = jnp.max(jnp.where(has_rank_PL, context.block_L[None], -1), axis=1)
     same_P = (block_P[:-1] == block_P[1:]) & (block_P[:-1] >= 0)
     return jnp.where(same_P, score_P[:-1] - score_P[1:], jnp.inf)
 
@@ -69,37 +76,52 @@ def score_gaps(context: DraftContext, place_L: jax.Array) -> jax.Array:
 def tree(table: TreeTable) -> DraftFn:
     """The draft function of a table, for policies of one token a step, the best first.
 
-    At a temperature, where every step draws its tokens anew, use `draft.nested`.
+    At a temperature, where every step draws its tokens anew, use `nested`.
+
+    Args:
+        table: Which sets of places to draft, by context.
+
+    Returns:
+        A draft function without memory.
     """
 
-    def draft(context: DraftContext, first: DraftState, budget: int) -> DraftSet:
-        place_L = draft_order(context)
-        is_close = score_gaps(context, place_L) < table.edge
+    def propose(context: DraftContext, first: DraftState, num_drafts: int) -> DraftSet:
+        order_L = draft_order(context)
+        # The context of a leaf: how much is open, and the first close call.
+        is_close = score_gaps(context, order_L) < table.edge
         close = jnp.where(jnp.any(is_close), jnp.argmax(is_close), NUM_GAPS)
         leaf = open_count_index(context), close.astype(jnp.int32)
-        code_KP, worth_K = (jnp.asarray(a)[leaf] for a in pack(table, budget))
-        near_L = context.open_L & (place_L < MAX_PLACES)
-        code_KL = code_KP[:, jnp.minimum(place_L, MAX_PLACES - 1)] * near_L[
-            None
-        ].astype(jnp.int8)
+        code_KP, worth_K = (jnp.asarray(a)[leaf] for a in pack(table, num_drafts))
+        # code: 0 leaves a place open, 1 drafts its best token, 2 its runner-up.
+        in_table_L = context.open_L & (order_L < MAX_PLACES)
+        code_KL = code_KP[:, jnp.minimum(order_L, MAX_PLACES - 1)]
+        code_KL = code_KL * in_table_L[None].astype(jnp.int8)
         pred, first_L = context.pred, first.tokens_NL[0]
-        said_KL = jnp.where(code_KL == 2, pred.runner_up[:1], pred.token[:1])
-        tokens_KL = jnp.where(code_KL > 0, said_KL, first_L[None])
+        drafted_KL = jnp.where(code_KL == 2, pred.runner_up[:1], pred.token[:1])
+        tokens_KL = jnp.where(code_KL > 0, drafted_KL, first_L[None])
         depth_K = jnp.sum(code_KP > 0, axis=1, dtype=jnp.int32)
-        is_there_K = jnp.sum(code_KL > 0, axis=1, dtype=jnp.int32) == depth_K
-        is_told_K = jnp.all((code_KL == 0) | (said_KL >= 0), axis=1)
-        valid_K = is_there_K & is_told_K & ~jax.vmap(context.ended)(tokens_KL)
+        # A draft is valid if all its places exist in the window and have a prediction.
+        is_complete_K = jnp.sum(code_KL > 0, axis=1, dtype=jnp.int32) == depth_K
+        is_predicted_K = jnp.all((code_KL == 0) | (drafted_KL >= 0), axis=1)
+        valid_K = is_complete_K & is_predicted_K
+        valid_K &= ~jax.vmap(context.is_ended)(tokens_KL)
         valid_K = valid_K.at[0].set(first.valid)
         return DraftSet(tokens_KL[:, None], depth_K, valid_K, worth_K)
 
-    return draft
+    return DraftFn(propose)
 
 
 @functools.cache
 def subsets(length: int) -> DraftFn:
-    """Every set of what is open in a block of up to four, then nested ones.
+    """Drafts of every subset of a short block's open places, then nested ones.
 
-    Needs no calibration: with 16 drafts no order inside the block is missed.
+    Needs no calibration: with 16 drafts no order inside a block of four is missed.
+
+    Args:
+        length: Block length, at most four for this to be of use.
+
+    Returns:
+        A draft function without memory.
     """
     sets = [
         tuple(2 * place for place in some)
@@ -122,14 +144,25 @@ def tree_or_nested(
     cache: str | None = None,
     temperature: float = 0.0,
 ) -> DraftFn:
-    """The tree of a model's tables where one fits the decode, else `draft.nested`.
+    """The tree of a model's tables where one fits the decode, else `nested`.
 
     A tree orders one token a step by confidence and does not know later noise, so it
     fits `policies.static(1)` at temperature 0.
 
+    Args:
+        tables: A model's calibrated tables, `Model.tables`.
+        config: The model's config.
+        policy: What is decoded.
+        block_length: Block length of the decode; None: the model's.
+        cache: Cache rule of a full-attention model; None: the usual one.
+        temperature: Temperature of the decode.
+
+    Returns:
+        A draft function.
+
     Example:
-        draft = best_of(model.tables, model.config, policies.static(1))
-        decoder = freedave(model.config, draft=draft)
+        draft = tree_or_nested(model.tables, model.config, policies.static(1))
+        decoder = jaxdave.freedave(model.config, draft=draft)
     """
     table = tables.get(table_key(config, block_length, cache))
     fits = policy == static(1) and temperature == 0

@@ -1,7 +1,11 @@
-"""What is measured before a decode: how long its calls take, and how far they are off.
+"""Autotuning: what calls cost, and how far their predictions may be off.
 
-Both are facts of one model, device and set of shapes. They are kept on disk beside the
-compiled programs, and asked for once in a process.
+Both are facts of one model, device and set of shapes, measured before the first decode.
+They are kept on disk beside the compiled programs, and measured once in a process.
+
+The seconds of a call at each draft length let the loop choose how many drafts pay. The
+largest numerical error seen, times a safety factor, is the error bound of guarded
+numerics: a decision whose margin is within it is evaluated again.
 """
 
 import json
@@ -23,92 +27,132 @@ from jaxdave.runtime.files import cache_folder, replace_file
 from jaxdave.runtime.fingerprint import fingerprint
 
 SAFETY_FACTOR = 8.0
-"""A decision is doubted within so many times the largest difference that was seen."""
+"""The error bound is so many times the largest error that was seen."""
 MIN_ERROR_BOUND = 1e-5
-"""Log-odds; no fewer, however equal the numbers were."""
+"""Log-odds; the bound is never smaller, however equal the numbers were."""
 CHECKED_ROUNDS = 12
-"""Rounds per size in which every decision is made twice: from a fresh cache, and again
-from one that calls have filled."""
+"""Rounds for each draft length in which every decision is made twice."""
 TIMED_ROUNDS = 6
-"""Rounds per timing; the fastest of `REPEATS` counts."""
+"""Rounds of one timing."""
 REPEATS = 3
+"""Timings of which the fastest counts."""
 MEASUREMENT_FOLDER = "measured"
-SAMPLED = 64
+SAMPLED_VALUES = 64
+"""Values of every weight by which models are told apart."""
 
 RunFn = Callable[[Any, RuntimeParams, DecodeState], DecodeState]
 FreshStateFn = Callable[[RuntimeParams], DecodeState]
 
 
 class Measurements(NamedTuple):
-    """Seconds of a round by size; the largest differences, in the order of `Doubt`."""
+    """What was measured of a compiled loop.
+
+    Attributes:
+        seconds: Seconds of a round at each draft length.
+        error: The largest error of each field of `ErrorBound`, in that order.
+    """
 
     seconds: tuple[float, ...]
     error: tuple[float, ...]
 
 
 MEASUREMENTS: dict[Any, tuple[tuple[weakref.ref, ...], Measurements]] = {}
-"""Measurements of this process, by spec, shapes and weights, beside those weights."""
-_MEASUREMENTS_LOCK = threading.Lock()
-# Calls that are timed at the same time would slow each other down.
+"""Of this process, beside weak references to the parameters that they are of."""
+_TABLE_LOCK = threading.Lock()
 _MEASURING_LOCK = threading.Lock()
+"""Held while measuring: two threads would disturb each other's timings. Decodes that
+are measured already do not wait for it."""
 
 
 def tuned_params(
     spec: DecodeSpec,
     runtime: RuntimeParams,
     run: RunFn,
-    params,
+    params: Any,
     fresh: FreshStateFn,
-    shapes,
+    shapes: Any,
 ) -> tuple[RuntimeParams, float]:
-    """The terms of a decode, and the seconds spent on measuring what was not known.
+    """Runtime parameters with measured call times and error bound.
 
-    run: the compiled loop; fresh(terms) -> a new state of probe prompts for it; shapes:
-    what both were compiled for. Costs nothing where nothing has to be measured.
+    Costs nothing where nothing has to be measured.
+
+    Args:
+        spec: What is decoded.
+        runtime: Parameters to complete.
+        run: The compiled loop.
+        params: The model's parameters.
+        fresh: runtime -> a new state of probe prompts for the loop.
+        shapes: What tells the shapes that both were compiled for.
+
+    Returns:
+        (the parameters, seconds spent on measuring just now).
     """
-    if not spec.guarded and len(spec.draft_lengths) == 1:
+    if not spec.guarded and len(spec.draft_steps) == 1:
         return runtime, 0.0
-    found, seconds = _measured(spec, run, params, fresh, shapes)
+    measurements, seconds = _measured(spec, run, params, fresh, shapes)
 
-    def bound(seen: float) -> jax.Array:
-        return host_array(np.float32(max(SAFETY_FACTOR * seen, MIN_ERROR_BOUND)))
+    def bound(error: float) -> jax.Array:
+        return host_array(np.float32(max(SAFETY_FACTOR * error, MIN_ERROR_BOUND)))
 
-    told = runtime._replace(
-        error_bound=ErrorBound(*map(bound, found.error)),
-        seconds_Z=host_array(np.asarray(found.seconds, np.float32)),
+    runtime = runtime._replace(
+        error_bound=ErrorBound(*map(bound, measurements.error)),
+        seconds_Z=host_array(np.asarray(measurements.seconds, np.float32)),
     )
-    return told, seconds
+    return runtime, seconds
 
 
-def measure(spec: DecodeSpec, run: RunFn, params, fresh: FreshStateFn) -> Measurements:
-    """Time calls of every size, and let decisions be made twice for a while.
+def measure(
+    spec: DecodeSpec, run: RunFn, params: Any, fresh: FreshStateFn
+) -> Measurements:
+    """Measure seconds per call for every draft length, and the largest error.
 
-    At first every decision is; then those after some that nobody looked at, so that
-    what earlier calls have left in the cache is as they made it.
+    For the error the bound is infinite, so that every decision is computed again in the
+    trusted shape and compared: once from a freshly prefilled cache, and once from one
+    that ordinary calls have filled, as its entries carry their errors.
+
+    Args:
+        spec: What is decoded.
+        run: The compiled loop.
+        params: The model's parameters.
+        fresh: runtime -> a new state of probe prompts for the loop.
+
+    Returns:
+        The measurements; errors are 0 unless numerics are guarded.
     """
     seconds, error = [], np.zeros(len(ErrorBound._fields))
-    always = ErrorBound.every(host_array(np.float32(np.inf)))
-    for size in range(len(spec.draft_lengths)):
-        runtime = spec.runtime(spec.max_drafts)._replace(
-            forced_index=host_array(np.int32(size))
-        )
+    infinite = host_array(np.float32(np.inf))
+    check_all = ErrorBound(*[infinite] * len(ErrorBound._fields))
+    for index in range(len(spec.draft_steps)):
+        runtime = spec.runtime(spec.max_num_drafts)
+        runtime = runtime._replace(forced_index=host_array(np.int32(index)))
         timed = runtime._replace(max_calls=host_array(np.int32(TIMED_ROUNDS)))
-        spent, later = _time_rounds(run, params, timed, fresh)
-        seconds.append(spent / TIMED_ROUNDS)
+        best, filled = _time_rounds(run, params, timed, fresh)
+        seconds.append(best / TIMED_ROUNDS)
         if spec.guarded:
             checked = runtime._replace(
-                max_calls=host_array(np.int32(CHECKED_ROUNDS)), error_bound=always
+                max_calls=host_array(np.int32(CHECKED_ROUNDS)), error_bound=check_all
             )
-            for state in (fresh(checked), later):
-                seen = jax.device_get(run(params, checked, state).rows.stats.error)
-                error = np.maximum(error, [np.max(one) for one in seen])
+            for state in (fresh(checked), filled):
+                observed = run(params, checked, state).rows.stats.error
+                largest = [np.max(field) for field in jax.device_get(observed)]
+                error = np.maximum(error, largest)
     return Measurements(tuple(seconds), tuple(error.tolist()))
 
 
+def sample_weights(params: Any) -> list[np.ndarray]:
+    """A few values of every weight, on the host."""
+    request = CompileRequest(None, "sample", _first_values, (params,))
+    return jax.device_get(get_executable(request)[0](params))
+
+
+def _first_values(params: Any) -> list[jax.Array]:
+    return [leaf.reshape(-1)[:SAMPLED_VALUES] for leaf in jax.tree.leaves(params)]
+
+
 def _time_rounds(
-    run: RunFn, params, runtime: RuntimeParams, fresh: FreshStateFn
+    run: RunFn, params: Any, runtime: RuntimeParams, fresh: FreshStateFn
 ) -> tuple[float, DecodeState]:
-    """The least time of a run of some rounds, and the state after it."""
+    """(seconds of the fastest of several runs, the state after the last one)."""
     times = []
     for _ in range(REPEATS):
         state = jax.block_until_ready(fresh(runtime))
@@ -118,8 +162,10 @@ def _time_rounds(
     return min(times), state
 
 
-def _measured(spec: DecodeSpec, run: RunFn, params, fresh: FreshStateFn, shapes):
-    """The measurements of a decode, and the seconds that they took just now."""
+def _measured(
+    spec: DecodeSpec, run: RunFn, params: Any, fresh: FreshStateFn, shapes: Any
+) -> tuple[Measurements, float]:
+    """Measurements from this process, the disk or the device, and the seconds spent."""
     leaves = jax.tree.leaves(params)
     key = spec, shapes, tuple(map(id, leaves))
     measurements = _known_measurements(key, leaves)
@@ -135,39 +181,31 @@ def _measured(spec: DecodeSpec, run: RunFn, params, fresh: FreshStateFn, shapes)
             if measurements is None:
                 measurements = measure(spec, run, params, fresh)
                 _write_measurements(name, measurements)
-            with _MEASUREMENTS_LOCK:
+            with _TABLE_LOCK:
                 MEASUREMENTS[key] = tuple(map(weakref.ref, leaves)), measurements
     return measurements, time.perf_counter() - start
 
 
-def _known_measurements(key, leaves) -> Measurements | None:
-    """What this process has measured with these very weights."""
-    with _MEASUREMENTS_LOCK:
+def _known_measurements(key: Any, leaves: list[Any]) -> Measurements | None:
+    """What this process has measured of these very parameters."""
+    with _TABLE_LOCK:
         references, measurements = MEASUREMENTS.get(key, ((), None))
     if measurements is None:
         return None
-    # The id of an array that was deleted may belong to another one by now.
+    # A parameter that is gone may have left its id to another one.
     pairs = zip(references, leaves, strict=True)
     return measurements if all(ref() is leaf for ref, leaf in pairs) else None
 
 
-def _measurement_key(spec: DecodeSpec, params, shapes) -> str | None:
-    """A name for all that a measurement depends on; None where that has none."""
+def _measurement_key(spec: DecodeSpec, params: Any, shapes: Any) -> str | None:
+    """A name for all that a measurement depends on; None where it cannot be named."""
     if cache_folder(MEASUREMENT_FOLDER) is None:
         return None
-    lying = [(a.shape, str(a.dtype), str(getattr(a, "sharding", None)))
-             for a in jax.tree.leaves(params)]  # fmt: skip
-    return fingerprint(spec, shapes, sample_weights(params), lying)
-
-
-def sample_weights(params: Any) -> list[np.ndarray]:
-    """A few of every weight, by which models are told apart."""
-    first, _ = get_executable(CompileRequest(None, "sample", _first_values, (params,)))
-    return jax.device_get(first(params))
-
-
-def _first_values(params) -> list[jax.Array]:
-    return [leaf.reshape(-1)[:SAMPLED] for leaf in jax.tree.leaves(params)]
+    layout = [
+        (leaf.shape, str(leaf.dtype), str(getattr(leaf, "sharding", None)))
+        for leaf in jax.tree.leaves(params)
+    ]
+    return fingerprint(spec, shapes, sample_weights(params), layout)
 
 
 def _read_measurements(name: str | None) -> Measurements | None:
@@ -180,16 +218,16 @@ def _read_measurements(name: str | None) -> Measurements | None:
             return None  # of another version
         return Measurements(tuple(raw["seconds"]), tuple(raw["error"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # what is broken is measured anew
+        return None  # what is broken is measured again
 
 
-def _write_measurements(name: str | None, made: Measurements) -> None:
+def _write_measurements(name: str | None, measurements: Measurements) -> None:
     path = _measurement_path(name)
     if path is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(made._asdict()).encode())
+        replace_file(path, json.dumps(measurements._asdict()).encode())
     except OSError:
         return  # a home that cannot be written to costs time, not the answer
 

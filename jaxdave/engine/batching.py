@@ -1,21 +1,41 @@
-"""The prompts of a command line: from an argument or a file of JSON lines, checked."""
+"""Prompts as padded arrays, in buckets of powers of two, and their checks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
+from jaxdave.core.config import ModelConfig
+from jaxdave.core.draft_api import DraftedParams
+from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import PromptBatch, host_array
 from jaxdave.drafting.text_drafts import check_draft_texts
 from jaxdave.engine.decoders import Decoder
 from jaxdave.models.attention import TILE
 
-if TYPE_CHECKING:
-    from jaxdave.io.checkpoint import Model
+TokenIds = Sequence[Sequence[int]]
 
 
-def check_room(ids: Sequence[int], model: "Model", max_new_tokens: int) -> None:
-    """Raise ValueError for a prompt that leaves too little room for its answer."""
+class HasConfig(Protocol):
+    """Anything with a model's config, such as a loaded model."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The config."""
+        ...
+
+
+def check_room(ids: Sequence[int], model: HasConfig, max_new_tokens: int) -> None:
+    """Refuse a prompt that leaves too little room for its answer.
+
+    Args:
+        ids: Token ids of the prompt.
+        model: Its config says how many positions there are.
+        max_new_tokens: Positions that may be decoded.
+
+    Raises:
+        ValueError: Prompt and answer do not fit.
+    """
     if len(ids) > model.config.max_positions - max_new_tokens:
         raise ValueError(
             f"the prompt has {len(ids)} tokens, but the model allows "
@@ -24,14 +44,43 @@ def check_room(ids: Sequence[int], model: "Model", max_new_tokens: int) -> None:
         )
 
 
-TokenIds = Sequence[Sequence[int]]
+def check_params(spec: DecodeSpec, params: Any) -> None:
+    """Refuse parameters that do not fit the decoder's draft function.
+
+    Args:
+        spec: What is decoded.
+        params: A model's parameters, or `DraftedParams`.
+
+    Raises:
+        ValueError: The draft function takes parameters and there are none, or the other
+            way round.
+    """
+    is_drafted = isinstance(params, DraftedParams)
+    if spec.draft.takes_params and not is_drafted:
+        raise ValueError(
+            f"params is a {type(params).__name__}, but the draft function takes "
+            "parameters of its own; give DraftedParams(model=..., draft=...)"
+        )
+    if is_drafted and not spec.draft.takes_params:
+        raise ValueError(
+            "params is DraftedParams, but the draft function takes no parameters; give "
+            "the model's own, params.model"
+        )
 
 
 def probe_prompts(decoder: Decoder, prompts: TokenIds) -> TokenIds:
-    """Prompts of random tokens, as long as those given."""
-    network, layout = decoder.spec.model, decoder.spec.layout
-    never = {layout.mask_id, *layout.stop_ids, *network.suppressed_ids}
-    usable = [token for token in range(network.vocab_size) if token not in never]
+    """Prompts of random tokens, as long as given ones, to measure calls with.
+
+    Args:
+        decoder: Its vocabulary is drawn from, without mask, end and suppressed ids.
+        prompts: Token ids whose lengths are copied.
+
+    Returns:
+        Token ids.
+    """
+    model, layout = decoder.spec.model, decoder.spec.layout
+    excluded = {layout.mask_id, *layout.stop_ids, *model.suppressed_ids}
+    usable = [token for token in range(model.vocab_size) if token not in excluded]
     rng = np.random.default_rng(0)
     return [rng.choice(usable, len(prompt)).tolist() for prompt in prompts]
 
@@ -43,32 +92,39 @@ def pack_prompts(
     requests: Sequence[int] | None = None,
     draft_text: TokenIds | None = None,
 ) -> tuple[PromptBatch, int]:
-    """The prompts as padded arrays, and the length that the prefill must cover."""
+    """Pad prompts to a bucket.
+
+    Args:
+        decoder: What is decoded.
+        prompts: Token ids, of any lengths.
+        seed: Keys the noise at a temperature.
+        requests: Number of each request; None: 0 for all.
+        draft_text: For every prompt the ids of a draft text, or None.
+
+    Returns:
+        (the prompts as arrays, the length that the prefill must cover: a power of two).
+
+    Raises:
+        ValueError: A prompt, the seed, the requests or the draft texts cannot be used.
+    """
     _check_prompts(decoder, prompts, seed, requests)
     layout = decoder.spec.layout
     lengths = [len(prompt) for prompt in prompts]
-    room = bucket_length(max(lengths) + layout.window_length)
-    capacity = -(-(room + decoder.max_new_tokens) // TILE) * TILE
-    tokens = _pad(prompts, capacity, layout.mask_id)
-    hints = check_draft_texts(decoder.spec, draft_text, len(prompts))
-    begin = np.asarray(lengths, np.int32)
-    ids = np.zeros(len(prompts), np.int32) if requests is None else requests
-    arrays = PromptBatch(
-        host_array(tokens),
-        host_array(begin),
-        host_array(begin + np.int32(decoder.max_new_tokens)),
-        host_array(_pad([ids[:capacity] for ids in hints], capacity, -1)),
-        host_array(np.full(len(prompts), seed, np.uint32)),
-        host_array(np.asarray(ids, np.uint32)),
+    prefill_length = bucket_length(max(lengths) + layout.window_length)
+    # The cache is read in tiles of keys.
+    capacity = -(-(prefill_length + decoder.max_new_tokens) // TILE) * TILE
+    texts = check_draft_texts(decoder.spec, draft_text, len(prompts))
+    begin_B = np.asarray(lengths, np.int32)
+    request_B = np.zeros(len(prompts), np.int32) if requests is None else requests
+    packed = PromptBatch(
+        tokens_BT=host_array(_pad(prompts, capacity, layout.mask_id)),
+        begin_B=host_array(begin_B),
+        end_B=host_array(begin_B + np.int32(decoder.max_new_tokens)),
+        draft_text_BT=host_array(_pad([ids[:capacity] for ids in texts], capacity, -1)),
+        seed_B=host_array(np.full(len(prompts), seed, np.uint32)),
+        request_B=host_array(np.asarray(request_B, np.uint32)),
     )
-    return arrays, room
-
-
-def _pad(rows: TokenIds, length: int, fill: int) -> np.ndarray:
-    made = np.full((len(rows), length), fill, np.int32)
-    for row, ids in enumerate(rows):
-        made[row, : len(ids)] = ids
-    return made
+    return packed, prefill_length
 
 
 def bucket_length(length: int) -> int:
@@ -76,7 +132,15 @@ def bucket_length(length: int) -> int:
     return max(TILE, 1 << (length - 1).bit_length())
 
 
+def _pad(rows: TokenIds, length: int, fill: int) -> np.ndarray:
+    padded = np.full((len(rows), length), fill, np.int32)
+    for row, ids in enumerate(rows):
+        padded[row, : len(ids)] = ids
+    return padded
+
+
 def _check_prompts(decoder: Decoder, prompts: TokenIds, seed: int, requests) -> None:
+    """Raise ValueError for prompts, a seed or requests that cannot be used."""
     if not 0 <= seed < 1 << 32:
         raise ValueError(f"seed={seed} must be in 0..{(1 << 32) - 1}")
     if not len(prompts):
@@ -85,11 +149,11 @@ def _check_prompts(decoder: Decoder, prompts: TokenIds, seed: int, requests) -> 
         raise ValueError(
             f"{len(requests)} requests for {len(prompts)} prompts; give one each"
         )
-    most = decoder.max_positions - decoder.max_new_tokens
+    longest = decoder.max_positions - decoder.max_new_tokens
     for row, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {row} is empty; give at least one token")
-        if len(prompt) > most:
+        if len(prompt) > longest:
             raise ValueError(
                 f"prompt {row} has {len(prompt)} tokens, but the model allows "
                 f"{decoder.max_positions} with max_new_tokens="

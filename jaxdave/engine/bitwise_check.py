@@ -1,12 +1,13 @@
-"""The self-check of exact numerics: does a draft's place in a call show in its bits?
+"""The self-check of exact numerics: does a draft's slot in a call show in its bits?
 
-Losslessness under `exact` rests on one property of the compiled network: inside one
+Losslessness under `exact` rests on one property of the compiled model: inside one
 executable a draft's result depends on that draft alone, not on its index and not on
-what travels beside it. It holds on XLA's CPU backend (`tests/test_exact.py`); on
-another backend it is a question, and this asks it.
+what travels beside it. It holds on XLA's CPU backend; on another backend it is a
+question, and this asks it.
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,10 +27,13 @@ PROBED_START = TILE - 1
 
 
 class SlotProbe(NamedTuple):
-    """What was found equal, bit for bit.
+    """Which arrangements of drafts gave equal bits.
 
-    repeats: the same drafts twice. order: the drafts permuted. equals: one draft in
-    every place. neighbours: one draft kept, all others changed.
+    Attributes:
+        repeats: The same drafts twice.
+        order: The drafts permuted.
+        equals: One draft in every slot.
+        neighbours: One draft kept, all others changed.
     """
 
     repeats: bool
@@ -39,32 +43,48 @@ class SlotProbe(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether drafts cannot change a decision on this backend."""
+        """True if drafts cannot change a decision on this backend."""
         return all(self)
 
 
-_RESULTS: dict[tuple, SlotProbe] = {}
+_PROBES: dict[tuple, SlotProbe] = {}
+_LOCK = threading.Lock()
 
 
 def slot_probe(spec: DecodeSpec, params: Any, seed: int = 0) -> SlotProbe:
-    """Evaluate random drafts in several arrangements and compare tokens, scores, K/V.
+    """Evaluate random drafts in several arrangements and compare bits.
 
-    Asked once per program, dtype and backend of a process: a later call returns the
-    first answer. Source: design of the numerics, "exact"; the four arrangements are
-    those under which batched kernels are known to differ.
+    Tokens, scores, keys and values are compared. The four arrangements are those under
+    which batched kernels are known to differ. Done once per spec, dtype and backend of
+    a process.
+
+    Args:
+        spec: What is decoded, e.g. `decoder.spec`.
+        params: The model's parameters.
+        seed: Draws the drafts.
+
+    Returns:
+        What was equal.
+
+    Example:
+        jaxdave.slot_probe(decoder.spec, model.params).holds
     """
     dtypes = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
     key = (spec, dtypes, jax.default_backend(), seed)
-    if key not in _RESULTS:
-        _RESULTS[key] = _probe(spec, params, seed)
-    return _RESULTS[key]
+    with _LOCK:
+        if key not in _PROBES:
+            _PROBES[key] = _probe(spec, params, seed)
+        return _PROBES[key]
 
 
 class _Slots(NamedTuple):
-    """How a program evaluates several lines of tokens at once.
+    """How a spec evaluates several sequences of tokens in one call.
 
-    forward(params, tokens_KL, start, end, cache) -> (hidden_KLE, what the lines add to
-    the cache [N, K, L, ...] or None).
+    Attributes:
+        count: Slots of a call, K.
+        length: Tokens of a slot, L.
+        forward: (params, tokens_KL, start, end, cache) -> (hidden_KLE, what the slots
+            add to the cache [N, K, L, ...] or None).
     """
 
     count: int
@@ -73,87 +93,94 @@ class _Slots(NamedTuple):
 
 
 def _slots(spec: DecodeSpec) -> _Slots:
-    """Whole windows, or lines of two pieces each where blocks are evaluated apart."""
-    layout, pieces = spec.layout, spec.model.block_states
-    if pieces is None:
+    """Whole windows; or chains of two blocks where distinct blocks are evaluated."""
+    layout, evaluate_blocks = spec.layout, spec.model.block_states
+    if evaluate_blocks is None:
         return _Slots(spec.num_states, layout.window_length, spec.model.forward)
-    most = max_block_states(spec.num_states, spec.window_used // layout.length)
-    count = most // 2
-    piece_M = jnp.arange(most, dtype=jnp.int32)
-    block_M = jnp.where(piece_M < 2 * count, piece_M % 2, 0)
-    is_left_MJ = jnp.arange(layout.blocks)[None] < block_M[:, None]
-    chain_MJ = jnp.where(is_left_MJ, piece_M[:, None] - 1, piece_M[:, None])
+    size = max_block_states(spec.num_states, spec.used_length // layout.block_length)
+    count = size // 2
+    index_M = jnp.arange(size, dtype=jnp.int32)
+    block_M = jnp.where(index_M < 2 * count, index_M % 2, 0)
+    is_left_MJ = jnp.arange(layout.num_blocks)[None] < block_M[:, None]
+    chain_MJ = jnp.where(is_left_MJ, index_M[:, None] - 1, index_M[:, None])
 
     def forward(params, tokens_KL, start, end, cache):
-        tokens_MP = tokens_KL.reshape(-1, layout.length)
-        spare_MP = jnp.tile(tokens_MP[:1], (most - 2 * count, 1))
+        tokens_MP = tokens_KL.reshape(-1, layout.block_length)
+        spare_MP = jnp.tile(tokens_MP[:1], (size - 2 * count, 1))
         tokens_MP = jnp.concatenate([tokens_MP, spare_MP])
-        hidden_MPE, added = pieces(
-            params, BlockStates(tokens_MP, block_M, chain_MJ), start, end, cache
-        )
-        flat = lambda a: a[: 2 * count].reshape(*tokens_KL.shape, *a.shape[2:])  # noqa: E731
-        return flat(hidden_MPE), jax.tree.map(jax.vmap(flat), added)
+        states = BlockStates(tokens_MP, block_M, chain_MJ)
+        hidden_MPE, cache_states = evaluate_blocks(params, states, start, end, cache)
 
-    return _Slots(count, 2 * layout.length, forward)
+        def by_slot(a):
+            return a[: 2 * count].reshape(*tokens_KL.shape, *a.shape[2:])
+
+        return by_slot(hidden_MPE), jax.tree.map(jax.vmap(by_slot), cache_states)
+
+    return _Slots(count, 2 * layout.block_length, forward)
 
 
 def _probe(spec: DecodeSpec, params: Any, seed: int) -> SlotProbe:
-    lines = _slots(spec)
-    count, length = lines.count, lines.length
-    rng = np.random.default_rng(seed)
-    draw = lambda: rng.integers(  # noqa: E731
-        0, spec.model.vocab_size, (count, length), np.int32
-    )
-    evaluate = _evaluator(spec, lines, params, rng)
-    drafts_KL, kept = draw(), count - 1
+    slots = _slots(spec)
+    count, rng = slots.count, np.random.default_rng(seed)
+
+    def draw() -> np.ndarray:
+        shape = slots.count, slots.length
+        return rng.integers(0, spec.model.vocab_size, shape, np.int32)
+
+    def at(arrays: list[np.ndarray], index) -> list[np.ndarray]:
+        return [array[index] for array in arrays]
+
+    evaluate = _evaluator(spec, slots, params, rng)
+    drafts_KL, fixed = draw(), count - 1
     order, others_KL = rng.permutation(count), draw()
-    others_KL[kept] = drafts_KL[kept]
-    equal_KL = np.repeat(drafts_KL[kept : kept + 1], count, axis=0)
+    others_KL[fixed] = drafts_KL[fixed]
+    equal_KL = np.repeat(drafts_KL[fixed : fixed + 1], count, axis=0)
     first = evaluate(drafts_KL)
-    at = lambda parts, index: [part[index] for part in parts]  # noqa: E731
     return SlotProbe(
-        repeats=_same(evaluate(drafts_KL), first),
-        order=_same(evaluate(drafts_KL[order]), at(first, order)),
-        equals=_same(evaluate(equal_KL), at(first, np.full(count, kept))),
-        neighbours=_same(at(evaluate(others_KL), kept), at(first, kept)),
+        repeats=_same_bits(evaluate(drafts_KL), first),
+        order=_same_bits(evaluate(drafts_KL[order]), at(first, order)),
+        equals=_same_bits(evaluate(equal_KL), at(first, np.full(count, fixed))),
+        neighbours=_same_bits(at(evaluate(others_KL), fixed), at(first, fixed)),
     )
 
 
-def _evaluator(spec: DecodeSpec, lines: _Slots, params, rng: np.random.Generator):
-    """tokens_KL -> arrays [K, ...]: predictions of the window, and its K and V."""
-    network, window = spec.model, spec.layout.window_length
-    start = PROBED_START // spec.layout.length * spec.layout.length
+def _evaluator(
+    spec: DecodeSpec, slots: _Slots, params: Any, rng: np.random.Generator
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """tokens_KL -> arrays [K, ...]: predictions of the slots, their keys and values."""
+    model, window = spec.model, spec.layout.window_length
+    start = PROBED_START // spec.layout.block_length * spec.layout.block_length
     end = jnp.int32(start + window)
     capacity = -(-(start + window) // TILE) * TILE
-    stored = jax.eval_shape(
-        lambda tokens_T: network.prefill(
-            params, tokens_T, end, jnp.int32(0), end, window, capacity
-        )[1],
-        jax.ShapeDtypeStruct((capacity,), jnp.int32),
-    )
+
+    def cache_of(tokens_T):
+        begin, first = end, jnp.int32(0)
+        return model.prefill(params, tokens_T, begin, first, end, window, capacity)[1]
+
+    shapes = jax.eval_shape(cache_of, jax.ShapeDtypeStruct((capacity,), jnp.int32))
     # Keys and values of any size will do; so will tokens, drawn as small numbers.
     cache = jax.tree.map(
-        lambda a: jnp.asarray(rng.normal(size=a.shape) * 4, a.dtype), stored
+        lambda a: jnp.asarray(rng.normal(size=a.shape) * 4, a.dtype), shapes
     )
     key = jnp.zeros((2,), jnp.uint32)
 
     @functools.partial(jax.jit, compiler_options=compile_options())
     def evaluate(params, tokens_KL, start, cache):
-        hidden_KLE, added = lines.forward(params, tokens_KL, start, end, cache)
-        place_L = start + jnp.arange(lines.length, dtype=jnp.int32)
-        place_KL = jnp.broadcast_to(place_L[None], tokens_KL.shape)
-        step_KL = jnp.zeros_like(place_KL)
-        pred = predict(spec, params, hidden_KLE, key, step_KL, place_KL)
-        moved = [jnp.moveaxis(part, 1, 0) for part in jax.tree.leaves(added)]
-        return [*pred, *moved]
+        hidden_KLE, added = slots.forward(params, tokens_KL, start, end, cache)
+        position_L = start + jnp.arange(slots.length, dtype=jnp.int32)
+        position_KL = jnp.broadcast_to(position_L[None], tokens_KL.shape)
+        step_KL = jnp.zeros_like(position_KL)
+        pred = predict(spec, params, hidden_KLE, key, step_KL, position_KL)
+        by_slot = [jnp.moveaxis(part, 1, 0) for part in jax.tree.leaves(added)]
+        return [*pred, *by_slot]
 
     def on_host(tokens_KL: np.ndarray) -> list[np.ndarray]:
-        found = evaluate(params, jnp.asarray(tokens_KL), jnp.int32(start), cache)
-        return [np.asarray(part) for part in found]
+        arrays = evaluate(params, jnp.asarray(tokens_KL), jnp.int32(start), cache)
+        return [np.asarray(array) for array in arrays]
 
     return on_host
 
 
-def _same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
-    """Whether two lists of arrays agree to the last bit."""
+def _same_bits(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    """True if two lists of arrays agree to the last bit."""
     return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))

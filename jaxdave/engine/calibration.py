@@ -1,9 +1,9 @@
-"""Calibration: which drafts the plain policy would have confirmed, by the thousand.
+"""Calibration of draft trees: which drafts the plain policy would have confirmed.
 
-The policy decodes prompts one state at a time. Its path ahead is compared with the
-order of the prediction that drafts would be made of at each state. Where what is
-predicted depends on the drafts of the last call (block-causal models look ahead from
-the deepest), the same prompts are decoded with drafts as well.
+The policy decodes prompts one state at a time. At each state, its path ahead is
+compared with the order of the prediction that drafts would be made of. Where that
+prediction depends on the drafts of the last call (block-causal models look ahead from
+the deepest draft), the same prompts are decoded with drafts as well.
 """
 
 import functools
@@ -32,145 +32,194 @@ from jaxdave.engine.generation import prefill_prompts
 from jaxdave.runtime.compilation import compile_options
 
 DRAFT_LENGTHS = (1, 8, 32)
-"""Drafts a call of the decodes that are looked at."""
+"""Drafts per call of the decodes that are observed."""
 MIN_OBSERVATIONS = 40
-"""A context that was seen less often has the leaf of all that leave as many open."""
+"""A context observed less often gets the leaf of all contexts with as many open."""
 CLOSE_QUANTILE = 0.45
-"""Of two places in a row, those with a smaller gap than this share are a close call."""
+"""Gaps between neighbours in the order below this quantile are close calls."""
 
 
 class Observation(NamedTuple):
-    """One row after one call: what is known [T], and how the rest looks [L]."""
+    """What drafts of one row could be made of after one call, on the host.
+
+    Attributes:
+        tokens_T: The sequence.
+        start: First position of the window.
+        n: Policy-step index.
+        order_L: Rank of each open position in the order of the prediction.
+        token_L: Predicted tokens.
+        runner_up_L: Second best tokens.
+        open_L: Positions that may be decoded before the window moves.
+        open_count: Index of the context by open positions.
+        gap_P: Score gaps between neighbours in the order.
+        is_resting: The row has ended, or its next call is a refresh.
+    """
 
     tokens_T: Any
     start: Any
     n: Any
-    place_L: Any
+    order_L: Any
     token_L: Any
-    runner_L: Any
+    runner_up_L: Any
     open_L: Any
-    left: Any
+    open_count: Any
     gap_P: Any
-    rests: Any
+    is_resting: Any
 
 
 class VisitedPath(NamedTuple):
-    """A sight's context but for the edge, and the slots that were visited after it."""
+    """The tree nodes that were visited after an observation, and its context.
 
-    left: int
+    Attributes:
+        open_count: Index of the context by open positions.
+        gap_P: Score gaps, from which the other half of the context follows.
+        nodes: Visited nodes, in order.
+    """
+
+    open_count: int
     gap_P: np.ndarray
-    path: list[TreeNode]
+    nodes: list[TreeNode]
 
 
-def calibrate(decoder: Decoder, params, batches: Sequence[Sequence], tick) -> TreeTable:
-    """The slots that the decoder's policy visits on prompts, one token a step.
+def calibrate(
+    decoder: Decoder,
+    params: Any,
+    batches: Sequence[Sequence[Sequence[int]]],
+    tick: Callable[[int], object],
+) -> TreeTable:
+    """Count the tree nodes that a decoder's policy visits, one token a step.
 
-    batches: lists of prompts; tick(number of prompts) is called after each.
+    Args:
+        decoder: A decoder of a policy of one token a step.
+        params: The model's parameters.
+        batches: Batches of prompts, as token ids.
+        tick: Called after each batch with its number of prompts.
+
+    Returns:
+        The table for `jaxdave.drafting.tree.tree`.
     """
     looks_ahead = decoder.spec.model.block_states is not None
-    caps = [cap for cap in DRAFT_LENGTHS if cap <= decoder.spec.draft_steps]
-    caps = caps if looks_ahead else caps[:1]
-    eyes, seen = _observer(decoder, params), list[VisitedPath]()
-    for batch in batches:
+    limits = [d for d in DRAFT_LENGTHS if d <= decoder.spec.num_drafts]
+    limits = limits if looks_ahead else limits[:1]
+    observer, paths = _observer(decoder, params), list[VisitedPath]()
+    for prompts in batches:
         decodes = [
-            list(_observations(decoder, params, eyes, batch, cap)) for cap in caps
+            list(_observations(decoder, params, observer, prompts, limit))
+            for limit in limits
         ]
-        for row in range(len(batch)):
-            film, *others = (
-                [Observation(*(part[row] for part in sight)) for sight in sights]
-                for sights in decodes
+        for row in range(len(prompts)):
+            plain, *drafted = (
+                [Observation(*(part[row] for part in batch)) for batch in decode]
+                for decode in decodes
             )
-            seen.extend(_paths(film, [film, *others]))
-        tick(len(batch))
-    return _build_table(seen)
+            paths.extend(_paths(plain, [plain, *drafted]))
+        tick(len(prompts))
+    return _build_table(paths)
 
 
 def _paths(
-    film: list[Observation], decodes: Sequence[list[Observation]]
+    plain: list[Observation], decodes: Sequence[list[Observation]]
 ) -> Iterator[VisitedPath]:
-    """What every sight of a row saw come true; film: the decode without drafts."""
-    after = {int(sight.n): film[at + 1 :] for at, sight in reversed([*enumerate(film)])}
-    for sight in (one for sights in decodes for one in sights if not one.rests):
-        path = list(visited_nodes(sight, after[int(sight.n)]))
-        yield VisitedPath(int(sight.left), sight.gap_P, path)
+    """What came true after every observation of a row.
+
+    plain: the decode without drafts, which visits every state of the path.
+    """
+    after = {int(seen.n): plain[i + 1 :] for i, seen in reversed([*enumerate(plain)])}
+    for observation in (one for decode in decodes for one in decode):
+        if not observation.is_resting:
+            nodes = list(visited_nodes(observation, after[int(observation.n)]))
+            yield VisitedPath(int(observation.open_count), observation.gap_P, nodes)
 
 
 def visited_nodes(
-    sight: Observation, after: Iterable[Observation]
+    observation: Observation, after: Iterable[Observation]
 ) -> Iterator[TreeNode]:
-    """The slots that a row's path visits after a sight, while it can."""
-    now, slot = sight, ()
+    """The nodes that a row's path visits after an observation, as far as a tree could.
+
+    Args:
+        observation: One row after one call.
+        after: The states that the plain decode visits next.
+
+    Yields:
+        Nodes; the path ends where a step commits more than one token, a token that was
+        neither the best nor the runner-up, or a position outside the window.
+    """
+    now, node = observation, ()
     for then in after:
-        moved = np.flatnonzero(now.tokens_T != then.tokens_T)
-        if then.rests or len(moved) != 1:
+        changed = np.flatnonzero(now.tokens_T != then.tokens_T)
+        if then.is_resting or len(changed) != 1:
             return
-        at, token = int(moved[0]) - int(sight.start), then.tokens_T[moved[0]]
-        if not 0 <= at < len(sight.open_L) or not sight.open_L[at]:
+        index = int(changed[0]) - int(observation.start)
+        token = then.tokens_T[changed[0]]
+        if not 0 <= index < len(observation.open_L) or not observation.open_L[index]:
             return
-        place, said = int(sight.place_L[at]), (sight.token_L[at], sight.runner_L[at])
-        if place >= MAX_PLACES or token not in said or said[0] < 0:
+        place = int(observation.order_L[index])
+        ranked = observation.token_L[index], observation.runner_up_L[index]
+        if place >= MAX_PLACES or token not in ranked or ranked[0] < 0:
             return
-        now, slot = then, tuple(sorted((*slot, 2 * place + said.index(token))))
-        yield slot
+        now, node = then, tuple(sorted((*node, 2 * place + ranked.index(token))))
+        yield node
 
 
-def _build_table(seen: Sequence[VisitedPath]) -> TreeTable:
-    """Leaves by context; a rare one has the leaf of all with as many open."""
-    gaps = np.concatenate([[1.0], *(one.gap_P for one in seen)])
+def _build_table(paths: Sequence[VisitedPath]) -> TreeTable:
+    """Leaves by context; a rare context has the leaf of all with as many open."""
+    gaps = np.concatenate([[1.0], *(path.gap_P for path in paths)])
     edge = round(float(np.quantile(gaps[np.isfinite(gaps)], CLOSE_QUANTILE)), 4)
-    paths: dict[tuple[int, int], list[list[TreeNode]]] = defaultdict(list)
-    for one in seen:
-        is_close = np.append(one.gap_P < edge, True)
-        paths[one.left, int(np.argmax(is_close))].append(one.path)
+    nodes: dict[tuple[int, int], list[list[TreeNode]]] = defaultdict(list)
+    for path in paths:
+        is_close = np.append(path.gap_P < edge, True)
+        nodes[path.open_count, int(np.argmax(is_close))].append(path.nodes)
 
-    def leaves(left: int) -> Iterator[Leaf]:
-        every = [path for close in range(NUM_GAPS + 1) for path in paths[left, close]]
-        common = grow(every)
-        for close in range(NUM_GAPS + 1):
-            mine = paths[left, close]
-            yield grow(mine) if len(mine) >= MIN_OBSERVATIONS else common
+    def leaves(open_count: int) -> Iterator[Leaf]:
+        contexts = [nodes[open_count, close] for close in range(NUM_GAPS + 1)]
+        common = grow([path for context in contexts for path in context])
+        for context in contexts:
+            yield grow(context) if len(context) >= MIN_OBSERVATIONS else common
 
-    return TreeTable(
-        edge, tuple(tuple(leaves(left)) for left in range(CONTEXT_SHAPE[0]))
-    )
+    return TreeTable(edge, tuple(tuple(leaves(i)) for i in range(CONTEXT_SHAPE[0])))
 
 
 class _Observer(NamedTuple):
-    """Compiled: step(cap, state) -> state; look(rows) -> what each of them sees."""
+    """Compiled functions: step(limit, state) -> state; observe(rows) -> Observation."""
 
     step: Callable[..., Any]
-    queries: Callable[..., Observation]
+    observe: Callable[..., Observation]
 
 
-def _observer(decoder: Decoder, params) -> _Observer:
+def _observer(decoder: Decoder, params: Any) -> _Observer:
     spec = decoder.spec
 
-    def queries(row):
+    def observe(row):
         context = draft_context(spec, params, row)
-        place_L, pred = tree.draft_order(context), row.pred
+        order_L = tree.draft_order(context)
         return Observation(
-            row.tokens_T, row.start, row.n, place_L, pred.token[0], pred.runner_up[0],
-            context.open_L, tree.open_count_index(context),
-            tree.score_gaps(context, place_L),
-            row.done | row.needs_refresh,
-        )  # fmt: skip
+            tokens_T=row.tokens_T,
+            start=row.start,
+            n=row.n,
+            order_L=order_L,
+            token_L=row.pred.token[0],
+            runner_up_L=row.pred.runner_up[0],
+            open_L=context.open_L,
+            open_count=tree.open_count_index(context),
+            gap_P=tree.score_gaps(context, order_L),
+            is_resting=row.done | row.needs_refresh,
+        )
 
-    step = jax.jit(
-        lambda params, cap, state: decode_loop.step(
-            spec, params, spec.runtime(1)._replace(max_num_drafts=cap), state
-        )[0],
-        compiler_options=compile_options(),
-    )
-    return _Observer(functools.partial(step, params), jax.jit(jax.vmap(queries)))
+    def step(params, limit, state):
+        runtime = spec.runtime(1)._replace(max_num_drafts=limit)
+        return decode_loop.step(spec, params, runtime, state)[0]
+
+    compiled = jax.jit(step, compiler_options=compile_options())
+    return _Observer(functools.partial(compiled, params), jax.jit(jax.vmap(observe)))
 
 
 def _observations(
-    decoder: Decoder, params, eyes: _Observer, prompts: Sequence, cap: int
+    decoder: Decoder, params: Any, observer: _Observer, prompts: Sequence, limit: int
 ) -> Iterator[Observation]:
-    """What every row sees after each call of the policy, on the host."""
+    """Every row after each call, on the host; a call uses at most `limit` drafts."""
     state = prefill_prompts(decoder, params, prompts)
     for _ in range(decoder.max_new_tokens + 1):
-        yield Observation(*jax.device_get(eyes.queries(state.rows)))
+        yield Observation(*jax.device_get(observer.observe(state.rows)))
         if state.rows.done.all():
             return
-        state = eyes.step(jnp.int32(cap), state)
+        state = observer.step(jnp.int32(limit), state)

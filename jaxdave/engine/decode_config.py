@@ -117,23 +117,21 @@ def make_decoder(
 
 def _draft(config, s: DecodeConfig, policy, tables, has_draft_text: bool):
     """The draft function: of a table where one fits, beside what else is known."""
-    from jaxdave.drafting import nested, text_drafts, tree
+    from jaxdave.drafting import text_drafts, tree
+    from jaxdave.drafting.guesses import with_guesses
+    from jaxdave.drafting.nested import nested
 
     fit = {name: getattr(s, name) for name in ("block_length", "cache", "temperature")}
     best = tree.tree_or_nested(tables, config, policy, **fit)
-    base = nested.nested if s.draft == "nested" else best
-    if s.draft != "copy":
-        return (
-            text_drafts.WithTextDrafts(base, text_drafts.user_text)
-            if has_draft_text
-            else base
-        )
-    return text_drafts.WithTextDrafts(
-        base,
-        text_drafts.user_text_or_prompt_lookup
-        if has_draft_text
-        else text_drafts.prompt_lookup,
-    )
+    base = nested if s.draft == "nested" else best
+    if s.draft != "copy" and not has_draft_text:
+        return base
+    if not has_draft_text:
+        return with_guesses(base, text_drafts.prompt_lookup)
+    guess = text_drafts.user_text
+    if s.draft == "copy":
+        guess = text_drafts.user_text_or_prompt_lookup
+    return with_guesses(base, guess, reads_text=True)
 
 
 def policy_from_config(settings: DecodeConfig):

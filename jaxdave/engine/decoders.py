@@ -6,19 +6,18 @@ carries; the loop is one (`decode.py`).
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from jaxdave import policies
-from jaxdave.core.config import ModelConfig, SamplingConfig, check_block_length
-from jaxdave.core.draft_api import DraftFn
+from jaxdave.core.config import ModelConfig, SamplingConfig
+from jaxdave.core.draft_api import DraftFn, as_draft_fn
 from jaxdave.core.model_api import ModelFns
 from jaxdave.core.policy_api import Policy
 from jaxdave.core.spec import DecodeSpec
-from jaxdave.core.window import WindowLayout, lookahead_length, nowhere, past_known
 from jaxdave.drafting.nested import nested
-from jaxdave.models.block_causal import FAST_CHUNK, block_causal_model
-from jaxdave.models.full_attention import cached_model, uncached_model
+from jaxdave.engine.decode_layout import decode_layout
+from jaxdave.models.block_causal import FAST_CHUNK
+from jaxdave.models.drafted import with_drafted_params
 from jaxdave.models.guidance import with_guidance, with_suppressed_ids
 from jaxdave.models.shadow_masks import with_shadow_masks
 from jaxdave.runtime.platform import on_cpu
@@ -141,10 +140,11 @@ def build_decoder(
     can_tell &= network is None or network.recheck is not None
     if numerics == "guarded" and not can_tell:
         numerics = "exact"
-    sizes = draft_lengths(slots, numerics)
+    sizes = draft_step_choices(slots, numerics)
     shape = decode_layout(config, length, cache, sizes[-1], max_new_tokens)
-    if shape.forced_first:
+    if shape.first_alone:
         policy = policies.first_alone(policy)
+    draft = as_draft_fn(draft)
     changes = guidance, tuple(sorted(never))
     spec = _decode_spec(
         config, policy, sizes, shape, sampling, numerics, changes, draft, network
@@ -157,7 +157,7 @@ def _check_settings(
     config, policy: Policy, slots, room: int, numerics, guidance: float, lossy, draft
 ) -> None:
     """Raise ValueError for settings out of range that nothing else looks at."""
-    sizes = draft_lengths(slots, numerics)
+    sizes = draft_step_choices(slots, numerics)
     if not sizes or sizes != tuple(sorted(set(sizes))):
         raise ValueError(
             f"draft_steps={slots} must ascend; e.g. (1, 4, 8), or say 'auto'"
@@ -199,7 +199,7 @@ def _check_settings(
         raise ValueError(f"guidance={guidance} must be 0 (off) or more")
 
 
-def draft_lengths(draft_steps: DraftSteps, numerics: str) -> tuple[int, ...]:
+def draft_step_choices(draft_steps: DraftSteps, numerics: str) -> tuple[int, ...]:
     """How many drafts a call may carry."""
     if draft_steps == "auto":
         many = CPU_AUTO_DRAFT_STEPS if on_cpu() else AUTO_DRAFT_STEPS
@@ -216,88 +216,21 @@ def _decode_spec(
     guidance, never = changes
     layout = shape.layout
     positions = config.max_positions + 2 * layout.window_length + FAST_CHUNK
-    make = (
-        with_shadow_masks(shape.network, layout.length)
-        if policy.shadow
-        else shape.network
-    )
-    made = network or make(config, numerics=numerics, positions=positions)
-    made = with_guidance(made, guidance, config.mask_id) if guidance else made
-    made = with_suppressed_ids(made, never) if never else made
-    exact, guarded = numerics == "exact", numerics == "guarded"
-    most = sizes[-1]
+    make = shape.make_model
+    if policy.shadow:
+        make = with_shadow_masks(make, layout.block_length)
+    model = network or make(config, numerics=numerics, positions=positions)
+    model = with_guidance(model, guidance, config.mask_id) if guidance else model
+    model = with_suppressed_ids(model, never) if never else model
+    model = with_drafted_params(model) if draft.takes_params else model
     return DecodeSpec(
-        made, layout, policy, draft, sampling, most, exact, guarded, sizes
+        model=model,
+        layout=layout,
+        policy=policy,
+        draft=draft,
+        sampling=sampling,
+        draft_steps=sizes,
+        num_drafts=sizes[-1],
+        exact=numerics == "exact",
+        guarded=numerics == "guarded",
     )
-
-
-CACHE_RULES = ("none", "prefix", "dual")
-
-
-class DecodeLayout(NamedTuple):
-    """The geometry, how to make the network, and whether a block's first token is
-    decided alone (its predictor lies outside the block, and outside its cache)."""
-
-    layout: WindowLayout
-    network: Callable[..., ModelFns]
-    forced_first: bool
-
-
-def decode_layout(
-    config: ModelConfig, length: int, cache: str | None, slots: int, room: int
-) -> DecodeLayout:
-    """The layout of a decode of `room` tokens with `slots` drafts a call.
-
-    cache: "none", "prefix" or "dual" for full attention (by default "dual"); None for
-    block-causal models, whose cache is exact. Raises ValueError for a cache rule that
-    the model cannot use and for a block length that does not fit.
-    """
-    if cache is not None and cache not in CACHE_RULES:
-        raise ValueError(
-            f"cache={cache!r} is unknown; use one of {', '.join(CACHE_RULES)}"
-        )
-    if config.attention == "block_causal":
-        return _block_causal_layout(config, length, cache, slots)
-    if length < 1 or room % length:
-        raise ValueError(
-            f"block_length={length} must divide max_new_tokens={room} for a "
-            "full-attention model; change either (equal: one single block)"
-        )
-    return _full_attention_layout(config, length, cache or "dual", room)
-
-
-def _block_causal_layout(
-    config: ModelConfig, length: int, cache, slots: int
-) -> DecodeLayout:
-    if cache is not None:
-        raise ValueError(
-            f"cache={cache!r} is for full-attention models; {config.name!r} is "
-            "block-causal and its cache is exact, so leave it out"
-        )
-    check_block_length(length)
-    layout = WindowLayout(
-        length, lookahead_length(slots, length), config.mask_id, config.stop_ids
-    )
-    return DecodeLayout(
-        layout, _block_causal_maker(length), config.logits_shift != "none"
-    )
-
-
-@functools.cache
-def _block_causal_maker(length: int) -> Callable[..., ModelFns]:
-    """One function per block length: programs are cached by it."""
-    return functools.partial(block_causal_model, block_length=length)
-
-
-def _full_attention_layout(
-    config: ModelConfig, length: int, cache: str, room: int
-) -> DecodeLayout:
-    window = length if cache == "dual" else room
-    layout = WindowLayout(
-        length, window, config.mask_id, config.stop_ids, anchored=True, slide=nowhere
-    )
-    if cache == "none":
-        return DecodeLayout(layout, uncached_model, False)
-    # What a cache holds is that of a block's start, so nothing is decoded past its end.
-    layout = dataclasses.replace(layout, slide=past_known, reach=length)
-    return DecodeLayout(layout, cached_model, config.logits_shift != "none")

@@ -1,6 +1,6 @@
 """Prompts in, tokens out: the host's side of a decode.
 
-`generate` runs the whole loop on the device; `stream` runs the same compiled loop a
+`generate` runs the whole loop on the device; `stream` runs the same compiled loop one
 round at a time and yields what it commits. Shapes are padded to buckets of powers of
 two, and a program is compiled once per bucket.
 """
@@ -10,14 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxdave.core.state import DecodeState, PromptBatch, RuntimeParams, host_array
-from jaxdave.core.window import past_seen
+from jaxdave.core.window import CacheRule
 from jaxdave.decoding import loop as decode_loop
 from jaxdave.engine.autotune import tuned_params
-from jaxdave.engine.batching import TokenIds, pack_prompts, probe_prompts
+from jaxdave.engine.batching import (
+    TokenIds,
+    check_params,
+    pack_prompts,
+    probe_prompts,
+)
 from jaxdave.engine.compaction import CompiledLoop, idle_account, run_to_end
 from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.results import Result, answer_end, read_rows
@@ -29,7 +33,14 @@ from jaxdave.runtime.compilation import (
 
 
 class StreamUpdate(NamedTuple):
-    """Tokens of one row that are final, with nothing undecided to their left."""
+    """Tokens of one row that are final, with nothing undecided to their left.
+
+    Attributes:
+        row: Index of the prompt.
+        positions: Their positions in the sequence.
+        token_ids: The tokens.
+        call: The network call that committed them, 0 for the prefill.
+    """
 
     row: int
     positions: tuple[int, ...]
@@ -48,27 +59,43 @@ def generate(
 ) -> Result:
     """Decode every prompt to its end.
 
-    prompts: token ids, of any lengths. seed, requests: key the noise at a temperature;
-    requests default to 0 for every row, so that a text depends neither on the batch nor
-    on the place in it. draft_text: for every prompt the ids of what the answer may look
-    like, or none; right ones save calls, and none changes the text (the decoder's draft
-    function must be a `hints.Hinted`). Raises ValueError for an empty prompt, or one
-    with too little room after it, and for draft texts that cannot be used.
+    Args:
+        decoder: What to decode (see `freedave`).
+        params: The model's parameters; `DraftedParams` for a draft function that takes
+            parameters.
+        prompts: Token ids, of any lengths.
+        seed: Keys the noise at a temperature, 0..2**32 - 1.
+        requests: Number of each request, which keys its noise too; 0 for all by
+            default, so that a text depends neither on the batch nor on its place in it.
+        draft_text: For every prompt the ids of what the answer may look like, or none.
+            Right ones save calls and none changes the text. The decoder's draft
+            function must read them (see `with_guesses`).
+
+    Returns:
+        The answers in the order of the prompts, with their counts of network calls.
+
+    Raises:
+        ValueError: A prompt is empty or leaves too little room, draft texts cannot be
+            used, or `params` do not fit the draft function.
+
+    Example:
+        decoder = jaxdave.freedave(model.config, max_new_tokens=64)
+        result = jaxdave.generate(decoder, model.params, [prompt_ids])
     """
-    made = prepare(decoder, params, prompts, seed, requests, draft_text)
+    prepared = prepare(decoder, params, prompts, seed, requests, draft_text)
     start = time.perf_counter()
-    opened = made.init(params, made.loop.runtime, made.prompts)
-    held, making = run_to_end(made.loop, params, opened)
-    seconds = time.perf_counter() - start - making
+    state = prepared.prefill(params, prepared.loop.runtime, prepared.prompts)
+    host_rows, compile_seconds = run_to_end(prepared.loop, params, state)
+    seconds = time.perf_counter() - start - compile_seconds
     layout = decoder.spec.layout
     rows = read_rows(
-        held,
-        length=layout.length,
+        host_rows,
+        length=layout.block_length,
         mask_id=layout.mask_id,
         stop_ids=layout.stop_ids,
-        commits=layout.slide is past_seen,
+        commits=layout.cache_rule is CacheRule.EXACT,
     )
-    return Result(rows, seconds, made.seconds + making)
+    return Result(rows, seconds, prepared.seconds + compile_seconds)
 
 
 def stream(
@@ -82,97 +109,153 @@ def stream(
 ) -> Iterator[StreamUpdate]:
     """Yield tokens as they become final, row by row, in order of position.
 
-    A last update without tokens tells the call that ended the row. Arguments and errors
-    as `generate`; the tokens are the same.
+    Args:
+        decoder: As `generate`, and so are the others.
+        params: The model's parameters.
+        prompts: Token ids, of any lengths.
+        seed: Keys the noise at a temperature.
+        requests: Number of each request.
+        draft_text: For every prompt the ids of what the answer may look like.
+
+    Yields:
+        Updates; the last one of a row has no tokens and names the call that ended it.
+        The tokens are those of `generate`.
+
+    Raises:
+        ValueError: As `generate`.
     """
-    made = prepare(decoder, params, prompts, seed, requests, draft_text)
-    # One round a call of the loop that `generate` begins with.
-    state = made.init(params, made.loop.runtime, made.prompts)
-    runtime = made.loop.runtime._replace(max_calls=host_array(np.int32(1)))
+    prepared = prepare(decoder, params, prompts, seed, requests, draft_text)
+    state = prepared.prefill(params, prepared.loop.runtime, prepared.prompts)
+    # The loop that `generate` begins with, one round at a time.
+    runtime = prepared.loop.runtime._replace(max_calls=host_array(np.int32(1)))
     sent = [len(prompt) for prompt in prompts]
     open_rows = set(range(len(prompts)))
     for call in range(2 * decoder.max_new_tokens + 1):
-        wanted = state.rows.tokens_T, state.rows.done
-        tokens_BT, done_B = _with_row_axis(state, jax.device_get(wanted))
+        tokens_BT, done_B = state.fetch((state.rows.tokens_T, state.rows.done))
         for row in sorted(open_rows):
-            begun, done = len(prompts[row]), bool(done_B[row])
-            last = _final_length(decoder, tokens_BT[row], begun, done)
-            if last > sent[row]:
-                ids = tuple(int(t) for t in tokens_BT[row, sent[row] : last])
-                yield StreamUpdate(row, tuple(range(sent[row], last)), ids, call)
-                sent[row] = last
+            begin, done = len(prompts[row]), bool(done_B[row])
+            end = _final_length(decoder, tokens_BT[row], begin, done)
+            if end > sent[row]:
+                ids = tuple(int(t) for t in tokens_BT[row, sent[row] : end])
+                yield StreamUpdate(row, tuple(range(sent[row], end)), ids, call)
+                sent[row] = end
             if done:
                 open_rows.remove(row)
                 yield StreamUpdate(row, (), (), call)
         if not open_rows:
             return
-        state = made.loop.run(params, runtime, state)
+        state = prepared.loop.run(params, runtime, state)
 
 
 class PreparedDecode(NamedTuple):
-    """Compiled code and what it is given: init(params, terms, prompts) -> state, and
-    the loop; seconds: spent on getting there."""
+    """Compiled programs of a bucket, and the prompts that they are given.
 
-    init: Callable[..., DecodeState]
+    Attributes:
+        prefill: (params, runtime, prompts) -> state.
+        loop: The compiled decode loop.
+        prompts: The packed prompts.
+        seconds: Spent on compiling and measuring just now.
+    """
+
+    prefill: Callable[..., DecodeState]
     loop: CompiledLoop
     prompts: PromptBatch
     seconds: float
 
 
-def prepare(decoder: Decoder, params, prompts: TokenIds, *packed) -> PreparedDecode:
-    """The programs of a bucket, compiled and measured; arguments as `generate`."""
+def prepare(
+    decoder: Decoder,
+    params: Any,
+    prompts: TokenIds,
+    seed: int = 0,
+    requests: Sequence[int] | None = None,
+    draft_text: TokenIds | None = None,
+) -> PreparedDecode:
+    """Compile (or fetch) and measure the programs for some prompts.
+
+    Args:
+        decoder: As `generate`, and so are the others.
+        params: The model's parameters.
+        prompts: Token ids, of any lengths.
+        seed: Keys the noise at a temperature.
+        requests: Number of each request.
+        draft_text: For every prompt the ids of what the answer may look like.
+
+    Returns:
+        Programs and packed prompts.
+
+    Raises:
+        ValueError: As `generate`.
+    """
     spec = decoder.spec
-    first = _prefill_request(decoder, params, prompts, *packed)
-    runtime, arrays = first.args[1:]
+    check_params(spec, params)
+    request = _prefill_request(decoder, params, prompts, seed, requests, draft_text)
+    runtime, packed = request.args[1:]
+    run_loop = functools.partial(decode_loop.run, spec)
 
-    running = functools.partial(decode_loop.run, spec)
+    def loop_request(state: DecodeState) -> CompileRequest:
+        return CompileRequest(spec, "run", run_loop, (params, runtime, state), donate=2)
 
-    def loop(state: DecodeState) -> CompileRequest:
-        return CompileRequest(spec, "run", running, (params, runtime, state), donate=2)
-
-    init, run, seconds = get_executable_pair(first, loop)
+    # The loop is traced while the prefill is being compiled.
+    prefill, run, seconds = get_executable_pair(request, loop_request)
 
     def fresh(runtime: RuntimeParams) -> DecodeState:
-        return init(
-            params, runtime, pack_prompts(decoder, probe_prompts(decoder, prompts))[0]
-        )
+        probes, _ = pack_prompts(decoder, probe_prompts(decoder, prompts))
+        return prefill(params, runtime, probes)
 
-    shapes = first.name, *((a.shape, str(a.dtype)) for a in arrays)
+    shapes = request.name, *((a.shape, str(a.dtype)) for a in packed)
     runtime, measured = tuned_params(spec, runtime, run, params, fresh, shapes)
-    room = first.name, arrays.tokens_BT.shape[1]
-    made = CompiledLoop(spec, len(prompts), run, runtime, fresh, room)
-    idle_account(made).made = max(idle_account(made).made, seconds)
-    return PreparedDecode(init, made, arrays, seconds + measured)
+    loop = CompiledLoop(
+        spec=spec,
+        num_rows=len(prompts),
+        run=run,
+        runtime=runtime,
+        fresh=fresh,
+        row_shape=(request.name, packed.tokens_BT.shape[1]),
+    )
+    account = idle_account(loop)
+    account.compile_seconds = max(account.compile_seconds, seconds)
+    return PreparedDecode(prefill, loop, packed, seconds + measured)
 
 
-def prefill_prompts(decoder: Decoder, params, prompts: TokenIds) -> DecodeState:
-    """The prompts after their prefill, of which nothing is doubted."""
-    wanted = _prefill_request(decoder, params, prompts)
-    state = get_executable(wanted)[0](*wanted.args)
-    return state.as_batch() if state.is_one else state
+def prefill_prompts(decoder: Decoder, params: Any, prompts: TokenIds) -> DecodeState:
+    """Prefill prompts, trusting every decision.
 
+    Args:
+        decoder: What to decode.
+        params: The model's parameters.
+        prompts: Token ids, of any lengths.
 
-def _with_row_axis(state: DecodeState, held: Any) -> Any:
-    """What the host holds of a state's rows, with their axis."""
-    return jax.tree.map(lambda a: a[None], held) if state.is_one else held
+    Returns:
+        The state after one call, always with a batch axis.
+    """
+    request = _prefill_request(decoder, params, prompts)
+    return get_executable(request)[0](*request.args).with_batch_axis()
 
 
 def _prefill_request(
-    decoder: Decoder, params, prompts: TokenIds, *packed
+    decoder: Decoder,
+    params: Any,
+    prompts: TokenIds,
+    seed: int = 0,
+    requests: Sequence[int] | None = None,
+    draft_text: TokenIds | None = None,
 ) -> CompileRequest:
-    """The prefill."""
+    """What to compile for the prefill of some prompts."""
     spec = decoder.spec
-    arrays, length = pack_prompts(decoder, prompts, *packed)
+    packed, length = pack_prompts(decoder, prompts, seed, requests, draft_text)
 
-    def init(params, runtime: RuntimeParams, arrays: PromptBatch) -> DecodeState:
-        return decode_loop.prefill(spec, params, runtime, arrays, length)
+    def prefill(params, runtime: RuntimeParams, prompts: PromptBatch) -> DecodeState:
+        return decode_loop.prefill(spec, params, runtime, prompts, length)
 
     runtime = spec.runtime(decoder.max_num_drafts, 2 * decoder.max_new_tokens)
-    return CompileRequest(spec, f"init {length}", init, (params, runtime, arrays))
+    return CompileRequest(spec, f"prefill {length}", prefill, (params, runtime, packed))
 
 
-def _final_length(decoder: Decoder, tokens_T, begin: int, done: bool) -> int:
-    """After the last token of a row that no later step can change."""
+def _final_length(
+    decoder: Decoder, tokens_T: np.ndarray, begin: int, done: bool
+) -> int:
+    """The position after the last token of a row that no later step can change."""
     layout, policy = decoder.spec.layout, decoder.spec.policy
     end = begin + decoder.max_new_tokens
     last, solid = answer_end(tokens_T, begin, end, layout.mask_id, layout.stop_ids)
@@ -180,4 +263,4 @@ def _final_length(decoder: Decoder, tokens_T, begin: int, done: bool) -> int:
         return last
     # Tokens of the block that is being decoded may still be taken back.
     first = begin if layout.anchored else 0
-    return min(last, max(begin, solid - (solid - first) % layout.length))
+    return min(last, max(begin, solid - (solid - first) % layout.block_length))

@@ -1,32 +1,42 @@
-"""What a benchmark is made of; every other module of this package speaks in these."""
+"""Types of a benchmark and of an evaluation protocol, shared by this package."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxdave.eval.protocols.deviations import Habits
+from jaxdave.eval.protocols.deviations import ProtocolDeviations
 from jaxdave.grading.types import Item, Verdict
 from jaxdave.io.tokenizer import Messages
 
 
 class Prompt(NamedTuple):
-    """What a model is asked: a conversation, or a text with the markup in it.
+    """The input of a model for one question.
 
-    prefill: the opening of the answer; what is graded is this and all that follows.
-    longest: token ids that are kept of all this, from the front; None: every one.
+    Attributes:
+        content: A conversation, which the chat template of the model is applied to, or
+            a text that holds its markup already.
+        answer_prefix: Opening of the answer, appended to the prompt. Graded is this
+            text followed by what the model writes.
+        max_tokens: Number of token ids that are kept of both, from the front; None
+            keeps all of them.
     """
 
-    asked: Messages | str
-    prefill: str = ""
-    longest: int | None = None
+    content: Messages | str
+    answer_prefix: str = ""
+    max_tokens: int | None = None
 
 
 class Task(NamedTuple):
     """A benchmark.
 
-    items(data folder or None) -> all items, in the file's order; raises ValueError
-    where the file is absent or another. grade(items, texts) -> verdicts in their order;
-    it may use processes. runs_code: grading runs what the model wrote.
+    Attributes:
+        name: Name on the command line, such as "gsm8k".
+        kind: "math" or "code"; decides the table that its results are printed in.
+        items: Function (data folder or None) -> all items in the order of the file.
+            Raises ValueError where the file is missing or is not the published one.
+        grade: Function (items, answer texts) -> verdicts in the same order. It may
+            start processes.
+        runs_code: True if grading executes code that the model wrote.
     """
 
     name: str
@@ -36,17 +46,29 @@ class Task(NamedTuple):
     runs_code: bool = False
 
 
-class Preset(NamedTuple):
-    """A published protocol.
+def _no_deviations(family: str, task: Task) -> ProtocolDeviations:
+    del family, task
+    return ProtocolDeviations()
 
-    prompt(family, task, item): what is asked; family: as in `ModelConfig.family`.
-    settings(family, task): keywords for the decoders (`max_new_tokens`, `block_length`,
-    `temperature`, `top_k`, `top_p`, `cache`), and `threshold`, `draft_steps` and
-    `tokens_per_step` for those that take them; a key left out is the model's own.
-    habits(family, task): all that it does beside.
+
+class Preset(NamedTuple):
+    """A published evaluation protocol.
+
+    In all three functions `family` is that of `ModelConfig.family`.
+
+    Attributes:
+        name: Name on the command line, such as "paper-2025".
+        prompt: Function (family, task, item) -> prompt of that item. Raises ValueError
+            where the protocol has none.
+        settings: Function (family, task) -> keyword arguments of `DecodeConfig`
+            (`max_new_tokens`, `block_length`, `temperature`, `top_k`, `top_p`, `cache`,
+            `draft_steps`, ...) and `threshold` for the methods that take one. A key
+            that is absent is left to the model's default.
+        deviations: Function (family, task) -> what the protocol does besides its
+            settings.
     """
 
     name: str
     prompt: Callable[[str, Task, Item], Prompt]
     settings: Callable[[str, Task], Mapping[str, Any]]
-    habits: Callable[[str, Task], Habits] = lambda family, task: Habits()
+    deviations: Callable[[str, Task], ProtocolDeviations] = _no_deviations

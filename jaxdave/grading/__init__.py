@@ -1,4 +1,7 @@
-"""Graders: reading answers out of text and judging them.
+"""Graders: answer extraction and answer checking.
 
-Mathematics by value, programs by their tests. Evaluation and rewards are built on it.
+`extract` reads the answer out of a model's text, `mathematics` compares mathematical
+answers by value, `programs` runs programs against their tests in the sandbox. Nothing
+here depends on decoding or on a benchmark's files, so the same graders serve as rewards
+in training.
 """

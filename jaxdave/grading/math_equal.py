@@ -1,78 +1,128 @@
-"""Whether two mathematical answers are the same, by their spelling and their value."""
+"""Equality of two mathematical answers, by their normalised spelling and exact value.
+
+This decides the frequent cases (numbers, fractions, the same LaTeX) quickly and without
+dependencies; what it leaves open is for a computer algebra system.
+"""
 
 import re
 from fractions import Fraction
 
 _SPACES = re.compile(r"\\[!,;: ]|~|\s+")
-_DROPPED = re.compile(
+# Markup and units that do not change a value. `\left` is not the start of `\leftarrow`.
+_IGNORED = re.compile(
     r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\\\$|\$|\\%|%|\^\{?\\circ\}?|"
     r"\\degree"
 )
-_NAMED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{([^{}]*)\}")
-_HEAD = re.compile(r"^[A-Za-z](?:\([a-z]\))?(?:=|\\in)")
-_GROUPED = re.compile(r"(?<![\d.])(\d{1,3})((?:(?:,|\{,\})\d{3})+)(?!\d)")
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{([^{}]*)\}")
+# `x=`, `f(x)=` and `x\in` in front of an answer.
+_LEFT_SIDE = re.compile(r"^[A-Za-z](?:\([a-z]\))?(?:=|\\in)")
+_THOUSANDS = re.compile(r"(?<![\d.])(\d{1,3})((?:(?:,|\{,\})\d{3})+)(?!\d)")
 _DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 _FRACTION = re.compile(r"([-+]?)\\frac\{(-?\d+)\}\{(-?\d+)\}")
-_SLASHED = re.compile(r"([-+]?\d+)/(\d+)")
-_SHORT = re.compile(r"\\(frac|sqrt)(?=[^{\[])")
-_UNIT = re.compile(r"([-$\d.,]+) [A-Za-z]{3,}(?: [A-Za-z]+)*\.?")
-_LONGEST = 2000
+_SLASH_FRACTION = re.compile(r"([-+]?\d+)/(\d+)")
+_UNBRACED = re.compile(r"\\(frac|sqrt)(?=[^{\[])")
+_WITH_UNIT = re.compile(r"([-$\d.,]+) [A-Za-z]{3,}(?: [A-Za-z]+)*\.?")
+_MAX_LENGTH = 2000
 
 
-def same(gold: str, found: str) -> bool | None:
-    """Whether two answers are equal; None where spelling and value do not tell.
+def answers_equal(gold: str, answer: str) -> bool | None:
+    r"""Compares two answers by spelling and by value.
 
-    Numbers are compared as exact fractions: commas between thousands, leading zeros,
-    currency, per cent and degree signs do not count.
+    Numbers are compared as exact fractions. Commas between thousands, leading zeros,
+    units after a number, and currency, per cent and degree signs do not count; but a
+    number with a per cent sign and one without are left undecided.
+
+    Args:
+        gold: The reference answer.
+        answer: The answer of a model. An empty one, or one above 2000 characters, is
+            unequal to everything.
+
+    Returns:
+        True or False where spelling and value decide; None where they do not.
+
+    Example:
+        >>> answers_equal(r"\frac{1}{2}", "0.5"), answers_equal("18", "19")
+        (True, False)
+        >>> answers_equal("(x+1)^2", "x^2+2x+1") is None
+        True
     """
-    if not found or max(len(gold), len(found)) > _LONGEST:
+    if not answer or max(len(gold), len(answer)) > _MAX_LENGTH:
         return False
-    one, other = normal(gold), normal(found)
-    if one == other:
+    gold_text, answer_text = normalise(gold), normalise(answer)
+    if gold_text == answer_text:
         return True
-    values = number(one), number(other)
-    if None in values or ("%" in gold) != ("%" in found):
+    values = parse_number(gold_text), parse_number(answer_text)
+    if None in values or ("%" in gold) != ("%" in answer):
         return None
     return values[0] == values[1]
 
 
-def number(text: str) -> Fraction | None:
-    """The value of an integer, a decimal or a fraction of integers."""
+def parse_number(text: str) -> Fraction | None:
+    r"""Parses an integer, a decimal, or a fraction of integers.
+
+    Args:
+        text: A normalised answer.
+
+    Returns:
+        The exact value; None if the text is anything else, or divides by zero.
+
+    Example:
+        >>> parse_number("-0.5"), parse_number(r"-\frac{1}{2}"), parse_number("1/2")
+        (Fraction(-1, 2), Fraction(-1, 2), Fraction(1, 2))
+    """
     plain = text.replace(" ", "")
     if _DECIMAL.fullmatch(plain):
         return Fraction(plain.rstrip("."))
-    found = _FRACTION.fullmatch(plain)
-    sign, above, below = found.groups() if found else ("", "", "")
-    if not found:
-        found = _SLASHED.fullmatch(plain)
-        above, below = found.groups() if found else ("0", "0")
-    if int(below) == 0:
+    match = _FRACTION.fullmatch(plain)
+    if match:
+        sign, numerator, denominator = match.groups()
+    else:
+        match = _SLASH_FRACTION.fullmatch(plain)
+        # "0/0" stands for no match; the check of the denominator rejects it.
+        sign = ""
+        numerator, denominator = match.groups() if match else ("0", "0")
+    if int(denominator) == 0:
         return None
-    value = Fraction(int(above), int(below))
+    value = Fraction(int(numerator), int(denominator))
     return -value if sign == "-" else value
 
 
-def normal(text: str) -> str:
-    """One spelling for answers that differ in spelling only."""
-    text = _NAMED.sub(r"\1", text.strip())
-    united = _UNIT.fullmatch(text)
-    text = united[1] if united else text
-    text = _DROPPED.sub("", text)
+def normalise(text: str) -> str:
+    r"""Gives answers that differ in spelling only the same text.
+
+    Args:
+        text: An answer, in LaTeX or plain.
+
+    Returns:
+        The answer without white space, markup, units and a left side such as `x=`.
+
+    Example:
+        >>> normalise(r"x = \dfrac12"), normalise("1,234 gold coins.")
+        ('\\frac{1}{2}', '1234')
+    """
+    # The order matters: a unit is recognised by the space before it, so units go
+    # before spaces; thousands are recognised after spaces such as `\,` are gone.
+    text = _TEXT_COMMAND.sub(r"\1", text.strip())
+    number_and_unit = _WITH_UNIT.fullmatch(text)
+    text = number_and_unit[1] if number_and_unit else text
+    text = _IGNORED.sub("", text)
     text = _SPACES.sub("", text).rstrip(".")
-    text = _GROUPED.sub(lambda m: m[1] + re.sub(r"\D", "", m[2]), text)
-    text = _HEAD.sub("", text)
+    text = _THOUSANDS.sub(lambda match: match[1] + re.sub(r"\D", "", match[2]), text)
+    text = _LEFT_SIDE.sub("", text)
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    return _braced(text)
+    return _with_braces(text)
 
 
-def _braced(text: str) -> str:
-    r"""`\\frac12` as `\\frac{1}{2}`, `\\sqrt3` as `\\sqrt{3}`."""
-    parts = _SHORT.split(text)
-    made = parts[0]
-    for name, rest in zip(parts[1::2], parts[2::2], strict=True):
-        wanted = 2 if name == "frac" else 1
-        made += "\\" + name
-        while wanted and rest and rest[0] not in "{\\":
-            made, rest, wanted = made + "{" + rest[0] + "}", rest[1:], wanted - 1
-        made += rest
-    return made
+def _with_braces(text: str) -> str:
+    r"""Writes `\frac12` as `\frac{1}{2}` and `\sqrt3` as `\sqrt{3}`."""
+    parts = _UNBRACED.split(text)
+    result = parts[0]
+    for command, rest in zip(parts[1::2], parts[2::2], strict=True):
+        num_arguments = 2 if command == "frac" else 1
+        result += "\\" + command
+        while num_arguments and rest and rest[0] not in "{\\":
+            result += "{" + rest[0] + "}"
+            rest = rest[1:]
+            num_arguments -= 1
+        result += rest
+    return result

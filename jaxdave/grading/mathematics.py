@@ -1,7 +1,8 @@
-"""Grading mathematics: by spelling and value, and by math-verify for what is left.
+"""Grading of mathematical answers: by spelling and value, then by math-verify.
 
-math-verify runs in processes of its own, each of which is killed and started anew when
-one answer takes too long. Without the package only spelling and value count.
+math-verify, which compares expressions by computer algebra, runs in worker processes. A
+worker that takes too long over one answer is killed and replaced. Without the package
+only spelling and value count.
 """
 
 import contextlib
@@ -15,75 +16,101 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jaxdave.grading.math_equal import same
+from jaxdave.grading.math_equal import answers_equal
 from jaxdave.grading.types import Verdict
 
 SECONDS = 15.0
-STARTING_SECONDS = 120.0
-MOST_WORKERS = 4
-Pair = tuple[str, str]
+"""Time limit of math-verify for one answer."""
+STARTUP_SECONDS = 120.0
+"""Time limit for starting a worker, most of which is the import of sympy."""
+MAX_WORKERS = 4
+AnswerPair = tuple[str, str]
+"""(reference answer, extracted answer)."""
 
 
-def grade(
+def grade_math(
     golds: Sequence[str],
     texts: Sequence[str],
-    read: Callable[[str], str],
+    extract_answer: Callable[[str], str],
     seconds: float = SECONDS,
 ) -> tuple[Verdict, ...]:
-    """The verdicts on texts, in their order.
+    r"""Grades mathematical texts.
 
-    golds: the reference answers. read: what of a text is its answer. seconds: the most
-    that math-verify may take over one answer; then it is wrong.
+    Args:
+        golds: The reference answers.
+        texts: The texts to grade, one for each reference.
+        extract_answer: Maps a text to its answer, e.g. `extract.math_answer`.
+        seconds: Time limit of math-verify for one answer; an answer that exceeds it is
+            graded as wrong.
+
+    Returns:
+        One verdict a text, in their order.
+
+    Raises:
+        ValueError: If math-verify is installed but does not start, or `golds` and
+            `texts` differ in length.
+
+    Example:
+        >>> from jaxdave.grading import extract
+        >>> verdicts = grade_math(["0.5"], [r"\boxed{1/2}"], extract.math_answer)
+        >>> verdicts[0].correct
+        True
     """
-    pairs = list(zip(golds, map(read, texts), strict=True))
-    told = [same(gold, found) for gold, found in pairs]
-    open_ones = [i for i, right in enumerate(told) if right is None]
-    asked = _verified([pairs[i] for i in open_ones], seconds)
-    late = {i: right for i, right in zip(open_ones, asked, strict=True)}
-    return tuple(
-        _verdict(pair, late.get(i, right))
-        for i, (pair, right) in enumerate(zip(pairs, told, strict=True))
-    )
+    pairs = list(zip(golds, map(extract_answer, texts), strict=True))
+    results = [answers_equal(gold, answer) for gold, answer in pairs]
+    undecided = [index for index, equal in enumerate(results) if equal is None]
+    # None stays None here only where math-verify took too long.
+    verified = _verify_pairs([pairs[index] for index in undecided], seconds)
+    for index, equal in zip(undecided, verified, strict=True):
+        results[index] = equal
+    return tuple(map(_verdict, pairs, results))
 
 
-def _verdict(pair: Pair, right: bool | None) -> Verdict:
-    gold, found = pair
-    if right:
-        return Verdict(True, found)
-    reason = f"not {gold}" if found else "no answer"
-    return Verdict(False, found, "took too long" if right is None else reason)
+def _verdict(pair: AnswerPair, equal: bool | None) -> Verdict:
+    """The verdict on a pair; None means that the comparison took too long."""
+    gold, answer = pair
+    if equal:
+        return Verdict(True, answer)
+    reason = f"not {gold}" if answer else "no answer"
+    return Verdict(False, answer, "took too long" if equal is None else reason)
 
 
-def _verified(pairs: Sequence[Pair], seconds: float) -> list[bool | None]:
-    """What math-verify says to each pair, None where it took too long."""
+def _verify_pairs(pairs: Sequence[AnswerPair], seconds: float) -> list[bool | None]:
+    """Compares pairs by math-verify; None where it took too long."""
     if not pairs or importlib.util.find_spec("math_verify") is None:
         return [False] * len(pairs)
-    workers = min(MOST_WORKERS, os.cpu_count() or 1, len(pairs))
-    shares = [pairs[start::workers] for start in range(workers)]
-    with ThreadPoolExecutor(workers) as pool:
-        told = list(pool.map(lambda share: list(_asked(share, seconds)), shares))
-    return [told[i % workers][i // workers] for i in range(len(pairs))]
+    num_workers = min(MAX_WORKERS, os.cpu_count() or 1, len(pairs))
+    shares = [pairs[start::num_workers] for start in range(num_workers)]
+    with ThreadPoolExecutor(num_workers) as pool:
+        results = list(
+            pool.map(lambda share: list(_verify_share(share, seconds)), shares)
+        )
+    return [results[i % num_workers][i // num_workers] for i in range(len(pairs))]
 
 
-def _asked(pairs: Sequence[Pair], seconds: float) -> Iterator[bool | None]:
-    left = list(pairs)
-    while left:
-        with _verifier() as process:
-            if _line(process, "", STARTING_SECONDS) != "ready":
+def _verify_share(pairs: Sequence[AnswerPair], seconds: float) -> Iterator[bool | None]:
+    """Compares pairs one after the other, in a new worker after each that died."""
+    remaining = list(pairs)
+    while remaining:
+        with _start_worker() as process:
+            if _ask(process, "", STARTUP_SECONDS) != "ready":
                 raise ValueError(
                     "math-verify does not start; run `python -c 'import math_verify'` "
                     "and install what it misses"
                 )
-            answer = "1"
-            while left and answer:
-                question = json.dumps(left.pop(0)) + "\n"
-                answer = _line(process, question, seconds)
-                yield answer == "1" if answer else None
+            reply = "1"
+            # An empty reply: the worker is dead, and the rest needs another one.
+            while remaining and reply:
+                question = json.dumps(remaining.pop(0)) + "\n"
+                reply = _ask(process, question, seconds)
+                yield reply == "1" if reply else None
 
 
 @contextlib.contextmanager
-def _verifier() -> Iterator[subprocess.Popen[str]]:
-    # -P: the folder of the file holds modules named as those of the standard library.
+def _start_worker() -> Iterator[subprocess.Popen[str]]:
+    """Starts `math_verify_worker.py`, and kills it at the end."""
+    # Without -P Python would put the folder of the file first on sys.path, and its
+    # `types.py` would hide the module of the standard library.
     process = subprocess.Popen(
         [sys.executable, "-P", str(Path(__file__).parent / "math_verify_worker.py")],
         stdin=subprocess.PIPE,
@@ -100,9 +127,10 @@ def _verifier() -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def _line(process: subprocess.Popen[str], question: str, seconds: float) -> str:
-    """The next line that the process says; empty where it died, or was ended."""
+def _ask(process: subprocess.Popen[str], question: str, seconds: float) -> str:
+    """Sends a question and returns the next line; empty if the process died."""
     assert process.stdin is not None and process.stdout is not None
+    # A read from a pipe has no timeout, but it ends when the process does.
     timer = threading.Timer(seconds, process.kill)
     timer.start()
     try:

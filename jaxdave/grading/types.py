@@ -1,4 +1,7 @@
-"""What a benchmark is made of; every other module of this package speaks in these."""
+"""The two records that every grader speaks in: a question and the grade of an answer.
+
+Both are plain tuples of JSON types, so that they can be sent to other processes.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,8 +10,12 @@ from typing import Any, NamedTuple
 class Item(NamedTuple):
     """One question of a benchmark.
 
-    id: unique in its task, and the same in every run. gold: the reference answer as its
-    file has it. data: what the grader needs beside it (tests, entry point), JSON types.
+    Attributes:
+        id: Unique within its task and the same in every run.
+        question: The question as the benchmark's file has it, without a prompt format.
+        gold: The reference answer as the benchmark's file has it; it may be a worked
+            solution.
+        data: What the grader needs in addition (tests, entry point), in JSON types.
     """
 
     id: str
@@ -18,8 +25,15 @@ class Item(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A grade. extracted: what was taken for the answer; reason: why it is wrong."""
+    """The grade of one text.
 
-    right: bool
+    Attributes:
+        correct: True if the answer counts as correct.
+        extracted: The part of the text that was taken for the answer; empty if there
+            was none.
+        reason: Why the answer is wrong; empty where it is correct.
+    """
+
+    correct: bool
     extracted: str
     reason: str = ""

@@ -1,4 +1,5 @@
-"""Checkpoints, model families, tokenizers, and how files become arrays on devices.
+"""Checkpoints, model families and tokenizers, and how files become device arrays.
 
-It knows no decode loop.
+`checkpoint` is the entry point (`load`, `save`, `Model`). Nothing here knows the decode
+loop, so a model can be read and written without compiling anything.
 """

@@ -1,4 +1,8 @@
-"""Models as folders, in the layouts of their families, without torch."""
+"""Models as folders: `load` reads one, `save` writes one, without PyTorch.
+
+A folder is in the Hugging Face layout of its family, or one that jaxdave-convert made.
+Either holds config.json, the weights and the tokenizer files.
+"""
 
 import dataclasses
 import functools
@@ -20,38 +24,51 @@ from jaxdave.io import families, hf_config, orbax_io, safetensors_io
 from jaxdave.io.hub import find_model
 from jaxdave.io.sharding import shardings
 from jaxdave.io.tokenizer import Codec, load_codec
-from jaxdave.numerics import quantization as ways
+from jaxdave.numerics import quantization
 from jaxdave.numerics.weight_layout import to_device_layout, transfer_transform
 from jaxdave.runtime.files import make_readable, read_json, replace_folder
 
-MAX_NEW_TOKENS = 256
-_WRITTEN = (
-    "config.json",
-    "generation_config.json",
-    safetensors_io.ONE_FILE,
-    safetensors_io.INDEX,
-)
-# Draft tables are of the weights that they were calibrated on, and go with those.
-_REPLACED = (*_WRITTEN, tree_table.TABLE_FILE)
-# What `save` carries over from the folder that it replaces.
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json") + (
+DEFAULT_MAX_NEW_TOKENS = 256
+"""Length limit of an answer, where a folder does not name one."""
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
 )
-_KEPT = (*TOKENIZER, "README.md", "LICENSE")
+"""Tokenizer files that go along with the weights, as far as a folder has them."""
+
+_WRITTEN_FILES = (
+    "config.json",
+    "generation_config.json",
+    safetensors_io.WEIGHTS_FILE,
+    safetensors_io.INDEX_FILE,
+)
+# Draft tables describe the weights that they were calibrated on, so new weights make
+# them useless: `save` drops them.
+_REPLACED_FILES = (*_WRITTEN_FILES, tree_table.TABLE_FILE)
+_CARRIED_FILES = (*TOKENIZER_FILES, "README.md", "LICENSE")
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
     """Everything that decoding text needs.
 
-    params: as this machine reads them; `placing.stacked` makes what `params.abstract`
-    describes of them.
-    max_new_tokens: the room for an answer that the folder's generation defaults name.
-    tables: draft trees that `jaxdave calibrate` has left (`trees.best_of`).
-    quantize: how the parameters were quantised as they were read, or None.
+    Attributes:
+      name: the demo's name, the folder's name or the Hub id.
+      folder: the folder that the model was read from.
+      config: its architecture and special ids.
+      params: its parameters in the layout of this machine's devices;
+        `weight_layout.to_stacked` undoes the layout.
+      codec: its tokenizer and chat template.
+      max_new_tokens: length limit of an answer in tokens, from the folder's
+        generation_config.json.
+      tables: draft trees by decoding policy, as `jaxdave calibrate` leaves them in the
+        folder; none without.
+      quantize: "int8" if the parameters were quantised while loading, else None.
     """
 
     name: str
@@ -59,7 +76,7 @@ class Model:
     config: ModelConfig
     params: Params = dataclasses.field(repr=False)
     codec: Codec
-    max_new_tokens: int = MAX_NEW_TOKENS
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     tables: Mapping[str, TreeTable] = dataclasses.field(
         default_factory=dict, repr=False
     )
@@ -75,45 +92,72 @@ def load(
     mesh: Mesh | None = None,
     quantize: str | None = None,
 ) -> Model:
-    """The model of a folder, of the Hub, or of this package.
+    """Loads a model from this package, a folder or the Hugging Face Hub.
 
-    A folder is one that jaxdave-convert made, or the Hugging Face layout of a family
+    A folder is one that jaxdave-convert made, or in the Hugging Face layout of a family
     (Dream, LLaDA, SDAR, Fast-dLLM v2).
 
-    source: "sdar-1m" (or None), "llada-1m" or "dream-1m", which come with the package;
-        a folder; a Hub id "owner/name".
-    dtype: "float32" or "bfloat16", whatever the files hold. block_length, mask_id: go
-        before what the folder says; SDAR's files on the Hub say nothing of either.
-    mesh: split the weights over its axis "model"; those of a converted folder are
-        never whole anywhere, unless they are quantised.
-    quantize: "int8" keeps matrices as int8 with a scale per output channel: another
-        model, with a text of its own (see `quantize.py`). dtype is then that of the
-        activations.
-    Raises one ValueError that names everything wrong with the folder's weights.
+    Args:
+      source: "sdar-1m" (or None), "llada-1m" or "dream-1m", which come with the
+        package; a folder; or a Hub id "owner/name".
+      dtype: "float32" or "bfloat16", the parameters' dtype whatever the files hold.
+      block_length: length of a block in tokens; overrides the folder. SDAR's files on
+        the Hub name neither it nor the mask id.
+      mask_id: id of the mask token; overrides the folder.
+      mesh: splits the weights over its axis "model". Those of a converted folder are
+        nowhere whole then, unless they are quantised.
+      quantize: "int8" stores matrices as int8 with one scale for each output channel.
+        This is a different model, with different text (see `numerics.quantization`);
+        `dtype` is then that of the activations.
+
+    Returns:
+      The model.
+
+    Raises:
+      ValueError: the source is unknown, or the folder is not a complete checkpoint; one
+        line names everything wrong with its weights.
+
+    Example:
+      >>> model = load("sdar-1m")
+      >>> model.config.family
+      'sdar'
     """
     safetensors_io.check_dtype(dtype)
-    kept = ways.param_transform(quantize)
+    transform = quantization.param_transform(quantize)
     name, folder = find_model(source)
     raw = read_json(folder / "config.json")
-    if orbax_io.is_orbax_folder(raw):
-        config = _stored_config(folder, raw, block_length, mask_id)
-        read = functools.partial(_restored, folder, config, dtype, mesh)
+    if orbax_io.is_orbax_config(raw):
+        config = _read_orbax_config(folder, raw, block_length, mask_id)
+        read_params = functools.partial(
+            _restore_and_transform, folder, config, dtype, mesh
+        )
     else:
+        # The weights are checked against the config, so the config alone has to tell
+        # the family here.
         family = families.detect(raw, None)
         config = hf_config.model_config(
             family, raw, folder, name=name, block_length=block_length, mask_id=mask_id
         )
-        read = functools.partial(
-            safetensors_io.read_weights, folder, config, dtype, family.tensors
+        read_params = functools.partial(
+            safetensors_io.read_weights, folder, config, dtype, family.tensor_names
         )
     codec = load_codec(folder, config=config)
     if mesh is None:
-        params = to_device_layout(read(transfer_transform(kept)), config)
+        params = to_device_layout(read_params(transfer_transform(transform)), config)
     else:
-        params = read(kept)
+        # Device layouts are for one device; over a mesh, parameters stay stacked.
+        params = read_params(transform)
         params = jax.device_put(params, shardings(params, config, mesh))
-    found = tree_table.select_tables(tree_table.read_tables(folder), quantize)
-    return Model(name, folder, config, params, codec, _room(folder), found, quantize)
+    return Model(
+        name=name,
+        folder=folder,
+        config=config,
+        params=params,
+        codec=codec,
+        max_new_tokens=_read_max_new_tokens(folder),
+        tables=tree_table.select_tables(tree_table.read_tables(folder), quantize),
+        quantize=quantize,
+    )
 
 
 def save(
@@ -125,73 +169,111 @@ def save(
     tokenizer: str | os.PathLike | None = None,
     max_new_tokens: int | None = None,
 ) -> None:
-    """Write a folder that `load` reads, under a temporary name, then rename it.
+    """Writes a model as a folder in the Hugging Face layout of its family.
 
-    tokenizer: a folder whose tokenizer files go along. Those that `folder` has already
-        are carried over, as are README.md and LICENSE; its older weights are replaced.
-    max_new_tokens: the room for an answer that `load` will suggest.
-    Raises ValueError when the folder holds anything else or the parameters do not fit.
+    The folder is written under a temporary name and then renamed, so it is either
+    complete or as it was.
+
+    Args:
+      folder: the folder to make. If it exists, its weights are replaced; its tokenizer
+        files, README.md and LICENSE are carried over.
+      config: the model.
+      params: its parameters, in any device layout, not quantised.
+      dtype: "float32" or "bfloat16", what the parameters are stored as.
+      tokenizer: a folder whose tokenizer files are copied.
+      max_new_tokens: length limit of an answer that `load` will report.
+
+    Raises:
+      ValueError: the existing folder has files that are no part of a checkpoint, the
+        parameters do not fit the config, or the family cannot express the config.
+
+    Example:
+      ::
+
+        model = jaxdave.load("sdar-1m")
+        save("copy", model.config, model.params, dtype="bfloat16",
+             tokenizer=model.folder)
     """
     folder = Path(folder).absolute()
     safetensors_io.check_dtype(dtype)
     raw = hf_config.to_json(config, dtype)
-    kept = _kept(folder)
+    copied_files = _carried_files(folder)
     if tokenizer is not None:
-        kept += [p for p in Path(tokenizer).iterdir() if p.name in TOKENIZER]
+        # After the carried files, so that these replace tokenizer files of old.
+        copied_files += [
+            path for path in Path(tokenizer).iterdir() if path.name in TOKENIZER_FILES
+        ]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        names = families.FAMILIES[config.family].tensors
         safetensors_io.write_weights(
-            made / safetensors_io.ONE_FILE, config, params, dtype, names
+            work / safetensors_io.WEIGHTS_FILE,
+            config,
+            params,
+            dtype,
+            families.FAMILIES[config.family].tensor_names,
         )
-        orbax_io.write_json(made / "config.json", raw)
+        orbax_io.write_json(work / "config.json", raw)
         generation = {
             "eos_token_id": list(config.stop_ids),
             "pad_token_id": config.pad_id,
         }
         if max_new_tokens is not None:
             generation["max_new_tokens"] = max_new_tokens
-        orbax_io.write_json(made / "generation_config.json", generation)
-        for path in kept:
-            shutil.copyfile(path, made / path.name)
-        make_readable(made)
-        replace_folder(made, folder)
+        orbax_io.write_json(work / "generation_config.json", generation)
+        for path in copied_files:
+            shutil.copyfile(path, work / path.name)
+        make_readable(work)
+        replace_folder(work, folder)
     except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         raise
 
 
-def _restored(folder: Path, config: ModelConfig, dtype: str, mesh, finish) -> Params:
-    return ways.transform_params(orbax_io.restore(folder, config, dtype, mesh), finish)
+def _restore_and_transform(
+    folder: Path,
+    config: ModelConfig,
+    dtype: str,
+    mesh: Mesh | None,
+    transform: quantization.ParamTransform,
+) -> Params:
+    """Reads a converted folder with the signature that `load` calls."""
+    params = orbax_io.restore(folder, config, dtype, mesh)
+    return quantization.transform_params(params, transform)
 
 
-def _room(folder: Path) -> int:
-    said = read_json(folder / "generation_config.json", optional=True)
-    room = said.get("max_new_tokens")
-    return room if type(room) is int and room > 0 else MAX_NEW_TOKENS
+def _read_max_new_tokens(folder: Path) -> int:
+    """Reads the limit from generation_config.json, where it is a positive number."""
+    generation = read_json(folder / "generation_config.json", optional=True)
+    limit = generation.get("max_new_tokens")
+    return limit if type(limit) is int and limit > 0 else DEFAULT_MAX_NEW_TOKENS
 
 
-def _stored_config(
+def _read_orbax_config(
     folder: Path, raw: dict[str, Any], block_length: int | None, mask_id: int | None
 ) -> ModelConfig:
+    """Reads a converted folder's config and applies the caller's overrides."""
     config = orbax_io.read_config(raw, folder)
-    changes = {"block_length": block_length, "mask_id": mask_id}
-    known = {key: value for key, value in changes.items() if value is not None}
-    return dataclasses.replace(config, **known)
+    overrides = {}
+    if block_length is not None:
+        overrides["block_length"] = block_length
+    if mask_id is not None:
+        overrides["mask_id"] = mask_id
+    return dataclasses.replace(config, **overrides)
 
 
-def _kept(folder: Path) -> list[Path]:
-    """The files of an existing folder that stay in it."""
+def _carried_files(folder: Path) -> list[Path]:
+    """Lists the files of an existing folder that stay; refuses one with others."""
     if not folder.exists():
         return []
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file and must be a folder; choose a new one")
-    found = sorted(folder.iterdir())
-    odd = [p.name for p in found if p.name not in _REPLACED + _KEPT or not p.is_file()]
-    if odd:
+    paths = sorted(folder.iterdir())
+    known = _REPLACED_FILES + _CARRIED_FILES
+    unknown = [p.name for p in paths if p.name not in known or not p.is_file()]
+    if unknown:
         raise ValueError(
-            f"{folder} holds {odd[0]!r}, which is no part of a checkpoint and would be "
-            "lost; choose a new folder"
+            f"{folder} holds {unknown[0]!r}, which is no part of a checkpoint and "
+            "would be lost; choose a new folder"
         )
-    return [path for path in found if path.name in _KEPT]
+    return [path for path in paths if path.name in _CARRIED_FILES]

@@ -1,16 +1,25 @@
-"""What a checkpoint folder's own files say of its model, and how they are made."""
+"""Model configs from and to the files of a Hugging Face folder.
+
+config.json alone does not describe a masked-diffusion model: the mask id, the stop ids,
+the number of real tokens and sometimes the block length come from the tokenizer files,
+from generation_config.json, or from the caller.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxdave.core.config import ModelConfig
-from jaxdave.io import families, tokenizer
+from jaxdave.io import families
 from jaxdave.io.families import Family
-from jaxdave.io.tokenizer import end_ids, named_tokens
+from jaxdave.io.tokenizer import (
+    read_vocabulary,
+    special_tokens_map,
+    stop_and_pad_ids,
+)
 
-# Our own key: how many rows of the embedding are real tokens.
-REAL_SIZE = "real_vocab_size"
+REAL_VOCAB_SIZE_KEY = "real_vocab_size"
+"""Our own key of config.json: how many rows of the embedding are real tokens."""
 
 
 def model_config(
@@ -22,22 +31,35 @@ def model_config(
     block_length: int | None = None,
     mask_id: int | None = None,
 ) -> ModelConfig:
-    """The config of a folder of a family, from its config.json and tokenizer files.
+    """Reads the config of a folder in a family's layout.
 
-    block_length, mask_id: go before what the files say. Raises ValueError where neither
-    the files nor the caller say something that is needed, or where files disagree.
+    Args:
+      family: the family of the folder, see `families.detect`.
+      raw: the content of its config.json.
+      folder: the folder, for its tokenizer files and generation_config.json.
+      name: what the model is called.
+      block_length: length of a block in tokens; overrides the files.
+      mask_id: id of the mask token; overrides the files.
+
+    Returns:
+      The config.
+
+    Raises:
+      ValueError: neither the files nor the caller settle something that is needed, or
+        files disagree.
     """
-    fields = families.fields_of(family, raw)
-    known = tokenizer.read_vocabulary(folder)
-    stop_ids, pad_id = end_ids(folder, known.id_of, known.size)
-    more = (known.id_of(token) for token in family.stop_tokens)
-    stop_ids += tuple(i for i in more if i is not None and i not in stop_ids)
+    fields = families.config_fields(family, raw)
+    vocabulary = read_vocabulary(folder)
+    stop_ids, pad_id = stop_and_pad_ids(folder, vocabulary.id_of, vocabulary.size)
+    family_stop_ids = (vocabulary.id_of(token) for token in family.stop_tokens)
+    stop_ids += tuple(i for i in family_stop_ids if i is not None and i not in stop_ids)
+    max_vocab_size = min(vocabulary.size, fields["vocab_rows"])
     return ModelConfig(
         name=name,
         family=family.name,  # type: ignore[arg-type]
         block_length=_block_length(family, raw, folder, block_length),
-        vocab_size=_vocab_size(raw, folder, min(known.size, fields["vocab_rows"])),
-        mask_id=_mask_id(family, raw, folder, mask_id, known.id_of),
+        vocab_size=_vocab_size(raw, folder, max_vocab_size),
+        mask_id=_mask_id(family, raw, folder, mask_id, vocabulary.id_of),
         pad_id=pad_id,
         stop_ids=stop_ids,
         **fields,
@@ -45,101 +67,126 @@ def model_config(
 
 
 def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """The config.json of a folder of the config's family.
+    """Builds the config.json of a folder in the layout of the config's family.
 
-    Raises ValueError for switches that the family does not have.
+    Args:
+      config: the model.
+      dtype: "float32" or "bfloat16", what the weights are stored as.
+
+    Returns:
+      The content of config.json; `model_config` makes the same config of it.
+
+    Raises:
+      ValueError: the config has switches that the family's layout cannot express.
     """
     family = families.FAMILIES[config.family]
-    keys = {key: getattr(config, field) for field, (key, _, _) in family.fields.items()}
-    made = {
-        "architectures": list(family.classes),
+    raw = {
+        "architectures": list(family.architectures),
         "model_type": family.model_types[0],
-        **keys,
-        **family.fixed,
+        **{
+            key: getattr(config, field)
+            for field, (key, _, _) in family.config_keys.items()
+        },
+        **family.required_values,
         "torch_dtype": dtype,
         "mask_token_id": config.mask_id,
         "pad_token_id": config.pad_id,
         "eos_token_id": list(config.stop_ids),
-        REAL_SIZE: config.vocab_size,
+        REAL_VOCAB_SIZE_KEY: config.vocab_size,
     }
-    if family.block_key is not None:
-        made[family.block_key] = config.block_length
-    if "head_dim" not in family.fields:
-        made["head_dim"] = config.head_dim
-    odd = _odd_switches(family, config)
-    if odd:
+    if family.block_length_key is not None:
+        raw[family.block_length_key] = config.block_length
+    if "head_dim" not in family.config_keys:
+        raw["head_dim"] = config.head_dim
+    mismatches = _inexpressible_fields(family, config)
+    if mismatches:
         raise ValueError(
-            f"{', '.join(odd)}: a model of the family {family.name!r} cannot be saved "
-            "so; use a config of that family with none of its switches changed"
+            f"{', '.join(mismatches)}: a model of the family {family.name!r} cannot be "
+            "saved so; use a config of that family with none of its switches changed"
         )
-    return made
+    return raw
 
 
-def _odd_switches(family: Family, config: ModelConfig) -> list[str]:
-    """What the config says that a folder of the family could not."""
-    plain = {"attention": "block_causal", "logits_shift": "none"}
-    plain |= {"qk_norm": False, "qkv_bias": False, "rope_fp32": False}
-    plain = {key: value for key, value in plain.items() if key not in family.fields}
-    wanted = {**plain, **family.switches, "rotary_dim": config.head_dim}
+def _inexpressible_fields(family: Family, config: ModelConfig) -> list[str]:
+    """Lists fields of the config that a reader of the family's layout would lose."""
+    defaults = {
+        "attention": "block_causal",
+        "logits_shift": "none",
+        "qk_norm": False,
+        "qkv_bias": False,
+        "rope_fp32": False,
+    }
+    # A field with a key of its own in config.json may have any value.
+    implied = {
+        field: value
+        for field, value in defaults.items()
+        if field not in family.config_keys
+    }
+    implied = {**implied, **family.config_values, "rotary_dim": config.head_dim}
     return [
         f"{field}={getattr(config, field)!r}"
-        for field, value in wanted.items()
+        for field, value in implied.items()
         if getattr(config, field) != value
     ]
 
 
 def _block_length(
-    family: Family, raw: Mapping[str, Any], folder: Path, asked: int | None
+    family: Family, raw: Mapping[str, Any], folder: Path, override: int | None
 ) -> int:
-    if asked is not None:
-        return asked
-    if family.block_key is None:
+    """The block length that the model was trained with, in tokens."""
+    if override is not None:
+        return override
+    if family.block_length_key is None:
         return families.FULL_ATTENTION_BLOCK
-    found = raw.get(family.block_key)
-    if type(found) is not int:
+    block_length = raw.get(family.block_length_key)
+    if type(block_length) is not int:
         raise ValueError(
-            f"{folder}: {family.block_key}={found!r} in config.json must be the block "
-            "length of the training; give it with --block-length or block_length (4 "
-            "for SDAR-Chat and TraDo, 8 for SDAR-Chat-b8, 32 for Fast-dLLM v2)"
+            f"{folder}: {family.block_length_key}={block_length!r} in config.json must "
+            "be the block length of the training; give it with --block-length or "
+            "block_length (4 for SDAR-Chat and TraDo, 8 for SDAR-Chat-b8, 32 for "
+            "Fast-dLLM v2)"
         )
-    return found
+    return block_length
 
 
-def _vocab_size(raw: Mapping[str, Any], folder: Path, most: int) -> int:
-    """Ids that the tokenizer does not have must never be predicted."""
-    found = raw.get(REAL_SIZE, most)
-    if type(found) is not int or not 0 < found <= most:
+def _vocab_size(raw: Mapping[str, Any], folder: Path, max_size: int) -> int:
+    """The number of real tokens; the embedding's rows after them are padding."""
+    # Ids that the tokenizer lacks have no text, so they must never be predicted.
+    size = raw.get(REAL_VOCAB_SIZE_KEY, max_size)
+    if type(size) is not int or not 0 < size <= max_size:
         raise ValueError(
-            f"{folder}: {REAL_SIZE}={found!r} in config.json must be a number up to "
-            f"the tokenizer's {most}; take both from one folder"
+            f"{folder}: {REAL_VOCAB_SIZE_KEY}={size!r} in config.json must be a number "
+            f"up to the tokenizer's {max_size}; take both from one folder"
         )
-    return found
+    return size
 
 
 def _mask_id(
     family: Family,
     raw: Mapping[str, Any],
     folder: Path,
-    asked: int | None,
+    override: int | None,
     id_of: Callable[[str | None], int | None],
 ) -> int:
-    if asked is not None:
-        return asked
-    token = named_tokens(folder).get("mask_token")
-    named = id_of(token)
-    ours = named if named is not None else id_of(family.mask_token)
-    said = raw.get("mask_token_id")
-    found = ours if said is None else said
-    if found is None:
+    """The mask id: the caller's, config.json's, the tokenizer's or the family's."""
+    if override is not None:
+        return override
+    token = special_tokens_map(folder).get("mask_token")
+    tokenizer_id = id_of(token)
+    config_id = raw.get("mask_token_id")
+    mask_id = config_id
+    if mask_id is None:
+        mask_id = id_of(family.mask_token) if tokenizer_id is None else tokenizer_id
+    if mask_id is None:
         raise ValueError(
             f"{folder}: neither config.json (mask_token_id) nor the tokenizer "
             f"(mask_token={token!r}) knows the mask id; give it with --mask-id or "
             "mask_id"
         )
-    if said is not None and named is not None and said != named:
+    if None not in (config_id, tokenizer_id) and config_id != tokenizer_id:
         raise ValueError(
-            f"{folder}: mask_token_id={said!r} of config.json must be the id of the "
-            f"tokenizer's mask token, {named}; give the right one with --mask-id or "
-            "mask_id"
+            f"{folder}: mask_token_id={config_id!r} of config.json must be the id of "
+            f"the tokenizer's mask token, {tokenizer_id}; give the right one with "
+            "--mask-id or mask_id"
         )
-    return found
+    return mask_id

@@ -1,22 +1,36 @@
-"""Where a model is: in this package, in a folder, or on the Hub."""
+"""Locating models: in this package, in a folder, or on the Hugging Face Hub."""
 
 import importlib.resources
 import os
 import re
 from pathlib import Path
 
-DEMO_FOLDER = "sdar-1m"
-DEMO_MODELS = (DEMO_FOLDER, "llada-1m", "dream-1m")
+DEFAULT_MODEL = "sdar-1m"
+DEMO_MODELS = (DEFAULT_MODEL, "llada-1m", "dream-1m")
+"""Trained models that come with the package."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
 
 
 def find_model(source: str | os.PathLike | None) -> tuple[str, Path]:
-    """The name and the folder of a source, fetched from the Hub where needed.
+    """Finds the folder of a model and fetches it from the Hub where needed.
 
-    Raises ValueError when it is none of the three kinds that `load` takes.
+    Args:
+      source: one of `DEMO_MODELS` (None: the first), a folder, or a Hub id
+        "owner/name".
+
+    Returns:
+      The model's name and its folder.
+
+    Raises:
+      ValueError: the source is none of the three, or the Hub cannot be reached.
+
+    Example:
+      >>> find_model(None)[0]
+      'sdar-1m'
     """
-    text = DEMO_FOLDER if source is None else os.fspath(source)
+    text = DEFAULT_MODEL if source is None else os.fspath(source)
     if text in DEMO_MODELS:
         return text, Path(str(importlib.resources.files("jaxdave") / "demo" / text))
     folder = Path(text).expanduser()
@@ -31,6 +45,7 @@ def find_model(source: str | os.PathLike | None) -> tuple[str, Path]:
 
 
 def _fetch(hub_id: str) -> Path:
+    """Downloads a model's folder into the Hub client's cache."""
     from huggingface_hub import snapshot_download
 
     try:

@@ -1,7 +1,8 @@
-"""Converted checkpoints: a folder with our config.json and orbax weights.
+"""Converted checkpoints: a folder with our own config.json and Orbax weights.
 
-`weights/` is an orbax checkpoint of exactly the tree of `params.abstract`, one folder
-of uncompressed zarr chunks for each parameter.
+`weights/` is an Orbax checkpoint of the tree that `param_shapes` describes, one folder
+of uncompressed zarr chunks for each parameter. jaxdave-convert writes such folders. A
+device reads only the chunks that it needs, so a sharded model is nowhere whole.
 """
 
 import dataclasses
@@ -17,31 +18,65 @@ import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
-from jaxdave.io.safetensors_io import DTYPES, leaves_of
+from jaxdave.core.param_paths import leaves_by_path
+from jaxdave.io.safetensors_io import DTYPES
 from jaxdave.io.sharding import shardings
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave.runtime.files import read_json
 
 FORMAT = "jaxdave"
 VERSION = 2
+"""Version of the layout, in config.json; a folder of another one is refused."""
 WEIGHTS = "weights"
-_ZARR_TYPES = {"float32": "<f4", "bfloat16": "bfloat16"}
-_MOST_SHOWN = 5
+"""Name of the Orbax checkpoint inside the folder."""
+
+_ZARR_DTYPES = {"float32": "<f4", "bfloat16": "bfloat16"}
+_MAX_PROBLEMS_SHOWN = 5
 
 
-def is_orbax_folder(raw: dict[str, Any]) -> bool:
-    """Whether a config.json is one of ours."""
+def is_orbax_config(raw: Mapping[str, Any]) -> bool:
+    """Tells a converted folder from one in a family's layout.
+
+    Args:
+      raw: the content of a folder's config.json.
+
+    Returns:
+      True for a folder that jaxdave-convert made.
+    """
     return raw.get("format") == FORMAT
 
 
 def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """The config.json of a converted checkpoint."""
-    model = dataclasses.asdict(config)
-    return {"format": FORMAT, "version": VERSION, "dtype": dtype, "model": model}
+    """Builds the config.json of a converted checkpoint.
+
+    Args:
+      config: the model.
+      dtype: "float32" or "bfloat16", what the weights are stored as.
+
+    Returns:
+      The content of config.json.
+    """
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "dtype": dtype,
+        "model": dataclasses.asdict(config),
+    }
 
 
 def read_config(raw: dict[str, Any], folder: Path) -> ModelConfig:
-    """The config that our config.json holds. Raises ValueError when it is broken."""
+    """Reads the config of a converted checkpoint.
+
+    Args:
+      raw: the content of its config.json.
+      folder: the folder, for error messages.
+
+    Returns:
+      The config.
+
+    Raises:
+      ValueError: the layout has another version, or config.json is broken.
+    """
     if raw.get("version") != VERSION:
         raise ValueError(
             f"{folder}: version={raw.get('version')!r} in config.json must be "
@@ -59,59 +94,100 @@ def read_config(raw: dict[str, Any], folder: Path) -> ModelConfig:
 def restore(
     folder: Path, config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None
 ) -> Params:
-    """The parameters of a converted checkpoint, straight onto their devices.
+    """Reads the parameters of a converted checkpoint directly onto their devices.
 
-    mesh: split over its axis "model" (see `sharding`); None: all on the first device.
-    Raises one ValueError that names everything wrong with the weights.
+    Args:
+      folder: a folder that jaxdave-convert made.
+      config: its model.
+      dtype: "float32" or "bfloat16", the parameters' dtype whatever the files hold.
+      mesh: devices to split the parameters over (see `sharding.shardings`); None: all
+        parameters on the first device.
+
+    Returns:
+      The parameters, in the structure of `param_shapes(config)`.
+
+    Raises:
+      ValueError: one line that names everything wrong with the weights; or the mesh has
+        no axis named "model".
     """
     import orbax.checkpoint as ocp
 
-    like = param_shapes(config, DTYPES[dtype])
-    check_arrays(folder, like)
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    places = (
-        jax.tree.map(lambda _: place, like)
-        if mesh is None
-        else shardings(like, config, mesh)
-    )
-    asked = jax.tree.map(
-        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
-        like,
-        places,
-    )
+    shape_tree = param_shapes(config, DTYPES[dtype])
+    check_arrays(folder, shape_tree)
+    if mesh is None:
+        first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding_tree = jax.tree.map(lambda _: first_device, shape_tree)
+    else:
+        sharding_tree = shardings(shape_tree, config, mesh)
+
+    def with_sharding(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    template = jax.tree.map(with_sharding, shape_tree, sharding_tree)
     with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(
-            (folder / WEIGHTS).absolute(), nest_paths(leaves_of(asked))
+        restored = checkpointer.restore(
+            (folder / WEIGHTS).absolute(), nest_paths(leaves_by_path(template))
         )
-    found = leaves_of(found)
-    ordered = [found[path] for path in leaves_of(like)]
-    return jax.tree.unflatten(jax.tree.structure(like), ordered)
+    leaves = leaves_by_path(restored)
+    ordered = [leaves[path] for path in leaves_by_path(shape_tree)]
+    return jax.tree.unflatten(jax.tree.structure(shape_tree), ordered)
 
 
 def nest_paths(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by parameter path in dicts of dicts, as orbax takes them."""
-    made: dict[str, Any] = {}
+    """Nests leaves in dicts of dicts, the inverse of `leaves_by_path`.
+
+    Args:
+      leaves: parameter path -> leaf.
+
+    Returns:
+      The tree, as Orbax takes it.
+
+    Example:
+      >>> nest_paths({"head": 2.0, "norm/scale": 1.0})
+      {'head': 2.0, 'norm': {'scale': 1.0}}
+    """
+    tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")
-        home = made
+        node = tree
         for key in parents:
-            home = home.setdefault(key, {})
-        home[last] = leaf
-    return made
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
 
 
 def array_folder(folder: Path, path: str) -> Path:
-    """Where the chunks of a parameter lie."""
+    """Names the folder of a parameter's chunks.
+
+    Args:
+      folder: a converted checkpoint.
+      path: the parameter's path.
+
+    Returns:
+      The folder; Orbax separates the keys of a path by dots.
+    """
     return folder / WEIGHTS / path.replace("/", ".")
 
 
-def array_json(shape: tuple[int, ...], chunks: tuple[int, ...], order: str, dtype: str):
-    """The .zarray of an array of raw bytes; order is "C" or "F" inside a chunk."""
+def zarr_metadata(
+    shape: tuple[int, ...], chunk_shape: tuple[int, ...], order: str, dtype: str
+) -> dict[str, Any]:
+    """Builds the .zarray file of an array whose chunks are raw bytes.
+
+    Args:
+      shape: shape of the array.
+      chunk_shape: shape of a chunk.
+      order: layout inside a chunk, "C" (last index fastest) or "F" (first fastest).
+      dtype: "float32" or "bfloat16".
+
+    Returns:
+      The content of .zarray, in version 2 of the zarr format.
+    """
     return {
-        "chunks": list(chunks),
+        "chunks": list(chunk_shape),
         "compressor": None,
         "dimension_separator": ".",
-        "dtype": _ZARR_TYPES[dtype],
+        "dtype": _ZARR_DTYPES[dtype],
         "fill_value": None,
         "filters": None,
         "order": order,
@@ -120,45 +196,63 @@ def array_json(shape: tuple[int, ...], chunks: tuple[int, ...], order: str, dtyp
     }
 
 
-def check_arrays(folder: Path, like: Any) -> None:
-    """Raise ValueError unless every chunk of every parameter is there in full.
+def check_arrays(folder: Path, shape_tree: Any) -> None:
+    """Checks that every chunk of every parameter is there in full.
 
-    Orbax would read a chunk that is missing as zeros.
+    Orbax reads a chunk that is missing as zeros, so without this check a damaged folder
+    would load as a different model.
+
+    Args:
+      folder: a converted checkpoint.
+      shape_tree: the shapes of its parameters, see `param_shapes`.
+
+    Raises:
+      ValueError: a parameter or a chunk is missing, cut short, or of another shape.
     """
     problems = []
-    for path, leaf in leaves_of(like).items():
-        home = array_folder(folder, path)
-        if not (home / ".zarray").is_file():
+    for path, leaf in leaves_by_path(shape_tree).items():
+        parameter_folder = array_folder(folder, path)
+        if not (parameter_folder / ".zarray").is_file():
             problems.append(f"parameter {path} is missing")
             continue
-        array = read_json(home / ".zarray")
-        if tuple(array["shape"]) != leaf.shape:
-            problems.append(
-                f"parameter {path} has shape {tuple(array['shape'])}, not {leaf.shape}"
-            )
-        problems += _lost_chunks(home, array)
+        metadata = read_json(parameter_folder / ".zarray")
+        shape = tuple(metadata["shape"])
+        if shape != leaf.shape:
+            problems.append(f"parameter {path} has shape {shape}, not {leaf.shape}")
+        problems += _damaged_chunks(parameter_folder, metadata)
     if problems:
-        more = len(problems) - _MOST_SHOWN
-        tail = [f"and {more} more"] if more > 0 else []
+        num_hidden = len(problems) - _MAX_PROBLEMS_SHOWN
+        shown = problems[:_MAX_PROBLEMS_SHOWN]
+        shown += [f"and {num_hidden} more"] if num_hidden > 0 else []
         raise ValueError(
-            f"checkpoint {folder}: {'; '.join(problems[:_MOST_SHOWN] + tail)}; "
+            f"checkpoint {folder}: {'; '.join(shown)}; "
             "the weights are not whole, so convert again"
         )
 
 
-def _lost_chunks(home: Path, array: dict[str, Any]) -> list[str]:
-    chunks = array["chunks"]
-    kinds = {zarr: jnp.dtype(DTYPES[name]) for name, zarr in _ZARR_TYPES.items()}
-    size = math.prod(chunks) * kinds[array["dtype"]].itemsize
-    grid = [range(n // c) for n, c in zip(array["shape"], chunks, strict=True)]
-    found = []
-    for place in itertools.product(*grid):
-        file = home / ".".join(map(str, place))
-        if not file.is_file() or file.stat().st_size != size:
-            found.append(f"{home.name}/{file.name} is missing or cut short")
-    return found
+def _damaged_chunks(parameter_folder: Path, metadata: dict[str, Any]) -> list[str]:
+    """Lists the chunk files of an array that are missing or have a wrong size."""
+    chunk_shape = metadata["chunks"]
+    dtypes = {zarr: jnp.dtype(DTYPES[name]) for name, zarr in _ZARR_DTYPES.items()}
+    num_bytes = math.prod(chunk_shape) * dtypes[metadata["dtype"]].itemsize
+    chunk_counts = [
+        size // chunk
+        for size, chunk in zip(metadata["shape"], chunk_shape, strict=True)
+    ]
+    problems = []
+    for position in itertools.product(*map(range, chunk_counts)):
+        file = parameter_folder / ".".join(map(str, position))
+        if not file.is_file() or file.stat().st_size != num_bytes:
+            name = f"{parameter_folder.name}/{file.name}"
+            problems.append(f"{name} is missing or cut short")
+    return problems
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON as people read it."""
+    """Writes JSON with a line for each key.
+
+    Args:
+      path: the file, replaced where it exists.
+      value: what to write.
+    """
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

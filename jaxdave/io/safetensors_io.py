@@ -1,11 +1,14 @@
-"""Parameters from and to safetensors files: each tensor used once, each leaf filled."""
+"""Parameters from and to safetensors files in a family's layout.
+
+Reading checks a folder completely before it fills any parameter: every file, every
+tensor, shape and dtype. All problems are then reported in one error.
+"""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -13,21 +16,33 @@ from safetensors.numpy import save_file
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
-from jaxdave.io import tensor_names
+from jaxdave.core.param_paths import leaves_by_path
+from jaxdave.io.tensor_names import TensorTarget, tensor_targets
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave.numerics.quantization import ParamTransform, keep_param, transform_params
 from jaxdave.numerics.weight_layout import to_stacked
 from jaxdave.runtime.files import read_json
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ONE_FILE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_STORED = ("F32", "BF16", "F16")
-_MOST_SHOWN = 20
+"""Dtypes that parameters can have, by name."""
+WEIGHTS_FILE = "model.safetensors"
+"""Name of a folder's weights where they are one file."""
+INDEX_FILE = "model.safetensors.index.json"
+"""Name of the file that says which of several weight files holds a tensor."""
+
+_STORED_DTYPES = ("F32", "BF16", "F16")
+_MAX_PROBLEMS_SHOWN = 20
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise ValueError unless parameters can have this dtype."""
+    """Checks the name of a parameter dtype.
+
+    Args:
+      dtype: the name.
+
+    Raises:
+      ValueError: it is neither "float32" nor "bfloat16".
+    """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
 
@@ -36,34 +51,44 @@ def read_weights(
     folder: Path,
     config: ModelConfig,
     dtype: str,
-    tensors: Mapping[str, str],
-    finish: ParamTransform = keep_param,
+    tensor_names: Mapping[str, str],
+    transform: ParamTransform = keep_param,
 ) -> Params:
-    """The parameters of a folder, in the structure of `params.abstract`, on the host.
+    """Reads the parameters of a folder.
 
-    tensors: parameter path -> tensor, as `names.TENSORS`. finish: what is kept of each
-    parameter once it is whole, so that no more than one is held twice meanwhile.
+    Args:
+      folder: a folder with one safetensors file, or several and their index.
+      config: the model; its parameters must be exactly what the files hold.
+      dtype: "float32" or "bfloat16", the parameters' dtype whatever the files hold.
+      tensor_names: parameter path -> tensor name, such as `tensor_names.QWEN_TENSORS`.
+      transform: applied to each parameter as soon as all its layers are read, so that
+        at most one parameter is in memory twice; by default it stays as it is, a NumPy
+        array on the host.
 
-    Raises one ValueError that names everything wrong with the folder's weights.
+    Returns:
+      The transformed parameters in the structure of `param_shapes(config)`.
+
+    Raises:
+      ValueError: one line that names everything wrong with the folder's weights.
     """
     check_dtype(dtype)
-    like = param_shapes(config, DTYPES[dtype])
-    shapes = {path: leaf.shape for path, leaf in leaves_of(like).items()}
-    slots = tensor_names.tensor_targets(list(shapes), config.num_layers, tensors)
-    wanted = {name: stored_shape(slot, shapes) for name, slot in slots.items()}
+    shape_tree = param_shapes(config, DTYPES[dtype])
+    shapes = {path: leaf.shape for path, leaf in leaves_by_path(shape_tree).items()}
+    targets = tensor_targets(shapes, config.num_layers, tensor_names)
     with ExitStack() as stack:
-        index, problems = _index(folder)
-        files = _open(folder, index, stack, problems)
-        homes = _homes(index, files, problems)
-        # A tensor that the index lists is reported with its file, or in `_homes`.
-        known = wanted if index is None and not files else index or ()
-        _compare(homes, files, wanted, known, problems)
+        index, problems = _read_index(folder)
+        files = _open_files(folder, index, stack, problems)
+        file_of = _locate_tensors(index, files, problems)
+        # A listed tensor that is absent was reported above, by itself or with its file;
+        # without an index, the loss of the only file explains the loss of all tensors.
+        reported = targets if index is None and not files else index or ()
+        _check_tensors(file_of, files, targets, reported, problems)
         raise_problems(folder, problems)
 
-        def filled(path, leaf):
-            return finish(path, _fill(leaf, path, slots, homes, files))
+        def read_param(path, leaf):
+            return transform(path, _read_param(leaf, path, targets, file_of, files))
 
-        return transform_params(like, filled)
+        return transform_params(shape_tree, read_param)
 
 
 def write_weights(
@@ -71,80 +96,117 @@ def write_weights(
     config: ModelConfig,
     params: Any,
     dtype: str,
-    names_of: Mapping[str, str],
+    tensor_names: Mapping[str, str],
 ) -> None:
-    """Write all parameters to one safetensors file.
+    """Writes all parameters to one safetensors file.
 
-    names_of: parameter path -> tensor, as `names.TENSORS`.
+    Args:
+      path: the file.
+      config: the model.
+      params: its parameters, in any device layout.
+      dtype: "float32" or "bfloat16", what they are stored as.
+      tensor_names: parameter path -> tensor name, such as `tensor_names.QWEN_TENSORS`.
 
-    Raises ValueError when the parameters are not those of the config.
+    Raises:
+      ValueError: the parameters are not those of the config, or are quantised.
     """
     check_dtype(dtype)
-    wanted = {p: leaf.shape for p, leaf in leaves_of(param_shapes(config)).items()}
-    leaves = leaves_of(to_stacked(params))
+    expected_shapes = {
+        p: leaf.shape for p, leaf in leaves_by_path(param_shapes(config)).items()
+    }
+    leaves = leaves_by_path(to_stacked(params))
     if any(leaf.dtype == jnp.int8 for leaf in leaves.values()):
         raise ValueError(
             "int8 parameters are not saved, as no family's layout holds them; save "
             "those they were made of and load with quantize='int8'"
         )
-    found = {p: np.shape(leaf) for p, leaf in leaves.items()}
-    if found != wanted:
-        odd = sorted(p for p in {*found, *wanted} if found.get(p) != wanted.get(p))
+    shapes = {p: np.shape(leaf) for p, leaf in leaves.items()}
+    if shapes != expected_shapes:
+        mismatches = sorted(
+            p
+            for p in {*shapes, *expected_shapes}
+            if shapes.get(p) != expected_shapes.get(p)
+        )
         raise ValueError(
-            f"parameters {', '.join(odd)} do not have the shapes of config "
+            f"parameters {', '.join(mismatches)} do not have the shapes of config "
             f"{config.name!r}; save them with the config that they were made with"
         )
     tensors = {}
-    for name, slot in tensor_names.tensor_targets(
-        list(wanted), config.num_layers, names_of
-    ).items():
-        leaf = leaves[slot.path]
-        value = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
-        value = value.T if slot.is_transposed else value
+    targets = tensor_targets(expected_shapes, config.num_layers, tensor_names)
+    for name, target in targets.items():
+        leaf = leaves[target.path]
+        value = np.asarray(leaf if target.layer is None else leaf[target.layer])
+        value = value.T if target.is_transposed else value
         # safetensors writes the raw buffer, so a transposed view would be scrambled.
         tensors[name] = np.ascontiguousarray(value.astype(DTYPES[dtype]))
+    # The metadata is what transformers asks of a file before it reads one.
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def path_of(path) -> str:
-    """A key path of jax's as a parameter path, "blocks/attn/q/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def is_inside(folder: Path, name: str) -> bool:
+    """Checks that a file that an index lists is in the folder, links followed.
+
+    Args:
+      folder: the folder of the index.
+      name: what the index calls the file.
+
+    Returns:
+      True if reading the file stays inside the folder, or inside the model's folder of
+      the Hub's cache, where `snapshots/REVISION` links to `blobs` two levels up.
+    """
+    is_hub_cache = folder.parent.name == "snapshots"
+    root = (folder.parents[1] if is_hub_cache else folder).resolve()
+    is_relative = not Path(name).is_absolute() and ".." not in Path(name).parts
+    return is_relative and (folder / name).resolve().is_relative_to(root)
 
 
-def leaves_of(params: Any) -> dict[str, Any]:
-    """Parameter path, as in `names.TENSORS`, -> leaf."""
-    pairs = jax.tree_util.tree_leaves_with_path(params)
-    return {path_of(path): leaf for path, leaf in pairs}
+def raise_problems(folder: Path, problems: list[str]) -> None:
+    """Raises one error of all problems with a folder's weights, if there are any.
+
+    Args:
+      folder: the folder.
+      problems: what is wrong, a clause each; repetitions are left out.
+
+    Raises:
+      ValueError: there are problems; the message shows the first 20.
+    """
+    if not problems:
+        return
+    unique = list(dict.fromkeys(problems))
+    num_hidden = len(unique) - _MAX_PROBLEMS_SHOWN
+    shown = unique[:_MAX_PROBLEMS_SHOWN]
+    shown += [f"and {num_hidden} more"] if num_hidden > 0 else []
+    raise ValueError(
+        f"checkpoint {folder}: {'; '.join(shown)}; the weights "
+        "must be exactly those of config.json, so fetch or save the folder again"
+    )
 
 
-def stored_shape(
-    slot: tensor_names.TensorTarget, shapes: Mapping[str, tuple]
-) -> tuple[int, ...]:
-    """The shape of one tensor of torch's, from the shapes of our parameters."""
-    shape = shapes[slot.path] if slot.layer is None else shapes[slot.path][1:]
-    return shape[::-1] if slot.is_transposed else shape
-
-
-def _index(folder: Path) -> tuple[dict[str, str] | None, list[str]]:
-    """The index's map from tensor to file (None for a single file), and problems."""
-    path = folder / INDEX
+def _read_index(folder: Path) -> tuple[dict[str, str] | None, list[str]]:
+    """Reads tensor name -> file (None without an index), and problems with it."""
+    path = folder / INDEX_FILE
     if not path.exists():
         return None, []
     weight_map = read_json(path).get("weight_map")
     if isinstance(weight_map, dict) and weight_map:
         if all(isinstance(name, str) for name in weight_map.values()):
             return weight_map, []
-    return {}, [f"{INDEX}: weight_map must map tensor names to file names"]
+    return {}, [f"{INDEX_FILE}: weight_map must map tensor names to file names"]
 
 
-def _open(folder: Path, index, stack: ExitStack, problems: list[str]) -> dict[str, Any]:
-    """Every safetensors file that the folder should have, opened."""
-    listed = [ONE_FILE] if index is None else sorted(set(index.values()))
+def _open_files(
+    folder: Path,
+    index: Mapping[str, str] | None,
+    stack: ExitStack,
+    problems: list[str],
+) -> dict[str, Any]:
+    """Opens every safetensors file that the folder should have; adds to `problems`."""
+    names = [WEIGHTS_FILE] if index is None else sorted(set(index.values()))
     for path in sorted(folder.glob("*.safetensors")):
-        if path.name not in listed:
+        if path.name not in names:
             problems.append(f"{path.name}: extra file, no part of the checkpoint")
     files = {}
-    for name in listed:
+    for name in names:
         if not is_inside(folder, name):
             problems.append(f"{name}: points outside the folder")
         elif not (folder / name).is_file():
@@ -153,84 +215,71 @@ def _open(folder: Path, index, stack: ExitStack, problems: list[str]) -> dict[st
             try:
                 files[name] = stack.enter_context(safe_open(folder / name, "numpy"))
             except (SafetensorError, OSError) as error:
-                problems.append(
-                    f"{name}: truncated or unreadable file ({_line(error)})"
-                )
+                reason = " ".join(str(error).split())
+                problems.append(f"{name}: truncated or unreadable file ({reason})")
     return files
 
 
-def is_inside(folder: Path, name: str) -> bool:
-    """Whether a listed file lies in the folder, links followed.
-
-    The Hub's cache links from `snapshots/REVISION` to `blobs` two levels up.
-    """
-    cached = folder.parent.name == "snapshots"
-    root = (folder.parents[1] if cached else folder).resolve()
-    plain = not Path(name).is_absolute() and ".." not in Path(name).parts
-    return plain and (folder / name).resolve().is_relative_to(root)
-
-
-def _homes(index, files: dict[str, Any], problems: list[str]) -> dict[str, str]:
-    """Tensor name -> the one file that holds it."""
-    homes: dict[str, str] = {}
-    for file, opened in files.items():
-        for name in opened.keys():
-            if name in homes:
-                problems.append(f"{name}: extra, in both {homes[name]} and {file}")
+def _locate_tensors(
+    index: Mapping[str, str] | None, files: Mapping[str, Any], problems: list[str]
+) -> dict[str, str]:
+    """Maps each tensor to the file that holds it; adds to `problems`."""
+    file_of: dict[str, str] = {}
+    for file, reader in files.items():
+        for name in reader.keys():
+            if name in file_of:
+                problems.append(f"{name}: extra, in both {file_of[name]} and {file}")
             elif index is not None and index.get(name) != file:
                 problems.append(f"{file}: tensor {name} is there against the index")
-            homes[name] = file
+            file_of[name] = file
     for name, file in (index or {}).items():
-        if file in files and name not in homes:
+        if file in files and name not in file_of:
             problems.append(f"{file}: tensor {name} of the index is missing")
-    return homes
+    return file_of
 
 
-def _compare(homes, files, wanted: Mapping, known, problems: list[str]) -> None:
-    """Report every difference between the tensors found and the tensors wanted.
+def _check_tensors(
+    file_of: Mapping[str, str],
+    files: Mapping[str, Any],
+    targets: Mapping[str, TensorTarget],
+    reported: Any,
+    problems: list[str],
+) -> None:
+    """Adds every difference between stored and expected tensors to `problems`.
 
-    known: names whose absence is reported already, or follows from a lost file.
+    `reported` contains the names whose absence needs no report of its own.
     """
-    for name in sorted({*homes, *wanted}):
-        if name not in wanted:
-            problems.append(f"{homes[name]}: extra tensor {name}")
-        elif name not in homes:
-            if name not in known:
+    for name in sorted({*file_of, *targets}):
+        if name not in targets:
+            problems.append(f"{file_of[name]}: extra tensor {name}")
+        elif name not in file_of:
+            if name not in reported:
                 problems.append(f"missing tensor {name}")
         else:
-            part = files[homes[name]].get_slice(name)
-            shape, stored = tuple(part.get_shape()), part.get_dtype()
-            if shape != wanted[name]:
-                problems.append(f"tensor {name} has shape {shape}, not {wanted[name]}")
-            if stored not in _STORED:
+            # A slice reads the header only, not the data.
+            header = files[file_of[name]].get_slice(name)
+            shape, dtype = tuple(header.get_shape()), header.get_dtype()
+            expected = targets[name].shape
+            if shape != expected:
+                problems.append(f"tensor {name} has shape {shape}, not {expected}")
+            if dtype not in _STORED_DTYPES:
                 problems.append(
-                    f"tensor {name} has dtype {stored}, not {'/'.join(_STORED)}"
+                    f"tensor {name} has dtype {dtype}, not {'/'.join(_STORED_DTYPES)}"
                 )
 
 
-def _fill(leaf, path: str, slots, homes, files) -> np.ndarray:
-    """One parameter, put together from its tensors."""
+def _read_param(
+    leaf: Any,
+    path: str,
+    targets: Mapping[str, TensorTarget],
+    file_of: Mapping[str, str],
+    files: Mapping[str, Any],
+) -> np.ndarray:
+    """Assembles one parameter from its tensors; the assignment casts to its dtype."""
     value = np.empty(leaf.shape, leaf.dtype)
-    for name, slot in slots.items():
-        if slot.path == path:
-            tensor = files[homes[name]].get_tensor(name)
-            tensor = tensor.T if slot.is_transposed else tensor
-            value[... if slot.layer is None else slot.layer] = tensor
+    for name, target in targets.items():
+        if target.path == path:
+            tensor = files[file_of[name]].get_tensor(name)
+            tensor = tensor.T if target.is_transposed else tensor
+            value[... if target.layer is None else target.layer] = tensor
     return value
-
-
-def raise_problems(folder: Path, problems: list[str]) -> None:
-    """Raise one ValueError of all problems, if there are any."""
-    if not problems:
-        return
-    shown = list(dict.fromkeys(problems))
-    more = len(shown) - _MOST_SHOWN
-    tail = [f"and {more} more"] if more > 0 else []
-    raise ValueError(
-        f"checkpoint {folder}: {'; '.join(shown[:_MOST_SHOWN] + tail)}; the weights "
-        "must be exactly those of config.json, so fetch or save the folder again"
-    )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

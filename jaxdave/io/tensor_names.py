@@ -1,109 +1,133 @@
-"""What Qwen-like checkpoints call things: a table for tensors, one for config.json."""
+"""Names of tensors in published checkpoints, and the parameters that they fill.
+
+jaxdave stacks the parameters of all layers along a leading axis and stores kernels as
+[in, out]. PyTorch checkpoints have one tensor for each layer and store kernels as
+[out, in]. The tables below say which tensors a parameter is made of.
+"""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorTarget:
-    """Where one tensor goes: a parameter, and the layer inside it where stacked."""
+    """The place of one checkpoint tensor in the parameters.
+
+    Attributes:
+      path: path of the parameter that the tensor fills, wholly or in part.
+      layer: index along the parameter's leading layer axis; None where the parameter
+        is not stacked and the tensor fills it alone.
+      shape: shape of the tensor in the checkpoint, [out, in] or [n].
+    """
 
     path: str
     layer: int | None
+    shape: tuple[int, ...]
 
     @property
     def is_transposed(self) -> bool:
-        """Whether torch's Linear [out, in] has to become our kernel [in, out]."""
-        return self.path.endswith("/kernel")
+        """True where PyTorch's Linear [out, in] has to become our kernel [in, out]."""
+        return _is_kernel(self.path)
 
 
-# Our field -> (the key of config.json, its type, the value where the key is absent).
-REQUIRED_FIELDS = object()
-QWEN_FIELDS: dict[str, tuple[str, type, Any]] = {
-    "num_layers": ("num_hidden_layers", int, REQUIRED_FIELDS),
-    "hidden": ("hidden_size", int, REQUIRED_FIELDS),
-    "inter": ("intermediate_size", int, REQUIRED_FIELDS),
-    "heads": ("num_attention_heads", int, REQUIRED_FIELDS),
-    "kv_heads": ("num_key_value_heads", int, REQUIRED_FIELDS),
-    "head_dim": ("head_dim", int, REQUIRED_FIELDS),
-    "vocab_rows": ("vocab_size", int, REQUIRED_FIELDS),
-    "max_positions": ("max_position_embeddings", int, REQUIRED_FIELDS),
-    "rope_theta": ("rope_theta", float, REQUIRED_FIELDS),
-    "rms_eps": ("rms_norm_eps", float, REQUIRED_FIELDS),
-    "qkv_bias": ("attention_bias", bool, False),
-    "tie_embeddings": ("tie_word_embeddings", bool, False),
-}
+def _tensor_names(
+    top: Mapping[str, str], layer_prefix: str, layer: Mapping[str, str]
+) -> dict[str, str]:
+    """Joins the names outside the layers with those of a layer's parts."""
+    return {
+        **top,
+        **{
+            f"blocks/{path}": f"{layer_prefix}.{{layer}}.{name}"
+            for path, name in layer.items()
+        },
+    }
 
 
-# Our parameter path -> the tensor of the PyTorch module; "{layer}" is a layer index.
-QWEN_TENSORS: dict[str, str] = {
-    "embedding": "model.embed_tokens.weight",
-    "norm/scale": "model.norm.weight",
-    "head": "lm_head.weight",
-    "blocks/norm1/scale": "model.layers.{layer}.input_layernorm.weight",
-    "blocks/norm2/scale": "model.layers.{layer}.post_attention_layernorm.weight",
-    "blocks/attn/q/kernel": "model.layers.{layer}.self_attn.q_proj.weight",
-    "blocks/attn/k/kernel": "model.layers.{layer}.self_attn.k_proj.weight",
-    "blocks/attn/v/kernel": "model.layers.{layer}.self_attn.v_proj.weight",
-    "blocks/attn/o/kernel": "model.layers.{layer}.self_attn.o_proj.weight",
-    "blocks/attn/q/bias": "model.layers.{layer}.self_attn.q_proj.bias",
-    "blocks/attn/k/bias": "model.layers.{layer}.self_attn.k_proj.bias",
-    "blocks/attn/v/bias": "model.layers.{layer}.self_attn.v_proj.bias",
-    "blocks/attn/q_norm/scale": "model.layers.{layer}.self_attn.q_norm.weight",
-    "blocks/attn/k_norm/scale": "model.layers.{layer}.self_attn.k_norm.weight",
-    "blocks/mlp/gate/kernel": "model.layers.{layer}.mlp.gate_proj.weight",
-    "blocks/mlp/up/kernel": "model.layers.{layer}.mlp.up_proj.weight",
-    "blocks/mlp/down/kernel": "model.layers.{layer}.mlp.down_proj.weight",
-}
+QWEN_TENSORS = _tensor_names(
+    {
+        "embedding": "model.embed_tokens.weight",
+        "norm/scale": "model.norm.weight",
+        "head": "lm_head.weight",
+    },
+    "model.layers",
+    {
+        "norm1/scale": "input_layernorm.weight",
+        "norm2/scale": "post_attention_layernorm.weight",
+        "attn/q/kernel": "self_attn.q_proj.weight",
+        "attn/k/kernel": "self_attn.k_proj.weight",
+        "attn/v/kernel": "self_attn.v_proj.weight",
+        "attn/o/kernel": "self_attn.o_proj.weight",
+        "attn/q/bias": "self_attn.q_proj.bias",
+        "attn/k/bias": "self_attn.k_proj.bias",
+        "attn/v/bias": "self_attn.v_proj.bias",
+        "attn/q_norm/scale": "self_attn.q_norm.weight",
+        "attn/k_norm/scale": "self_attn.k_norm.weight",
+        "mlp/gate/kernel": "mlp.gate_proj.weight",
+        "mlp/up/kernel": "mlp.up_proj.weight",
+        "mlp/down/kernel": "mlp.down_proj.weight",
+    },
+)
+"""Parameter path -> tensor name in the layout of Qwen2 and Qwen3, which Dream, SDAR and
+Fast-dLLM v2 have; "{layer}" stands for a layer's index."""
 
-
-# Switches of the published class that our module does not have.
-QWEN_FIXED: dict[str, Any] = {
-    "hidden_act": "silu",
-    "rope_scaling": None,
-    "use_sliding_window": False,
-}
+LLADA_TENSORS = _tensor_names(
+    {
+        "embedding": "model.transformer.wte.weight",
+        "norm/scale": "model.transformer.ln_f.weight",
+        # The output head has the name of each layer's last projection.
+        "head": "model.transformer.ff_out.weight",
+    },
+    "model.transformer.blocks",
+    {
+        "norm1/scale": "attn_norm.weight",
+        "norm2/scale": "ff_norm.weight",
+        "attn/q/kernel": "q_proj.weight",
+        "attn/k/kernel": "k_proj.weight",
+        "attn/v/kernel": "v_proj.weight",
+        "attn/o/kernel": "attn_out.weight",
+        "attn/q/bias": "q_proj.bias",
+        "attn/k/bias": "k_proj.bias",
+        "attn/v/bias": "v_proj.bias",
+        # silu is applied to ff_proj, so that is the gate; a layer's ff_out projects
+        # back to the hidden size.
+        "mlp/gate/kernel": "ff_proj.weight",
+        "mlp/up/kernel": "up_proj.weight",
+        "mlp/down/kernel": "ff_out.weight",
+    },
+)
+"""Parameter path -> tensor name in the layout of LLaDA."""
 
 
 def tensor_targets(
-    paths: Iterable[str], num_layers: int, tensors: Mapping[str, str] = QWEN_TENSORS
+    shapes: Mapping[str, tuple[int, ...]],
+    num_layers: int,
+    tensor_names: Mapping[str, str],
 ) -> dict[str, TensorTarget]:
-    """Tensor name -> its slot, for all tensors of the given parameter paths."""
-    found = {}
-    for path in paths:
-        name = tensors[path]
-        layers = range(num_layers) if "{layer}" in name else [None]
-        found.update({name.format(layer=n): TensorTarget(path, n) for n in layers})
-    return found
+    """Lists the tensors that make up a set of parameters.
 
+    Args:
+      shapes: parameter path -> shape of the parameter, layers stacked in front.
+      num_layers: number of layers of the model.
+      tensor_names: parameter path -> tensor name, such as `QWEN_TENSORS`.
 
-def read_fields(
-    raw: Mapping[str, Any],
-    fields: Mapping[str, tuple[str, type, Any]],
-    fixed: Mapping[str, Any],
-) -> tuple[dict[str, Any], list[str]]:
-    """Our fields from keys of config.json, and what is wrong with those keys.
+    Returns:
+      Tensor name -> where the tensor goes, in the order of `shapes` and, inside a
+      stacked parameter, in the order of the layers.
 
-    fields, fixed: tables in the manner of `FIELDS` and `FIXED`.
+    Raises:
+      KeyError: a parameter has no name in the table.
     """
-    raw = {**(raw.get("rope_parameters") or {}), **raw}
-    found, problems = {}, []
-    for field, (key, kind, default) in fields.items():
-        value = raw.get(key, default)
-        if value is REQUIRED_FIELDS:
-            problems.append(f"{key} is missing")
-        elif not _is(value, kind):
-            problems.append(f"{key}={value!r} must be of type {kind.__name__}")
-        else:
-            found[field] = kind(value)
-    for key, value in {**fixed, "rope_type": "default"}.items():
-        if raw.get(key, value) != value:
-            problems.append(f"{key}={raw[key]!r} must be {value!r}")
-    return found, problems
+    targets = {}
+    for path, shape in shapes.items():
+        name = tensor_names[path]
+        is_stacked = "{layer}" in name
+        tensor_shape = shape[1:] if is_stacked else shape
+        if _is_kernel(path):
+            tensor_shape = tensor_shape[::-1]
+        for layer in range(num_layers) if is_stacked else [None]:
+            targets[name.format(layer=layer)] = TensorTarget(path, layer, tensor_shape)
+    return targets
 
 
-def _is(value: Any, kind: type) -> bool:
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, (int, float) if kind is float else int)
+def _is_kernel(path: str) -> bool:
+    return path.endswith("/kernel")

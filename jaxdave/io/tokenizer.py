@@ -1,4 +1,9 @@
-"""Text to token ids and back, from the tokenizer files of a checkpoint folder."""
+"""Text to token ids and back, from the tokenizer files of a checkpoint folder.
+
+`Codec` is the public face and `load_codec` makes one. Below it, from the top down: the
+ids that a folder's JSON files name, its vocabulary, and the two libraries (tokenizers,
+and transformers where a tokenizer class needs it) behind one record.
+"""
 
 import dataclasses
 import json
@@ -11,13 +16,24 @@ from jaxdave.core.config import ModelConfig
 from jaxdave.runtime.files import read_json
 
 Messages = Sequence[Mapping[str, Any]]
+"""A conversation: one mapping for each turn, with "role" and "content"."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
     """A tokenizer with its chat template.
 
-    stop_ids: the ids that end an answer. size: all ids of the tokenizer are below it.
+    Attributes:
+      mask_id: id of the mask token.
+      stop_ids: ids that end an answer.
+      pad_id: id that pads a row.
+      size: size of the vocabulary; every id of the tokenizer is below it.
+
+    Example:
+      >>> from jaxdave.io.hub import find_model
+      >>> codec = load_codec(find_model("sdar-1m")[1])
+      >>> codec.decode(codec.encode_prompt("Hello"))
+      'user\\nHello\\nassistant\\n'
     """
 
     mask_id: int
@@ -29,34 +45,62 @@ class Codec:
     _decode: Callable[[list[int]], str] = dataclasses.field(repr=False)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids of one user turn and the opening of the answer.
+        """Encodes one user turn, followed by the opening of the answer.
 
-        Raises ValueError for an empty prompt.
+        Args:
+          text: what the user says.
+
+        Returns:
+          Token ids.
+
+        Raises:
+          ValueError: the text is empty, or contains the mask token.
         """
         if not text.strip():
             raise ValueError(f"prompt {text!r} is empty; write at least one word")
         return self.encode_messages([{"role": "user", "content": text}])
 
     def encode_messages(self, messages: Messages) -> list[int]:
-        """The ids of a conversation and the opening of the answer.
+        """Encodes a conversation, followed by the opening of the answer.
 
-        messages: each with "role" and "content", both texts.
-        Raises ValueError for anything else, and for a text with the mask token in it.
+        Args:
+          messages: the turns, each with "role" and "content", both strings.
+
+        Returns:
+          Token ids.
+
+        Raises:
+          ValueError: the messages have another form, the chat template refuses them, or
+            a text contains the mask token.
         """
         return self.encode_text(self.render(messages))
 
     def render(self, messages: Messages) -> str:
-        """The text of a conversation and the opening of the answer, markup and all.
+        """Renders a conversation, followed by the opening of the answer, as text.
 
-        Raises ValueError as `encode_messages`.
+        Args:
+          messages: the turns, each with "role" and "content", both strings.
+
+        Returns:
+          The text with the chat template's markup in it.
+
+        Raises:
+          ValueError: the messages have another form, or the chat template refuses them.
         """
         _check_messages(messages)
         return self._render(messages)
 
     def encode_text(self, text: str) -> list[int]:
-        """The ids of a text with its markup in it, special tokens recognised.
+        """Encodes a text that has its markup in it already.
 
-        Raises ValueError for a text with the mask token in it.
+        Args:
+          text: any text; special tokens written out in it are recognised.
+
+        Returns:
+          Token ids, without any added at either end.
+
+        Raises:
+          ValueError: the text contains the mask token.
         """
         ids = self._encode(text)
         if self.mask_id in ids:
@@ -67,43 +111,101 @@ class Codec:
         return ids
 
     def encode_answer(self, text: str) -> list[int]:
-        """The ids of an answer and the end after it; none for an empty text."""
+        """Encodes an answer and the stop id after it.
+
+        Args:
+          text: the answer.
+
+        Returns:
+          Token ids; none for an empty text.
+        """
         return [*self._encode(text), *self.stop_ids[:1]] if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens dropped."""
+        """Decodes token ids to text, special tokens left out.
+
+        Args:
+          ids: token ids, Python or NumPy integers.
+
+        Returns:
+          The text.
+        """
         return self._decode([int(i) for i in ids])
+
+
+def _check_messages(messages: Messages) -> None:
+    """Raises ValueError unless messages are turns with a role and a content each."""
+    is_valid = isinstance(messages, (list, tuple)) and all(
+        isinstance(message, Mapping)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+        for message in messages
+    )
+    if not is_valid:
+        raise ValueError(
+            'messages must be a list of {"role": TEXT, "content": TEXT} objects; '
+            "give each message both"
+        )
+    if not any(message["content"].strip() for message in messages):
+        raise ValueError("messages are empty; give at least one a content")
 
 
 def load_codec(
     folder: Path, mask_id: int | None = None, config: ModelConfig | None = None
 ) -> Codec:
-    """The codec of a checkpoint folder.
+    """Reads the codec of a checkpoint folder.
 
-    mask_id: overrides the tokenizer's mask token. config: that of a converted folder;
-        its ids hold, and a base model without a chat template refuses only messages.
-    Raises ValueError when tokenizer files, mask token or chat template are missing.
+    Args:
+      folder: a folder with tokenizer files.
+      mask_id: id of the mask token; overrides the files.
+      config: the folder's model config where it is known. Mask, stop and pad ids are
+        then the config's, and a base model without a chat template is allowed: its
+        codec refuses messages only.
+
+    Returns:
+      The codec.
+
+    Raises:
+      ValueError: tokenizer files, the mask token, a stop id or the chat template are
+        missing, or cannot be read.
     """
-    named = named_tokens(folder)
-    raw = open_tokenizer(folder)
-    render = raw.render if raw.template is not None else _no_template(folder)
+    names = special_tokens_map(folder)
+    backend = open_tokenizer(folder)
     if config is not None:
-        ids = config.mask_id, config.stop_ids, config.pad_id
-        return Codec(*ids, raw.size, render, raw.encode, raw.decode)
-    if raw.template is None:
-        render([])
+        has_template = backend.chat_template is not None
+        return Codec(
+            mask_id=config.mask_id,
+            stop_ids=config.stop_ids,
+            pad_id=config.pad_id,
+            size=backend.size,
+            _render=backend.render if has_template else _refuse_messages(folder),
+            _encode=backend.encode,
+            _decode=backend.decode,
+        )
+    if backend.chat_template is None:
+        _refuse_messages(folder)([])
     if mask_id is None:
-        mask_id = raw.id_of(named.get("mask_token"))
+        mask_id = backend.id_of(names.get("mask_token"))
     if mask_id is None:
         raise ValueError(
-            f"{folder}: mask_token={named.get('mask_token')!r} must be a token of the "
+            f"{folder}: mask_token={names.get('mask_token')!r} must be a token of the "
             "tokenizer; add mask_token to tokenizer_config.json, or pass mask_id"
         )
-    stop_ids, pad_id = end_ids(folder, raw.id_of, raw.size)
-    return Codec(mask_id, stop_ids, pad_id, raw.size, render, raw.encode, raw.decode)
+    stop_ids, pad_id = stop_and_pad_ids(folder, backend.id_of, backend.size)
+    return Codec(
+        mask_id=mask_id,
+        stop_ids=stop_ids,
+        pad_id=pad_id,
+        size=backend.size,
+        _render=backend.render,
+        _encode=backend.encode,
+        _decode=backend.decode,
+    )
 
 
-def _no_template(folder: Path) -> Callable[[Messages], str]:
+def _refuse_messages(folder: Path) -> Callable[[Messages], str]:
+    """Makes what renders messages in a folder without a chat template."""
+
     def refuse(_: Messages) -> str:
         raise ValueError(
             f"{folder}: the tokenizer has no chat template; add chat_template.jinja"
@@ -112,61 +214,145 @@ def _no_template(folder: Path) -> Callable[[Messages], str]:
     return refuse
 
 
-def end_ids(
+# Ids that the folder's JSON files name.
+
+
+def special_tokens_map(folder: Path) -> dict[str, str]:
+    """Reads the texts of a folder's special tokens.
+
+    Args:
+      folder: a folder with tokenizer files.
+
+    Returns:
+      "mask_token", "eos_token" and so on -> the token's text. tokenizer_config.json
+      overrides special_tokens_map.json.
+    """
+    tokens = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in read_json(folder / name, optional=True).items():
+            value = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(value, str):
+                tokens[key] = value
+    return tokens
+
+
+def stop_and_pad_ids(
     folder: Path, id_of: Callable[[str | None], int | None], size: int
 ) -> tuple[tuple[int, ...], int]:
-    """The ids that end an answer and the id that pads, as the folder's files say.
+    """Reads the ids that end an answer and the id that pads.
 
-    id_of, size: the tokenizer's, as in `RawTokenizer`.
-    Raises ValueError where no file tells an end.
+    generation_config.json goes before config.json, and that before the tokenizer files.
+
+    Args:
+      folder: a checkpoint folder.
+      id_of: token -> id, as in `Vocabulary`.
+      size: size of the vocabulary; ids must be below it.
+
+    Returns:
+      The stop ids, and the pad id: the first stop id where no file names one.
+
+    Raises:
+      ValueError: no file names a stop id, or one is no id of the vocabulary.
     """
-    named = named_tokens(folder)
+    names = special_tokens_map(folder)
     generation = read_json(folder / "generation_config.json", optional=True)
     config = read_json(folder / "config.json", optional=True)
-    eos = id_of(named.get("eos_token"))
-    raw = generation.get("eos_token_id", config.get("eos_token_id", eos))
-    ids = raw if isinstance(raw, list) else [raw]
-    if not ids or not all(type(i) is int and 0 <= i < size for i in ids):
+    tokenizer_eos = id_of(names.get("eos_token"))
+    eos = generation.get("eos_token_id", config.get("eos_token_id", tokenizer_eos))
+    stop_ids = eos if isinstance(eos, list) else [eos]
+    if not stop_ids or not all(type(i) is int and 0 <= i < size for i in stop_ids):
         raise ValueError(
-            f"{folder}: eos_token_id={raw!r} must be one or more token ids below "
+            f"{folder}: eos_token_id={eos!r} must be one or more token ids below "
             f"{size}; mend generation_config.json"
         )
     pads = (
         generation.get("pad_token_id"),
         config.get("pad_token_id"),
-        id_of(named.get("pad_token")),
+        id_of(names.get("pad_token")),
     )
-    return tuple(ids), next((p for p in pads if type(p) is int), ids[0])
+    pad_id = next((pad for pad in pads if type(pad) is int), stop_ids[0])
+    return tuple(stop_ids), pad_id
 
 
-def _check_messages(messages: Messages) -> None:
-    shaped = isinstance(messages, (list, tuple)) and all(
-        isinstance(m, Mapping)
-        and isinstance(m.get("role"), str)
-        and isinstance(m.get("content"), str)
-        for m in messages
-    )
-    if not shaped:
-        raise ValueError(
-            'messages must be a list of {"role": TEXT, "content": TEXT} objects; '
-            "give each message both"
-        )
-    if not any(m["content"].strip() for m in messages):
-        raise ValueError("messages are empty; give at least one a content")
-
-
-# Classes that are nothing but tokenizer.json; every other one may change what is in it.
-_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-# Dream's class is code of its repository; it is Qwen2's class under another name.
-_ALIKE = {"DreamTokenizer": "Qwen2Tokenizer"}
-_SOURCES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
+# The vocabulary, read from JSON: opening a tokenizer of 150,000 ids takes seconds.
 
 
 @dataclasses.dataclass(frozen=True)
-class RawTokenizer:
-    """What both tokenizer libraries can do, under the same names."""
+class Vocabulary:
+    """The tokens of a tokenizer.
 
-    template: str | None
+    Attributes:
+      id_of: token -> id; None for a token that the tokenizer lacks, and for None.
+      size: one more than the largest id.
+    """
+
+    id_of: Callable[[str | None], int | None]
+    size: int
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """Reads the vocabulary of a folder, if possible without opening its tokenizer.
+
+    Args:
+      folder: a folder with tokenizer files.
+
+    Returns:
+      The vocabulary, added tokens included.
+
+    Raises:
+      ValueError: the folder has no tokenizer, or one that cannot be read.
+    """
+    tokenizer_json = read_json(folder / "tokenizer.json", optional=True)
+    ids = _model_vocabulary(tokenizer_json.get("model") or {})
+    ids |= read_json(folder / "vocab.json", optional=True)
+    if not ids:  # a kind of file that only its own library reads
+        backend = open_tokenizer(folder)
+        return Vocabulary(id_of=backend.id_of, size=backend.size)
+    ids |= read_json(folder / "added_tokens.json", optional=True)
+    added_tokens = tokenizer_json.get("added_tokens") or []
+    ids |= {token["content"]: token["id"] for token in added_tokens}
+    settings = read_json(folder / "tokenizer_config.json", optional=True)
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
+        ids[token["content"]] = int(number)
+
+    def id_of(token: str | None) -> int | None:
+        return ids.get(token or "")
+
+    return Vocabulary(id_of=id_of, size=1 + max(ids.values()))
+
+
+def _model_vocabulary(model: dict[str, Any]) -> dict[str, int]:
+    """Reads tokenizer.json's model: a map token -> id, or pairs in the order of ids."""
+    vocab = model.get("vocab") or {}
+    if isinstance(vocab, list):
+        return {token: number for number, (token, _) in enumerate(vocab)}
+    return dict(vocab)
+
+
+# The two tokenizer libraries.
+
+# Classes that add nothing to tokenizer.json; any other class may change its meaning.
+_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Dream's class is code of its repository; it is Qwen2's class under another name.
+_CLASS_ALIASES = {"DreamTokenizer": "Qwen2Tokenizer"}
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerBackend:
+    """What either tokenizer library can do, under the same names.
+
+    Attributes:
+      chat_template: the Jinja source of the chat template, or None.
+      size: one more than the largest id.
+      id_of: token -> id; None for a token that the tokenizer lacks, and for None.
+      render: messages -> text with the opening of the answer; raises ValueError where
+        the template refuses the messages.
+      encode: text -> ids, none added at either end.
+      decode: ids -> text, special tokens left out.
+    """
+
+    chat_template: str | None
     size: int
     id_of: Callable[[str | None], int | None]
     render: Callable[[Messages], str]
@@ -174,16 +360,30 @@ class RawTokenizer:
     decode: Callable[[list[int]], str]
 
 
-def open_tokenizer(folder: Path) -> RawTokenizer:
-    if not any((folder / name).is_file() for name in _SOURCES):
+def open_tokenizer(folder: Path) -> TokenizerBackend:
+    """Opens the tokenizer of a folder with the lighter library that reads it right.
+
+    Args:
+      folder: a folder with tokenizer files.
+
+    Returns:
+      The tokenizer.
+
+    Raises:
+      ValueError: the folder has no tokenizer, or one that neither library reads.
+    """
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ValueError(
-            f"{folder}: no tokenizer; the folder must hold one of {', '.join(_SOURCES)}"
+            f"{folder}: no tokenizer; the folder must hold one of "
+            f"{', '.join(_TOKENIZER_FILES)}"
         )
     settings = read_json(folder / "tokenizer_config.json")
-    plain = settings.get("tokenizer_class") in _PLAIN_CLASSES
-    opened = plain and (folder / "tokenizer.json").is_file()
+    is_plain = settings.get("tokenizer_class") in _PLAIN_CLASSES
+    is_plain = is_plain and (folder / "tokenizer.json").is_file()
     try:
-        return _open_plain(folder, settings) if opened else _open_any(folder)
+        if is_plain:
+            return _open_with_tokenizers(folder, settings)
+        return _open_with_transformers(folder)
     except Exception as error:  # the libraries raise bare Exception, and much else
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -191,126 +391,118 @@ def open_tokenizer(folder: Path) -> RawTokenizer:
         ) from error
 
 
-def _open_plain(folder: Path, settings: dict[str, Any]) -> RawTokenizer:
-    """Without transformers, whose import alone takes longer than a short answer."""
+def _open_with_tokenizers(folder: Path, settings: dict[str, Any]) -> TokenizerBackend:
+    """Opens tokenizer.json without transformers, whose import takes seconds."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    template = settings.get("chat_template")
-    file = folder / "chat_template.jinja"
-    template = file.read_text(encoding="utf-8") if file.is_file() else template
-    return RawTokenizer(
-        template=template,
+    chat_template = settings.get("chat_template")
+    template_file = folder / "chat_template.jinja"
+    if template_file.is_file():
+        chat_template = template_file.read_text(encoding="utf-8")
+
+    def id_of(token: str | None) -> int | None:
+        return None if token is None else tokenizer.token_to_id(token)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    return TokenizerBackend(
+        chat_template=chat_template,
         size=1 + max(tokenizer.get_vocab().values()),
-        id_of=lambda token: None if token is None else tokenizer.token_to_id(token),
-        render=_renderer(template, named_tokens(folder)),
-        encode=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        id_of=id_of,
+        render=_compile_template(chat_template, special_tokens_map(folder)),
+        encode=encode,
+        decode=decode,
     )
 
 
-def _renderer(template: str | None, named: Mapping[str, str]):
-    """The chat template as a function, in the dialect that transformers defines."""
+def _compile_template(
+    chat_template: str | None, tokens: Mapping[str, str]
+) -> Callable[[Messages], str]:
+    """Compiles a chat template in the dialect of Jinja that transformers defines."""
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def complain(message: str):
+    def raise_exception(message: str):
         raise TemplateError(message)
 
+    def tojson(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    # The template comes with the checkpoint, so it runs in a sandbox.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.globals["raise_exception"] = complain
-    environment.filters["tojson"] = lambda x: json.dumps(x, ensure_ascii=False)
-    compiled = environment.from_string(template or "")
-    return lambda messages: _rendered(
-        lambda: compiled.render(messages=messages, add_generation_prompt=True, **named)
-    )
+    environment.globals["raise_exception"] = raise_exception
+    environment.filters["tojson"] = tojson
+    template = environment.from_string(chat_template or "")
+
+    def render(messages: Messages) -> str:
+        return template.render(messages=messages, add_generation_prompt=True, **tokens)
+
+    return _with_template_errors(render)
 
 
-def _open_any(folder: Path) -> RawTokenizer:
+def _open_with_transformers(folder: Path) -> TokenizerBackend:
+    """Opens a tokenizer whose class is more than its tokenizer.json."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers
     from transformers import AutoTokenizer, PreTrainedConfig
 
     settings = read_json(folder / "tokenizer_config.json")
-    alike = _ALIKE.get(str(settings.get("tokenizer_class")))
-    kind = AutoTokenizer if alike is None else getattr(transformers, alike)
+    alias = _CLASS_ALIASES.get(str(settings.get("tokenizer_class")))
+    tokenizer_class = AutoTokenizer if alias is None else getattr(transformers, alias)
     # An empty config keeps it from reading config.json, whose auto_map asks for code.
-    tokenizer: Any = kind.from_pretrained(
+    tokenizer: Any = tokenizer_class.from_pretrained(
         str(folder),
         config=PreTrainedConfig(),
         trust_remote_code=False,
         local_files_only=True,
     )
     vocab = tokenizer.get_vocab()
-    return RawTokenizer(
-        template=tokenizer.chat_template,
+
+    def render(messages: Messages) -> str:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    return TokenizerBackend(
+        chat_template=tokenizer.chat_template,
         size=1 + max(vocab.values()),
         id_of=vocab.get,
-        render=lambda messages: _rendered(
-            lambda: tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        ),
-        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-        decode=lambda ids: tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        ),
+        render=_with_template_errors(render),
+        encode=encode,
+        decode=decode,
     )
 
 
-def _rendered(render: Callable[[], str]) -> str:
-    from jinja2.exceptions import TemplateError
+def _with_template_errors(
+    render: Callable[[Messages], str],
+) -> Callable[[Messages], str]:
+    """Turns a template's refusal of messages into one line of ValueError."""
 
-    try:
-        return render()
-    except (TemplateError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"the chat template refuses the messages ({reason}); "
-            "use the roles and the order that the model was trained with"
-        ) from error
+    def checked(messages: Messages) -> str:
+        from jinja2.exceptions import TemplateError
 
+        try:
+            return render(messages)
+        except (TemplateError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"the chat template refuses the messages ({reason}); "
+                "use the roles and the order that the model was trained with"
+            ) from error
 
-def named_tokens(folder: Path) -> dict[str, str]:
-    """The texts of mask_token, eos_token and so on; tokenizer_config.json wins."""
-    found = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        for key, value in read_json(folder / name, optional=True).items():
-            value = value.get("content") if isinstance(value, dict) else value
-            if key.endswith("_token") and isinstance(value, str):
-                found[key] = value
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """Token -> id (None for a token that it lacks); all ids are below size."""
-
-    id_of: Callable[[str | None], int | None]
-    size: int
-
-
-def read_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabulary of a folder. Raises ValueError where it has no tokenizer."""
-    whole = read_json(folder / "tokenizer.json", optional=True)
-    found = _model_vocabulary(whole.get("model") or {})
-    found |= read_json(folder / "vocab.json", optional=True)
-    if not found:  # a kind of file that only its own library reads
-        tokenizer = open_tokenizer(folder)
-        return Vocabulary(tokenizer.id_of, tokenizer.size)
-    found |= read_json(folder / "added_tokens.json", optional=True)
-    found |= {one["content"]: one["id"] for one in whole.get("added_tokens") or []}
-    settings = read_json(folder / "tokenizer_config.json", optional=True)
-    for number, token in (settings.get("added_tokens_decoder") or {}).items():
-        found[token["content"]] = int(number)
-    return Vocabulary(lambda token: found.get(token or ""), 1 + max(found.values()))
-
-
-def _model_vocabulary(model: dict[str, Any]) -> dict[str, int]:
-    """A model has its tokens by id, or in the order of their ids."""
-    vocab = model.get("vocab") or {}
-    if isinstance(vocab, list):
-        return {token: number for number, (token, _) in enumerate(vocab)}
-    return dict(vocab)
+    return checked

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdave.core.param_paths import param_path
 from jaxdave.runtime.platform import on_cpu
 
 MAX_LEVEL = 127.0
@@ -73,7 +74,7 @@ def transform_params(params: Any, finish: ParamTransform) -> Any:
     """The parameters after `finish`."""
 
     def one(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = param_path(path)
         if "/kernel/" in name:
             raise ValueError(
                 f"{name} is a part of a matrix that is quantised, or lies as a CPU "

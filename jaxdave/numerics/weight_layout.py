@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxdave.core.config import NOISE_CHUNK, ModelConfig
 from jaxdave.core.model_api import Params
+from jaxdave.core.param_paths import param_path
 from jaxdave.numerics.matmul import (
     ChunkedTable,
     FusedKernels,
@@ -50,7 +51,7 @@ def to_device_layout(params: Params, config: ModelConfig) -> Params:
     params = to_stacked(params)
     leaves, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_int8)
     del params
-    held = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+    held = {param_path(p): x for p, x in leaves}
     del leaves
     order, made = list(held), {}
     for home, names in FUSED if on_cpu() else ():

@@ -33,8 +33,8 @@ def predict_active_blocks(
     """The prediction of every evaluated state's active block, [S, W]."""
     layout = spec.layout
     place_SW = row.start + (
-        block_S[:, None] * layout.length
-        + jnp.arange(layout.length, dtype=jnp.int32)[None]
+        block_S[:, None] * layout.block_length
+        + jnp.arange(layout.block_length, dtype=jnp.int32)[None]
     )
     step_SW = jnp.broadcast_to((row.n + depth_S)[:, None], place_SW.shape)
     return predict(spec, params, hidden_SWE, row.key, step_SW, place_SW)
@@ -45,10 +45,10 @@ def predict_window(spec: "DecodeSpec", params, hidden_LE, row: RowState) -> Pred
 
     Only as far as calls of this size look; beyond that there is none.
     """
-    if spec.max_drafts == 1 and not spec.guarded:
+    if spec.max_num_drafts == 1 and not spec.guarded:
         return empty_prediction(spec)
-    depths, near = num_noise_depths(spec), spec.window_used
-    place_L, hidden_LE = spec.layout.places(row)[:near], hidden_LE[:near]
+    depths, near = num_noise_depths(spec), spec.used_length
+    place_L, hidden_LE = spec.layout.positions(row)[:near], hidden_LE[:near]
     shape = (depths, *place_L.shape)
     step_DL = jnp.broadcast_to(
         (row.n + jnp.arange(depths, dtype=jnp.int32))[:, None], shape
@@ -101,7 +101,7 @@ def model_queries(spec: "DecodeSpec", params, hidden_WE) -> ModelQueries:
 
 def num_noise_depths(spec: "DecodeSpec") -> int:
     """Depths of future noise that drafts need; without noise all depths are one."""
-    return max(spec.max_drafts - 1, 1) if spec.sampling.noisy else 1
+    return max(spec.max_num_drafts - 1, 1) if spec.sampling.noisy else 1
 
 
 def empty_prediction(spec: "DecodeSpec") -> Prediction:

@@ -1,8 +1,12 @@
-"""What the sandbox's interpreter runs: read as text, so it imports nothing of jaxdave.
+"""The source text of the sandbox's interpreter; it imports nothing of jaxdave.
 
-Two processes: a watcher, in whose place no program can put itself, and the worker that
-it starts. The program runs in a thread that is started from C, so that no frame of ours
-is below it; what tells that it reached its end lies in none of its frames.
+`launcher` sends this file as text (`python -c`), so only the standard library is there.
+
+There are two processes: a watcher, in whose place no program can put itself, and the
+worker that it forks. The worker runs the program in a thread that is started from C, so
+that no Python frame of this file is below the program's own: a program that climbs its
+frames, or reads its tracebacks, finds neither the nonce nor the list that records its
+success.
 """
 
 import _thread
@@ -15,17 +19,21 @@ import signal
 import sys
 import time
 
-LATE = 124
+TIMEOUT_STATUS = 124
+"""Exit status of the watcher when the time ran out, as of the command `timeout`."""
 NOBODY = 65534
 STACK_BYTES = 64 << 20
-NEW_PIDS, NEW_NETWORK, NEW_USER = 0x20000000, 0x40000000, 0x10000000
-NEW_MOUNTS, PRIVATE, READ_ONLY = 0x20000, 1 << 18 | 1 << 14, 1
-DIE_WITH_PARENT, KEEP_RIGHTS, KILL = 1, 8, 9
-CAPABILITIES_V3, READ_ANYTHING = 0x20080522, 1 << 2
+
+# Constants of Linux, from <sched.h>, <sys/mount.h>, <sys/prctl.h> and
+# <linux/capability.h>.
+CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWUSER = 0x20000000, 0x40000000, 0x10000000
+CLONE_NEWNS, MS_PRIVATE_RECURSIVE, MS_RDONLY = 0x20000, 1 << 18 | 1 << 14, 1
+PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, SIGKILL = 1, 8, 9
+CAPABILITY_VERSION_3, CAP_DAC_READ_SEARCH = 0x20080522, 1 << 2
 
 # What no answer to a benchmark needs: looking at other frames and objects, sending
 # signals, starting programs, reading memory, connecting.
-REFUSED = frozenset(
+REFUSED_EVENTS = frozenset(
     "sys._current_frames sys._current_exceptions sys.settrace sys.setprofile "
     "gc.get_objects gc.get_referrers gc.get_referents os.kill os.killpg "
     "signal.pthread_kill os.chdir os.system subprocess.Popen os.exec os.spawn "
@@ -37,44 +45,63 @@ REFUSED = frozenset(
 
 
 def main() -> None:
-    """Watch one worker; the exit status is 0 only where the worker's is."""
-    limits, seconds, nonce, kept, parts = marshal.load(sys.stdin.buffer)
-    back, null = os.dup(1), os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    processes = limits.pop("RLIMIT_NPROC")
+    """Starts one worker and watches it; exits with 0 only if the worker does."""
+    limits, seconds, nonce, redefined_builtins, parts = marshal.load(sys.stdin.buffer)
+    # The result file moves to another descriptor; the program's own output is dropped.
+    result_fd, null_fd = os.dup(1), os.open(os.devnull, os.O_RDWR)
+    for standard_fd in (0, 1, 2):
+        os.dup2(null_fd, standard_fd)
+    # The limit of processes counts all processes and threads of the user. It may be
+    # reached already, so it is set last, when everything of ours has been started.
+    max_processes = limits.pop("RLIMIT_NPROC")
     for name, value in limits.items():
-        limit(name, value)
+        lower_limit(name, value)
     libc = isolate()
-    worker = os.fork()
-    if worker == 0:
+    worker_pid = os.fork()
+    if worker_pid == 0:
         try:
-            drop_rights(libc)
+            drop_privileges(libc)
             if libc is not None:
-                libc.prctl(DIE_WITH_PARENT, KILL)
-            steps = plan([compile(p, "<program>", "exec") for p in parts], kept)
-            work([(limit, "RLIMIT_NPROC", processes), *steps], back, nonce)
+                libc.prctl(PR_SET_PDEATHSIG, SIGKILL)
+            codes = [compile(part, "<program>", "exec") for part in parts]
+            steps = program_steps(codes, redefined_builtins)
+            set_limit = (lower_limit, "RLIMIT_NPROC", max_processes)
+            run_steps([set_limit, *steps], result_fd, nonce)
         finally:
+            # Whatever went wrong, the worker must not return into the watcher's code.
             os._exit(1)
-    os._exit(watch(worker, seconds))
+    os._exit(watch(worker_pid, seconds))
 
 
-def watch(worker: int, seconds: float) -> int:
-    """Wait for the worker, and end it when the time is up."""
-    late = []
+def watch(worker_pid: int, seconds: float) -> int:
+    """Waits for the worker, and kills it when the time is up.
 
-    def end(*_) -> None:
-        late.append(worker)
-        os.kill(worker, KILL)
+    Args:
+        worker_pid: Process id of the worker.
+        seconds: Time limit, wall clock.
 
-    signal.signal(signal.SIGALRM, end)
+    Returns:
+        The exit status for the watcher: 0, 1, or `TIMEOUT_STATUS`.
+    """
+    killed = []
+
+    def kill(*_) -> None:
+        killed.append(worker_pid)
+        os.kill(worker_pid, SIGKILL)
+
+    signal.signal(signal.SIGALRM, kill)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    status = os.waitpid(worker, 0)[1]
-    return LATE if late else int(status != 0)
+    status = os.waitpid(worker_pid, 0)[1]
+    return TIMEOUT_STATUS if killed else int(status != 0)
 
 
-def limit(name: str, value: int) -> None:
-    """Lower one resource limit, where the system has it."""
+def lower_limit(name: str, value: int) -> None:
+    """Lowers one resource limit, on systems that have it.
+
+    Args:
+        name: Its name in the module `resource`.
+        value: The new limit; a hard limit that is already lower stays.
+    """
     try:
         import resource
 
@@ -87,51 +114,78 @@ def limit(name: str, value: int) -> None:
 
 
 def isolate():
-    """Process ids and a network of its own for the worker, and an empty /proc, where
-    that is permitted.
+    """Gives this process's children namespaces of their own, where that is permitted.
 
-    The C library, None where there is none.
+    Process ids, network and mounts: the worker can then signal nobody and connect to
+    nothing, and its /proc is empty.
+
+    Returns:
+        The C library; None if there is none, or it is not that of Linux.
     """
     try:
         import ctypes
 
         libc = ctypes.CDLL(None)
-        every = NEW_PIDS | NEW_NETWORK | NEW_MOUNTS
-        for flags in (every, every | NEW_USER, NEW_NETWORK, NEW_NETWORK | NEW_USER):
+        everything = CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWNS
+        # Root may create namespaces directly; others only in a new user namespace,
+        # and some containers permit neither, or the network only.
+        for flags in (
+            everything,
+            everything | CLONE_NEWUSER,
+            CLONE_NEWNET,
+            CLONE_NEWNET | CLONE_NEWUSER,
+        ):
             if libc.unshare(flags) == 0:
                 break
         # Without mounts of its own this must not happen to everyone's /proc.
-        if flags & NEW_MOUNTS and libc.mount(None, b"/", None, PRIVATE, None) == 0:
-            libc.mount(b"none", b"/proc", b"tmpfs", READ_ONLY, None)
+        if (
+            flags & CLONE_NEWNS
+            and libc.mount(None, b"/", None, MS_PRIVATE_RECURSIVE, None) == 0
+        ):
+            libc.mount(b"none", b"/proc", b"tmpfs", MS_RDONLY, None)
         _ = libc.prctl
     except (AttributeError, ImportError, OSError):
         return None
     return libc
 
 
-def drop_rights(libc) -> None:
-    """From root to nobody, who may read on where the standard library is root's own."""
+def drop_privileges(libc) -> None:
+    """Changes from root to the user "nobody".
+
+    Where the standard library is readable by root only (Python installed under /root),
+    the process keeps the capability to read every file, and no other.
+
+    Args:
+        libc: What `isolate` returned.
+    """
     if os.getuid() != 0:
         return
     try:
         os.chown(".", NOBODY, NOBODY)
         os.setgroups([])
-        if nobody_reads(os.__file__):
+        if nobody_can_read(os.__file__):
             become_nobody()
         elif libc is not None:
-            libc.prctl(KEEP_RIGHTS, 1)
+            # Capabilities are lost with the change of user unless it is announced.
+            libc.prctl(PR_SET_KEEPCAPS, 1)
             become_nobody()
-            keep_reading(libc)
+            keep_read_capability(libc)
     except OSError:
         pass
 
 
 def become_nobody() -> None:
+    """Changes group and user; the group first, as afterwards it is not permitted."""
     os.setgid(NOBODY)
     os.setuid(NOBODY)
 
 
-def nobody_reads(path: str) -> bool:
+def nobody_can_read(path: str) -> bool:
+    """Returns True if the user "nobody" may read a file.
+
+    Args:
+        path: The file.
+    """
     os.seteuid(NOBODY)
     try:
         os.close(os.open(path, os.O_RDONLY))
@@ -142,58 +196,89 @@ def nobody_reads(path: str) -> bool:
     return True
 
 
-def keep_reading(libc) -> None:
-    """Of the rights that were kept through the change of user, keep only reading."""
+def keep_read_capability(libc) -> None:
+    """Drops every capability but the one to read all files.
+
+    Args:
+        libc: The C library.
+    """
     import ctypes
 
-    words = ctypes.c_uint32
-    header = (words * 2)(CAPABILITIES_V3, 0)
-    libc.capset(header, (words * 6)(READ_ANYTHING, READ_ANYTHING, 0, 0, 0, 0))
+    word = ctypes.c_uint32
+    header = (word * 2)(CAPABILITY_VERSION_3, 0)
+    # Effective, permitted and inheritable, in two words each.
+    data = (word * 6)(CAP_DAC_READ_SEARCH, CAP_DAC_READ_SEARCH, 0, 0, 0, 0)
+    libc.capset(header, data)
 
 
-def plan(codes, kept) -> list[tuple]:
-    """The calls of a program, and then of its tests, each of which returns None.
+def program_steps(codes, redefined_builtins) -> list[tuple]:
+    """Plans the calls that run a program and then its tests.
 
-    The tests see what the program defined, but for builtins, which are as they were:
-    save the names in `kept`, which the program was asked to define.
+    The tests run in a namespace with what the program defined, but for builtins, which
+    are Python's, save those in `redefined_builtins`.
+
+    Args:
+        codes: Compiled code of the program, and of the tests if there are any.
+        redefined_builtins: Names of builtins that the program is asked to define.
+
+    Returns:
+        Calls as tuples (function, *arguments), each of which returns None.
     """
+    # Copied before the program runs, since it may replace entries of the module.
     fresh = dict(vars(builtins))
-    plain = {k: v for k, v in fresh.items() if k[0] != "_" and k not in kept}
+    restored = {
+        name: value
+        for name, value in fresh.items()
+        if name[0] != "_" and name not in redefined_builtins
+    }
+    # A module of its own: `__main__` would show the program this file's functions.
     module = type(sys)("program")
     sys.modules["program"] = module
-    space, tested = module.__dict__, {}
-    steps: list[tuple] = [(exec, codes[0], space)]
+    program_globals, test_globals = module.__dict__, {}
+    steps: list[tuple] = [(exec, codes[0], program_globals)]
     for code in codes[1:]:
-        steps.append((tested.update, space))
-        steps.append((tested.update, {**plain, "__builtins__": fresh}))
-        steps.append((exec, code, tested))
+        steps.append((test_globals.update, program_globals))
+        steps.append((test_globals.update, {**restored, "__builtins__": fresh}))
+        steps.append((exec, code, test_globals))
     return steps
 
 
-def work(steps: list[tuple], back: int, nonce: bytes) -> None:
-    """Run the calls; send the nonce when the last of them has returned."""
+def run_steps(steps: list[tuple], result_fd: int, nonce: bytes) -> None:
+    """Runs the calls, and sends the nonce when the last of them has returned.
+
+    Args:
+        steps: What `program_steps` returned.
+        result_fd: File descriptor of the result file.
+        nonce: What proves that the program passed.
+    """
     # Bound now: the program may change whatever it can look up by name.
     sleep, count, write, leave = time.sleep, _thread._count, os.write, os._exit
-    done, wanted = [], [None] * len(steps)
+    # `done` gets a None for each step that returned; once a step raises it stays
+    # shorter than `expected`.
+    done, expected = [], [None] * len(steps)
     refuse_events()
     _thread.stack_size(STACK_BYTES)
+    # Functions in C all through (extend, starmap, call): no frame of Python is below
+    # the program, and `done` and the nonce are in no frame that it can reach.
     calls = itertools.starmap(operator.call, steps)
     _thread.start_new_thread(done.extend, (calls,))
     while not done:
         sleep(0.0005)
-    while done != wanted and count():
+    # Without a running thread nothing can be added to `done` any more: a step raised.
+    while done != expected and count():
         sleep(0.0005)
-    if done == wanted:
-        write(back, nonce)
+    if done == expected:
+        write(result_fd, nonce)
         leave(0)
 
 
 def refuse_events() -> None:
-    """From here on the events in `REFUSED` raise, and so does opening /proc."""
+    """From here on the events in `REFUSED_EVENTS` raise, and so does opening /proc."""
 
-    def hook(event, told, refused=REFUSED, error=PermissionError):
-        # The program's own memory, where /proc could not be emptied.
-        if event in refused or (event == "open" and "/proc" in f"{told[0]}"):
+    # The defaults bind what the hook needs, as the program could replace the globals.
+    def hook(event, args, refused=REFUSED_EVENTS, error=PermissionError):
+        # /proc holds the program's own memory, where it could not be emptied.
+        if event in refused or (event == "open" and "/proc" in f"{args[0]}"):
             raise error(event)
 
     sys.addaudithook(hook)

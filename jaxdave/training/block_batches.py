@@ -1,7 +1,11 @@
-"""Batches for block diffusion: clean sequences, and masked windows over the answers.
+"""Batches for block diffusion: clean sequences, and masked windows over their answers.
 
-A step's problems are grouped by length, so that little of a batch is padding. Batch
-`step` is a pure function of (recipe, step): a resumed run sees what it would have seen.
+The problems of a step are grouped by length, so that little of a batch is padding and
+few shapes are compiled. The batches of a step are a pure function of (recipe, step), so
+that a resumed run sees what it would have seen.
+
+Axes: B sequences, S positions of the clean sequence, C masked copies of the window, R
+positions of the window.
 """
 
 from typing import NamedTuple
@@ -12,18 +16,23 @@ from tokenizers import Tokenizer
 
 from jaxdave.demo_tasks.mixture import kind_of, training_problem
 from jaxdave.training.recipes import Recipe
-from jaxdave.training.tokenizer import END, MASK, START, TURN_END
+from jaxdave.training.tokenizer import START, TURN_END, pad_and_mask_ids
 
 COPIES = 2
-LONGEST_GROUP = 5
+"""Masked copies of each answer: one with every block alone, one with groups."""
+MAX_GROUP_BLOCKS = 5
+PADDING_WEIGHT = 0.2
+"""Loss weight of the padding behind an answer, of which there is much."""
+LATER_BLOCK_WEIGHT = 0.5
+"""Factor of the loss weight of wholly masked blocks: they are further guesses."""
 
-# group -> (length of the clean sequence, length of the masked window), in tokens
 SHAPES = {
     "short": (64, 20),
     "words3": (80, 28),
     "words4": (96, 32),
     "lists": (76, 36),
 }
+"""By length group: length of the clean sequence and of the masked window, in tokens."""
 GROUPS = {
     "words1": "short",
     "words2": "short",
@@ -31,95 +40,176 @@ GROUPS = {
     "words4": "words4",
     "lists": "lists",
 }
+"""The length group of each kind of problem."""
+
+TokenPair = tuple[list[int], list[int]]
+"""Token ids of a prompt and of its answer."""
 
 
-class Batch(NamedTuple):
-    """Sequences of one length group.
+class BlockBatch(NamedTuple):
+    """Sequences of one length group, for block-causal attention.
 
-    clean_BS: prompt and answer, padded. start_B: first position of the window. Of the
-    C noisy windows of R tokens: noisy_BCR the tokens, weight_BCR the loss weight (0
-    where nothing is predicted), first_BCR the block at which a query's own window
-    begins (see `loss.visibility`).
+    Attributes:
+        clean_BS: int32, prompt and answer, padded with the end token.
+        start_B: int32, first position of the window: the beginning of the block in
+            which the answer begins.
+        noisy_BCR: int32, the window's tokens, some of them masked.
+        weight_BCR: float32, loss weight; 0 where nothing is predicted.
+        first_block_BCR: int32, the block at which a query's own group begins; it sees
+            clean text before that (`block_loss.visibility`).
     """
 
     clean_BS: jax.Array | np.ndarray
     start_B: jax.Array | np.ndarray
     noisy_BCR: jax.Array | np.ndarray
     weight_BCR: jax.Array | np.ndarray
-    first_BCR: jax.Array | np.ndarray
+    first_block_BCR: jax.Array | np.ndarray
 
 
-def encode(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list, list]:
-    """Ids of the rendered prompt and of the answer with its turn end."""
-    told = f"{START}user\n{prompt}{TURN_END}\n{START}assistant\n"
-    return tokenizer.encode(told).ids, tokenizer.encode(answer + TURN_END).ids
+def encode_pair(tokenizer: Tokenizer, prompt: str, answer: str) -> TokenPair:
+    """Encodes a problem as one turn of the user and one of the assistant.
+
+    Args:
+        tokenizer: The demo's tokenizer.
+        prompt: What the user says.
+        answer: What the assistant answers.
+
+    Returns:
+        Token ids of the prompt in its chat template, and of the answer with the token
+        that ends its turn.
+    """
+    rendered = f"{START}user\n{prompt}{TURN_END}\n{START}assistant\n"
+    return tokenizer.encode(rendered).ids, tokenizer.encode(answer + TURN_END).ids
 
 
-def step_batches(recipe: Recipe, tokenizer: Tokenizer, step: int) -> dict[str, Batch]:
-    """The batches of one optimiser step, by length group."""
-    grouped = grouped_pairs(recipe, tokenizer, step)
+def make_block_batches(
+    recipe: Recipe, tokenizer: Tokenizer, step: int
+) -> dict[str, BlockBatch]:
+    """Makes the batches of one optimiser step.
+
+    Args:
+        recipe: The training run; its seed and batch size choose the problems.
+        tokenizer: The demo's tokenizer.
+        step: Index of the step, from 0.
+
+    Returns:
+        One batch for each length group.
+
+    Raises:
+        ValueError: If a problem does not fit the shape of its group.
+    """
+    groups = grouped_pairs(recipe, tokenizer, step)
+    # The last number tells the noise of these batches from that of other kinds.
     rng = np.random.default_rng((recipe.seed, step, 1))
-    length = recipe.config.block_length
+    block_length = recipe.config.block_length
     return {
-        name: _pack(pairs, SHAPES[name], length, tokenizer, rng)
-        for name, pairs in grouped.items()
+        name: _pack(pairs, SHAPES[name], block_length, tokenizer, rng)
+        for name, pairs in groups.items()
     }
 
 
-def grouped_pairs(recipe: Recipe, tokenizer: Tokenizer, step: int) -> dict[str, list]:
-    """The (prompt, answer) ids of one step's problems, by length group."""
-    grouped: dict[str, list] = {name: [] for name in SHAPES}
-    for index in range(step * recipe.batch, (step + 1) * recipe.batch):
+def grouped_pairs(
+    recipe: Recipe, tokenizer: Tokenizer, step: int
+) -> dict[str, list[TokenPair]]:
+    """Encodes the problems of one step, by length group.
+
+    Args:
+        recipe: The training run; its seed and batch size choose the problems.
+        tokenizer: The demo's tokenizer.
+        step: Index of the step, from 0.
+
+    Returns:
+        Token ids of prompts and answers, for every group in `SHAPES`.
+    """
+    groups: dict[str, list[TokenPair]] = {name: [] for name in SHAPES}
+    for index in range(step * recipe.batch_size, (step + 1) * recipe.batch_size):
         problem = training_problem(recipe.seed, index)
-        pair = encode(tokenizer, problem.prompt, problem.answer)
-        grouped[GROUPS[kind_of(index)]].append(pair)
-    return grouped
+        pair = encode_pair(tokenizer, problem.prompt, problem.answer)
+        groups[GROUPS[kind_of(index)]].append(pair)
+    return groups
 
 
-def _pack(pairs, shape, length, tokenizer, rng) -> Batch:
+def _pack(
+    pairs: list[TokenPair],
+    shape: tuple[int, int],
+    block_length: int,
+    tokenizer: Tokenizer,
+    rng: np.random.Generator,
+) -> BlockBatch:
+    """One batch of the problems of a length group."""
     size, window = shape
-    pad, mask = tokenizer.token_to_id(END), tokenizer.token_to_id(MASK)
+    pad, mask = pad_and_mask_ids(tokenizer)
     rows = len(pairs)
     clean = np.full((rows, size), pad, np.int32)
     start = np.zeros((rows,), np.int32)
     noisy = np.full((rows, COPIES, window), pad, np.int32)
     weight = np.zeros((rows, COPIES, window), np.float32)
-    first = np.zeros((rows, COPIES, window), np.int32)
+    first_block = np.zeros((rows, COPIES, window), np.int32)
     for row, (prompt, answer) in enumerate(pairs):
         total = len(prompt) + len(answer)
-        begin = len(prompt) // length * length
+        # The window begins with a block, as in decoding: the end of the prompt may
+        # share that block with the beginning of the answer.
+        begin = len(prompt) // block_length * block_length
         if total > size or total - begin > window:
             raise ValueError(f"a problem of {total} tokens does not fit {shape=}")
         clean[row, : len(prompt)], clean[row, len(prompt) : total] = prompt, answer
         start[row] = begin
-        filled = np.resize(clean[row, begin:], window)
-        filled[min(window, size - begin) :] = pad
-        open_R = np.arange(begin, begin + window) >= len(prompt)
-        told_R = np.where(np.arange(begin, begin + window) < total, 1.0, 0.2)
+        # The window may end past the sequence; `resize` repeats what there is, and
+        # the repeated part is overwritten by padding.
+        target_R = np.resize(clean[row, begin:], window)
+        target_R[min(window, size - begin) :] = pad
+        position_R = np.arange(begin, begin + window)
+        is_answer_R = position_R >= len(prompt)
+        base_weight_R = np.where(position_R < total, 1.0, PADDING_WEIGHT)
         for copy in range(COPIES):
-            groups, hidden_R, later_R = _corrupt(rng, window, length, open_R, copy > 0)
-            noisy[row, copy] = np.where(hidden_R, mask, filled)
-            weight[row, copy] = hidden_R * told_R * np.where(later_R, 0.5, 1.0)
-            first[row, copy] = begin // length + groups
-    return Batch(clean, start, noisy, weight, first)
+            group_R, hidden_R, later_R = _corrupt(
+                rng, window, block_length, is_answer_R, grouped=copy > 0
+            )
+            noisy[row, copy] = np.where(hidden_R, mask, target_R)
+            weight[row, copy] = (
+                hidden_R * base_weight_R * np.where(later_R, LATER_BLOCK_WEIGHT, 1.0)
+            )
+            first_block[row, copy] = begin // block_length + group_R
+    return BlockBatch(
+        clean_BS=clean,
+        start_B=start,
+        noisy_BCR=noisy,
+        weight_BCR=weight,
+        first_block_BCR=first_block,
+    )
 
 
-def _corrupt(rng, window, length, open_R, ahead):
-    """Which positions to hide, and where each block's own window begins.
+def _corrupt(
+    rng: np.random.Generator,
+    window: int,
+    block_length: int,
+    is_answer_R: np.ndarray,
+    grouped: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Chooses the positions to hide, and the groups of blocks.
 
-    Without `ahead` every block stands alone, behind clean text. With it, runs of blocks
-    share a window, as they do when a decoder drafts past the end of the current block:
-    the first is partly hidden, the later ones wholly.
+    A block alone is a group of one: it is partly hidden, behind clean text. With
+    `grouped`, runs of blocks are a group, as they are when a decoder drafts past the
+    end of the active block: the first is partly hidden, the later ones wholly.
+
+    Returns (index of the group's first block, hidden, not the first of its group), each
+    [R].
     """
-    blocks = window // length
-    leads = np.ones(blocks, bool)
-    if ahead:
-        run, offset = rng.integers(2, LONGEST_GROUP + 1), rng.integers(LONGEST_GROUP)
-        leads = (np.arange(blocks) + offset) % run == 0
+    num_blocks = window // block_length
+    leads = np.ones(num_blocks, bool)
+    if grouped:
+        run = rng.integers(2, MAX_GROUP_BLOCKS + 1)
+        offset = rng.integers(MAX_GROUP_BLOCKS)
+        leads = (np.arange(num_blocks) + offset) % run == 0
         leads[0] = True
-    groups = np.maximum.accumulate(np.where(leads, np.arange(blocks), 0))
-    order = rng.random((blocks, length)).argsort(axis=1)
-    count = rng.integers(1, length + 1, size=(blocks, 1))
+    # Every block gets the index of the last leading block up to it.
+    first_blocks = np.maximum.accumulate(np.where(leads, np.arange(num_blocks), 0))
+    # Ranks of random numbers: a uniformly chosen set of `count` positions per block.
+    order = rng.random((num_blocks, block_length)).argsort(axis=1)
+    count = rng.integers(1, block_length + 1, size=(num_blocks, 1))
     hidden = (order < count) | ~leads[:, None]
-    spread = np.repeat(groups, length)
-    return spread, hidden.reshape(-1) & open_R, np.repeat(~leads, length)
+    return (
+        np.repeat(first_blocks, block_length),
+        hidden.reshape(-1) & is_answer_R,
+        np.repeat(~leads, block_length),
+    )

@@ -1,10 +1,16 @@
 """The block-diffusion loss: masked windows beside their clean text, in one pass.
 
-The layout is that of BD3-LM and SDAR ([x_t ; x_0], positions repeated), with two
+The layout is that of BD3-LM (arXiv 2503.09573) and SDAR (arXiv 2510.06303), the clean
+sequence and masked copies with repeated positions ([x_t ; x_0] there), with two
 changes: only the answer's blocks have masked copies, and a masked window may span
 several blocks, block-causal inside, which is what a decoder that drafts ahead shows the
 model. Masked tokens weigh the same whatever the mask ratio.
+
+Axes: those of `block_batches`, and Q queries: the clean sequence, then the windows of
+all copies, S + C R positions; X: those of all windows, C R.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,65 +20,96 @@ from jaxdave.core.model_api import Params
 from jaxdave.models.attention import dense_attention
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.rope import rope_table
-from jaxdave.training.block_batches import Batch
+from jaxdave.training.block_batches import BlockBatch
+
+MAX_POSITIONS = 256
 
 
-def make_loss(config: ModelConfig):
-    """loss(params, batch) -> (sum of weighted cross entropies, sum of weights)."""
+def make_block_loss(
+    config: ModelConfig,
+) -> Callable[[Params, BlockBatch], tuple[jax.Array, jax.Array]]:
+    """Makes the loss of a block-causal model.
+
+    Args:
+        config: The model.
+
+    Returns:
+        A function (params, batch) -> (sum of weighted cross entropies in nats, sum of
+        weights), both float32 scalars. Sums and not the mean, so that batches of
+        different shapes can be added before the division.
+    """
     bind = Binder(config)
-    cos, sin = rope_table(config, 256)
+    cos, sin = rope_table(config, MAX_POSITIONS)
 
-    def loss(params: Params, batch: Batch):
+    def loss(params: Params, batch: BlockBatch):
         rows, size = batch.clean_BS.shape
         _, copies, window = batch.noisy_BCR.shape
-        place_BR = batch.start_B[:, None] + jnp.arange(window)[None]
-        place_BQ = jnp.concatenate(
-            [jnp.tile(jnp.arange(size)[None], (rows, 1)), jnp.tile(place_BR, copies)],
+        position_BR = batch.start_B[:, None] + jnp.arange(window)[None]
+        position_BQ = jnp.concatenate(
+            [
+                jnp.tile(jnp.arange(size)[None], (rows, 1)),
+                jnp.tile(position_BR, copies),
+            ],
             axis=1,
         )
         noisy_BX = batch.noisy_BCR.reshape(rows, -1)
         tokens_BQ = jnp.concatenate([batch.clean_BS, noisy_BX], axis=1)
-        see_BQQ = visibility(batch, place_BQ // config.block_length)
+        visible_BQQ = visibility(batch, position_BQ // config.block_length)
+
+        def attend(_, q, k, v):
+            return dense_attention(q, k, v, visible_BQQ)
+
         model = bind(params)
         hidden, _ = model.hidden(
             tokens_BQ,
-            (jnp.asarray(cos)[place_BQ], jnp.asarray(sin)[place_BQ]),
-            lambda _, q, k, v: dense_attention(q, k, v, see_BQQ),
+            (jnp.asarray(cos)[position_BQ], jnp.asarray(sin)[position_BQ]),
+            attend,
             jnp.zeros((config.num_layers,)),
         )
         logits = model.logits(hidden[:, size:])
         # The window may run past the padded sequence; what is there weighs nothing.
-        answer_BX = jnp.tile(
+        target_BX = jnp.tile(
             jnp.take_along_axis(
-                batch.clean_BS, jnp.minimum(place_BR, size - 1), axis=1
+                batch.clean_BS, jnp.minimum(position_BR, size - 1), axis=1
             ),
             copies,
         )
-        chosen = jnp.take_along_axis(logits, answer_BX[..., None], axis=-1)[..., 0]
-        losses = jax.nn.logsumexp(logits, axis=-1) - chosen
+        target_logits = jnp.take_along_axis(logits, target_BX[..., None], axis=-1)
+        target_logits = target_logits[..., 0]
+        cross_entropy = jax.nn.logsumexp(logits, axis=-1) - target_logits
         weight = batch.weight_BCR.reshape(rows, -1)
-        return jnp.sum(losses * weight), jnp.sum(weight)
+        return jnp.sum(cross_entropy * weight), jnp.sum(weight)
 
     return loss
 
 
-def visibility(batch: Batch, block_BQ: jax.Array) -> jax.Array:
-    """bool [B, Q, Q]: True where a query sees a key, over [clean ; copy 1 ; ...].
+def visibility(batch: BlockBatch, block_BQ: jax.Array) -> jax.Array:
+    """Computes the attention mask over the clean sequence and the masked copies.
 
-    Clean queries see clean keys up to the end of their block. A masked query sees clean
-    keys before the first block of its own window, and in its own copy the keys from
-    there to the end of its block.
+    A clean query sees clean keys up to the end of its block. A masked query sees clean
+    keys before the first block of its group, and in its own copy the keys from there to
+    the end of its block.
+
+    Args:
+        batch: The batch.
+        block_BQ: int32 [B, Q], the block that each position is in.
+
+    Returns:
+        bool [B, Q, Q], True where a query (second axis) sees a key (third axis).
     """
     rows, size = batch.clean_BS.shape
     _, copies, window = batch.noisy_BCR.shape
+    # 0: the clean sequence; from 1: its masked copies.
     copy_Q = jnp.concatenate(
         [jnp.zeros((size,), jnp.int32), 1 + jnp.repeat(jnp.arange(copies), window)]
     )
-    first_BQ = jnp.concatenate(
-        [block_BQ[:, :size] + 1, batch.first_BCR.reshape(rows, -1)], axis=1
+    first_block_BQ = jnp.concatenate(
+        [block_BQ[:, :size] + 1, batch.first_block_BCR.reshape(rows, -1)], axis=1
     )
-    q_block, k_block = block_BQ[:, :, None], block_BQ[:, None, :]
-    first = first_BQ[:, :, None]
-    of_clean_key = (copy_Q == 0)[None, None, :] & (k_block < first)
-    same = ((copy_Q[:, None] == copy_Q[None, :]) & (copy_Q > 0)[None, :])[None]
-    return of_clean_key | (same & (k_block >= first) & (k_block <= q_block))
+    query_block, key_block = block_BQ[:, :, None], block_BQ[:, None, :]
+    first_block = first_block_BQ[:, :, None]
+    sees_clean = (copy_Q == 0)[None, None, :] & (key_block < first_block)
+    same_copy = ((copy_Q[:, None] == copy_Q[None, :]) & (copy_Q > 0)[None, :])[None]
+    return sees_clean | (
+        same_copy & (key_block >= first_block) & (key_block <= query_block)
+    )

@@ -1,8 +1,10 @@
 """Starting a full-attention model from the weights of a block-causal one.
 
 Full attention learns the demo's tasks several times slower than block-causal attention
-does, but most of what the latter has learnt carries over: the embeddings, the MLPs and
-the values do not care who may see whom.
+does, but most of what the latter has learnt carries over: embeddings, MLPs and values
+do not depend on which positions see each other.
+
+Axes: N layers, E features, D positions of a head's vector.
 """
 
 from typing import Any
@@ -11,61 +13,77 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig
+from jaxdave.core.param_paths import leaves_by_path, param_path
 from jaxdave.models.param_shapes import param_shapes
 
 
-def widen(config: ModelConfig, params: Any) -> Any:
-    """Parameters of `config` made from those of a model with per-head norms.
+def warm_start_params(config: ModelConfig, params: Any) -> Any:
+    """Makes parameters for a model from those of one with norms over queries and keys.
 
     Key and value heads are repeated where `config` has more of them. Where it has no
     norms over queries and keys, each head's kernel is scaled to outputs of the size
-    that the norm would give them for inputs of size one. Biases start at zero. Raises
-    ValueError, naming the parameter, where the shapes differ in anything else.
-    """
-    source = _named(params)
-    size = config.head_dim
+    that the norm would give them for inputs of size one. Biases start at zero.
 
-    def leaf(path, like):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    Args:
+        config: The model to make parameters for.
+        params: The other model's parameters, in the layout of `param_shapes`.
+
+    Returns:
+        Parameters in the layout of `param_shapes(config)`.
+
+    Raises:
+        ValueError: If the shapes differ in anything else; the message names the
+            parameter.
+    """
+    source = leaves_by_path(params)
+
+    def convert(path, target):
+        name = param_path(path)
         if name.endswith("bias"):
-            return jnp.zeros(like.shape, like.dtype)
+            return jnp.zeros(target.shape, target.dtype)
         value = source[name]
         if not config.qk_norm and name in (
             "blocks/attn/q/kernel",
             "blocks/attn/k/kernel",
         ):
-            scale = source[name.removesuffix("/kernel") + "_norm/scale"]
-            value = _scaled(value, source["blocks/norm1/scale"], scale)
-        if value.shape != like.shape and "/attn/" in name:
-            value = _repeated(value, size, like.shape[-1] // value.shape[-1])
-        if value.shape != like.shape:
+            norm_scale = source[name.removesuffix("/kernel") + "_norm/scale"]
+            value = _scale_heads(value, source["blocks/norm1/scale"], norm_scale)
+        if value.shape != target.shape and "/attn/" in name:
+            times = target.shape[-1] // value.shape[-1]
+            value = _repeat_heads(value, config.head_dim, times)
+        if value.shape != target.shape:
             raise ValueError(
                 f"parameter {name} has shape {value.shape}, but {config.name!r} needs "
-                f"{like.shape}; start from a model of the same sizes"
+                f"{target.shape}; start from a model of the same sizes"
             )
-        return value.astype(like.dtype)
+        return value.astype(target.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, param_shapes(config))
-
-
-def _named(params: Any) -> dict[str, jax.Array]:
-    pairs = jax.tree_util.tree_leaves_with_path(params)
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")  # noqa: E731
-    return {name(path): leaf for path, leaf in pairs}
+    return jax.tree_util.tree_map_with_path(convert, param_shapes(config))
 
 
-def _scaled(kernel: jax.Array, gain: jax.Array, scale: jax.Array) -> jax.Array:
-    """Kernels [N, E, heads * D] whose outputs have about the size of a norm's."""
+def _scale_heads(
+    kernel: jax.Array, input_scale: jax.Array, norm_scale: jax.Array
+) -> jax.Array:
+    """Scales each head of kernels [N, E, heads * D] to what a norm would put out.
+
+    The inputs are those of a norm with the gain `input_scale` [N, E], so an output has
+    the variance of its column, weighted by that gain; its mean over a head is what the
+    norm with the gain `norm_scale` [N, D] would divide by.
+    """
     layers, fan_in, fan_out = kernel.shape
-    size = scale.shape[-1]
-    heads = kernel.reshape(layers, fan_in, fan_out // size, size)
-    power = jnp.sum((heads * gain[:, :, None, None]) ** 2, axis=1)
-    rms = jnp.sqrt(jnp.mean(power, axis=-1))[:, None, :, None]
-    return (heads / rms * scale[:, None, None, :]).reshape(kernel.shape)
+    head_dim = norm_scale.shape[-1]
+    heads = kernel.reshape(layers, fan_in, fan_out // head_dim, head_dim)
+    variance = jnp.sum((heads * input_scale[:, :, None, None]) ** 2, axis=1)
+    rms = jnp.sqrt(jnp.mean(variance, axis=-1))[:, None, :, None]
+    return (heads / rms * norm_scale[:, None, None, :]).reshape(kernel.shape)
 
 
-def _repeated(kernel: jax.Array, size: int, times: int) -> jax.Array:
-    """Kernels [N, E, heads * D] with every head repeated next to itself."""
+def _repeat_heads(kernel: jax.Array, head_dim: int, times: int) -> jax.Array:
+    """Repeats each head of kernels [N, E, heads * D] next to itself.
+
+    Next to itself, since query heads share the key head of their own group.
+    """
     layers, fan_in, fan_out = kernel.shape
-    heads = kernel.reshape(layers, fan_in, fan_out // size, size)
-    return jnp.repeat(heads, times, axis=2).reshape(layers, fan_in, fan_out * times)
+    heads = kernel.reshape(layers, fan_in, fan_out // head_dim, head_dim)
+    repeated = jnp.repeat(heads, times, axis=2)
+    return repeated.reshape(layers, fan_in, fan_out * times)

@@ -176,7 +176,7 @@ def test_train_writes_a_checkpoint_that_loads(run, tmp_path, monkeypatch):
     code, out, _ = run("train", "--recipe", "demo", "--out", tmp_path, "--steps", 7)
     assert code == 0 and str(tmp_path / "model") in out
     recipe = seen["recipe"]
-    assert (recipe.steps, recipe.warmup, recipe.decay) == (7, 3, 4)
+    assert (recipe.steps, recipe.warmup_steps, recipe.decay_steps) == (7, 3, 4)
     found = checkpoint.load(tmp_path / "model", dtype="bfloat16")
     assert found.config.stop_ids == config.stop_ids
 
@@ -184,7 +184,10 @@ def test_train_writes_a_checkpoint_that_loads(run, tmp_path, monkeypatch):
 def test_long_runs_keep_the_phases_of_the_recipe():
     usual = train_command.chosen("demo", None)
     longer = train_command.chosen("demo", usual.steps * 2)
-    assert (longer.warmup, longer.decay) == (usual.warmup, usual.decay)
+    assert (longer.warmup_steps, longer.decay_steps) == (
+        usual.warmup_steps,
+        usual.decay_steps,
+    )
 
 
 def test_help_and_version(run):

@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import conversion_sources
-from helpers.conversion_sources import INDEX, ONE_FILE, change_tensors, write_index
+from helpers.conversion_sources import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    change_tensors,
+    write_index,
+)
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
 def index_of(folder: Path) -> dict:
-    return json.loads((folder / INDEX).read_text())
+    return json.loads((folder / INDEX_FILE).read_text())
 
 
 def test_missing_shard(refused, shards):
@@ -25,7 +30,7 @@ def test_missing_shard(refused, shards):
 
 
 def test_missing_weights(refused, source):
-    (source / ONE_FILE).unlink()
+    (source / WEIGHTS_FILE).unlink()
     assert "model.safetensors: missing file" in refused(source)
 
 
@@ -38,27 +43,27 @@ def test_truncated_shard(refused, shards, length):
 
 
 def test_bytes_after_the_end(refused, source):
-    with (source / ONE_FILE).open("ab") as file:
+    with (source / WEIGHTS_FILE).open("ab") as file:
         file.write(b"\0")
     assert "its header asks" in refused(source)
 
 
 def test_flipped_bit_in_a_file_of_the_hub_s_cache(refused, source, tmp_path, capsys):
     sha = subprocess.run(
-        ["sha256sum", source / ONE_FILE], capture_output=True, text=True, check=True
+        ["sha256sum", source / WEIGHTS_FILE], capture_output=True, text=True, check=True
     ).stdout.split()[0]
     cache = tmp_path / "models--owner--name"
     snapshot = cache / "snapshots" / ("0123456789" * 4)
     shutil.copytree(source, snapshot)
     (cache / "blobs").mkdir()
-    (snapshot / ONE_FILE).rename(cache / "blobs" / sha)
-    (snapshot / ONE_FILE).symlink_to(Path("../../blobs") / sha)
+    (snapshot / WEIGHTS_FILE).rename(cache / "blobs" / sha)
+    (snapshot / WEIGHTS_FILE).symlink_to(Path("../../blobs") / sha)
     assert conversion_sources.run(snapshot, tmp_path / "good") == 0
     capsys.readouterr()
     record = json.loads((tmp_path / "good" / "manifest.json").read_text())
     assert record["revision"] == "0123456789" * 4
-    assert record["sha256"][ONE_FILE] == sha
-    conversion_sources.flip(cache / "blobs" / sha)
+    assert record["sha256"][WEIGHTS_FILE] == sha
+    conversion_sources.flip_last_bit(cache / "blobs" / sha)
     message = refused(snapshot)
     assert f"not {sha} as recorded" in message and "damaged" in message
 
@@ -66,7 +71,7 @@ def test_flipped_bit_in_a_file_of_the_hub_s_cache(refused, source, tmp_path, cap
 def test_flipped_bit_in_a_download(refused, source):
     record = source / ".cache" / "huggingface" / "download"
     record.mkdir(parents=True)
-    (record / f"{ONE_FILE}.metadata").write_text(f"{'a' * 40}\n{'b' * 64}\n1.5\n")
+    (record / f"{WEIGHTS_FILE}.metadata").write_text(f"{'a' * 40}\n{'b' * 64}\n1.5\n")
     assert f"not {'b' * 64} as recorded" in refused(source)
 
 
@@ -82,7 +87,7 @@ def test_flipped_bit_against_the_index(refused, shards, tmp_path):
 
 
 def test_index_that_names_a_tensor_twice(refused, shards):
-    text = (shards / INDEX).read_text()
+    text = (shards / INDEX_FILE).read_text()
     entry = f'"{DOWN}": "a.safetensors", '
     write_index(shards, text.replace('"weight_map": {', '"weight_map": {' + entry))
     assert f"{DOWN} is named twice" in refused(shards)
@@ -98,7 +103,7 @@ def test_tensor_in_two_files(refused, shards):
 
 def test_header_that_names_a_tensor_twice(refused, source):
     header = b'{"x":{},"x":{}}  '[:16]
-    (source / ONE_FILE).write_bytes(len(header).to_bytes(8, "little") + header)
+    (source / WEIGHTS_FILE).write_bytes(len(header).to_bytes(8, "little") + header)
     assert "x is named twice" in refused(source)
 
 
@@ -119,7 +124,7 @@ def test_index_that_names_a_file_outside(refused, shards, tmp_path, kind):
 @pytest.mark.parametrize("value", ["{", "[]", '{"weight_map": {"a": 1}}'])
 def test_broken_index(refused, shards, value):
     write_index(shards, value)
-    assert INDEX in refused(shards)
+    assert INDEX_FILE in refused(shards)
 
 
 def test_everything_wrong_is_in_one_line(refused, source):

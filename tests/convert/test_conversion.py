@@ -1,4 +1,4 @@
-"""Converting and going back: the same bits, and a folder that is there or is not."""
+"""Converting and exporting: the same bits, and a folder that is complete or absent."""
 
 import dataclasses
 import hashlib
@@ -35,10 +35,10 @@ def test_parameters_are_the_source_s(tmp_path, config, dtype):
     source = conversion_sources.make(tmp_path, config, dtype)
     expected = jaxdave.load(source, dtype=dtype)
     convert(conversion_sources.split(source), tmp_path / "ours", verify_count=99)
-    found = jaxdave.load(tmp_path / "ours", dtype=dtype)
-    assert_equal(found.params, expected.params)
-    assert found.config == dataclasses.replace(expected.config, name="source")
-    assert found.codec.stop_ids == expected.codec.stop_ids
+    model = jaxdave.load(tmp_path / "ours", dtype=dtype)
+    assert_equal(model.params, expected.params)
+    assert model.config == dataclasses.replace(expected.config, name="source")
+    assert model.codec.stop_ids == expected.codec.stop_ids
 
 
 def test_the_weights_are_plain_orbax(tmp_path, shards):
@@ -49,32 +49,32 @@ def test_the_weights_are_plain_orbax(tmp_path, shards):
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=place), expected
     )
     with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(tmp_path / "ours" / "weights", like)
+        restored = checkpointer.restore(tmp_path / "ours" / "weights", like)
         bare = checkpointer.restore(tmp_path / "ours" / "weights")
-    assert_equal(found, jax.tree.map(lambda x: x.astype(jnp.float32), expected))
+    assert_equal(restored, jax.tree.map(lambda x: x.astype(jnp.float32), expected))
     assert jax.tree.leaves(bare)[0].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("stored", ["float16", "float32"])
 def test_narrower_and_wider_dtypes(tmp_path, stored):
     source = conversion_sources.make(tmp_path, dtype="float32")
-    exact = load_file(source / conversion_sources.ONE_FILE)
+    exact = load_file(source / conversion_sources.WEIGHTS_FILE)
     exact = {name: value.astype(stored) for name, value in exact.items()}
-    conversion_sources.write_odd(source / conversion_sources.ONE_FILE, exact)
+    conversion_sources.write_unusual(source / conversion_sources.WEIGHTS_FILE, exact)
     convert(source, tmp_path / "half", dtype="bfloat16", verify_count=9)
     convert(source, tmp_path / "whole", verify_count=9)
     for name, dtype in (("half", "bfloat16"), ("whole", "float32")):
         params = to_stacked(jaxdave.load(tmp_path / name, dtype=dtype).params)
-        wanted = exact[EMBEDDING].astype(np.float32).astype(dtype)
-        np.testing.assert_array_equal(np.asarray(params["embedding"]), wanted)
+        expected = exact[EMBEDDING].astype(np.float32).astype(dtype)
+        np.testing.assert_array_equal(np.asarray(params["embedding"]), expected)
         up = exact["model.layers.1.mlp.up_proj.weight"].astype(np.float32).astype(dtype)
         kernel = params["blocks"]["mlp"]["up"]["kernel"][1]
         np.testing.assert_array_equal(np.asarray(kernel), up.T)
     # What was widened comes back as it was; what was narrowed is bfloat16.
     export(tmp_path / "whole", tmp_path / "back")
-    conversion_sources.same_files(source, tmp_path / "back")
+    conversion_sources.assert_same_files(source, tmp_path / "back")
     export(tmp_path / "half", tmp_path / "back2")
-    back = load_file(tmp_path / "back2" / conversion_sources.ONE_FILE)
+    back = load_file(tmp_path / "back2" / conversion_sources.WEIGHTS_FILE)
     assert back.keys() == exact.keys()
     half = exact[HEAD].astype(np.float32).astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(back[HEAD], half)
@@ -89,7 +89,7 @@ def test_export_is_byte_identical(tmp_path, config):
     (source / "LICENSE").write_text("mine")
     convert(source, tmp_path / "ours")
     assert conversion_sources.run("--export", tmp_path / "ours", tmp_path / "back") == 0
-    conversion_sources.same_files(source, tmp_path / "back")
+    conversion_sources.assert_same_files(source, tmp_path / "back")
     assert (tmp_path / "ours" / "LICENSE").read_text() == "mine"
 
 
@@ -104,12 +104,12 @@ def test_export_of_changed_weights_is_refused(tmp_path, shards):
 
 def test_a_tied_head_that_is_stored_must_be_the_embedding(tmp_path):
     source = conversion_sources.make(tmp_path, TIED)
-    embedding = load_file(source / conversion_sources.ONE_FILE)[EMBEDDING]
+    embedding = load_file(source / conversion_sources.WEIGHTS_FILE)[EMBEDDING]
     conversion_sources.change_tensors(source, {HEAD: embedding})
     conversion_sources.split(source)
     convert(source, tmp_path / "ours", verify_count=99)
     export(tmp_path / "ours", tmp_path / "back")
-    conversion_sources.same_files(source, tmp_path / "back")
+    conversion_sources.assert_same_files(source, tmp_path / "back")
     other = conversion_sources.make(tmp_path / "other", TIED)
     conversion_sources.change_tensors(other, {HEAD: embedding[::-1]})
     with pytest.raises(ValueError, match="lm_head.weight must equal the embedding"):
@@ -157,10 +157,10 @@ def test_dry_run_writes_nothing(tmp_path, shards, capsys):
 
 def test_options_go_before_the_files(tmp_path, shards):
     convert(shards, tmp_path / "ours", block_length=16, mask_id=3, dtype="float32")
-    found = jaxdave.load(tmp_path / "ours").config
-    assert (found.block_length, found.mask_id) == (16, 3)
-    found = jaxdave.load(tmp_path / "ours", block_length=8, mask_id=4)
-    assert (found.config.block_length, found.codec.mask_id) == (8, 4)
+    config = jaxdave.load(tmp_path / "ours").config
+    assert (config.block_length, config.mask_id) == (16, 3)
+    model = jaxdave.load(tmp_path / "ours", block_length=8, mask_id=4)
+    assert (model.config.block_length, model.codec.mask_id) == (8, 4)
 
 
 def test_overwrite(tmp_path, shards, capsys):

@@ -9,24 +9,24 @@ from pathlib import Path
 
 import pytest
 from helpers import checkpoint_folders, conversion_sources
-from helpers.conversion_sources import ONE_FILE
-from jaxdave_convert import conversion, manifest
+from helpers.conversion_sources import WEIGHTS_FILE
+from jaxdave_convert import conversion, manifest, resume_record
 from safetensors.numpy import load_file
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
 @contextlib.contextmanager
-def small_disk(home: Path, size: str):
+def small_disk(folder: Path, size: str):
     """A real file system of a given size, mounted on a new folder."""
-    home.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", home]
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("this account may not mount a file system")
     try:
         yield
     finally:
-        subprocess.run(["umount", home], check=True)
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_disk_that_is_too_small(wide, tmp_path, capsys):
 
 @pytest.mark.parametrize("size", ["60k", "400k"])
 def test_disk_that_fills_up(wide, tmp_path, monkeypatch, capsys, size):
-    """It has been full of room when it was asked: in orbax's hands, and in ours."""
+    """The disk fills up after the check of free space, in Orbax's part or in ours."""
     monkeypatch.setattr(conversion, "_check_space", lambda *_: None)
     with small_disk(tmp_path / "disk", size):
         assert conversion_sources.run(wide, tmp_path / "disk" / "ours") == 2
@@ -58,7 +58,7 @@ def test_disk_that_fills_up(wide, tmp_path, monkeypatch, capsys, size):
 
 @contextlib.contextmanager
 def file_limit(size: int):
-    """No file of this process may grow beyond a size, as under a quota."""
+    """Limits the size of this process's files in bytes, as a quota does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -93,16 +93,16 @@ def test_wrong_bits_are_found_and_nothing_is_kept(
     source, tmp_path, capsys, monkeypatch
 ):
     """--verify, with a converter that mixes up the rows of one tensor."""
-    write = manifest.write
+    write_metadata = manifest.write_metadata
 
     def spoil(work, *arguments):
         chunk = work / "weights" / "blocks.mlp.down.kernel" / "1.0.0"
         chunk.write_bytes(chunk.read_bytes()[::-1])
-        write(work, *arguments)
+        write_metadata(work, *arguments)
 
-    monkeypatch.setattr(manifest, "write", spoil)
+    monkeypatch.setattr(manifest, "write_metadata", spoil)
     assert conversion_sources.run(source, tmp_path / "ours", "--verify", 99) == 2
-    assert f"tensor {DOWN} of {ONE_FILE} reads back" in capsys.readouterr().err
+    assert f"tensor {DOWN} of {WEIGHTS_FILE} reads back" in capsys.readouterr().err
     assert conversion_sources.names_in(tmp_path) == ["source"]
 
 
@@ -110,20 +110,19 @@ def test_file_that_changes_while_it_is_read(source, tmp_path, capsys, monkeypatc
     copy = conversion.copy_shard
 
     def change(path, *arguments, **options):
-        done = copy(path, *arguments, **options)
-        conversion_sources.flip(path)
-        return done
+        hashes = copy(path, *arguments, **options)
+        conversion_sources.flip_last_bit(path)
+        return hashes
 
     monkeypatch.setattr(conversion, "copy_shard", change)
     assert conversion_sources.run(source, tmp_path / "ours") == 2
     assert "has changed while it was read" in capsys.readouterr().err
     assert conversion_sources.names_in(tmp_path) == ["source"]
-    assert load_file(source / ONE_FILE)
+    assert load_file(source / WEIGHTS_FILE)
 
 
 def test_two_conversions_at_once(source, tmp_path, capsys):
-    from jaxdave_convert import progress
-
-    with progress.locked(progress.work_folder(tmp_path / "ours")):
+    work = resume_record.work_folder(tmp_path / "ours")
+    with resume_record.lock_folder(work):
         assert conversion_sources.run(source, tmp_path / "ours") == 2
     assert "is in use by another conversion" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the families' tables say, against the published counts."""
+"""The families' tables against the published counts of tensors and parameters."""
 
 import math
 
@@ -27,36 +27,49 @@ TOTALS = {
 @pytest.mark.parametrize("name", [n for n in PRESETS if not n.endswith("-1m")])
 def test_totals(name):
     config = preset(name)
-    found = families.targets(families.FAMILIES[config.family], config)
-    sizes = sum(math.prod(target.shape) for target in found.values())
-    assert (len(found), sizes) == TOTALS[name]
+    tensors = families.checkpoint_tensors(families.FAMILIES[config.family], config)
+    sizes = sum(math.prod(target.shape) for target in tensors.values())
+    assert (len(tensors), sizes) == TOTALS[name]
 
 
 def test_llada_calls_two_tensors_ff_out():
-    found = families.targets(families.LLADA, preset("llada-8b"))
-    head = found["model.transformer.ff_out.weight"]
-    down = found["model.transformer.blocks.3.ff_out.weight"]
-    gate = found["model.transformer.blocks.3.ff_proj.weight"]
-    assert (head.slot.path, head.shape) == ("head", (126464, 4096))
-    assert (down.slot.path, down.slot.layer) == ("blocks/mlp/down/kernel", 3)
-    assert (gate.slot.path, gate.shape) == ("blocks/mlp/gate/kernel", (12288, 4096))
+    tensors = families.checkpoint_tensors(families.LLADA, preset("llada-8b"))
+    head = tensors["model.transformer.ff_out.weight"]
+    down = tensors["model.transformer.blocks.3.ff_out.weight"]
+    gate = tensors["model.transformer.blocks.3.ff_proj.weight"]
+    assert (head.path, head.shape) == ("head", (126464, 4096))
+    assert (down.path, down.layer) == ("blocks/mlp/down/kernel", 3)
+    assert (gate.path, gate.shape) == ("blocks/mlp/gate/kernel", (12288, 4096))
 
 
 LLADA = {
-    "model_type": "llada", "d_model": 64, "n_layers": 2, "n_heads": 4,
-    "n_kv_heads": None, "mlp_hidden_size": 96, "embedding_size": None,
-    "vocab_size": 128, "max_sequence_length": 4096, "rope_theta": 5e5,
-    "rms_norm_eps": 1e-5, "rope_full_precision": True, "rope": True,
-}  # fmt: skip
+    "model_type": "llada",
+    "d_model": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": None,
+    "mlp_hidden_size": 96,
+    "embedding_size": None,
+    "vocab_size": 128,
+    "max_sequence_length": 4096,
+    "rope_theta": 5e5,
+    "rms_norm_eps": 1e-5,
+    "rope_full_precision": True,
+    "rope": True,
+}
 
 
 def test_llada_config_with_nulls():
-    found = families.fields_of(families.LLADA, LLADA)
-    assert (found["kv_heads"], found["vocab_rows"], found["head_dim"]) == (4, 128, 16)
-    assert found["rope_fp32"] and found["attention"] == "full"
+    fields = families.config_fields(families.LLADA, LLADA)
+    assert (fields["kv_heads"], fields["vocab_rows"], fields["head_dim"]) == (
+        4,
+        128,
+        16,
+    )
+    assert fields["rope_fp32"] and fields["attention"] == "full"
     wrong = {**LLADA, "block_group_size": 2, "attention_layer_norm": True}
     with pytest.raises(ValueError) as caught:
-        families.fields_of(families.LLADA, wrong)
+        families.config_fields(families.LLADA, wrong)
     assert "block_group_size=2 must be 1" in str(caught.value)
     assert "attention_layer_norm=True must be False" in str(caught.value)
 

@@ -12,11 +12,9 @@ MESH = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, PartitionSpec as P
 import jaxdave
+from jaxdave.core.param_paths import leaves_by_path
 from jaxdave.models.forward import forward
 from jaxdave.numerics.weight_layout import to_stacked
-def leaves(tree):
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): x
-            for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 auto = (AxisType.Auto,) * 2
 for folder in sys.argv[1:]:
     alone = jaxdave.load(folder)
@@ -28,13 +26,13 @@ for folder in sys.argv[1:]:
     for shape in ((1, 8), (2, 4)):
         mesh = jax.make_mesh(shape, ("data", "model"), axis_types=auto)
         split = jaxdave.load(folder, mesh=mesh)
-        found = leaves(split.params)
-        for name, leaf in leaves(to_stacked(alone.params)).items():
-            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(found[name]))
-            assert len(found[name].sharding.device_set) == 8, name
+        params = leaves_by_path(split.params)
+        for name, leaf in leaves_by_path(to_stacked(alone.params)).items():
+            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(params[name]))
+            assert len(params[name].sharding.device_set) == 8, name
         parts = shape[1]
         def part(name):
-            return found[name].addressable_shards[0].data.shape
+            return params[name].addressable_shards[0].data.shape
         assert part("blocks/attn/q/kernel") == (2, 16, 64 // parts)
         assert part("blocks/attn/o/kernel") == (2, 64 // parts, 16)
         assert part("blocks/mlp/down/kernel") == (2, 24 // parts, 16)
@@ -46,10 +44,10 @@ for folder in sys.argv[1:]:
         logits = logits_of(split.params, tokens)
         assert np.abs(np.asarray(whole_logits) - np.asarray(logits)).max() < 1e-4
         rounded = jaxdave.load(folder, mesh=mesh, quantize="int8")
-        found = leaves(rounded.params)
+        params = leaves_by_path(rounded.params)
         for name in ("blocks/attn/q/kernel", "blocks/mlp/up/kernel", "embedding"):
-            assert found[name + "/values"].dtype == jnp.int8
-            before = leaves(split.params)[name].addressable_shards[0].data.shape
+            assert params[name + "/values"].dtype == jnp.int8
+            before = leaves_by_path(split.params)[name].addressable_shards[0].data.shape
             assert part(name + "/values") == before
         assert part("blocks/attn/q/kernel/scale") == (2, 64 // parts)
         assert part("blocks/attn/k/kernel/scale") == (2, 16)
@@ -76,5 +74,5 @@ def test_loading_onto_a_mesh(tmp_path):
     convert(source, tmp_path / "ours")
     env = {**os.environ, "PYTHONPATH": ":".join(sys.path), "JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-c", MESH, str(source), str(tmp_path / "ours")]
-    ended = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    process = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr

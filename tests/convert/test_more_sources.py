@@ -22,19 +22,19 @@ from jaxdave.io.tokenizer import open_tokenizer
 
 @pytest.fixture
 def binary(source) -> tuple[Path, dict]:
-    """The source as two .bin files, and its tensors as torch's."""
+    """The source as two .bin files, and its tensors as torch tensors."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file as load_torch
 
-    tensors = load_torch(source / conversion_sources.ONE_FILE)
-    (source / conversion_sources.ONE_FILE).unlink()
+    tensors = load_torch(source / conversion_sources.WEIGHTS_FILE)
+    (source / conversion_sources.WEIGHTS_FILE).unlink()
     names = sorted(tensors)
     homes = {
         n: f"pytorch_model-0000{i % 2 + 1}-of-00002.bin" for i, n in enumerate(names)
     }
     for file in set(homes.values()):
         torch.save({n: tensors[n] for n in names if homes[n] == file}, source / file)
-    (source / torch_bin.INDEX).write_text(json.dumps({"weight_map": homes}))
+    (source / torch_bin.INDEX_FILE).write_text(json.dumps({"weight_map": homes}))
     return source, tensors
 
 
@@ -46,22 +46,23 @@ def test_bin_files(tmp_path, binary):
     convert(source, tmp_path / "ours", verify_count=99)
     assert_equal(jaxdave.load(tmp_path / "ours", dtype="bfloat16").params, expected)
     export(tmp_path / "ours", tmp_path / "back")
-    index = json.loads((tmp_path / "back" / conversion_sources.INDEX).read_text())[
+    index = json.loads((tmp_path / "back" / conversion_sources.INDEX_FILE).read_text())[
         "weight_map"
     ]
     assert set(index.values()) == {
-        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-    }  # fmt: skip
-    found = {n: load_file(tmp_path / "back" / index[n])[n] for n in index}
-    assert found.keys() == tensors.keys()
-    for name, value in found.items():
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    }
+    exported = {n: load_file(tmp_path / "back" / index[n])[n] for n in index}
+    assert exported.keys() == tensors.keys()
+    for name, value in exported.items():
         np.testing.assert_array_equal(
             value.astype(np.float32), tensors[name].float().numpy()
         )
 
 
 class Trap:
-    """What a malicious file holds: unpickled with all rights, it leaves a mark."""
+    """An object of a malicious file: unpickled without limits, it makes a folder."""
 
     def __reduce__(self):
         return os.mkdir, (os.environ["TRAP"],)
@@ -70,8 +71,8 @@ class Trap:
 def test_bin_files_never_run_code(tmp_path, source, capsys, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setenv("TRAP", str(tmp_path / "sprung"))
-    (source / conversion_sources.ONE_FILE).unlink()
-    torch.save({"model.norm.weight": Trap()}, source / torch_bin.ONE_FILE)
+    (source / conversion_sources.WEIGHTS_FILE).unlink()
+    torch.save({"model.norm.weight": Trap()}, source / torch_bin.WEIGHTS_FILE)
     assert conversion_sources.run(source, tmp_path / "ours") == 2
     err = capsys.readouterr().err
     assert "more than tensors" in err and err.count("\n") == 1
@@ -86,26 +87,24 @@ def test_bin_files_need_torch(source, binary, capsys, monkeypatch, tmp_path):
 
 def test_safetensors_go_before_bin_and_need_no_torch(source, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
-    (source / torch_bin.ONE_FILE).write_bytes(b"no zip")
+    (source / torch_bin.WEIGHTS_FILE).write_bytes(b"no zip")
     convert(source, tmp_path / "ours")
-    assert_equal(
-        jaxdave.load(tmp_path / "ours").params, jaxdave.load(source).params
-    )  # fmt: skip
+    assert_equal(jaxdave.load(tmp_path / "ours").params, jaxdave.load(source).params)
 
 
 def test_hub_id(tmp_path, source, monkeypatch):
     revision = "89abcdef01" * 4
     snapshot = tmp_path / "models--o--n" / "snapshots" / revision
     shutil.copytree(source, snapshot)
-    asked = []
+    requests = []
 
     def fetch(name, **options):
-        asked.append((name, *options["allow_patterns"]))
+        requests.append((name, *options["allow_patterns"]))
         return str(snapshot)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     convert("owner/name", tmp_path / "ours")
-    assert asked == [("owner/name", "*.safetensors", "*.json", "*.jinja", "*.txt")]
+    assert requests == [("owner/name", "*.safetensors", "*.json", "*.jinja", "*.txt")]
     record = json.loads((tmp_path / "ours" / "manifest.json").read_text())
     assert (record["source"], record["revision"]) == ("owner/name", revision)
 

@@ -28,7 +28,7 @@ def converted(tmp_path_factory):
     def make(name: str, dtype: str = "float32", scale: float = 0.15):
         case, home = BY_NAME[name], tmp_path_factory.mktemp(name)
         module = pytorch.build(case, scale)
-        stored = module if dtype == "float32" else pytorch.halved(module)
+        stored = module if dtype == "float32" else pytorch.to_bfloat16(module)
         source = pytorch.save(case, stored, home / "source")
         arguments = [source, home / "ours", *case.options, "--dtype", dtype]
         with pytest.raises(SystemExit) as end:
@@ -48,7 +48,7 @@ def draw(rows: int = 2) -> np.ndarray:
 
 
 def left_padded(tokens: np.ndarray):
-    """The rows with pads in the last row's first places, and what is no pad."""
+    """The rows with the last one left-padded, and which tokens are no pads."""
     tokens, valid = tokens.copy(), np.ones(tokens.shape, bool)
     valid[-1, :PADS] = False
     tokens[~valid] = IDS["pad_token_id"]
@@ -58,8 +58,8 @@ def left_padded(tokens: np.ndarray):
 def expected(case, module, row: np.ndarray) -> np.ndarray:
     """PyTorch's prediction of each token of a row, [T, V], as published code reads it.
 
-    Dream's samplers move all logits right by one, Fast-dLLM's those of a block; there
-    a block's first token is what the call that committed the blocks before it says.
+    Dream's samplers move all logits right by one, Fast-dLLM's those of a block: there a
+    block's first token is predicted by the call that committed the blocks before it.
     """
     logits, _ = pytorch.run(module, row, case.block)
     if case.shift == "full":
@@ -79,7 +79,7 @@ def expected(case, module, row: np.ndarray) -> np.ndarray:
 
 
 def layer_report(model, module, case, row: np.ndarray) -> str:
-    """How far each layer's output is from PyTorch's: where a difference begins."""
+    """Lists how far each layer's output is from PyTorch's, for failure messages."""
     _, theirs = pytorch.run(module, row, case.block)
     ours = jax.jit(layer_states(model.config))(model.params, row[None])[:, 0]
     gaps = np.abs(np.asarray(ours, np.float32) - theirs).max(axis=(1, 2))
@@ -107,15 +107,15 @@ def test_float32_logits(converted, name):
 def test_bfloat16_logits(converted, name):
     """Within 1 % of PyTorch in float32, and about as near as PyTorch in bfloat16.
 
-    Weights have a spread of 0.05 (0.02 is what these models are initialised with). At
-    0.15 PyTorch's own bfloat16 is off by 1 to 3 %, and so is ours.
+    Weights have a standard deviation of 0.05 (these models are initialised with 0.02).
+    At 0.15 PyTorch's own bfloat16 is off by 1 to 3 %, and so is ours.
     """
     case, (module, model) = BY_NAME[name], converted(name, "bfloat16", 0.05)
     tokens = draw()
     ours = np.asarray(jax.jit(forward(model.config))(model.params, tokens))
     exact = np.stack([expected(case, module, row) for row in tokens])
-    half = pytorch.halved(pytorch.build(case, 0.05))
-    rounded = np.stack([expected(case, half, row) for row in tokens])
+    bfloat16_module = pytorch.to_bfloat16(pytorch.build(case, 0.05))
+    rounded = np.stack([expected(case, bfloat16_module, row) for row in tokens])
     assert model.params["embedding"].dtype == "bfloat16" and ours.dtype == np.float32
     error = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
     assert error <= 1e-2
@@ -125,8 +125,8 @@ def test_bfloat16_logits(converted, name):
 @EVERY
 def test_config_is_the_family_s(converted, name):
     case, config = BY_NAME[name], converted(name)[1].config
-    found = (config.family, config.logits_shift, config.tie_embeddings)
-    assert found == (case.family, case.shift, case.tied)
+    fields = (config.family, config.logits_shift, config.tie_embeddings)
+    assert fields == (case.family, case.shift, case.tied)
     assert config.attention == ("block_causal" if case.block else "full")
     assert case.block in (None, config.block_length)
     assert (config.vocab_rows, config.vocab_size) == (case.rows, REAL_IDS)
@@ -140,11 +140,11 @@ def test_pads_as_published(converted, name):
     """Dream's sampler counts from the first token, LLaDA's model from the first pad."""
     case, (module, model) = BY_NAME[name], converted(name)
     tokens, valid = (part[1:] for part in left_padded(draw()))
-    place, see = np.arange(LENGTH)[None], np.repeat(valid[:, None], LENGTH, axis=1)
+    position, mask = np.arange(LENGTH)[None], np.repeat(valid[:, None], LENGTH, axis=1)
     if name == "dream":
-        place = np.where(valid, valid.cumsum(-1) - 1, 1)
-        see &= valid[:, :, None]
-    logits, _ = pytorch.run_masked(module, tokens, see, place)
+        position = np.where(valid, valid.cumsum(-1) - 1, 1)
+        mask &= valid[:, :, None]
+    logits, _ = pytorch.run_masked(module, tokens, mask, position)
     ours = np.asarray(jax.jit(forward(model.config))(model.params, tokens, valid))[0]
     # Where the logits shift, a row's first token would be read off a pad.
     first = PADS + (case.shift == "full")

@@ -20,7 +20,9 @@ pytest.importorskip("torch")
 from helpers import torch_families as pytorch  # noqa: E402
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "sdar-4b-chat"
-TINY = Case("real", "sdar", 1, 8, heads=2, kv_heads=1, rows=151936, block=4)
+TINY = Case(
+    "real", "sdar", layers=1, hidden=8, heads=2, kv_heads=1, rows=151936, block=4
+)
 TURNS = [
     {"role": "user", "content": "1 + 1?"},
     {"role": "assistant", "content": "2"},
@@ -30,7 +32,7 @@ TURNS = [
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """PyTorch's module and our model, converted with nothing said on the command line.
+    """PyTorch's module and our model, converted without any option.
 
     Of config.json only sizes change: the vocabulary and all ids are the real ones.
     """
@@ -44,9 +46,13 @@ def pair(tmp_path_factory):
             shutil.copy(path, home / "source")
     config = json.loads((REAL / "config.json").read_text())
     config |= dict(
-        num_hidden_layers=1, hidden_size=8, intermediate_size=40,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-    )  # fmt: skip
+        num_hidden_layers=1,
+        hidden_size=8,
+        intermediate_size=40,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
     (home / "source" / "config.json").write_text(json.dumps(config))
     conversion.convert(home / "source", home / "ours")
     return module, jaxdave.load(home / "ours")
@@ -57,8 +63,8 @@ def test_config_is_the_preset_s(pair):
     ours = dataclasses.asdict(pair[1].config)
     theirs = dataclasses.asdict(preset("sdar-4b"))
     sizes = {"num_layers", "hidden", "inter", "heads", "kv_heads", "head_dim"}
-    odd = {key for key in theirs if ours[key] != theirs[key]}
-    assert odd == sizes | {"name", "rotary_dim"}
+    different = {key for key in theirs if ours[key] != theirs[key]}
+    assert different == sizes | {"name", "rotary_dim"}
 
 
 def test_codec_is_the_source_s(pair):

@@ -1,4 +1,4 @@
-"""A conversion that was killed: what is finished stays, and is not done again."""
+"""A conversion that was killed: finished weight files stay and are not read again."""
 
 import shutil
 import signal
@@ -29,14 +29,14 @@ conversion.convert(*sys.argv[1:])
 
 @pytest.fixture(scope="module")
 def killed_once(tmp_path_factory, made_once) -> Path:
-    """A home with a source, and a run killed between its two weight files; kept."""
+    """A folder with a source and a run that was killed between its two weight files."""
     home = tmp_path_factory.mktemp("killed") / "home"
     home.mkdir()
     source = conversion_sources.split(Path(shutil.copytree(made_once, home / "source")))
     command = [sys.executable, "-c", KILLED, str(source), str(home / "ours")]
     env = {"PYTHONPATH": ":".join(sys.path)}
-    ended = subprocess.run(command, env=env, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL
+    process = subprocess.run(command, env=env, capture_output=True)
+    assert process.returncode == -signal.SIGKILL
     assert conversion_sources.names_in(home) == [".ours.converting", "source"]
     shutil.copytree(home, home.with_name("kept"))
     return home
@@ -44,9 +44,9 @@ def killed_once(tmp_path_factory, made_once) -> Path:
 
 @pytest.fixture
 def killed(killed_once) -> Path:
-    """The destination of the killed run, its home as it was left.
+    """The destination of the killed run, beside it the folders that the run left.
 
-    A run goes on only where it began, so the home is put back, not copied elsewhere.
+    A run resumes only where it began, so they are put back, not copied elsewhere.
     """
     shutil.rmtree(killed_once)
     shutil.copytree(killed_once.with_name("kept"), killed_once)
@@ -61,15 +61,15 @@ def shards(killed) -> Path:
 
 @pytest.fixture
 def copied(monkeypatch) -> list[str]:
-    """The weight files that are read from now on."""
-    found = []
+    """Names of the weight files that are read from now on."""
+    names = []
 
-    def note(path, *arguments, **options):
-        found.append(path.name)
+    def record_name(path, *arguments, **options):
+        names.append(path.name)
         return shard_copy.copy_shard(path, *arguments, **options)
 
-    monkeypatch.setattr(conversion, "copy_shard", note)
-    return found
+    monkeypatch.setattr(conversion, "copy_shard", record_name)
+    return names
 
 
 def test_a_killed_run_goes_on(killed, shards, copied):
@@ -81,14 +81,11 @@ def test_a_killed_run_goes_on(killed, shards, copied):
     assert_equal(jaxdave.load(killed).params, expected)
     assert conversion_sources.names_in(killed.parent) == ["ours", "source"]
     export(killed, killed.parent / "back")
-    conversion_sources.same_files(shards, killed.parent / "back")
+    conversion_sources.assert_same_files(shards, killed.parent / "back")
 
 
 def test_a_killed_run_sees_what_has_changed(killed, shards, copied, capsys):
-    path = shards / "a.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    conversion_sources.flip_last_bit(shards / "a.safetensors")
     assert conversion_sources.run(shards, killed) == 0
     assert "a.safetensors has changed since" in capsys.readouterr().err
     assert copied == ["a.safetensors", "b.safetensors"]

@@ -175,8 +175,8 @@ def test_more_drafts_than_masks(room):
 
 def wild(outlook, first, budget):
     """Nested drafts spoiled: repeated, shuffled, half of them wrong, depths astray."""
-    good = nested.nested(outlook, first, budget)
-    key = jax.random.fold_in(jax.random.PRNGKey(0), first.stand.n)
+    good = nested.propose_nested(outlook, first, budget)
+    key = jax.random.fold_in(jax.random.PRNGKey(0), first.policy_state.n)
     noise = jax.random.randint(key, good.tokens_KNL.shape, 0, SIZE, jnp.int32)
     open_L = good.tokens_KNL[0] == MASK
     spoiled = jnp.where(open_L[None] & (noise % 5 == 0), noise, good.tokens_KNL)

@@ -74,7 +74,7 @@ def test_every_state_is_evaluated_once(case):
         needed = [state[: j + 1] for j in range(len(state))]
         assert made.fits_S[s] == all(part in held for part in needed)
         if made.fits_S[s]:
-            assert chain(made.seat_S[s]) == state
+            assert chain(made.active_S[s]) == state
             along = jax.device_get(ALONG(made, np.int32(s), np.int32(active[s])))
             own = [chain(int(m)) for m in along[: active[s] + 1]]
             assert own == needed
@@ -90,9 +90,9 @@ def test_it_looks_ahead_from_the_most_open_state(case):
         if seats:
             best = max(masks[s, j] for s in seats)
             seat = next(s for s in seats if masks[s, j] == best)
-            assert made.beyond_J[j] == made.seat_S[seat]
-        elif made.beyond_J[j] < most:
-            at = made.block_states.chain_MJ[made.beyond_J[j]]
+            assert made.lookahead_J[j] == made.active_S[seat]
+        elif made.lookahead_J[j] < most:
+            at = made.block_states.chain_MJ[made.lookahead_J[j]]
             held = made.block_states.tokens_MP[at[: j + 1]]
             np.testing.assert_array_equal(held, tokens[far, : j + 1])
 

@@ -32,7 +32,7 @@ def chain(tokens, depth, valid, targets):
         longest_accepted_path(step_from, ahead, drafts, first, order)
         for order in (True, False)
     ]
-    return [(to.at, to.hops, to.target) for to in found]
+    return [(to.draft, to.num_hops, to.target) for to in found]
 
 
 def looped_successors(tokens, depth, valid, targets, in_order):

@@ -1,4 +1,4 @@
-"""Longer tables for the graders, the sandbox and the tokenizer of the tasks."""
+"""Details of the demo tasks: the split, refused answers, and the tokenizer."""
 
 from pathlib import Path
 
@@ -8,15 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdave.demo_tasks import lists, problem_sets
-from jaxdave.demo_tasks.grade import baselines, extract_number, grade, is_allowed
+from jaxdave.demo_tasks.grade import (
+    baselines,
+    extract_number,
+    is_allowed,
+    is_correct,
+)
 from jaxdave.demo_tasks.problem import Problem, split_of
 from jaxdave.training.tokenizer import build_tokenizer
 
-SHAPES = ("", "import os", "def g(xs):\n    return 1", "def f(x):\n    return 1")
-SHAPES += ("def f(xs, x):\n    return 1", "def f(*xs):\n    return 1")
-SHAPES += ("def f(xs=1):\n    return 1", "def f(xs) -> list:\n    return 1")
-SHAPES += ("@abs\ndef f(xs):\n    return 1", "async def f(xs):\n    return 1")
-SHAPES += (
+OTHER_SHAPES = ("", "import os", "def g(xs):\n    return 1", "def f(x):\n    return 1")
+OTHER_SHAPES += ("def f(xs, x):\n    return 1", "def f(*xs):\n    return 1")
+OTHER_SHAPES += ("def f(xs=1):\n    return 1", "def f(xs) -> list:\n    return 1")
+OTHER_SHAPES += ("@abs\ndef f(xs):\n    return 1", "async def f(xs):\n    return 1")
+OTHER_SHAPES += (
     "def f(xs):\n    pass",
     "def f(xs):\n    return",
     "def f(xs):\n    return 1.5",
@@ -24,9 +29,9 @@ SHAPES += (
 
 
 @given(st.text())
-def test_about_three_percent_of_keys_are_tested(prefix: str) -> None:
-    tested = sum(split_of(f"{prefix}{i}") == "test" for i in range(1000))
-    assert 5 <= tested <= 70
+def test_about_three_percent_of_keys_are_test_keys(prefix: str) -> None:
+    num_test = sum(split_of(f"{prefix}{i}") == "test" for i in range(1000))
+    assert 5 <= num_test <= 70
 
 
 @given(st.text(max_size=80))
@@ -36,14 +41,14 @@ def test_no_text_breaks_the_graders(text: str) -> None:
     is_allowed(f"def f(xs):\n    return {text}")
 
 
-@pytest.mark.parametrize("text", SHAPES)
+@pytest.mark.parametrize("text", OTHER_SHAPES)
 def test_other_shapes_are_refused(text: str) -> None:
-    assert not grade(lists.sample(np.random.default_rng(0)), text)
+    assert not is_correct(lists.sample(np.random.default_rng(0)), text)
 
 
 def test_baselines() -> None:
-    twins = [Problem("words", f"{n} and {n}?", "#### 4", "") for n in (3, 4)]
-    assert baselines(twins) == {"majority": 1.0, "copy_last": 0.5}
+    problems = [Problem("words", f"{n} and {n}?", "#### 4", "") for n in (3, 4)]
+    assert baselines(problems) == {"majority": 1.0, "copy_last": 0.5}
     for wrong in ([], problem_sets.load("lists_test")):
         with pytest.raises(ValueError, match="defined for word problems only"):
             baselines(wrong)

@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from jaxdave.demo_tasks import lists, problem_sets, words
-from jaxdave.demo_tasks.grade import CASES, baselines, extract_number, grade, is_allowed
+from jaxdave.demo_tasks.grade import (
+    TEST_INPUTS,
+    baselines,
+    extract_number,
+    is_allowed,
+    is_correct,
+)
 from jaxdave.demo_tasks.mixture import kind_of, training_problem
 from jaxdave.demo_tasks.problem import Problem, from_line, split_of, to_line
-from jaxdave.training.tokenizer import SPECIALS, build_tokenizer
+from jaxdave.training.tokenizer import SPECIAL_TOKENS, build_tokenizer
 
 STREAM = 20000
 EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
@@ -40,35 +46,41 @@ def tokenizer() -> Tokenizer:
 
 
 def numbers_checked(problem: Problem) -> list[int]:
-    """Every number of an answer, after following its equations on their own terms."""
+    """Follows the equations of an answer, and returns every number in them."""
     *equations, last = problem.answer.split("\n")
     value = int(problem.key.split()[1])
-    seen = [value]
+    numbers = [value]
     for line, step in zip(equations, problem.key.split()[2:], strict=True):
-        found = EQUATION.fullmatch(line)
-        assert found
-        left, right, result = int(found[1]), int(found[3]), int(found[4])
+        match = EQUATION.fullmatch(line)
+        assert match
+        left, right, result = int(match[1]), int(match[3]), int(match[4])
         assert left == value and step.endswith(str(right))
         exact = {"+": left + right, "-": left - right, "*": left * right}
-        if found[2] == "/":
+        if match[2] == "/":
             assert result * right == left
         else:
-            assert result == exact[found[2]]
+            assert result == exact[match[2]]
         value = result
-        seen += [right, result]
+        numbers += [right, result]
     assert last == f"#### {value}"
-    return seen
+    return numbers
 
 
-def all_functions() -> list[lists.Skeleton]:
-    def kinds(table) -> list[tuple[str, int]]:
-        lowest = {name: entry.lowest for name, entry in table.items()}
+def all_functions() -> list[lists.ListFunction]:
+    def rules(table) -> list[tuple[str, int]]:
+        """Names of the rules, with every constant that they may have."""
+        lowest = {name: rule.min_constant for name, rule in table.items()}
         return [
             (n, k) for n, low in lowest.items() for k in range(low, 10 if low else 1)
         ]
 
-    made = itertools.product(lists.AGGREGATES, kinds(lists.MAPS), kinds(lists.FILTERS))
-    return [lists.Skeleton(a, *mapped, *kept) for a, mapped, kept in made]
+    choices = itertools.product(
+        lists.AGGREGATES, rules(lists.MAPS), rules(lists.FILTERS)
+    )
+    return [
+        lists.ListFunction(aggregate, *map_rule, *filter_rule)
+        for aggregate, map_rule, filter_rule in choices
+    ]
 
 
 def test_training_shares_nothing_with_the_frozen_sets(stream, sets) -> None:
@@ -83,15 +95,17 @@ def test_training_shares_nothing_with_the_frozen_sets(stream, sets) -> None:
 
 
 def test_held_out_words_are_only_in_their_set(stream, sets) -> None:
-    held = {name for name, _ in words.HELD_NAMES} | set(words.HELD_ITEMS)
-    held |= {item.removesuffix("s") for item in words.HELD_ITEMS}
-    assert not held & set(re.findall(r"\w+", " ".join(p.prompt for p in stream)))
-    assert all(held & set(re.findall(r"\w+", p.prompt)) for p in sets["words_names"])
+    held_out = {name for name, _ in words.HELD_OUT_PEOPLE} | set(words.HELD_OUT_ITEMS)
+    held_out |= {item.removesuffix("s") for item in words.HELD_OUT_ITEMS}
+    prompts = " ".join(p.prompt for p in stream)
+    assert not held_out & set(re.findall(r"\w+", prompts))
+    for problem in sets["words_names"]:
+        assert held_out & set(re.findall(r"\w+", problem.prompt))
 
 
 def test_the_key_does_not_depend_on_the_wording() -> None:
     one = words.sample(np.random.default_rng(3), 3)
-    other = words.sample(np.random.default_rng(3), 3, words.HELD_NAMES)
+    other = words.sample(np.random.default_rng(3), 3, words.HELD_OUT_PEOPLE)
     assert (one.key, one.answer) == (other.key, other.answer)
     assert one.prompt != other.prompt
 
@@ -116,29 +130,33 @@ def test_word_answers_are_right_and_in_range(stream, sets) -> None:
 def test_list_answers_do_what_their_key_says(stream) -> None:
     codes = {p.key: p.answer for p in stream if p.family == "lists"}
     for key, code in codes.items():
-        space: dict = {}
-        exec(code, space)
-        for xs in CASES:
-            wanted = lists.parse_key(key).reference(xs)
-            assert repr(space["f"](list(xs))) == repr(wanted)
+        namespace: dict = {}
+        exec(code, namespace)
+        for xs in TEST_INPUTS:
+            expected = lists.parse_key(key).expected_result(xs)
+            assert repr(namespace["f"](list(xs))) == repr(expected)
 
 
-def test_the_cases_tell_different_functions_apart() -> None:
+def test_the_inputs_tell_different_functions_apart() -> None:
     rng = np.random.default_rng(0)
     wide = [rng.integers(-40, 41, size=n).tolist() for n in (2, 3, 5, 9) * 20]
     alike = collections.defaultdict(list)
     for function in all_functions():
-        alike[repr([function.reference(xs) for xs in CASES])].append(function)
+        alike[repr([function.expected_result(xs) for xs in TEST_INPUTS])].append(
+            function
+        )
     for group in alike.values():
         for xs in wide if len(group) > 1 else ():
-            assert len({repr(function.reference(xs)) for function in group}) == 1
+            assert len({repr(function.expected_result(xs)) for function in group}) == 1
 
 
 @pytest.mark.parametrize("family", [words, lists])
-def test_draw_keeps_to_its_split(family) -> None:
+def test_sample_from_split_keeps_to_its_split(family) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
-        assert {split_of(family.draw(rng, split).key) for _ in range(30)} == {split}
+        assert {
+            split_of(family.sample_from_split(rng, split).key) for _ in range(30)
+        } == {split}
     with pytest.raises(ValueError, match=r"ops=6 must be in 1\.\.5"):
         words.sample(rng, 6)
 
@@ -167,16 +185,16 @@ def test_unknown_and_changed_sets_are_refused(tmp_path, monkeypatch) -> None:
 def test_word_references_pass_and_other_numbers_fail(name: str, sets) -> None:
     for problem in sets[name]:
         right = extract_number(problem.answer)
-        assert right is not None and grade(problem, problem.answer)
-        assert not grade(problem, f"#### {right + 1}")
-        assert not grade(problem, problem.answer.replace("####", "="))
+        assert right is not None and is_correct(problem, problem.answer)
+        assert not is_correct(problem, f"#### {right + 1}")
+        assert not is_correct(problem, problem.answer.replace("####", "="))
     assert all(share < 0.1 for share in baselines(sets[name]).values())
 
 
 def test_list_references_pass_and_perturbed_ones_fail(sets) -> None:
-    assert all(grade(problem, problem.answer) for problem in sets["lists_test"])
+    assert all(is_correct(problem, problem.answer) for problem in sets["lists_test"])
     for problem in sets["lists_test"][:40]:
-        assert not grade(problem, problem.answer.replace(" in xs", " in range(3)"))
+        assert not is_correct(problem, problem.answer.replace(" in xs", " in range(3)"))
 
 
 NUMBERS = {"#### 3\n#### 14": 14, "####-4.": -4, "#### 14<|im_end|>": 14, "14": None}
@@ -198,13 +216,13 @@ def test_code_outside_the_family_is_refused(code: str) -> None:
     assert not is_allowed(f"def f(xs):\n    return {code}")
 
 
-def test_grade_judges_the_value_and_not_the_spelling(sets) -> None:
+def test_the_value_counts_and_not_the_spelling(sets) -> None:
     counted = Problem("lists", "", "", "lists count none0 even0")
-    assert grade(counted, "def f(xs): return sum(1 for x in xs if not x % 2)")
+    assert is_correct(counted, "def f(xs): return sum(1 for x in xs if not x % 2)")
     listed = Problem("lists", "", "", "lists list none0 none0")
-    assert not grade(listed, "def f(xs):\n    return [x == 1 for x in xs]")
+    assert not is_correct(listed, "def f(xs):\n    return [x == 1 for x in xs]")
     with pytest.raises(ValueError, match="family 'songs' has no grader"):
-        grade(Problem("songs", "", "", ""), "la")
+        is_correct(Problem("songs", "", "", ""), "la")
 
 
 @settings(max_examples=300, deadline=None)
@@ -217,8 +235,8 @@ def test_tokenizer_round_trips_any_text(tokenizer: Tokenizer, text: str) -> None
 def test_each_number_is_one_token_and_specials_come_last(tokenizer) -> None:
     assert all(len(tokenizer.encode(str(number)).ids) == 1 for number in range(100))
     size = tokenizer.get_vocab_size()
-    ids = [tokenizer.token_to_id(token) for token in SPECIALS]
-    assert ids == list(range(size - len(SPECIALS), size)) and size <= 1024
+    ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
+    assert ids == list(range(size - len(SPECIAL_TOKENS), size)) and size <= 1024
 
 
 def test_the_shipped_tokenizer_is_what_the_generator_makes(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from jaxdave import policies
 from jaxdave.core.draft_api import DraftSet
 from jaxdave.drafting import text_drafts
+from jaxdave.drafting.guesses import merge_drafts, with_guesses
 from jaxdave.drafting.nested import nested
-from jaxdave.drafting.text_drafts import WithTextDrafts, merge_drafts
 from jaxdave.engine.generation import generate, stream
 
 ONE = policies.static(1)
@@ -168,7 +168,9 @@ def test_no_draft_text_can_change_the_text(name, told, salt):
         6,
         4,
         20,
-        draft=WithTextDrafts(nested, text_drafts.user_text_or_prompt_lookup),
+        draft=with_guesses(
+            nested, text_drafts.user_text_or_prompt_lookup, reads_text=True
+        ),
         **sampling,
     )
     prompts, spoiled = prompts_of([5, 9, 30], salt), [*told[:2], [MASK, STOP, PAD] * 9]
@@ -187,7 +189,7 @@ def test_no_draft_text_can_change_the_text(name, told, salt):
 def test_a_right_draft_text_saves_calls(kind):
     policy, draft = (
         policies.left_to_right(1),
-        WithTextDrafts(nested, text_drafts.user_text),
+        with_guesses(nested, text_drafts.user_text, reads_text=True),
     )
     if kind == "causal":
         decoder = fake_model.build(policy, 8, 4, 32, draft=draft)
@@ -213,16 +215,20 @@ def test_a_right_draft_text_saves_calls(kind):
     [
         (nested, [[1]], "does not read it"),
         (
-            WithTextDrafts(nested, text_drafts.user_text),
+            with_guesses(nested, text_drafts.user_text, reads_text=True),
             [[1], [2]],
             "2 draft texts for 1 prompts",
         ),
         (
-            WithTextDrafts(nested, text_drafts.user_text),
+            with_guesses(nested, text_drafts.user_text, reads_text=True),
             [[SIZE]],
             f"holds the id {SIZE}",
         ),
-        (WithTextDrafts(nested, text_drafts.user_text), [[-1]], "holds the id -1"),
+        (
+            with_guesses(nested, text_drafts.user_text, reads_text=True),
+            [[-1]],
+            "holds the id -1",
+        ),
     ],
 )
 def test_draft_texts_that_cannot_be_used_are_refused(draft, told, says):

@@ -72,7 +72,7 @@ def test_slots_become_states(leaf, drafts):
     pred = outlook.pred._replace(token=token, runner_up=token + 10)
     table = same_everywhere(tuple((slot, 0.5) for slot in leaf))
     first = guess_of([-9] * 10)
-    found = tree.tree(table)(outlook._replace(pred=pred), first, len(leaf) + 1)
+    found = tree.tree(table).propose(outlook._replace(pred=pred), first, len(leaf) + 1)
     assert (found.tokens_KNL[0, 0] == -9).all() and found.depth_K[0] == 0
     for k, want in enumerate(drafts, start=1):
         assert bool(found.valid_K[k]) == (want is not None)
@@ -91,7 +91,7 @@ def test_the_context_is_where_the_order_is_in_doubt():
     draft = tree.tree(tree_table.TreeTable(1.0, leaves))
     for scores, place in (([9, 8.5, 5, 1], 0), ([9, 7, 5.5, 5], 2), ([9, 7, 5, 3], 8)):
         outlook = looking(scores, [0] * 4, [True] * 4)
-        found = draft(outlook, guess_of([-9] * 4), 2)
+        found = draft.propose(outlook, guess_of([-9] * 4), 2)
         filled = [i for i in range(4) if found.tokens_KNL[1, 0, i] != -9]
         assert filled == ([place] if place < 4 else [])
 

@@ -55,7 +55,7 @@ def seen(monkeypatch) -> list[tuple[int, int]]:
     found, real = [], compaction._run_until
 
     def until(loop, params, state, fewest):
-        found.append((loop.rows, fewest))
+        found.append((loop.num_rows, fewest))
         return real(loop, params, state, fewest)
 
     monkeypatch.setattr(compaction, "_run_until", until)
@@ -97,11 +97,11 @@ def test_a_loop_is_made_once_waiting_has_cost_as_much():
     made, params = decoder(), fake_model.tiny_params(1)
     first = generate(made, params, PROMPTS)
     (whole,) = loops(made.spec).values()
-    assert 0 < whole.idle < compaction.MIN_WAIT_COMPILE
-    whole.made, whole.idle = 100.0, 90.0
+    assert 0 < whole.idle_seconds < compaction.MIN_WAIT_COMPILE
+    whole.compile_seconds, whole.idle_seconds = 100.0, 90.0
     generate(made, params, PROMPTS)
-    assert 90 < whole.idle < 100 and len(loops(made.spec)) == 1
-    whole.idle = 100.0
+    assert 90 < whole.idle_seconds < 100 and len(loops(made.spec)) == 1
+    whole.idle_seconds = 100.0
     later = generate(made, params, PROMPTS)
     assert len(loops(made.spec)) > 1
     assert plain(later.rows) == plain(first.rows)
@@ -112,8 +112,8 @@ def test_a_loop_at_hand_is_measured_once_waiting_was_worth_it(monkeypatch):
     monkeypatch.setattr(compaction, "is_available", lambda wanted: True)
     generate(made, params, PROMPTS)
     (whole,) = loops(made.spec).values()
-    assert whole.idle < compaction.MIN_WAIT_CACHED
-    whole.idle = compaction.MIN_WAIT_CACHED
+    assert whole.idle_seconds < compaction.MIN_WAIT_CACHED
+    whole.idle_seconds = compaction.MIN_WAIT_CACHED
     generate(made, params, PROMPTS)
     assert len(loops(made.spec)) > 1
 
@@ -170,7 +170,7 @@ def test_a_limit_of_calls_ends_a_loop_that_has_not_come_far():
     made, params = decoder(), fake_model.tiny_params(1)
     begun = prepare(made, params, PROMPTS, 0, None, None)
     runtime = begun.loop.runtime._replace(max_calls=np.int32(2))
-    state = begun.init(params, runtime, begun.prompts)
+    state = begun.prefill(params, runtime, begun.prompts)
     rows, _ = compaction.run_to_end(begun.loop._replace(runtime=runtime), params, state)
     assert not rows.done.any() and rows.stats.verify.tolist() == [2, 2, 2]
 
@@ -187,7 +187,7 @@ def test_what_cannot_be_made_costs_time_only(monkeypatch):
     monkeypatch.setattr(compaction, "_compile_smaller", fails)
     assert plain(generate(made, params, PROMPTS).rows) == plain(want.rows)
     (whole,) = loops(made.spec).values()
-    assert whole.made == float("inf")
+    assert whole.compile_seconds == float("inf")
 
 
 @pytest.mark.parametrize(("numerics", "rows"), [("exact", {3, 1}), ("fast", {3})])

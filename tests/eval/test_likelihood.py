@@ -13,7 +13,7 @@ from helpers import checkpoint_folders, fake_model
 from jaxdave.core.model_api import ModelFns
 from jaxdave.eval.likelihood import masks
 from jaxdave.eval.likelihood.batching import Question, log_likelihoods
-from jaxdave.eval.likelihood.score import Scorer, log_probabilities, scorer
+from jaxdave.eval.likelihood.score import Scorer, log_probabilities, make_scorer
 from jaxdave.models.forward import forward
 from jaxdave.models.presets import preset
 
@@ -23,10 +23,10 @@ TARGETS = list(itertools.product(range(IDS), repeat=3))
 CONTEXT = (1, 0)
 
 
-def values(of, params, questions, rule, **settings) -> np.ndarray:
-    """All answers, in the order of their questions."""
-    found = dict(log_likelihoods(of, params, questions, rule, **settings))
-    return np.array([found[index] for index in range(len(questions))])
+def values(scorer, params, questions, rule, **settings) -> np.ndarray:
+    """The log-likelihoods, in the order of their questions."""
+    by_index = dict(log_likelihoods(scorer, params, questions, rule, **settings))
+    return np.array([by_index[index] for index in range(len(questions))])
 
 
 # A model that is a table: logits of every state of three tokens at every position.
@@ -42,15 +42,17 @@ def unused(*args):
     raise NotImplementedError
 
 
-def table_network() -> ModelFns:
-    """Full attention; five rows of vocabulary, of which one is the mask and one none,
-    read two at a time."""
+def table_model() -> ModelFns:
+    """Full attention over five rows of vocabulary, read two at a time.
+
+    One row is the mask id, one is padding.
+    """
 
     def forward(params, tokens_KL, start, end, cache):
         at = jnp.arange(tokens_KL.shape[1], dtype=jnp.int32)[None, :, None]
         at = jnp.broadcast_to(at, (*tokens_KL.shape, 1))
-        seen = jnp.broadcast_to(tokens_KL[:, None, :3], (*tokens_KL.shape, 3))
-        return jnp.concatenate([seen, at], axis=-1), None
+        state = jnp.broadcast_to(tokens_KL[:, None, :3], (*tokens_KL.shape, 3))
+        return jnp.concatenate([state, at], axis=-1), None
 
     def prefill(params, tokens_T, begin, start, end, window, prompt):
         return jnp.zeros((window, 4), jnp.int32), None
@@ -58,25 +60,25 @@ def table_network() -> ModelFns:
     def logits(params, hidden_RE, first):
         a, b, c, at = hidden_RE.T
         ids = first + jnp.arange(2, dtype=jnp.int32)
-        said_RV = params[a, b, c, jnp.minimum(at, 2)]
-        return said_RV[:, ids]
+        logits_RV = params[a, b, c, jnp.minimum(at, 2)]
+        return logits_RV[:, ids]
 
     return ModelFns(forward, prefill, logits, unused, 5, 4, (MASK,), 2)
 
 
-TABLE = Scorer(lambda positions: table_network(), None, False, MASK, 64)
+TABLE = Scorer(lambda positions: table_model(), None, False, MASK, 64)
 
 
-def told(state, place) -> np.ndarray:
+def log_probs(state, place) -> np.ndarray:
     """Log-probabilities of the ids at a place of a state, in double precision."""
-    said = table()[(*state, place)][:IDS].astype(np.float64)
-    return said - np.log(np.exp(said).sum())
+    logits = table()[(*state, place)][:IDS].astype(np.float64)
+    return logits - np.log(np.exp(logits).sum())
 
 
 def chain(target, order) -> float:
     state, total = [MASK] * 3, 0.0
     for place in order:
-        total += float(told(tuple(state), place)[target[place]])
+        total += float(log_probs(tuple(state), place)[target[place]])
         state[place] = target[place]
     return total
 
@@ -107,7 +109,7 @@ def test_samples_converge_to_the_exact_bound():
     exact = values(TABLE, params, questions, masks.bound(7))
     drawn = np.stack(
         [
-            values(TABLE, params, questions, masks.bound(3), seed=seed, rows=32)
+            values(TABLE, params, questions, masks.bound(3), seed=seed, batch_size=32)
             for seed in range(rounds)
         ]
     )
@@ -134,15 +136,17 @@ FAMILIES = {
 
 
 @functools.cache
-def by_whole(family: str):
+def logits_by_forward(family: str):
     config = FAMILIES[family]
-    said = jax.jit(forward(config))
+    forward_fn = jax.jit(forward(config))
     params = checkpoint_folders.random(config, 3)
 
-    def logs(canvas):
-        return np.asarray(said(params, jnp.asarray([canvas], jnp.int32))[0], np.float64)
+    def logits(canvas):
+        return np.asarray(
+            forward_fn(params, jnp.asarray([canvas], jnp.int32))[0], np.float64
+        )
 
-    return logs
+    return logits
 
 
 def expected(family: str, question: Question, stretch, end, known, guidance=0.0):
@@ -155,14 +159,16 @@ def expected(family: str, question: Question, stretch, end, known, guidance=0.0)
                 text[p] if p < known else FAMILIES[family].mask_id for p in range(end)
             ]
             canvas = [47 if p in hidden else x for p, x in enumerate(canvas)]
-            said = by_whole(family)(canvas)[:, :47]
+            logits = logits_by_forward(family)(canvas)[:, :47]
             if guidance:
                 prompt = len(question.context)
-                blind = by_whole(family)([47] * prompt + canvas[prompt:])[:, :47]
-                said = blind + (guidance + 1) * (said - blind)
-            logs = said - np.log(np.exp(said).sum(axis=1, keepdims=True))
+                unconditional = logits_by_forward(family)(
+                    [47] * prompt + canvas[prompt:]
+                )[:, :47]
+                logits = unconditional + (guidance + 1) * (logits - unconditional)
+            log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
             share = 1 / (size * math.comb(len(stretch), size))
-            total += share * sum(logs[p, text[p]] for p in hidden)
+            total += share * sum(log_probs[p, text[p]] for p in hidden)
     return total
 
 
@@ -173,16 +179,16 @@ def test_blocks_are_scored_after_the_clean_text_before_them(family):
     text = fake_model.prompts_of([71], most=45)[0]
     question = Question(tuple(text[:66]), tuple(text[66:]))
     blocks = [range(66, 68), range(68, 71)]
-    want = sum(
+    expected_value = sum(
         expected(family, question, block, end, block[-1] + 1)
         for block, end in zip(blocks, (68, 72), strict=True)
     )
-    of, params = (
-        scorer(FAMILIES[family]),
+    scorer, params = (
+        make_scorer(FAMILIES[family]),
         checkpoint_folders.random(FAMILIES[family], 3),
     )
-    found = values(of, params, [question], masks.bound(16))
-    np.testing.assert_allclose(found, want, atol=2e-4)
+    actual = values(scorer, params, [question], masks.bound(16))
+    np.testing.assert_allclose(actual, expected_value, atol=2e-4)
 
 
 @pytest.mark.usefixtures("quick_compiles")
@@ -190,39 +196,45 @@ def test_blocks_are_scored_after_the_clean_text_before_them(family):
 def test_full_attention_scores_the_target_as_one_stretch(family, guidance):
     text = fake_model.prompts_of([14], most=45)[0]
     question = Question(tuple(text[:10]), tuple(text[10:]))
-    want = expected(family, question, range(10, 14), 14, 14, guidance)
+    expected_value = expected(family, question, range(10, 14), 14, 14, guidance)
     config = FAMILIES[family]
-    of, params = scorer(config, guidance=guidance), checkpoint_folders.random(config, 3)
-    found = values(of, params, [question], masks.bound(16))
-    np.testing.assert_allclose(found, want, atol=2e-4)
+    scorer, params = (
+        make_scorer(config, guidance=guidance),
+        checkpoint_folders.random(config, 3),
+    )
+    actual = values(scorer, params, [question], masks.bound(16))
+    np.testing.assert_allclose(actual, expected_value, atol=2e-4)
 
 
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("family", ["sdar", "dream"])
 def test_answers_depend_on_neither_batch_nor_order(family):
-    of, params = (
-        scorer(FAMILIES[family]),
+    scorer, params = (
+        make_scorer(FAMILIES[family]),
         checkpoint_folders.random(FAMILIES[family], 3),
     )
     texts = fake_model.prompts_of([11, 12, 11, 12, 12], most=45)
     questions = [Question(tuple(x[:7]), tuple(x[7:])) for x in texts]
     rule = masks.bound(5)
-    alone = values(of, params, questions, rule, rows=1)
-    together = values(of, params, questions, rule, rows=8)
-    turned = values(of, params, questions[::-1], rule, rows=8)[::-1]
+    alone = values(scorer, params, questions, rule, batch_size=1)
+    together = values(scorer, params, questions, rule, batch_size=8)
+    turned = values(scorer, params, questions[::-1], rule, batch_size=8)[::-1]
     np.testing.assert_allclose(together, alone, atol=1e-4)
     np.testing.assert_allclose(turned, alone, atol=1e-4)
-    other = values(of, params, questions, rule, rows=8, seed=1)
+    other = values(scorer, params, questions, rule, batch_size=8, seed=1)
     assert np.abs(other - alone).min() > 1e-3
 
 
 def test_certain_and_hopeless_tokens_keep_their_logs():
     """Neither end saturates: log p is -exp(-gap) or -gap."""
-    said = lambda params, hidden_RE, first: hidden_RE  # noqa: E731
-    net = ModelFns(unused, unused, said, unused, 2, 2, (), 2)
+
+    def logits(params, hidden_RE, first):
+        return hidden_RE
+
+    model = ModelFns(unused, unused, logits, unused, 2, 2, (), 2)
     hidden = jnp.asarray([[80.0, 0.0], [80.0, 0.0]])
-    found = log_probabilities(net, None, hidden, jnp.asarray([0, 1]))
-    np.testing.assert_allclose(found, [-math.exp(-80), -80], rtol=1e-5)
+    actual = log_probabilities(model, None, hidden, jnp.asarray([0, 1]))
+    np.testing.assert_allclose(actual, [-math.exp(-80), -80], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

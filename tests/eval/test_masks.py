@@ -11,11 +11,11 @@ from jaxdave.eval.likelihood import masks
 @pytest.mark.parametrize("samples", [1, 3, 8])
 def test_random_sets_weigh_what_all_sets_weigh(samples):
     """And sizes are spread evenly in every drawing."""
-    all_sets = masks.every(4)
+    all_sets = masks.all_subsets(4)
     share = Counter()
     noise, draws = np.random.default_rng(0), 30_000 // samples
     for _ in range(draws):
-        drawn = masks.sampled(4, samples, noise)
+        drawn = masks.sampled_subsets(4, samples, noise)
         sizes = Counter(drawn.hidden_SN.sum(axis=1).tolist())
         assert max(sizes.values()) == -(-samples // 4)
         for hidden_N, weight_N in zip(*drawn, strict=True):

@@ -24,7 +24,7 @@ from jaxdave.eval.run import records
     ],
 )
 def test_wilson_intervals(right, count, low, high):
-    span = metrics.wilson(right, count)
+    span = metrics.wilson_interval(right, count)
     assert span.value == right / count
     assert span[1:] == pytest.approx((low, high), abs=6e-5)
 
@@ -32,16 +32,16 @@ def test_wilson_intervals(right, count, low, high):
 @pytest.mark.parametrize(("right", "count"), [(0, 0), (2, 1), (-1, 3)])
 def test_shares_of_nothing_are_refused(right, count):
     with pytest.raises(ValueError, match="no share"):
-        metrics.wilson(right, count)
+        metrics.wilson_interval(right, count)
 
 
 def test_rates_are_ratios_of_sums():
     tokens, calls = [10, 90], [10, 30]
-    span = metrics.ratio(tokens, calls)
+    span = metrics.ratio_of_sums(tokens, calls)
     assert span.value == 2.5  # the mean of the items' rates is 2
     # Two items drawn anew: twice the first, twice the second, or as they are.
     assert (span.low, span.high) == (1.0, 3.0)
-    assert metrics.ratio(tokens, calls) == span
+    assert metrics.ratio_of_sums(tokens, calls) == span
 
 
 def test_gains_are_paired_by_item():
@@ -51,10 +51,10 @@ def test_gains_are_paired_by_item():
 
 
 def test_rates_of_nothing_are_none_and_json():
-    made = metrics.gain([0], [3], [0], [3])
-    assert made == (None, None, None)
+    estimate = metrics.gain([0], [3], [0], [3])
+    assert estimate == (None, None, None)
     empty = eval_runs.record(token_ids=(), valid_tokens=0)
-    json.dumps(metrics.counts([empty]), allow_nan=False)
+    json.dumps(metrics.count_metrics([empty]), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_first_difference(one, other, at):
     )
     assert metrics.first_difference(a, b) == metrics.first_difference(b, a) == at
     expected = () if at is None else (Difference("a", at),)
-    assert metrics.differences([a], {"a": b}) == expected
+    assert metrics.text_differences([a], {"a": b}) == expected
 
 
 def test_counts_and_times_are_sums_over_items():
@@ -83,16 +83,20 @@ def test_counts_and_times_are_sums_over_items():
         eval_runs.record("a", compile_seconds=3.0),
         eval_runs.record("b", right=False, nfe=nfe, valid_tokens=8, seconds=1.5),
     ]
-    found = metrics.counts(rows)
-    assert (found["items"], found["right"], found["accuracy"]["value"]) == (2, 1, 0.5)
-    assert found["nfe"] == {
+    counts = metrics.count_metrics(rows)
+    assert (counts["items"], counts["right"], counts["accuracy"]["value"]) == (
+        2,
+        1,
+        0.5,
+    )
+    assert counts["nfe"] == {
         "prefill": 2, "verify": 8, "commit": 0, "refresh": 0, "recheck": 1, "total": 11
     }  # fmt: skip
-    assert found["tokens_per_nfe"]["value"] == pytest.approx(11 / 11)
-    assert found["decoded_tokens_per_nfe"]["value"] == pytest.approx(8 / 11)
-    assert (found["rows"], found["reference_nfe"]) == (50, 12)
-    assert found["ended"] == {"stop": 2, "length": 0}
-    times = metrics.times(rows)
+    assert counts["tokens_per_nfe"]["value"] == pytest.approx(11 / 11)
+    assert counts["decoded_tokens_per_nfe"]["value"] == pytest.approx(8 / 11)
+    assert (counts["rows"], counts["reference_nfe"]) == (50, 12)
+    assert counts["ended"] == {"stop": 2, "length": 0}
+    times = metrics.timing_metrics(rows)
     assert times["tokens_per_second"]["value"] == pytest.approx(11 / 2)
     assert (times["seconds"], times["compile_seconds"]) == (2.0, 3.0)
 
@@ -104,13 +108,13 @@ HEADER = {"format": records.FORMAT, "numerics": "guarded"}
 
 def test_records_come_back_as_they_were(tmp_path):
     path = tmp_path / "r.jsonl"
-    made = [eval_runs.record(id, memory={"program": 3}) for id in "abc"]
-    assert records.read(path, HEADER) == {}
-    for some in (made[:2], made[2:]):
-        with records.adding(path, HEADER) as add:
-            for one in some:
-                add(one)
-    assert list(records.read(path, HEADER).values()) == made
+    all_records = [eval_runs.record(id, memory={"program": 3}) for id in "abc"]
+    assert records.read_records(path, HEADER) == {}
+    for part in (all_records[:2], all_records[2:]):
+        with records.record_writer(path, HEADER) as write_record:
+            for record in part:
+                write_record(record)
+    assert list(records.read_records(path, HEADER).values()) == all_records
     assert len(path.read_text().splitlines()) == 4
 
 
@@ -118,46 +122,46 @@ def test_records_come_back_as_they_were(tmp_path):
 def test_a_torn_last_line_is_dropped_and_made_again(tmp_path, cut):
     """However much of the last line, or of the header, a kill has left."""
     path = tmp_path / "r.jsonl"
-    with records.adding(path, HEADER) as add:
+    with records.record_writer(path, HEADER) as write_record:
         for id in "ab":
-            add(eval_runs.record(id))
+            write_record(eval_runs.record(id))
     whole = path.read_bytes()
     header, last = whole.index(b"\n") + 1, whole.rindex(b"\n", 0, -1) + 1
     path.write_bytes(whole[: max(last, len(whole) - cut)])
-    found = records.read(path, HEADER)
-    assert list(found) == ["a"]
-    with records.adding(path, HEADER) as add:
-        add(eval_runs.record("b"))
+    intact = records.read_records(path, HEADER)
+    assert list(intact) == ["a"]
+    with records.record_writer(path, HEADER) as write_record:
+        write_record(eval_runs.record("b"))
     assert path.read_bytes() == whole
     path.write_bytes(whole[: header - 3])
-    assert records.read(path, HEADER) == {}
-    with records.adding(path, HEADER) as add:
-        add(eval_runs.record("a"))
-        add(eval_runs.record("b"))
+    assert records.read_records(path, HEADER) == {}
+    with records.record_writer(path, HEADER) as write_record:
+        write_record(eval_runs.record("a"))
+        write_record(eval_runs.record("b"))
     assert path.read_bytes() == whole
 
 
 def test_records_are_on_the_disk_before_the_next(tmp_path, monkeypatch):
-    path, seen = tmp_path / "r.jsonl", []
+    path, contents = tmp_path / "r.jsonl", []
     sync = records.os.fsync
     monkeypatch.setattr(
-        records.os, "fsync", lambda fd: (seen.append(path.read_bytes()), sync(fd))
+        records.os, "fsync", lambda fd: (contents.append(path.read_bytes()), sync(fd))
     )
-    with records.adding(path, HEADER) as add:
-        add(eval_runs.record("a"))
-        assert len(seen) == 2 and seen[1] == path.read_bytes()
-        add(eval_runs.record("b"))
-    assert seen[2] == path.read_bytes() != seen[1]
+    with records.record_writer(path, HEADER) as write_record:
+        write_record(eval_runs.record("a"))
+        assert len(contents) == 2 and contents[1] == path.read_bytes()
+        write_record(eval_runs.record("b"))
+    assert contents[2] == path.read_bytes() != contents[1]
 
 
 def test_records_of_other_settings_are_refused(tmp_path):
     path = tmp_path / "r.jsonl"
-    with records.adding(path, HEADER) as add:
-        add(eval_runs.record())
+    with records.record_writer(path, HEADER) as write_record:
+        write_record(eval_runs.record())
     before = path.read_bytes()
     for other in ({**HEADER, "numerics": "exact"}, {**HEADER, "seed": 1}, {}):
         with pytest.raises(ValueError, match="choose another --out"):
-            with records.adding(path, other) as add:
+            with records.record_writer(path, other) as write_record:
                 raise AssertionError("must not come this far")
     assert path.read_bytes() == before
 
@@ -165,22 +169,22 @@ def test_records_of_other_settings_are_refused(tmp_path):
 @pytest.mark.parametrize("broken", [b"\x00\x00\n", b"[]\n", b'{"id": \n'])
 def test_records_broken_in_the_middle_are_refused(tmp_path, broken):
     path = tmp_path / "r.jsonl"
-    with records.adding(path, HEADER) as add:
-        add(eval_runs.record("a"))
+    with records.record_writer(path, HEADER) as write_record:
+        write_record(eval_runs.record("a"))
     whole = path.read_bytes()
     path.write_bytes(whole + broken + whole.splitlines()[1] + b"\n")
     with pytest.raises(ValueError, match="line 3: broken JSON"):
-        records.read(path, HEADER)
+        records.read_records(path, HEADER)
 
 
 def test_stable_drops_what_is_measured_and_nothing_else():
     value = {"a": [{"timing": 1, "b": {"memory": 2, "c": 3}}], "machine": 4}
-    assert report.stable(value) == {"a": [{"b": {"c": 3}}]}
+    assert report.reproducible_part(value) == {"a": [{"b": {"c": 3}}]}
 
 
 def test_same_texts_are_counted_and_others_named():
     base = {id: eval_runs.record(id) for id in "abcd"}
-    own = [base["a"], eval_runs.record("b", token_ids=(5, 9, 7)), base["c"]]
-    assert report._same(own, base) == {
+    others = [base["a"], eval_runs.record("b", token_ids=(5, 9, 7)), base["c"]]
+    assert report._same_text(others, base) == {
         "items": 2, "share": 2 / 3, "different": [{"id": "b", "at": 1}]
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What models are asked, letter by letter, and how presets decode."""
+"""Prompts of every protocol, letter by letter."""
 
 import importlib.util
 
@@ -93,45 +93,45 @@ CONVERSATIONS = {
 
 
 def turns(prompt: Prompt) -> list[str]:
-    assert not isinstance(prompt.asked, str)
-    assert [m["role"] for m in prompt.asked] == (["user", "assistant"] * 9)[
-        : len(prompt.asked)
+    assert not isinstance(prompt.content, str)
+    assert [m["role"] for m in prompt.content] == (["user", "assistant"] * 9)[
+        : len(prompt.content)
     ]
-    return [m["content"] for m in prompt.asked]
+    return [m["content"] for m in prompt.content]
 
 
-def asked(name: str, family: str, task: str, **options) -> Prompt:
+def prompt_of(name: str, family: str, task: str, **options) -> Prompt:
     preset = open_preset(name, **options)
     return preset.prompt(family, TASKS[task], BY_TASK[task])
 
 
 @pytest.mark.parametrize(("name", "family"), MATH)
 def test_literal_prompts_of_mathematics(name: str, family: str) -> None:
-    assert asked(name, family, "gsm8k") == Prompt(MATH[name, family])
+    assert prompt_of(name, family, "gsm8k") == Prompt(MATH[name, family])
 
 
 @pytest.mark.parametrize("task", CODE)
 def test_literal_prompts_of_code(task: str) -> None:
-    assert asked("paper-2025", "sdar", task) == Prompt(CODE[task])
-    assert asked("dllm-rl", "sdar", task) == Prompt(CODE[task], OPENED[task])
+    assert prompt_of("paper-2025", "sdar", task) == Prompt(CODE[task])
+    assert prompt_of("dllm-rl", "sdar", task) == Prompt(CODE[task], OPENED[task])
 
 
 def test_as_published_the_markup_is_wrapped_again_and_the_end_cut() -> None:
-    told = MATH["paper-2025", "sdar"]
-    published = asked("paper-2025", "sdar", "gsm8k", as_published=True)
-    assert published == Prompt([{"role": "user", "content": told}], longest=200)
-    dream = asked("paper-2025", "dream", "gsm8k", as_published=True)
-    assert dream.longest is None and not isinstance(dream.asked, str)
-    plain = asked("dllm-rl", "sdar", "gsm8k", as_published=True)
-    assert plain == Prompt(told)
+    markup = MATH["paper-2025", "sdar"]
+    published = prompt_of("paper-2025", "sdar", "gsm8k", as_published=True)
+    assert published == Prompt([{"role": "user", "content": markup}], max_tokens=200)
+    dream = prompt_of("paper-2025", "dream", "gsm8k", as_published=True)
+    assert dream.max_tokens is None and not isinstance(dream.content, str)
+    plain = prompt_of("dllm-rl", "sdar", "gsm8k", as_published=True)
+    assert plain == Prompt(markup)
 
 
 @pytest.mark.parametrize(("name", "task"), CONVERSATIONS)
 def test_conversations(name: str, task: str) -> None:
     question, prefill = CONVERSATIONS[name, task]
-    wanted = Prompt([{"role": "user", "content": question}], prefill)
+    expected = Prompt([{"role": "user", "content": question}], prefill)
     for family in ("sdar", "llada", "dream", "fast-dllm-v2"):
-        assert asked(name, family, task) == wanted
+        assert prompt_of(name, family, task) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,27 +139,30 @@ def test_demo_tasks_are_asked_as_the_demo_was_trained(name: str) -> None:
     item = Item("demo-math-0", "How many?", "#### 1", {})
     for family in ("sdar", "llada", "dream"):
         preset = PRESETS[name]
-        told = preset.prompt(family, TASKS["demo-math"], item)
-        assert told == Prompt([{"role": "user", "content": "How many?"}])
-        room = preset.settings(family, TASKS["demo-math"])["max_new_tokens"]
-        assert room % 32 == 0 and room <= 64
+        prompt = preset.prompt(family, TASKS["demo-math"], item)
+        assert prompt == Prompt([{"role": "user", "content": "How many?"}])
+        max_new_tokens = preset.settings(family, TASKS["demo-math"])["max_new_tokens"]
+        assert max_new_tokens % 32 == 0 and max_new_tokens <= 64
 
 
 @needs_data
 def test_prompts_of_code_are_those_of_the_published_files() -> None:
     """But where a published answer opens with a helper, or with spaces left over."""
-    odd = []
+    different = []
     for task in ("mbpp", "humaneval"):
         ours = open_task(task).items(DATA)
-        kept = [item for item in ours if item.id not in ("mbpp/342", "mbpp/367")]
+        shared = [item for item in ours if item.id not in ("mbpp/342", "mbpp/367")]
         theirs = open_task(task, as_published=True).items(DATA)
-        for one, other in zip(kept, theirs, strict=True):
-            told = [prompts.literal("sdar", "code", item) for item in (one, other)]
-            assert told[0] == told[1]
-            if prompts.completed(one) != prompts.completed(other):
-                odd.append(int(one.id.split("/")[1]))
+        for our_item, their_item in zip(shared, theirs, strict=True):
+            texts = [
+                prompts.literal_prompt("sdar", "code", item)
+                for item in (our_item, their_item)
+            ]
+            assert texts[0] == texts[1]
+            if prompts.code_prefix(our_item) != prompts.code_prefix(their_item):
+                different.append(int(our_item.id.split("/")[1]))
     helpers = "18 30 45 56 70 148 151 152 164 181 323 338 348 364 466 485 486 501"
-    assert sorted(odd) == sorted([*map(int, helpers.split()), 396])
+    assert sorted(different) == sorted([*map(int, helpers.split()), 396])
 
 
 FIRST_DRAW = [
@@ -181,10 +184,10 @@ SECOND_DRAW = [
 @needs_data
 def test_examples_of_gsm8k_are_drawn_as_lm_eval_draws_them() -> None:
     preset = open_preset("lm-eval-2026", folder=DATA)
-    told = turns(preset.prompt("sdar", TASKS["gsm8k"], SUM))
-    assert len(told) == 11 and told[-1] == "Question: What is 1+1?\nAnswer:"
+    texts = turns(preset.prompt("sdar", TASKS["gsm8k"], SUM))
+    assert len(texts) == 11 and texts[-1] == "Question: What is 1+1?\nAnswer:"
     # By lm-eval 0.4.13's own ContextSampler(list of rows, rnd=1234).sample(5), twice.
-    first, second = (fewshot.gsm8k(i, DATA) for i in (0, 1))
+    first, second = (fewshot.gsm8k_examples(i, DATA) for i in (0, 1))
     assert [q[10:30] for q, _ in first] == FIRST_DRAW
     assert [q[10:30] for q, _ in second] == SECOND_DRAW
     assert all("#### " in answer for _, answer in first)
@@ -193,24 +196,24 @@ def test_examples_of_gsm8k_are_drawn_as_lm_eval_draws_them() -> None:
 @needs_data
 def test_examples_of_mbpp() -> None:
     preset = open_preset("lm-eval-2026", folder=DATA)
-    told = preset.prompt("sdar", TASKS["mbpp"], ADD)
-    texts = turns(told)
-    assert texts[-1] == EXPERT + TESTS and told.prefill == "\n```python\n"
+    prompt = preset.prompt("sdar", TASKS["mbpp"], ADD)
+    texts = turns(prompt)
+    assert texts[-1] == EXPERT + TESTS and prompt.answer_prefix == "\n```python\n"
     assert texts[1] == (
         "\n```python\ndef similar_elements(test_tup1, test_tup2):\r\n  res = "
         "tuple(set(test_tup1) & set(test_tup2))\r\n  return (res) \n```"
     )
-    begun = open_preset("llada", folder=DATA).prompt("llada", TASKS["mbpp"], ADD)
-    assert begun.prefill == "[BEGIN]\n"
-    assert turns(begun)[1].endswith("' \n[DONE] \n\n ")
+    llada = open_preset("llada", folder=DATA).prompt("llada", TASKS["mbpp"], ADD)
+    assert llada.answer_prefix == "[BEGIN]\n"
+    assert turns(llada)[1].endswith("' \n[DONE] \n\n ")
 
 
 def test_examples_of_minerva() -> None:
     if importlib.util.find_spec("lm_eval") is None:
         with pytest.raises(ValueError, match="lm-evaluation-harness, which is not ins"):
-            asked("lm-eval-2026", "sdar", "math500")
+            prompt_of("lm-eval-2026", "sdar", "math500")
         pytest.skip("needs lm-eval (pip install lm-eval), which holds the examples")
-    told = turns(asked("lm-eval-2026", "sdar", "math500"))
-    assert len(told) == 9
-    assert told[0].startswith("Problem:\nFind the domain of the expression")
-    assert told[1].endswith("answer is $[2,5)$. I hope it is correct.")
+    texts = turns(prompt_of("lm-eval-2026", "sdar", "math500"))
+    assert len(texts) == 9
+    assert texts[0].startswith("Problem:\nFind the domain of the expression")
+    assert texts[1].endswith("answer is $[2,5)$. I hope it is correct.")

@@ -1,4 +1,4 @@
-"""How presets decode, and what they refuse."""
+"""Settings of every protocol, and the tasks and families that it refuses."""
 
 import pytest
 
@@ -16,29 +16,29 @@ SUM = Item("gsm8k/0", "What is 1+1?", "2", {"index": 0})
 def test_every_setting_makes_a_decoder(name: str, model: str) -> None:
     config = model_preset(model)
     for task in TASKS.values():
-        given = PRESETS[name].settings(config.family, task)
-        settings = decode_config.DecodeConfig(method="threshold", **given)
+        fields = PRESETS[name].settings(config.family, task)
+        settings = decode_config.DecodeConfig(method="threshold", **fields)
         decode_config.check_config(settings)
-        made = decode_config.make_decoder(config, settings)
-        assert made.max_new_tokens == given["max_new_tokens"]
+        decoder = decode_config.make_decoder(config, settings)
+        assert decoder.max_new_tokens == fields["max_new_tokens"]
 
 
 def test_settings_of_the_paper() -> None:
-    told = {
+    settings = {
         family: PRESETS["paper-2025"].settings(family, TASKS["gsm8k"])
         for family in ("sdar", "dream")
     }
-    assert told["sdar"] == {
+    assert settings["sdar"] == {
         "max_new_tokens": 2048, "block_length": 4, "threshold": 0.9, "draft_steps": 8,
         "temperature": 0.0,
     }  # fmt: skip
-    assert told["dream"] == {
+    assert settings["dream"] == {
         "max_new_tokens": 1600, "block_length": 32, "threshold": 0.95, "draft_steps": 4,
         "temperature": 0.0,
     }  # fmt: skip
-    hot = open_preset("paper-2025", as_published=True)
-    assert hot.settings("sdar", TASKS["gsm8k"]) == (
-        {**told["sdar"], "temperature": 1.0, "top_k": 1}
+    published = open_preset("paper-2025", as_published=True)
+    assert published.settings("sdar", TASKS["gsm8k"]) == (
+        {**settings["sdar"], "temperature": 1.0, "top_k": 1}
     )
     long = PRESETS["paper-2025-thinking"].settings("sdar", TASKS["gsm8k"])
     assert long["max_new_tokens"] == 30000

@@ -1,4 +1,4 @@
-"""What the paper's evaluation does beside its settings, and only when asked for."""
+"""Deviations of the paper's evaluation, which are there only with `--as-published`."""
 
 import dataclasses
 import functools
@@ -16,11 +16,11 @@ from jaxdave.eval.benchmarks import demo
 from jaxdave.eval.benchmarks.registry import TASKS
 from jaxdave.eval.protocols import deviations
 from jaxdave.eval.protocols import registry as protocol_registry
-from jaxdave.eval.protocols.deviations import Habits
+from jaxdave.eval.protocols.deviations import ProtocolDeviations
 from jaxdave.eval.protocols.registry import open_preset
 from jaxdave.eval.run import command, plan
 from jaxdave.eval.run.eval_config import Wanted, methods_of
-from jaxdave.eval.run.progress import watching
+from jaxdave.eval.run.progress import progress_display
 from jaxdave.io import checkpoint
 from jaxdave.models.presets import preset as model_preset
 
@@ -61,21 +61,21 @@ def test_rows_over_a_threshold_were_sampled_and_others_greedy(model):
 def test_dreams_rows_over_a_threshold_had_short_blocks(model, asked):
     dream = dataclasses.replace(model, config=model_preset("dream-7b"))
     wanted = Wanted(methods=MANY, as_published=True, block_length=asked)
-    found = {name: s.block_length for name, s in chosen(dream, wanted).items()}
+    block_lengths = {name: s.block_length for name, s in chosen(dream, wanted).items()}
     usual, short = asked or 32, asked or 4
-    assert found == dict(zip(MANY, (usual, short, usual, short), strict=True))
+    assert block_lengths == dict(zip(MANY, (usual, short, usual, short), strict=True))
     assert chosen(dream, wanted)["threshold"].temperature == 0.1
 
 
 def test_confidence_behind_top_k_1_is_a_tie():
-    made = [
-        deviations.filtered_first(
+    wrapped = [
+        deviations.confidence_after_top_k(
             DecodeConfig(temperature=1.0, top_k=k), policies.static(1)
         )
         for k in (1, 0, 40)
     ]
     plain = policies.static(1).name
-    assert [one.name for one in made] == [f"certain({plain})", plain, plain]
+    assert [policy.name for policy in wrapped] == [f"certain({plain})", plain, plain]
 
 
 def test_a_certain_model_is_decoded_from_the_left(quick_compiles):
@@ -118,44 +118,54 @@ def test_a_certain_model_leaves_nothing_in_doubt():
 
 @pytest.mark.parametrize("name", protocol_registry.NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_habits_are_the_right_ones_unless_asked_otherwise(name, family):
-    assert protocol_registry.PRESETS[name].habits(family, TASKS["gsm8k"]) == Habits()
+def test_protocols_do_not_deviate_by_default(name, family):
+    assert (
+        protocol_registry.PRESETS[name].deviations(family, TASKS["gsm8k"])
+        == ProtocolDeviations()
+    )
 
 
-def test_habits_of_the_paper_and_of_whom_it_follows():
+def test_deviations_of_the_paper_and_of_dllm_rl():
     def of(name, family, task="gsm8k"):
-        return open_preset(name, as_published=True).habits(family, TASKS[task])
+        return open_preset(name, as_published=True).deviations(family, TASKS[task])
 
     for name in ("paper-2025", "paper-2025-thinking"):
         trado = of(name, "sdar")
-        assert (trado.config, trado.output) == (
-            deviations.endless,
-            deviations.with_prompt,
+        assert (trado.adapt_model, trado.extract_output) == (
+            deviations.without_stop_ids,
+            deviations.prompt_and_answer,
         )
     dream = of("paper-2025", "dream")
-    assert (dream.config, dream.output) == (Habits().config, deviations.answer)
-    assert dream.policy is trado.policy is deviations.filtered_first
-    assert of("dllm-rl", "sdar") == of("paper-2025", "sdar", "demo-math") == Habits()
+    assert (dream.adapt_model, dream.extract_output) == (
+        ProtocolDeviations().adapt_model,
+        deviations.answer_only,
+    )
+    assert dream.wrap_policy is trado.wrap_policy is deviations.confidence_after_top_k
+    assert (
+        of("dllm-rl", "sdar")
+        == of("paper-2025", "sdar", "demo-math")
+        == ProtocolDeviations()
+    )
 
 
 @pytest.fixture
 def decoded(model, monkeypatch, quick_compiles):
-    """Two items of the demo by every method, with the paper's habits: the records."""
+    """Two items of the demo by every method, with the paper's deviations."""
     paper = open_preset("paper-2025", as_published=True)
     math = TASKS["gsm8k"]
     mixed = demo.PRESETS["demo"]._replace(
         settings=lambda family, _: paper.settings(family, math),
-        habits=lambda family, _: paper.habits(family, math),
+        deviations=lambda family, _: paper.deviations(family, math),
     )
     monkeypatch.setattr(plan, "preset_of", lambda _: mixed)
     wanted = Wanted(
         tasks=("demo-math",), limit=2, batch_size=2, draft_steps="2",
         max_new_tokens=ROOM, threshold=0.02,
     )  # fmt: skip
-    with watching() as shown:
-        found = command._decoded(plan.cells(wanted, model), model, shown)
+    with progress_display() as display:
+        results = command._run_cells(plan.cells(wanted, model), model, display)
     names = [method.name for method in methods_of(wanted)]
-    return {name: pair for name, pair in zip(names, found, strict=True)}
+    return {name: pair for name, pair in zip(names, results, strict=True)}
 
 
 def test_decoding_goes_on_and_the_prompt_counts(model, decoded):
@@ -164,14 +174,14 @@ def test_decoding_goes_on_and_the_prompt_counts(model, decoded):
             ids = [*entry.prompt, *record.token_ids]
             assert len(record.token_ids) == record.decoded_tokens == ROOM
             assert record.finish_reason == "length" and {*ENDS} & {*record.token_ids}
-            silent = {*model.codec.stop_ids, model.codec.mask_id, model.codec.pad_id}
-            kept = [i for i in ids if i not in silent]
-            assert record.valid_tokens == len(kept)
-            assert record.text == model.codec.decode(kept)
+            removed = {*model.codec.stop_ids, model.codec.mask_id, model.codec.pad_id}
+            counted = [i for i in ids if i not in removed]
+            assert record.valid_tokens == len(counted)
+            assert record.text == model.codec.decode(counted)
     # Where all are equally sure, the first is first.
     for record in decoded["static"][1]:
-        begun = record.committed_at[0]
-        assert record.committed_at == tuple(range(begun, begun + ROOM))
+        first_call = record.committed_at[0]
+        assert record.committed_at == tuple(range(first_call, first_call + ROOM))
     sampled, greedy, fast = (
         [record.token_ids for record in decoded[name][1]]
         for name in ("threshold", "static", "freedave")

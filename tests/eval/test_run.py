@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from helpers import checkpoint_folders, compiling
 
+from jaxdave.cli import main
 from jaxdave.cli.console import run_app
-from jaxdave.cli.main import main
 from jaxdave.engine import decode_config
 from jaxdave.engine.generation import generate
 from jaxdave.eval.benchmarks import demo
@@ -38,10 +38,10 @@ DIES = """
 import os, signal, sys
 from types import MappingProxyType
 from jaxdave.eval.benchmarks import demo
-task, seen = demo.TASKS["demo-math"], []
+task, graded = demo.TASKS["demo-math"], []
 def grade(items, texts):
-    seen.extend(texts)
-    if len(seen) > 4:
+    graded.extend(texts)
+    if len(graded) > 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return task.grade(items, texts)
 demo.TASKS = MappingProxyType({"demo-math": task._replace(grade=grade)})
@@ -82,7 +82,7 @@ def quickly(shared_cache):
 
 
 def results(folder) -> dict:
-    return report.stable(json.loads((folder / "results.json").read_text()))
+    return report.reproducible_part(json.loads((folder / "results.json").read_text()))
 
 
 def lines(folder) -> dict[str, int]:
@@ -93,19 +93,19 @@ def lines(folder) -> dict[str, int]:
 def finished(model, tmp_path_factory):
     """A folder with a finished run, and what it printed."""
     out = tmp_path_factory.mktemp("finished") / "out"
-    printed, told = io.StringIO(), io.StringIO()
-    asked = ["eval", "--model", model, *SMALL, *BOTH, "--out", out]
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
-        assert run_app(main.app, "jaxdave", [*map(str, asked)]) == 0
-    return out, printed.getvalue(), told.getvalue()
+    printed, errors = io.StringIO(), io.StringIO()
+    command_line = ["eval", "--model", model, *SMALL, *BOTH, "--out", out]
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        assert run_app(main.app, "jaxdave", [*map(str, command_line)]) == 0
+    return out, printed.getvalue(), errors.getvalue()
 
 
 def test_a_killed_run_goes_on_to_the_same_results(
     run, model, finished, tmp_path, monkeypatch
 ):
     whole, cut = finished[0], tmp_path / "cut"
-    asked = ("eval", "--model", model, *SMALL, *BOTH)
-    command = [sys.executable, "-c", DIES, *map(str, asked), "--out", str(cut)]
+    command_line = ("eval", "--model", model, *SMALL, *BOTH)
+    command = [sys.executable, "-c", DIES, *map(str, command_line), "--out", str(cut)]
     killed = subprocess.run(command, capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL
     # A header and the items of two batches of three, of both methods in turn.
@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_to_the_same_results(
     before = torn.read_bytes()
     torn.write_bytes(before[:-9])  # and one item's line was not yet whole
     decoded = count_decoded(monkeypatch)
-    assert run(*asked, "--out", cut)[0] == 0
+    assert run(*command_line, "--out", cut)[0] == 0
     assert decoded == {1: 3, 2: 2}
     assert results(cut) == results(whole)
     assert lines(cut) == lines(whole) == dict.fromkeys(names, 1 + LIMIT)
@@ -125,23 +125,23 @@ def test_a_killed_run_goes_on_to_the_same_results(
 
 def count_decoded(monkeypatch) -> dict[int, int]:
     """How many items are decoded from now on, by drafts a call."""
-    seen: dict[int, int] = collections.Counter()
+    counts: dict[int, int] = collections.Counter()
     decode = runner.generate
 
-    def counted(**asked):
-        seen[asked["decoder"].spec.max_drafts] += len(asked["prompts"])
-        return decode(**asked)
+    def counting(**arguments):
+        counts[arguments["decoder"].spec.max_num_drafts] += len(arguments["prompts"])
+        return decode(**arguments)
 
-    monkeypatch.setattr(runner, "generate", counted)
-    return seen
+    monkeypatch.setattr(runner, "generate", counting)
+    return counts
 
 
 def test_what_is_printed_is_what_is_kept(finished):
-    out, printed, told = finished
+    out, printed, errors = finished
     assert printed == (out / "results.md").read_text()
     assert "| demo-math (6) | FreeDave d=2 |" in printed
     for title in ("static", "FreeDave d=2"):
-        assert f"demo-math {title}: 6 items, 0.0 % right" in told
+        assert f"demo-math {title}: 6 items, 0.0 % right" in errors
 
 
 def test_a_finished_run_decodes_nothing(run, model, finished, monkeypatch):
@@ -154,12 +154,12 @@ def test_a_finished_run_decodes_nothing(run, model, finished, monkeypatch):
 
 def test_numbers_are_those_of_the_decodes(model, finished):
     """Calls and tokens once more, by other means and in other batches."""
-    found = results(finished[0])["cells"]
+    cells = results(finished[0])["cells"]
     loaded = checkpoint.load(model)
     items = demo.TASKS["demo-math"].items(None)[:LIMIT]
-    asked = decode_config.DecodeConfig(draft_steps=2, max_new_tokens=ROOM)
-    for cell, method in zip(found, ("static", "freedave"), strict=True):
-        settings = dataclasses.replace(asked, method=method)
+    common = decode_config.DecodeConfig(draft_steps=2, max_new_tokens=ROOM)
+    for cell, method in zip(cells, ("static", "freedave"), strict=True):
+        settings = dataclasses.replace(common, method=method)
         decoder = decode_config.make_decoder(loaded.config, settings, loaded.tables)
         prompts = [loaded.codec.encode_prompt(i.question) for i in reversed(items)]
         pairs = (prompts[:2], prompts[2:4], prompts[4:])
@@ -174,7 +174,7 @@ def test_numbers_are_those_of_the_decodes(model, finished):
         assert cell["rows"] == calls + verified * (drafts - 1)
         assert cell["decoded_tokens"] >= tokens and cell["right"] == 0
         assert cell["same_text"]["static"]["share"] == 1.0
-    static, fast = found
+    static, fast = cells
     assert static["steps"] == static["nfe"]["total"] > fast["nfe"]["total"]
     fewer = static["nfe"]["total"] / fast["nfe"]["total"]
     assert fast["tokens_per_nfe_gain"]["value"] == pytest.approx(fewer)
@@ -193,8 +193,8 @@ def test_numbers_are_those_of_the_decodes(model, finished):
 def test_other_settings_refuse_and_change_nothing(run, model, finished, more, words):
     out = finished[0]
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    asked = ("eval", "--model", model, *SMALL, *BOTH, "--out", out, *more)
-    code, printed, err = run(*asked)
+    command_line = ("eval", "--model", model, *SMALL, *BOTH, "--out", out, *more)
+    code, printed, err = run(*command_line)
     assert (code, printed) == (2, "") and words in err and err.count("\n") == 1
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
@@ -202,7 +202,10 @@ def test_other_settings_refuse_and_change_nothing(run, model, finished, more, wo
 def test_other_references_refuse(run, model, finished, monkeypatch):
     out = finished[0]
     task = demo.TASKS["demo-math"]
-    changed = lambda data: tuple(i._replace(gold="#### 0") for i in task.items(data))  # noqa: E731
+
+    def changed(data):
+        return tuple(item._replace(gold="#### 0") for item in task.items(data))
+
     mine = {"demo-math": task._replace(items=changed)}
     monkeypatch.setattr(demo, "TASKS", mine)
     code, _, err = run("eval", "--model", model, *SMALL, *BOTH, "--out", out)
@@ -212,26 +215,26 @@ def test_other_references_refuse(run, model, finished, monkeypatch):
 def test_sweep_and_trajectory_are_drawn(run, model, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxdave.eval.run.plan.SWEEP", (1, 2))
     options = ("--sweep", "draft_steps", "--trajectory", "demo-math-1")
-    asked = ("eval", "--model", model, *SMALL, *BOTH, *options, "--limit", 2)
-    code, out, err = run(*asked, "--out", tmp_path)
+    command_line = ("eval", "--model", model, *SMALL, *BOTH, *options, "--limit", 2)
+    code, out, err = run(*command_line, "--out", tmp_path)
     assert code == 0, err
     assert "FreeDave d=1" in out and "FreeDave d=2" in out
     names = {p.name for p in tmp_path.iterdir()}
-    pictures = {f"{n}.{f}" for n in ("figure3", "trajectory-demo-math-1") for f in
-                ("png", "svg")}  # fmt: skip
-    kept = {f"tiny.demo-math.{n}.jsonl" for n in ("static", "freedave.d1",
-            "freedave.d2")}  # fmt: skip
-    assert names == pictures | kept | {"figure3.json", "figure3.md"}
+    stems = ("figure3", "trajectory-demo-math-1")
+    pictures = {f"{stem}.{extension}" for stem in stems for extension in ("png", "svg")}
+    rows = ("static", "freedave.d1", "freedave.d2")
+    record_files = {f"tiny.demo-math.{row}.jsonl" for row in rows}
+    assert names == pictures | record_files | {"figure3.json", "figure3.md"}
     before = {name: (tmp_path / name).read_bytes() for name in pictures}
-    assert run(*asked, "--out", tmp_path)[0] == 0
+    assert run(*command_line, "--out", tmp_path)[0] == 0
     assert {name: (tmp_path / name).read_bytes() for name in pictures} == before
 
 
 @pytest.mark.slow
 @NEEDS_DATA
 def test_gsm8k_through_the_real_pipeline(run, model, tmp_path):
-    asked = ("--tasks", "gsm8k", "--preset", "paper-2025", "--data-dir", DATA)
-    small = ("--model", model, *SMALL, *BOTH, *asked)
+    benchmark = ("--tasks", "gsm8k", "--preset", "paper-2025", "--data-dir", DATA)
+    small = ("--model", model, *SMALL, *BOTH, *benchmark)
     code, out, err = run("eval", *small, "--out", tmp_path)
     assert code == 0, err
     assert "| gsm8k (6) | static | 0.0 [" in out and "preset paper-2025" in out

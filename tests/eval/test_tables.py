@@ -11,7 +11,7 @@ from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.eval.benchmarks import demo
 from jaxdave.eval.report import figures, report, tables
 from jaxdave.eval.run import memory, progress, runner
-from jaxdave.eval.run.cells import Cell
+from jaxdave.eval.run.cells import EvalCell
 from jaxdave.eval.run.methods import METHODS
 
 STATIC = [eval_runs.record(f"i{n}", seconds=0.5) for n in range(4)]
@@ -28,7 +28,7 @@ def span(value: float) -> dict[str, float]:
     return {"value": value, "low": value, "high": value}
 
 
-def made(**changes) -> dict:
+def two_tables(**changes) -> dict:
     """Static and FreeDave on one benchmark of each kind."""
     cells = []
     for task, kind in (("gsm8k", "math"), ("mbpp", "code")):
@@ -44,21 +44,21 @@ def made(**changes) -> dict:
 
 
 def test_tables_are_the_papers():
-    text = tables.markdown(made())
-    one, two = text.index("Table 1: mathematics"), text.index("Table 2: code")
-    assert "gsm8k" in text[one:two] and "mbpp" not in text[one:two]
+    text = tables.to_markdown(two_tables())
+    first, second = text.index("Table 1: mathematics"), text.index("Table 2: code")
+    assert "gsm8k" in text[first:second] and "mbpp" not in text[first:second]
     rows = [line for line in text.splitlines() if line.startswith("| gsm8k (4)")]
     assert rows == [
         "| gsm8k (4) | static 1 | 100.0 [51.0, 100.0] | 6 | 0.75 |",
         "| gsm8k (4) | freedave 8 | 75.0 [30.1, 95.4] | 12 (2.00 [2.00, 2.00]x) "
         "| 1.5 (2.00 [2.00, 2.00]x) |",
     ]
-    (behind,) = [line for line in text.splitlines() if "| 75.0 % |" in line][:1]
-    assert behind == (
+    (details,) = [line for line in text.splitlines() if "| 75.0 % |" in line][:1]
+    assert details == (
         "| gsm8k | freedave 8 | 2 | 8 | 4 | 4 | 0 | 0 | 100 | 24 | 75.0 % | i2 at 17 "
         "| 6.6 MB | 0.0 |"
     )
-    assert text.endswith("Peak memory: " + memory.SOURCES["program"] + ".\n")
+    assert text.endswith("Peak memory: " + memory.MEMORY_SOURCES["program"] + ".\n")
     assert text.startswith("`jaxdave eval`\n\ntiny, preset demo, float32")
 
 
@@ -67,7 +67,7 @@ def test_tables_without_static_or_rates_have_dashes():
     cell = eval_runs.cell("gsm8k", "math", "freedave", 8, FAST)
     cell["timing"]["speed_up"] = nothing
     cell["memory"] = {"bytes": None, "source": None}
-    text = tables.markdown(eval_runs.report(cell))
+    text = tables.to_markdown(eval_runs.report(cell))
     assert "12 (- [-, -]x)" in text and "| - | - | - | 0.0 |" in text
     assert "Table 2" not in text and "Peak memory" not in text
 
@@ -97,11 +97,13 @@ def test_trajectories_are_the_same_bytes():
         {"title": "static", "committed_at": [0, 1, 3, 2], "calls": 4},
         {"title": "FreeDave", "committed_at": [0, 1, 1, 1], "calls": 2},
     ]
-    drawn = lambda sides: figures.trajectory(  # noqa: E731
-        {"model": "tiny", "trajectory": {"item": "gsm8k-0", "sides": sides}}
-    )
-    first = drawn(sides)
-    assert first == drawn(sides) != drawn(sides[::-1])
+
+    def draw(sides):
+        drawing = {"item": "gsm8k-0", "sides": sides}
+        return figures.trajectory({"model": "tiny", "trajectory": drawing})
+
+    first = draw(sides)
+    assert first == draw(sides) != draw(sides[::-1])
     assert b"gsm8k-0" in first["svg"]
 
 
@@ -114,7 +116,7 @@ def test_figures_ignore_the_users_own_settings(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("stats", "program", "used"),
+    ("stats", "program", "expected"),
     [
         (None, {"program": 5}, {"bytes": 5, "source": "program"}),
         ({"peak_bytes_in_use": 9}, {"program": 5},
@@ -123,31 +125,31 @@ def test_figures_ignore_the_users_own_settings(tmp_path, monkeypatch):
         (None, {}, {"bytes": None, "source": None}),
     ],
 )  # fmt: skip
-def test_memory_says_how_it_was_measured(monkeypatch, stats, program, used):
+def test_memory_says_how_it_was_measured(monkeypatch, stats, program, expected):
     class Device:
         def memory_stats(self):
             return stats
 
     monkeypatch.setattr(memory.jax, "local_devices", lambda: [Device()])
-    monkeypatch.setattr(memory, "_program", lambda decoder: program)
-    warm = memory.warmed(None, lambda: None)  # pyright: ignore
+    monkeypatch.setattr(memory, "_program_bytes", lambda decoder: program)
+    warm = memory.measure_warmup(None, lambda: None)  # pyright: ignore
     assert warm.seconds > 0
     small = eval_runs.record(memory={"program": 2} if program else None)
-    seen = [eval_runs.record(), eval_runs.record(memory=warm.memory), small]
-    assert report._memory(seen) == used
-    assert used["source"] in {None, *memory.SOURCES}
+    cell_records = [eval_runs.record(), eval_runs.record(memory=warm.memory), small]
+    assert report._peak_memory(cell_records) == expected
+    assert expected["source"] in {None, *memory.MEMORY_SOURCES}
 
 
 def test_progress_shows_how_right_and_how_long():
     console = Console(force_terminal=True, width=100, color_system=None)
     task, method = demo.TASKS["demo-math"], METHODS["freedave"]
-    made = Cell(task, method, DecodeConfig(draft_steps=8), *[()] * 4)  # pyright: ignore
-    made = made._replace(entries=(None,) * 4)  # pyright: ignore
-    with console.capture() as capture, progress.watching(console) as shown:
-        shown.counted("compiling", 1)()
-        watch = shown.watch(made, FAST[:1])
-        for one in FAST[1:]:
-            watch(one)
+    cell = EvalCell(task, method, DecodeConfig(draft_steps=8), *[()] * 4)  # pyright: ignore
+    cell = cell._replace(entries=(None,) * 4)  # pyright: ignore
+    with console.capture() as capture, progress.progress_display(console) as display:
+        display.add_counter("compiling", 1)()
+        on_record = display.add_cell(cell, FAST[:1])
+        for record in FAST[1:]:
+            on_record(record)
     text = capture.get()
     assert "compiling" in text and "1/1" in text and "left" in text
     assert "demo-math FreeDave d=8" in text and "4/4" in text
@@ -160,8 +162,8 @@ def test_progress_shows_how_right_and_how_long():
         (0, 0, "-:--:-- left"),
         (80, 80, "-:--:-- left"),
         (100, 100, "0:00:00 left"),
-        # Two of this run's took 100 s, whatever was there before, and 18 are left; and
-        # the next has been waited for 7 s.
+        # Two items of this run took 100 s, whatever an earlier run has done, and 18 are
+        # left; 7 s of the next one have passed.
         (80, 82, "0:14:53 left"),
         (0, 50, "0:01:33 left"),
         (0, 99, "0:00:00 left"),
@@ -172,19 +174,19 @@ def test_time_left_is_by_the_pace_of_this_run(done, completed, text):
     fields = {"done": done, "at": 107.0}
     task = Task(TaskID(0), "", 100, completed, lambda: 114.0, fields=fields)
     task.start_time = 7.0
-    assert progress.Left().render(task).plain == text
+    assert progress.TimeLeftColumn().render(task).plain == text
 
 
 def test_cells_take_turns_to_and_fro():
-    seen: list[str] = []
+    order: list[str] = []
 
     def turns(name: str, count: int):
         for at in range(count):
-            seen.append(f"{name}{at}")
+            order.append(f"{name}{at}")
             yield (eval_runs.record(f"{name}{at}"),)
 
-    found = runner.in_turn([turns("a", 3), turns("b", 2), turns("c", 0)])
-    assert seen == ["a0", "b0", "b1", "a1", "a2"]
-    assert [[one.id for one in some] for some in found] == [
+    results = runner.alternate([turns("a", 3), turns("b", 2), turns("c", 0)])
+    assert order == ["a0", "b0", "b1", "a1", "a2"]
+    assert [[record.id for record in batch] for batch in results] == [
         ["a0", "a1", "a2"], ["b0", "b1"], []
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What counts as an answer, and when two answers are the same."""
+"""Extraction of answers, and equality of mathematical answers."""
 
 import importlib.util
 import time
@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdave.grading import extract, mathematics
-from jaxdave.grading.math_equal import same
+from jaxdave.grading.math_equal import answers_equal
 
-needs_verifier = pytest.mark.skipif(
+needs_math_verify = pytest.mark.skipif(
     importlib.util.find_spec("math_verify") is None,
     reason="needs math-verify (pip install math-verify)",
 )
 
-READ = {
+MATH_ANSWERS = {
     r"so \boxed{5}.": "5",
     r"\boxed{1} then \boxed{\frac{1}{2}}": r"\frac{1}{2}",
     r"\boxed{\{1, \{2\}\}} and more": r"\{1, \{2\}\}",
@@ -38,7 +38,7 @@ READ = {
     "none": "",
     "#### 5 and \\boxed{6}": "6",
 }
-BLOCKS = {
+CODE_BLOCKS = {
     "```python\nx = 1\n```": ("x = 1", "x = 1"),
     "```python\na\n``` ```python\nb\n```": ("b", "a"),
     "```\na\n```": ("", "a"),
@@ -48,7 +48,7 @@ BLOCKS = {
     "Here:\n```python\ndef f():\n    pass\n\n": ("", "def f():\n    pass"),
     "```python\r\na\r\nb\r\n```": ("a\r\nb", "a\r\nb"),
 }
-BEGUN = {
+BEGIN_DONE_BLOCKS = {
     "[BEGIN]\n 'x = 1' \n[DONE] \n\n ": "x = 1",
     "[BEGIN]\nx = 1\n[DONE] [BEGIN]\ny": "x = 1",
     "[BEGIN]\n```python\nx = 1\n```\n": "x = 1",
@@ -56,24 +56,27 @@ BEGUN = {
 }
 
 
-@pytest.mark.parametrize("text", READ)
+@pytest.mark.parametrize("text", MATH_ANSWERS)
 def test_math_answer(text: str) -> None:
-    assert extract.math_answer(text) == READ[text]
+    assert extract.math_answer(text) == MATH_ANSWERS[text]
 
 
-def test_boxed_only_as_published() -> None:
-    assert extract.boxed_only(r"\boxed{3} #### 4") == "3"
-    assert extract.boxed_only("#### 4") == "Can not extract the answer!"
+def test_boxed_answer_as_published() -> None:
+    assert extract.boxed_answer(r"\boxed{3} #### 4") == "3"
+    assert extract.boxed_answer("#### 4") == "Can not extract the answer!"
 
 
-@pytest.mark.parametrize("text", BLOCKS)
-def test_blocks(text: str) -> None:
-    assert (extract.last_block(text), extract.first_block(text)) == BLOCKS[text]
+@pytest.mark.parametrize("text", CODE_BLOCKS)
+def test_code_blocks(text: str) -> None:
+    assert (
+        extract.last_python_block(text),
+        extract.first_code_block(text),
+    ) == CODE_BLOCKS[text]
 
 
-@pytest.mark.parametrize("text", BEGUN)
-def test_begun(text: str) -> None:
-    assert extract.begun(text) == BEGUN[text]
+@pytest.mark.parametrize("text", BEGIN_DONE_BLOCKS)
+def test_begin_done_block(text: str) -> None:
+    assert extract.begin_done_block(text) == BEGIN_DONE_BLOCKS[text]
 
 
 def test_reachable_keeps_what_the_entry_needs() -> None:
@@ -82,30 +85,34 @@ def test_reachable_keeps_what_the_entry_needs() -> None:
         "def f(x):\n    return help(x)\ndef other():\n    return L\nprint(f(1))\n"
         "And that is all."
     )
-    plain = extract.reachable(code, "f").replace("\n\n", "\n")
+    plain = extract.reachable_code(code, "f").replace("\n\n", "\n")
     assert plain == "\n".join(code.split("\n")[:2] + code.split("\n")[3:7])
-    assert extract.reachable("no code here", "f") == ""
+    assert extract.reachable_code("no code here", "f") == ""
 
 
 def test_endless_repetition_is_read_in_one_pass() -> None:
-    begun = time.monotonic()
+    start = time.monotonic()
     for part in ("\\boxed{", "final answer is $x ", "```python\n", "#### ", "1,"):
         assert isinstance(extract.math_answer(part * 20_000), str)
-        assert isinstance(extract.last_block(part * 20_000), str)
-        assert isinstance(extract.first_block(part * 20_000), str)
-    assert time.monotonic() - begun < 20
+        assert isinstance(extract.last_python_block(part * 20_000), str)
+        assert isinstance(extract.first_code_block(part * 20_000), str)
+    assert time.monotonic() - start < 20
 
 
 @given(st.text(max_size=60))
-def test_no_text_breaks_the_readers(text: str) -> None:
-    for read in (extract.math_answer, extract.boxed_only, extract.last_block):
-        assert isinstance(read(text), str)
-    assert isinstance(extract.begun(extract.first_block(text)), str)
-    same(text, text[::-1])
-    extract.reachable(text, "f")
+def test_no_text_breaks_the_extraction(text: str) -> None:
+    for extract_answer in (
+        extract.math_answer,
+        extract.boxed_answer,
+        extract.last_python_block,
+    ):
+        assert isinstance(extract_answer(text), str)
+    assert isinstance(extract.begin_done_block(extract.first_code_block(text)), str)
+    answers_equal(text, text[::-1])
+    extract.reachable_code(text, "f")
 
 
-SAME = (
+EQUAL = (
     ("18", "18.0"), ("1234", "1,234"), ("1234", "$1,234"), ("25", "025"),
     ("70000", r"\$70,000"), (r"\frac{1}{2}", "0.5"), (r"\frac12", r"\dfrac{1}{2}"),
     (r"\frac{1}{2}", "1/2"), ("90^\\circ", "90"), (r"50\%", "50"), ("x=5", "5"),
@@ -114,12 +121,12 @@ SAME = (
     ("18", "18 dollars"), ("18", r"18\text{ gold coins}"), ("-\\frac{2}{3}", "-2/3"),
     (".5", "0.50"), ("2,000,000", "2000000"),
 )  # fmt: skip
-OTHER = (
+UNEQUAL = (
     ("18", "19"), ("18", ""), ("1234", "12,34"), ("3", "-3"), ("1/2", "2/1"),
     ("5", "1/0"), ("113", "1130"), ("0.5", "0.05"), ("3", "3" * 5000), ("25", "0250"),
 )  # fmt: skip
-# For math-verify: by spelling and value these are not told apart.
-ASKED = {
+# For math-verify: spelling and value leave these undecided.
+UNDECIDED = {
     ("(x+1)^2", "x^2+2x+1"): True,
     ("\\sqrt{8}", "2\\sqrt{2}"): True,
     ("2\\pi", "6"): False,
@@ -130,35 +137,35 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize(("gold", "found"), SAME)
-def test_same(gold: str, found: str) -> None:
-    assert same(gold, found) is True
+@pytest.mark.parametrize(("gold", "answer"), EQUAL)
+def test_equal_answers(gold: str, answer: str) -> None:
+    assert answers_equal(gold, answer) is True
 
 
-@pytest.mark.parametrize(("gold", "found"), OTHER)
-def test_not_the_same(gold: str, found: str) -> None:
-    assert not same(gold, found)
+@pytest.mark.parametrize(("gold", "answer"), UNEQUAL)
+def test_unequal_answers(gold: str, answer: str) -> None:
+    assert not answers_equal(gold, answer)
 
 
 def boxes(*answers: str) -> list[str]:
     return [f"\\boxed{{{answer}}}" for answer in answers]
 
 
-@needs_verifier
-def test_math_verify_is_asked_for_the_rest() -> None:
-    golds, found = zip(*ASKED, strict=True)
-    assert all(same(*pair) is None for pair in ASKED)
-    told = mathematics.grade(golds, boxes(*found), extract.math_answer)
-    assert [v.right for v in told] == list(ASKED.values())
-    assert told[2].reason == "not 2\\pi" and told[2].extracted == "6"
+@needs_math_verify
+def test_math_verify_decides_the_rest() -> None:
+    golds, answers = zip(*UNDECIDED, strict=True)
+    assert all(answers_equal(*pair) is None for pair in UNDECIDED)
+    verdicts = mathematics.grade_math(golds, boxes(*answers), extract.math_answer)
+    assert [v.correct for v in verdicts] == list(UNDECIDED.values())
+    assert verdicts[2].reason == "not 2\\pi" and verdicts[2].extracted == "6"
 
 
-def test_without_math_verify_what_cannot_be_told_is_wrong(monkeypatch) -> None:
+def test_without_math_verify_undecided_answers_are_wrong(monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    told = mathematics.grade(
+    verdicts = mathematics.grade_math(
         ["4", "(x+1)^2"], boxes("4.0", "x^2+2x+1"), extract.math_answer
     )
-    assert [v.right for v in told] == [True, False]
+    assert [v.correct for v in verdicts] == [True, False]
 
 
 SLOW = ["9^{9^{9^{9}}}", "100000000!", r"\prod_{i=1}^{10^{10}} i"]
@@ -166,25 +173,27 @@ ODD = ["x/0", "\\int " * 300, "(" * 1900, "\ud800 x", "x\n2\r3\u2028 4"]
 
 
 def check_hostile(slow: list[str], odd: list[str]) -> None:
-    """They are wrong, and what comes after them is graded all the same."""
+    """Checks that these are wrong, and that the answers between them are graded."""
     hostile = [*slow, *odd]
     golds = [r"\sqrt{8}"] * (2 * len(hostile))
-    found = [x for bad in hostile for x in (bad, r"2\sqrt{2}")]
-    begun = time.monotonic()
-    told = mathematics.grade(golds, boxes(*found), extract.math_answer, seconds=1.5)
-    assert [v.right for v in told] == [False, True] * len(hostile)
-    assert [v.reason for v in told[0:-1:2]][: len(slow)] == (
+    answers = [x for bad in hostile for x in (bad, r"2\sqrt{2}")]
+    start = time.monotonic()
+    verdicts = mathematics.grade_math(
+        golds, boxes(*answers), extract.math_answer, seconds=1.5
+    )
+    assert [v.correct for v in verdicts] == [False, True] * len(hostile)
+    assert [v.reason for v in verdicts[0:-1:2]][: len(slow)] == (
         ["took too long"] * len(slow)
     )
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - start < 60
 
 
-@needs_verifier
+@needs_math_verify
 def test_no_expression_hangs_or_ends_the_grading() -> None:
     check_hostile(SLOW[:1], ODD[2:])
 
 
 @pytest.mark.slow
-@needs_verifier
-def test_nor_do_these() -> None:
+@needs_math_verify
+def test_no_slow_expression_hangs_or_ends_the_grading() -> None:
     check_hostile(SLOW, ODD)

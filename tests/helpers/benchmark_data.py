@@ -1,4 +1,4 @@
-"""Where the benchmarks' files are, and right and wrong answers to them."""
+"""The folder of the benchmarks' files, and right and wrong answers to their items."""
 
 import re
 from collections.abc import Callable
@@ -22,20 +22,25 @@ COUNTS |= {"demo-math": 500, "demo-code": 200}
 
 
 def opened(name: str, **options) -> Task:
+    """A benchmark that may run code."""
     return open_task(name, allow_code_execution=True, **options)
 
 
-def right(task: Task, items: tuple[Item, ...], say: Callable[[Item], str]) -> list[str]:
-    """The ids of the items that are right when this is said to them."""
-    told = task.grade(items, tuple(map(say, items)))
-    return [item.id for item, v in zip(items, told, strict=True) if v.right]
+def right(
+    task: Task, items: tuple[Item, ...], answer: Callable[[Item], str]
+) -> list[str]:
+    """The ids of the items that are right when `answer` gives their texts."""
+    verdicts = task.grade(items, tuple(map(answer, items)))
+    return [item.id for item, v in zip(items, verdicts, strict=True) if v.correct]
 
 
 def block(code: str) -> str:
+    """An answer with the code in a block."""
     return f"Here it is.\n```python\n{code}\n```\nThat is all."
 
 
 def gold_code(item: Item) -> str:
+    """The whole reference program."""
     return item.question + item.gold if "entry_point" in item.data else item.gold
 
 
@@ -46,4 +51,5 @@ def stub(item: Item) -> str:
 
 
 def boxed(item: Item, more: str = "") -> str:
+    """An answer that ends in the boxed reference, followed by `more`."""
     return f"So it is $\\boxed{{{reference(item)}{more}}}$."

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdave.core.config import ModelConfig
+from jaxdave.core.param_paths import param_path
 from jaxdave.io import checkpoint
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave.numerics.weight_layout import to_stacked
@@ -36,7 +37,7 @@ CONFIG = ModelConfig(
 
 
 def make(folder: Path, config: ModelConfig = CONFIG, dtype: str = "float32"):
-    """Save random parameters to a folder and return them."""
+    """Saves random parameters to a folder and returns them."""
     params = random(config)
     checkpoint.save(folder, config, params, dtype=dtype, tokenizer=TOKENIZER)
     return params
@@ -44,21 +45,22 @@ def make(folder: Path, config: ModelConfig = CONFIG, dtype: str = "float32"):
 
 @functools.cache
 def random(config: ModelConfig = CONFIG, seed: int = 0):
-    """Random parameters, drawn on the host: `denoiser.init` takes long to compile."""
+    """Random parameters, drawn on the host: compiling `transformer.init` takes long."""
     draw = np.random.default_rng(seed).normal
 
-    def leaf(path, like):
-        middle = float("scale" in jax.tree_util.keystr(path))
-        # The head lies by ids, and was drawn when it did not.
-        is_head = "head" in jax.tree_util.keystr(path)
-        drawn = draw(size=like.shape[::-1]).T if is_head else draw(size=like.shape)
-        return jnp.asarray(middle + 0.25 * drawn, like.dtype)
+    def random_leaf(key_path, leaf):
+        path = param_path(key_path)
+        mean = float("scale" in path)
+        # Tests expect the numbers of a head [E, V], but its layout is [V, E].
+        is_head = "head" in path
+        noise = draw(size=leaf.shape[::-1]).T if is_head else draw(size=leaf.shape)
+        return jnp.asarray(mean + 0.25 * noise, leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, param_shapes(config))
+    return jax.tree_util.tree_map_with_path(random_leaf, param_shapes(config))
 
 
 def assert_equal(a, b) -> None:
-    """Same structure, dtypes and bits, however a machine reads either."""
+    """Asserts same structure, dtypes and bits, whatever the device layout of either."""
     a, b = to_stacked(a), to_stacked(b)
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):

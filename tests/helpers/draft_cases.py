@@ -16,7 +16,16 @@ def looking(scores, blocks, is_open) -> DraftContext:
     pred = Prediction(none, *[score_L[None]] * 4, none, score_L[None])
     masks = jnp.asarray(is_open, bool), jnp.asarray(blocks, jnp.int32)
     return DraftContext(
-        None, pred, *masks, lambda tokens_L: jnp.bool_(False), None, -9, None
+        simulate=None,
+        pred=pred,
+        open_L=masks[0],
+        block_L=masks[1],
+        is_ended=lambda tokens_L: jnp.bool_(False),
+        row=None,
+        mask_id=-9,
+        params=None,
+        memory=(),
+        with_tokens=None,
     )
 
 

@@ -1,4 +1,4 @@
-"""One tiny checkpoint per family and oddity: its shape, and its family's config.json.
+"""Tiny checkpoints of every family and special case: shapes and config.json files.
 
 The keys are those of the published files; sizes and ids are small.
 """
@@ -14,7 +14,24 @@ REAL_IDS = 776
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One checkpoint: whose config it has, and what makes its shape special."""
+    """One checkpoint.
+
+    Attributes:
+      name: name of the case.
+      family: name of the family whose config.json it has.
+      layers: number of layers.
+      hidden: hidden size.
+      heads: query heads.
+      kv_heads: key and value heads.
+      head_dim: size of a head.
+      rows: rows of the embedding, padding included.
+      tied: the embedding serves as head.
+      theta: base of the rotary embedding.
+      eps: epsilon of the norms.
+      shift: how logits are shifted, as `ModelConfig.logits_shift`.
+      block: block length where attention is block-causal; None where it is full.
+      shard: maximum size of a weight file, as transformers takes it.
+    """
 
     name: str
     family: str
@@ -29,30 +46,45 @@ class Case:
     eps: float = 1e-6
     shift: str = "none"
     block: int | None = None
-    """Block length where attention is block-causal."""
     shard: str = "5GB"
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What the converter has to be told, since the config does not say it."""
+        """Options of the converter for what the family's config does not name."""
         return ("--block-length", str(self.block)) if self.family == "sdar" else ()
 
 
 CASES = (
     Case("dream", "dream", shift="full", shard="60KB"),
     Case("dream-coder", "dream", heads=6, kv_heads=2, hidden=48, shift="full"),
-    Case("diffucoder", "dream", 3, 28, heads=7, kv_heads=1, head_dim=4, shift="full"),
+    Case(
+        "diffucoder",
+        "dream",
+        layers=3,
+        hidden=28,
+        heads=7,
+        kv_heads=1,
+        head_dim=4,
+        shift="full",
+    ),
     Case("llada", "llada", kv_heads=4, theta=5e5, eps=1e-5, shard="70KB"),
     Case("llada-gqa", "llada", heads=6, kv_heads=2, hidden=48, theta=5e5, eps=1e-5),
     Case("sdar-wide", "sdar", head_dim=16, hidden=24, block=4, shard="50KB"),
     Case("sdar-b32", "sdar", heads=2, kv_heads=2, head_dim=32, rows=777, block=32),
     Case("trado", "sdar", heads=6, kv_heads=1, hidden=48, block=4),
     Case(
-        "fast-dllm-1.5b", "fast-dllm-v2", heads=6, kv_heads=1, hidden=48, tied=True,
-        shift="block", block=32, shard="60KB",
+        "fast-dllm-1.5b",
+        "fast-dllm-v2",
+        heads=6,
+        kv_heads=1,
+        hidden=48,
+        tied=True,
+        shift="block",
+        block=32,
+        shard="60KB",
     ),
     Case("fast-dllm-7b", "fast-dllm-v2", rows=800, shift="block", block=8),
-)  # fmt: skip
+)
 
 
 def _qwen(case: Case) -> dict[str, Any]:

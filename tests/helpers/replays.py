@@ -157,7 +157,7 @@ def _player(policy: Policy):
         tokens_W = jnp.where(at_W < prompt, PROMPT, MASK).astype(jnp.int32)
         n = FIRST_STEP + jnp.arange(logits.shape[0], dtype=jnp.int32)
         first = tokens_W, -prompt, policy.init(WIDE, VOCAB)
-        rest = {"runner": -jnp.ones_like(features[0]), "lead": features[2]}
+        rest = {"runner_up": -jnp.ones_like(features[0]), "lead": features[2]}
         frames = n, Prediction(*features, **rest), logits
         return jax.lax.scan(functools.partial(act, case, room), first, frames)[1]
 

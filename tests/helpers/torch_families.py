@@ -1,4 +1,4 @@
-"""Tiny random checkpoints made and saved by PyTorch's own libraries, and what they say.
+"""Tiny random checkpoints made, saved and evaluated by PyTorch's own libraries.
 
 The modules are transformers' Qwen2, Qwen3 and Llama. Nothing of the converter is used.
 """
@@ -17,32 +17,38 @@ import transformers
 from helpers import checkpoint_folders
 from helpers.family_cases import CONFIGS, IDS, Case
 
-# Modules this small only lose by having their work divided.
+# Modules this small are only slowed down by more threads.
 torch.set_num_threads(1)
 
 
 def build(case: Case, scale: float = 0.15) -> Any:
-    """The family's PyTorch module with random weights, norms and biases included.
+    """Builds the family's PyTorch module with random weights, norms and biases too.
 
-    The weights are numbers that bfloat16 has, so that both dtypes hold the same model.
+    The weights are numbers that bfloat16 has, so that both dtypes are the same model.
     """
     torch.manual_seed(0)
     sizes: dict[str, Any] = dict(
-        vocab_size=case.rows, hidden_size=case.hidden, intermediate_size=40,
-        num_hidden_layers=case.layers, num_attention_heads=case.heads,
-        num_key_value_heads=case.kv_heads, head_dim=case.head_dim,
-        rms_norm_eps=case.eps, tie_word_embeddings=case.tied,
+        vocab_size=case.rows,
+        hidden_size=case.hidden,
+        intermediate_size=40,
+        num_hidden_layers=case.layers,
+        num_attention_heads=case.heads,
+        num_key_value_heads=case.kv_heads,
+        head_dim=case.head_dim,
+        rms_norm_eps=case.eps,
+        tie_word_embeddings=case.tied,
         rope_parameters={"rope_type": "default", "rope_theta": case.theta},
         attn_implementation="eager",
-    )  # fmt: skip
-    kind: Any
+    )
+    classes: Any
     if case.family == "sdar":
-        kind = transformers.Qwen3ForCausalLM, transformers.Qwen3Config
+        classes = transformers.Qwen3ForCausalLM, transformers.Qwen3Config
     elif case.family == "llada":
-        kind = transformers.LlamaForCausalLM, transformers.LlamaConfig
+        classes = transformers.LlamaForCausalLM, transformers.LlamaConfig
     else:
-        kind = transformers.Qwen2ForCausalLM, transformers.Qwen2Config
-    module = kind[0](kind[1](**sizes)).eval()
+        classes = transformers.Qwen2ForCausalLM, transformers.Qwen2Config
+    module_class, config_class = classes
+    module = module_class(config_class(**sizes)).eval()
     with torch.no_grad():
         for name, weight in module.named_parameters():
             is_norm = "norm" in name
@@ -52,7 +58,7 @@ def build(case: Case, scale: float = 0.15) -> Any:
 
 
 def save(case: Case, module: Any, folder: Path) -> Path:
-    """Write the module as the family's folder on the Hub looks like."""
+    """Writes the module as the family's folder on the Hub looks."""
     folder.mkdir()
     if case.family == "llada":
         state = {llada_name(k): v for k, v in module.state_dict().items()}
@@ -69,7 +75,7 @@ def save(case: Case, module: Any, folder: Path) -> Path:
 
 
 def llada_name(name: str) -> str:
-    """What LLaDA's module calls a tensor of Llama's."""
+    """Translates a tensor name of Llama's module to LLaDA's."""
     layer = {
         "input_layernorm": "attn_norm",
         "post_attention_layernorm": "ff_norm",
@@ -83,34 +89,38 @@ def llada_name(name: str) -> str:
     }
     top = {"model.embed_tokens": "wte", "model.norm": "ln_f", "lm_head": "ff_out"}
     stem = name.removesuffix(".weight")
-    if found := re.fullmatch(r"model\.layers\.(\d+)\.(.*)", stem):
-        return f"model.transformer.blocks.{found[1]}.{layer[found[2]]}.weight"
+    if match := re.fullmatch(r"model\.layers\.(\d+)\.(.*)", stem):
+        return f"model.transformer.blocks.{match[1]}.{layer[match[2]]}.weight"
     return f"model.transformer.{top[stem]}.weight"
 
 
 def run(module: Any, tokens_T: np.ndarray, block: int | None):
-    """Logits [T, V] of one row, and the states of every layer [N + 1, T, E].
+    """Logits [T, V] of one row, and the hidden states of every layer [N + 1, T, E].
 
-    They are the module's own: its dtype, nothing shifted.
+    They are the module's own: its dtype, nothing shifted. `block` is the block length;
+    None: attention is full.
     """
-    place = np.arange(len(tokens_T)) // (block or len(tokens_T))
-    see = place[None, :] <= place[:, None]
-    return run_masked(module, tokens_T[None], see[None], np.arange(len(tokens_T))[None])
+    position = np.arange(len(tokens_T))
+    block_of = position // (block or len(tokens_T))
+    mask = block_of[None, :] <= block_of[:, None]
+    return run_masked(module, tokens_T[None], mask[None], position[None])
 
 
-def run_masked(module: Any, tokens_1T, see_1TT, place_1T):
-    """The same for a mask and positions of the caller's choice."""
+def run_masked(module: Any, tokens_1T, mask_1TT, position_1T):
+    """The same for an attention mask (query, key) and positions of the caller's."""
     lowest = torch.finfo(module.dtype).min
-    mask = torch.where(torch.tensor(see_1TT)[:, None], 0.0, lowest).to(module.dtype)
+    bias = torch.where(torch.tensor(mask_1TT)[:, None], 0.0, lowest).to(module.dtype)
     with torch.no_grad():
-        out = module(
-            torch.tensor(tokens_1T).long(), attention_mask=mask,
-            position_ids=torch.tensor(place_1T).long(), output_hidden_states=True,
-        )  # fmt: skip
-    states = torch.cat(out.hidden_states)
-    return out.logits[0].float().numpy(), states.float().numpy()
+        output = module(
+            torch.tensor(tokens_1T).long(),
+            attention_mask=bias,
+            position_ids=torch.tensor(position_1T).long(),
+            output_hidden_states=True,
+        )
+    states = torch.cat(output.hidden_states)
+    return output.logits[0].float().numpy(), states.float().numpy()
 
 
-def halved(module: Any) -> Any:
-    """A copy of the module in bfloat16."""
+def to_bfloat16(module: Any) -> Any:
+    """Copies the module with its weights in bfloat16."""
     return copy.deepcopy(module).bfloat16()

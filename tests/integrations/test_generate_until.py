@@ -1,4 +1,4 @@
-"""What an integration needs beside its harness: stop strings, batches, options."""
+"""The integration without its harness: stop strings, batches, options."""
 
 import sys
 
@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 
 from jaxdave import policies
 from jaxdave.integrations.lm_eval import cli, options
-from jaxdave.integrations.lm_eval.generate_until import Asked, answers, cut, is_settled
+from jaxdave.integrations.lm_eval.generate_until import (
+    GenerationRequest,
+    cut_at_stop,
+    generate_until,
+    is_final,
+)
 
 LETTERS = "abcdefghijklm"
 SHORT = st.text("ab", max_size=4)
@@ -20,7 +25,7 @@ def letters(ids) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "stops", "kept"),
+    ("text", "stops", "expected"),
     [
         ("one two", (), "one two"),
         ("one two", ("",), "one two"),
@@ -30,45 +35,56 @@ def letters(ids) -> str:
         ("one two", ("one",), ""),
     ],
 )
-def test_text_is_cut_before_the_first_stop_string(text, stops, kept):
-    assert cut(text, stops) == kept
+def test_text_is_cut_before_the_first_stop_string(text, stops, expected):
+    assert cut_at_stop(text, stops) == expected
 
 
 @given(SHORT, SHORT, st.lists(SHORT, max_size=3))
-def test_a_settled_text_is_cut_alike_whatever_follows(text, more, stops):
-    if is_settled(text, stops):
-        assert cut(text + more, stops) == cut(text, stops)
+def test_a_final_text_is_cut_alike_whatever_follows(text, more, stops):
+    if is_final(text, stops):
+        assert cut_at_stop(text + more, stops) == cut_at_stop(text, stops)
 
 
-def test_a_text_settles_no_later_than_it_must():
-    assert not is_settled("ab", ("b", "ab c"))  # "ab c" may begin before "b"
-    assert is_settled("ab d", ("b", "ab c"))
-    assert is_settled("ab", ("b",))
-    assert not is_settled("ab\ufffd\ufffd", ("b", "ab c"))
+def test_a_text_is_final_no_later_than_it_must_be():
+    assert not is_final("ab", ("b", "ab c"))  # "ab c" may begin before "b"
+    assert is_final("ab d", ("b", "ab c"))
+    assert is_final("ab", ("b",))
+    assert not is_final("ab\ufffd\ufffd", ("b", "ab c"))
 
 
-def toy_decoder(room: int):
-    return fake_model.build(policies.static(1), 2, 4, room)
+def toy_decoder(max_new_tokens: int):
+    return fake_model.build(policies.static(1), 2, 4, max_new_tokens)
 
 
 @pytest.mark.usefixtures("quick_compiles")
 def test_answers_end_at_their_own_stop_strings_in_any_batch():
     params = fake_model.weights(3)
     prompts = [tuple(p) for p in fake_model.prompts_of([5, 9, 3, 9, 4])]
-    said = lambda room, p: letters(  # noqa: E731
-        fake_model.generate(toy_decoder(room), params, [p]).rows[0].token_ids
-    )
-    whole = [said(24, p) for p in prompts]
+
+    def complete(max_new_tokens, prompt):
+        decoder = toy_decoder(max_new_tokens)
+        return letters(fake_model.generate(decoder, params, [prompt]).rows[0].token_ids)
+
+    whole = [complete(24, p) for p in prompts]
     stops = [(), (whole[1][2:4],), (whole[2][-1],), ("xyz",), (whole[4][0],)]
-    rooms = [24, 24, 24, 5, 24]
-    asked = [Asked(*one, 24) for one in zip(prompts, rooms, stops, strict=True)] + [
-        Asked(prompts[0], 16, (), 16)
+    limits = [24, 24, 24, 5, 24]
+    requests = [
+        GenerationRequest(*request, settings=24)
+        for request in zip(prompts, limits, stops, strict=True)
     ]
-    want = [cut(text[:r], s) for text, r, s in zip(whole, rooms, stops, strict=True)]
-    for rows in (1, 4):
-        found = dict(answers(toy_decoder, params, letters, asked, rows=rows, seed=0))
-        assert [found[i] for i in range(5)] == want
-        assert found[5] == said(16, prompts[0])
+    requests.append(GenerationRequest(prompts[0], 16, (), settings=16))
+    expected = [
+        cut_at_stop(text[:limit], stop)
+        for text, limit, stop in zip(whole, limits, stops, strict=True)
+    ]
+    for size in (1, 4):
+        texts = dict(
+            generate_until(
+                toy_decoder, params, letters, requests, batch_size=size, seed=0
+            )
+        )
+        assert [texts[i] for i in range(5)] == expected
+        assert texts[5] == complete(16, prompts[0])
 
 
 @pytest.mark.usefixtures("quick_compiles")
@@ -87,34 +103,47 @@ def test_a_batch_ends_with_the_last_of_its_stop_strings(monkeypatch):
     monkeypatch.setattr(module, "stream", spy)
     params = fake_model.weights(3)
     (prompt,) = fake_model.prompts_of([5])
-    asked = Asked(tuple(prompt), 24, (), 24)
+    request = GenerationRequest(tuple(prompt), 24, (), settings=24)
 
-    def made(one):
-        return dict(answers(toy_decoder, params, letters, [one], rows=1, seed=0))
+    def complete(request):
+        texts = generate_until(
+            toy_decoder, params, letters, [request], batch_size=1, seed=0
+        )
+        return dict(texts)[0]
 
-    text, most = made(asked)[0], calls[-1]
+    text, num_calls = complete(request), calls[-1]
     calls.clear()
-    assert made(asked._replace(stops=(text[3:5],)))[0] == cut(text, (text[3:5],))
-    assert 0 < calls[-1] < most
+    stops = (text[3:5],)
+    assert complete(request._replace(stops=stops)) == cut_at_stop(text, stops)
+    assert 0 < calls[-1] < num_calls
 
 
 @pytest.mark.usefixtures("quick_compiles")
 def test_noise_is_keyed_by_the_prompt_and_its_repeats():
-    """Not by the batch; the same prompt asked again gets another answer."""
+    """Not by the batch; a second request with the same prompt gets another text."""
     params = fake_model.weights(3)
-    hot = lambda room: fake_model.build(policies.static(1), 1, 4, room, temperature=1.0)  # noqa: E731
+
+    def warm_decoder(max_new_tokens):
+        return fake_model.build(
+            policies.static(1), 1, 4, max_new_tokens, temperature=1.0
+        )
+
+    def complete(requests, size, seed):
+        return dict(
+            generate_until(
+                warm_decoder, params, letters, requests, batch_size=size, seed=seed
+            )
+        )
+
     prompts = [tuple(p) for p in fake_model.prompts_of([5, 9, 5])]
-    asked = [Asked(prompts[i], 8, (), 8) for i in (0, 1, 0, 2)]
-    found = {
-        rows: dict(answers(hot, params, letters, asked, rows=rows, seed=0))
-        for rows in (1, 4)
-    }
-    assert found[1] == found[4]
-    assert found[1][0] != found[1][2]
-    alone = dict(answers(hot, params, letters, asked[1:2], rows=1, seed=0))
-    assert alone[0] == found[1][1]
-    other = dict(answers(hot, params, letters, asked[1:2], rows=1, seed=1))
-    assert other[0] != alone[0]
+    requests = [GenerationRequest(prompts[i], 8, (), settings=8) for i in (0, 1, 0, 2)]
+    texts = {size: complete(requests, size, seed=0) for size in (1, 4)}
+    assert texts[1] == texts[4]
+    assert texts[1][0] != texts[1][2]
+    alone = complete(requests[1:2], 1, seed=0)
+    assert alone[0] == texts[1][1]
+    other_seed = complete(requests[1:2], 1, seed=1)
+    assert other_seed[0] != alone[0]
 
 
 def test_options_are_read_as_the_harness_parses_them():

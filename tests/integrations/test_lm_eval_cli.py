@@ -1,9 +1,9 @@
-"""`jaxdave-lm-eval`, and what is refused in one line."""
+"""`jaxdave-lm-eval`, and errors of one line."""
 
 import json
 
 import pytest
-from helpers.lm_tasks import TASK, ask, docs, of
+from helpers.lm_tasks import TASK, make_dataset, make_lm, make_request
 
 from jaxdave.integrations.lm_eval import cli
 
@@ -24,28 +24,32 @@ from jaxdave.integrations.lm_eval import cli
 )
 def test_bad_arguments_are_one_line(args, words):
     with pytest.raises(ValueError) as caught:
-        of(**args)
+        make_lm(**args)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_request_without_room_is_one_line():
-    lm = of(max_length=40)
+    lm = make_lm(max_length=40)
     with pytest.raises(ValueError, match="max_gen_toks=40 leaves no room"):
-        lm.generate_until([ask("generate_until", "x", {"max_gen_toks": 40})], True)
+        request = make_request("generate_until", "x", {"max_gen_toks": 40})
+        lm.generate_until([request], True)
 
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Run the command on a task from a YAML file and a data file; gives its code."""
+    """Runs the command on a task from a YAML file and a data file; returns its code."""
     data, tasks = tmp_path / "words.jsonl", tmp_path / "tasks"
-    data.write_text("".join(json.dumps(row) + "\n" for row in docs()["test"]))
+    data.write_text("".join(json.dumps(row) + "\n" for row in make_dataset()["test"]))
     tasks.mkdir()
     task = {key: TASK[key] for key in TASK if key != "custom_dataset"}
     task |= {
-        "task": "words_cli", "dataset_path": "json", "output_type": "multiple_choice",
+        "task": "words_cli",
+        "dataset_path": "json",
+        "output_type": "multiple_choice",
         "dataset_kwargs": {"data_files": {"test": str(data)}},
-        "doc_to_choice": "{{choices}}", "doc_to_target": 1,
-    }  # fmt: skip
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": 1,
+    }
     (tasks / "words.yaml").write_text(json.dumps(task))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
@@ -67,10 +71,10 @@ def command(tmp_path, monkeypatch):
 def test_the_command_line(command, tmp_path, capsys):
     """A task goes round beside the harness's own, which take it long to list."""
     assert command("model=sdar-1m,numerics=fast,draft_steps=4") == 0
-    (result,) = (tmp_path / "out").rglob("results_*.json")
-    found = json.loads(result.read_text())
-    assert found["results"]["words_cli"]["acc,none"] == 1.0
-    assert found["config"]["jaxdave_settings"]["draft_steps"] == 4
+    (path,) = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(path.read_text())
+    assert results["results"]["words_cli"]["acc,none"] == 1.0
+    assert results["config"]["jaxdave_settings"]["draft_steps"] == 4
     assert "words_cli" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Loading folders: what is found, and one line for everything that is wrong."""
+"""Loading folders, and the one line that names everything wrong with one."""
 
 import json
 import shutil
@@ -15,19 +15,22 @@ from jaxdave.numerics.weight_layout import to_stacked
 
 
 @pytest.fixture
-def folder(tmp_path: Path, made: Path) -> Path:
-    shutil.copytree(made, tmp_path / "model")
+def folder(tmp_path: Path, pristine: Path) -> Path:
+    """A checkpoint folder of the test's own."""
+    shutil.copytree(pristine, tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("made") / "tiny"
+def pristine(tmp_path_factory) -> Path:
+    """A checkpoint folder that no test changes."""
+    path = tmp_path_factory.mktemp("pristine") / "tiny"
     checkpoint_folders.make(path)
     return path
 
 
-def failure(folder: Path | str, **options) -> str:
+def load_error(folder: Path | str, **options) -> str:
+    """The one line of an error that loading must raise."""
     with pytest.raises(ValueError) as caught:
         checkpoint.load(folder, **options)
     assert "\n" not in str(caught.value)
@@ -35,20 +38,21 @@ def failure(folder: Path | str, **options) -> str:
 
 
 def change_json(path: Path, **changes) -> None:
+    """Sets keys of a JSON file, or with ... drops them."""
     value = {**json.loads(path.read_text()), **changes}
     value = {key: part for key, part in value.items() if part is not ...}
     path.write_text(json.dumps(value))
 
 
 def change_tensors(folder: Path, **changes) -> None:
-    """Set tensors, or with None drop them."""
+    """Sets tensors, or with None drops them."""
     tensors = {**load_file(folder / "model.safetensors"), **changes}
-    kept = {name: value for name, value in tensors.items() if value is not None}
-    save_file(kept, folder / "model.safetensors")
+    remaining = {name: value for name, value in tensors.items() if value is not None}
+    save_file(remaining, folder / "model.safetensors")
 
 
 def split_in_two(folder: Path) -> dict[str, str]:
-    """Two shards and their index, as the Hub has them."""
+    """Makes two weight files and their index of the one; returns tensor -> file."""
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
     halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -77,19 +81,19 @@ def test_torch_layout_is_out_in(folder):
     np.testing.assert_array_equal(np.asarray(kernel), down.T)
 
 
-def test_shards_load_like_one_file(folder, made):
+def test_shards_load_like_one_file(folder, pristine):
     split_in_two(folder)
-    assert_equal(checkpoint.load(folder).params, checkpoint.load(made).params)
+    assert_equal(checkpoint.load(folder).params, checkpoint.load(pristine).params)
 
 
-def test_links_of_the_hub_cache_are_followed(folder, tmp_path, made):
+def test_links_of_the_hub_cache_are_followed(folder, tmp_path, pristine):
     cache = tmp_path / "models--owner--name"
     snapshot, blobs = cache / "snapshots" / "abc", cache / "blobs"
     blobs.mkdir(parents=True)
     shutil.copytree(folder, snapshot)
     (snapshot / "model.safetensors").rename(blobs / "123")
     (snapshot / "model.safetensors").symlink_to(Path("../../blobs/123"))
-    assert_equal(checkpoint.load(snapshot).params, checkpoint.load(made).params)
+    assert_equal(checkpoint.load(snapshot).params, checkpoint.load(pristine).params)
 
 
 def test_everything_wrong_is_in_one_line(folder):
@@ -103,7 +107,7 @@ def test_everything_wrong_is_in_one_line(folder):
         },
     )
     shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
-    message = failure(folder)
+    message = load_error(folder)
     assert "missing tensor model.norm.weight" in message
     assert "extra tensor model.layers.7.mlp.up_proj.weight" in message
     assert "lm_head.weight has shape (3, 4), not (784, 16)" in message
@@ -115,20 +119,20 @@ def test_everything_wrong_is_in_one_line(folder):
 def test_truncated_file(folder, length):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:length])
-    message = failure(folder)
+    message = load_error(folder)
     assert "model.safetensors: truncated or unreadable file" in message
     assert "missing tensor" not in message
 
 
 def test_missing_weights(folder):
     (folder / "model.safetensors").unlink()
-    assert "model.safetensors: missing file" in failure(folder)
+    assert "model.safetensors: missing file" in load_error(folder)
 
 
 def test_missing_shard_is_one_problem(folder):
     split_in_two(folder)
     (folder / "b.safetensors").unlink()
-    message = failure(folder)
+    message = load_error(folder)
     assert "b.safetensors: missing file" in message
     assert "missing tensor" not in message
 
@@ -136,14 +140,14 @@ def test_missing_shard_is_one_problem(folder):
 def test_index_that_names_a_tensor_nobody_has(folder):
     index = split_in_two(folder)
     write_index(folder, {**index, "ghost": "a.safetensors"})
-    assert "a.safetensors: tensor ghost of the index is missing" in failure(folder)
+    assert "a.safetensors: tensor ghost of the index is missing" in load_error(folder)
 
 
 def test_tensor_beside_the_index(folder):
     index = split_in_two(folder)
     index.pop("lm_head.weight")
     write_index(folder, index)
-    assert "tensor lm_head.weight is there against the index" in failure(folder)
+    assert "tensor lm_head.weight is there against the index" in load_error(folder)
 
 
 @pytest.mark.parametrize("kind", ["parent", "absolute", "link"])
@@ -154,29 +158,29 @@ def test_index_must_stay_inside_the_folder(folder, tmp_path, kind):
     if kind == "link":
         (folder / name).symlink_to(outside)
     write_index(folder, dict.fromkeys(load_file(outside), name))
-    assert f"{name}: points outside the folder" in failure(folder)
+    assert f"{name}: points outside the folder" in load_error(folder)
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {}, {"a": 1}])
 def test_index_without_a_map(folder, weight_map):
     write_index(folder, weight_map)
-    assert "weight_map must map" in failure(folder)
+    assert "weight_map must map" in load_error(folder)
 
 
 def test_config_that_is_missing_or_broken(folder):
     (folder / "config.json").write_text("{")
-    assert "config.json: cannot be read as JSON" in failure(folder)
+    assert "config.json: cannot be read as JSON" in load_error(folder)
     (folder / "config.json").write_text("[]")
-    assert "config.json: must hold a JSON object" in failure(folder)
+    assert "config.json: must hold a JSON object" in load_error(folder)
     (folder / "config.json").unlink()
-    assert "config.json: missing file" in failure(folder)
+    assert "config.json: missing file" in load_error(folder)
 
 
 def test_config_reports_every_bad_key(folder):
     change_json(
         folder / "config.json", hidden_size=..., head_dim="8", rope_scaling={"f": 2}
     )
-    message = failure(folder)
+    message = load_error(folder)
     assert "hidden_size is missing" in message
     assert "head_dim='8' must be of type int" in message
     assert "rope_scaling={'f': 2} must be None" in message
@@ -184,41 +188,41 @@ def test_config_reports_every_bad_key(folder):
 
 def test_unknown_and_mixed_up_architectures_do_not_load(folder):
     change_json(folder / "config.json", model_type="gpt2", architectures=["GPT2"])
-    assert "unknown architecture" in failure(folder)
+    assert "unknown architecture" in load_error(folder)
     change_json(folder / "config.json", model_type="Dream", architectures=["SDARFor"])
-    assert "q_proj.bias" in failure(folder)
+    assert "q_proj.bias" in load_error(folder)
 
 
 def test_block_length_and_mask_come_from_arguments_first(folder):
-    found = checkpoint.load(folder, block_length=16, mask_id=5)
-    assert (found.config.block_length, found.config.mask_id) == (16, 5)
-    assert found.codec.mask_id == 5
+    model = checkpoint.load(folder, block_length=16, mask_id=5)
+    assert (model.config.block_length, model.config.mask_id) == (16, 5)
+    assert model.codec.mask_id == 5
 
 
 def test_config_of_the_hub_without_block_length_and_mask(folder):
     change_json(folder / "config.json", block_size=..., mask_token_id=...)
-    assert "give it with --block-length or block_length" in failure(folder)
-    found = checkpoint.load(folder, block_length=4)
-    assert found.config.mask_id == checkpoint_folders.CONFIG.mask_id
-    assert "block_length=3" in failure(folder, block_length=3)
+    assert "give it with --block-length or block_length" in load_error(folder)
+    model = checkpoint.load(folder, block_length=4)
+    assert model.config.mask_id == checkpoint_folders.CONFIG.mask_id
+    assert "block_length=3" in load_error(folder, block_length=3)
 
 
 def test_mask_ids_must_agree(folder):
     change_json(folder / "config.json", mask_token_id=3)
-    assert "mask_token_id=3" in failure(folder)
+    assert "mask_token_id=3" in load_error(folder)
 
 
 def test_without_real_vocab_size_the_tokenizer_says(folder):
     change_json(folder / "config.json", real_vocab_size=...)
     assert checkpoint.load(folder).config.vocab_size == 776
     change_json(folder / "config.json", real_vocab_size=780)
-    assert "real_vocab_size=780" in failure(folder)
+    assert "real_vocab_size=780" in load_error(folder)
 
 
 @pytest.mark.parametrize("source", ["nope", "a/b/c", "../x", ""])
 def test_unknown_source(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "is unknown" in failure(source)
+    assert "is unknown" in load_error(source)
 
 
 def test_hub_failure_is_one_line(monkeypatch):
@@ -226,8 +230,8 @@ def test_hub_failure_is_one_line(monkeypatch):
         raise OSError("no\nnetwork")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    assert "cannot be fetched from the Hub (no network)" in failure("owner/name")
+    assert "cannot be fetched from the Hub (no network)" in load_error("owner/name")
 
 
 def test_unknown_dtype(folder):
-    assert "dtype 'float16' is unknown" in failure(folder, dtype="float16")
+    assert "dtype 'float16' is unknown" in load_error(folder, dtype="float16")

@@ -1,4 +1,4 @@
-"""Saved folders: bit-equal when loaded, whole or not there at all."""
+"""Saved folders: bit-equal when loaded, and complete or absent."""
 
 import dataclasses
 import json
@@ -29,9 +29,9 @@ def folder(tmp_path: Path) -> Path:
 def test_round_trip_is_bit_equal(tmp_path, dtype, changes):
     config = dataclasses.replace(checkpoint_folders.CONFIG, name="model", **changes)
     params = checkpoint_folders.make(tmp_path / "model", config, dtype)
-    found = checkpoint.load(tmp_path / "model", dtype=dtype)
-    assert found.config == config
-    assert_equal(found.params, jax.tree.map(lambda x: x.astype(dtype), params))
+    model = checkpoint.load(tmp_path / "model", dtype=dtype)
+    assert model.config == config
+    assert_equal(model.params, jax.tree.map(lambda x: x.astype(dtype), params))
 
 
 def test_loading_float32_from_bfloat16_widens(tmp_path):
@@ -85,7 +85,7 @@ def test_save_checks_parameters_and_family(tmp_path):
     "name", ["sdar-4b", "dream-7b", "llada-8b", "fast-dllm-v2-1.5b"]
 )
 def test_every_family_is_saved_in_its_own_layout(name, tmp_path):
-    """What is saved loads again, and the published names are in the file."""
+    """A saved model loads again, and the published names are in the file."""
     shape = {
         field: getattr(checkpoint_folders.CONFIG, field)
         for field in (
@@ -95,8 +95,13 @@ def test_every_family_is_saved_in_its_own_layout(name, tmp_path):
             "heads",
             "head_dim",
             "rotary_dim",
+            "vocab_rows",
+            "vocab_size",
+            "mask_id",
+            "pad_id",
+            "stop_ids",
+            "max_positions",
         )
-        + ("vocab_rows", "vocab_size", "mask_id", "pad_id", "stop_ids", "max_positions")
     }
     config = preset(name, **shape, kv_heads=2)
     params = checkpoint_folders.random(config)
@@ -104,9 +109,9 @@ def test_every_family_is_saved_in_its_own_layout(name, tmp_path):
     checkpoint.save(
         folder, config, params, dtype="float32", tokenizer=checkpoint_folders.TOKENIZER
     )
-    found = checkpoint.load(folder)
-    assert found.config == dataclasses.replace(config, name="model")
-    checkpoint_folders.assert_equal(found.params, params)
+    model = checkpoint.load(folder)
+    assert model.config == dataclasses.replace(config, name="model")
+    checkpoint_folders.assert_equal(model.params, params)
     tensors = load_file(folder / "model.safetensors")
     marks = {
         "llada-8b": "model.transformer.blocks.1.ff_proj.weight",

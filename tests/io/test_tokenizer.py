@@ -1,4 +1,4 @@
-"""Codecs: the demo's tokenizer, a real SDAR folder, and folders that are no good."""
+"""Codecs: the demo's tokenizer, a real SDAR folder, and folders with faults."""
 
 import json
 import shutil
@@ -38,13 +38,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def change(folder: Path, **changes) -> None:
+    """Sets keys of the tokenizer's JSON files, or with ... drops them."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         value = {**json.loads((folder / name).read_text()), **changes}
-        kept = {key: part for key, part in value.items() if part is not ...}
-        (folder / name).write_text(json.dumps(kept))
+        remaining = {key: part for key, part in value.items() if part is not ...}
+        (folder / name).write_text(json.dumps(remaining))
 
 
-def failure(folder: Path) -> str:
+def load_error(folder: Path) -> str:
+    """The one line of an error that loading the codec must raise."""
     with pytest.raises(ValueError) as caught:
         load_codec(folder)
     assert "\n" not in str(caught.value)
@@ -88,19 +90,19 @@ def test_generation_config_says_where_to_stop(folder):
     (folder / "generation_config.json").write_text('{"eos_token_id": 774}')
     assert load_codec(folder).stop_ids == (774,)
     (folder / "generation_config.json").write_text('{"eos_token_id": "end"}')
-    assert "eos_token_id='end'" in failure(folder)
+    assert "eos_token_id='end'" in load_error(folder)
 
 
 def test_both_libraries_agree(folder, monkeypatch):
-    quick = load_codec(folder)
+    light = load_codec(folder)
     monkeypatch.setattr(tokenizer, "_PLAIN_CLASSES", ())
-    slow = load_codec(folder)
-    assert (quick.mask_id, quick.stop_ids, quick.pad_id, quick.size) == (
-        (slow.mask_id, slow.stop_ids, slow.pad_id, slow.size)
+    heavy = load_codec(folder)
+    assert (light.mask_id, light.stop_ids, light.pad_id, light.size) == (
+        (heavy.mask_id, heavy.stop_ids, heavy.pad_id, heavy.size)
     )
-    ids = quick.encode_messages(TURNS)
-    assert ids == slow.encode_messages(TURNS)
-    assert quick.decode(ids) == slow.decode(ids)
+    ids = light.encode_messages(TURNS)
+    assert ids == heavy.encode_messages(TURNS)
+    assert light.decode(ids) == heavy.decode(ids)
 
 
 def test_template_file_wins(folder):
@@ -110,9 +112,9 @@ def test_template_file_wins(folder):
 
 def test_mask_token_is_asked_for(folder):
     change(folder, mask_token=...)
-    assert "mask_token=None" in failure(folder)
+    assert "mask_token=None" in load_error(folder)
     change(folder, mask_token="<|none|>")
-    assert "mask_token='<|none|>'" in failure(folder)
+    assert "mask_token='<|none|>'" in load_error(folder)
     assert load_codec(folder, mask_id=775).mask_id == 775
 
 
@@ -120,16 +122,16 @@ def test_mask_token_is_asked_for(folder):
 def test_missing_and_broken_files(folder, name):
     content = (folder / name).read_text()
     (folder / name).write_text(content[: len(content) // 2])
-    assert "tokenizer" in failure(folder)
+    assert "tokenizer" in load_error(folder)
     (folder / name).unlink()
-    assert "tokenizer" in failure(folder)
+    assert "tokenizer" in load_error(folder)
 
 
 def test_template_is_asked_for(folder):
     change(folder, chat_template=...)
-    assert "no chat template" in failure(folder)
+    assert "no chat template" in load_error(folder)
     change(folder, chat_template="{% if %}")
-    assert "unreadable tokenizer" in failure(folder)
+    assert "unreadable tokenizer" in load_error(folder)
 
 
 def test_template_may_refuse(folder):
@@ -150,7 +152,7 @@ def test_prompt_with_the_mask_token(folder):
 
 
 def test_literal_markup(folder):
-    """What the template makes of messages, written out, has the same ids."""
+    """The rendered text of a conversation, written out, has the same ids."""
     codec = load_codec(folder)
     assert codec.encode_text(RENDERED) == codec.encode_messages(TURNS)
     assert codec.encode_text("") == []
@@ -183,14 +185,14 @@ def test_real_sdar_ids(sdar):
 
 
 def test_real_sdar_template(sdar):
-    """No system turn of its own; two turns and the opening of an answer."""
+    """The template adds no system turn of its own, and opens the answer."""
     assert sdar._render(TURNS) == RENDERED
     ids = sdar.encode_messages(TURNS)
     assert ids.count(151644) == 4 and ids.count(151645) == 3
     assert sdar.decode(ids).startswith("user\nTom has 3 cards.\n")
     system = {"role": "system", "content": "Be brief."}
-    opened = "<|im_start|>system\nBe brief.<|im_end|>\n"
-    assert sdar._render([system, *TURNS]) == opened + RENDERED
+    system_turn = "<|im_start|>system\nBe brief.<|im_end|>\n"
+    assert sdar._render([system, *TURNS]) == system_turn + RENDERED
 
 
 @hypothesis.given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))

@@ -32,7 +32,7 @@ from jaxdave.numerics.matmul import (
 from jaxdave.numerics.quantization import Int8, quantize_params
 from jaxdave.numerics.weight_layout import to_device_layout, to_stacked
 from jaxdave.runtime import compilation
-from jaxdave.training.warm_start import widen
+from jaxdave.training.warm_start import warm_start_params
 
 ROWS = 2 * NOISE_CHUNK + 40
 """Two chunks of the head and a short one, which is moved back to fit."""
@@ -183,7 +183,7 @@ def test_saved_and_trained_from_as_any(tmp_path, order):
     a, b = (tmp_path / name / "model.safetensors" for name in "ab")
     assert a.read_bytes() == b.read_bytes()
     checkpoint_folders.assert_equal(
-        widen(checkpoint_folders.CONFIG, to_stacked(laid)), params
+        warm_start_params(checkpoint_folders.CONFIG, to_stacked(laid)), params
     )
 
 
@@ -193,7 +193,7 @@ def test_what_needs_stacks_says_so(tmp_path):
         quantize_params(laid)
     assert "\n" not in str(caught.value)
     mesh = jax.make_mesh((1,), ("model",))
-    with pytest.raises(ValueError, match="use `placing.stacked`"):
+    with pytest.raises(ValueError, match="use `weight_layout.to_stacked`"):
         shardings(laid, TIED, mesh)
     for broken in ({}, {"blocks": {}}, {**laid, "blocks": {"attn": {}}}):
         with pytest.raises(ValueError, match="do not have the shapes of config"):

@@ -255,6 +255,24 @@ def test_drafts_keep_the_text_of_a_policy_that_weighs(kind, cache):
 
 
 @quick
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_candidate_that_fills_the_window_is_evaluated_by_the_next_call(temperature):
+    """What follows it was beyond what the call predicts: it must not be made up.
+
+    Where no token depends on another, drafts hold so far that a bold candidate fills
+    the last block of the window, and the next block used to be a copy of it.
+    """
+    decoder = built("lopa", 4, 4, None, temperature=temperature)
+    for salt in (2, 6, 8, 10):
+        net, prompts = weights(salt, **VARIANTS["fixed"]), prompts_of([4, 9, 2], salt)
+        plain, _ = fake_model.decode(capped(decoder, 1), net, prompts, seed=SEED)
+        drafted, _ = fake_model.decode(decoder, net, prompts, seed=SEED)
+        assert texts(drafted) == texts(plain)
+        for a, b in zip(drafted.rows, plain.rows, strict=True):
+            assert a.nfe.total < b.nfe.total
+
+
+@quick
 def test_streams_and_wrappers_take_policies_that_weigh():
     net, prompts = weights(3, **VARIANTS["stops"]), prompts_of([6, 11], 3)
     inner = policies.demote(policies.info_gain(candidates=3), (fake_model.STOP,))

@@ -184,7 +184,7 @@ def test_what_differs_in_any_part_has_another_name():
         "exact": decoder(numerics="exact"),
         "block": decoder(block_length=2),
         "never": decoder(never=(7,)),
-        "copy": decoder(draft=lambda *a: nested.nested(*a)),
+        "copy": decoder(draft=lambda *a: nested.propose_nested(*a)),
     }
     names = {key: sign(d.spec) for key, d in made.items()}
     assert None not in names.values()

@@ -102,7 +102,7 @@ def test_bad_settings_are_refused_when_built(settings, named):
 
 def test_full_attention_takes_blocks_of_any_length():
     config = preset("llada-1m", block_length=24)
-    assert decoders.static(config, max_new_tokens=48).spec.layout.length == 24
+    assert decoders.static(config, max_new_tokens=48).spec.layout.block_length == 24
     with pytest.raises(ValueError, match="block_length=0"):
         preset("llada-1m", block_length=0)
     with pytest.raises(ValueError, match="block_length=24"):

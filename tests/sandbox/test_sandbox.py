@@ -1,4 +1,4 @@
-"""The sandbox: what honest programs may do, and programs that want to pass unearned."""
+"""The sandbox: what honest programs may do, and hostile programs, which must fail."""
 
 import functools
 import os
@@ -11,13 +11,13 @@ import pytest
 from jaxdave.sandbox.launcher import run_program
 
 # Long enough for a busy machine; whatever takes that long is endless.
-ended = functools.partial(run_program, seconds=30)
+run_patiently = functools.partial(run_program, seconds=30)
 
 # Writes whatever looks like a nonce wherever something can be written, and leaves.
 LEAK = """
 import os, re, sys
-def leak(found):
-    for value in list(found):
+def leak(values):
+    for value in list(values):
         if type(value) is bytes and re.fullmatch(rb"[0-9a-f]{32}", value):
             for fd in range(3, 64):
                 try: os.write(fd, value)
@@ -56,7 +56,7 @@ GUESSING = {
     "tracebacks": LEAK + "try: 1 / 0\nexcept Exception as error: "
     "climb(error.__traceback__.tb_frame)\nassert False",
     "hook": LEAK + "sys.unraisablehook = "
-    "lambda told: climb(told.exc_traceback.tb_frame)\nassert False",
+    "lambda args: climb(args.exc_traceback.tb_frame)\nassert False",
     "tracing": LEAK + "sys.settrace(lambda frame, *_: climb(frame))\n"
     "(lambda: 0)()\nassert False",
     "signal": LEAK + "import signal\nsignal.signal(signal.SIGALRM, "
@@ -133,40 +133,44 @@ ENDLESS = {
 
 @pytest.mark.parametrize("name", FAILING)
 def test_hostile_programs_fail(name: str) -> None:
-    assert ended(FAILING[name]).reason == "failed"
+    assert run_patiently(FAILING[name]).reason == "failed"
 
 
 @pytest.mark.parametrize("name", GUESSING)
-def test_nor_do_they_with_tests_after_them(name: str) -> None:
-    assert not ended(WRONG + GUESSING[name], tests=TESTS).passed
+def test_hostile_programs_with_tests_after_them_fail(name: str) -> None:
+    assert not run_patiently(WRONG + GUESSING[name], tests=TESTS).passed
 
 
 @pytest.mark.parametrize("name", CHEATING)
 def test_tests_are_not_cheated(name: str) -> None:
     source = WRONG + CHEATING[name]
-    assert ended(source, tests=TESTS).reason == "failed"
+    assert run_patiently(source, tests=TESTS).reason == "failed"
 
 
-def test_what_the_cheats_are_measured_against() -> None:
-    """The same tests pass for a right program, whatever else it defines."""
+def test_correct_programs_pass_the_tests_that_are_cheated() -> None:
+    """The same tests pass for a correct program, whatever else it defines."""
     right = "def f(x): return 2 + x"
-    assert ended(right, tests=TESTS).passed
-    assert ended(f"{right}\ndef isinstance(*_): return False", tests=TESTS).passed
+    assert run_patiently(right, tests=TESTS).passed
+    assert run_patiently(
+        f"{right}\ndef isinstance(*_): return False", tests=TESTS
+    ).passed
     own = "def sum(x): return x + 1"
-    assert ended(own, tests="assert sum(1) == 2", kept=["sum"]).passed
-    assert not ended(own, tests="assert sum(1) == 2").passed
+    assert run_patiently(
+        own, tests="assert sum(1) == 2", redefined_builtins=["sum"]
+    ).passed
+    assert not run_patiently(own, tests="assert sum(1) == 2").passed
 
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_endless_programs_time_out(name: str) -> None:
-    begun = time.monotonic()
+    start = time.monotonic()
     assert run_program(ENDLESS[name], seconds=0.5).reason == "timeout"
-    assert time.monotonic() - begun < 25
+    assert time.monotonic() - start < 25
 
 
 @pytest.mark.parametrize("session", ["", "os.setsid(); "])
 def test_what_a_program_leaves_behind_is_ended(tmp_path: Path, session: str) -> None:
-    """The worker too when the time is up, in its session or in one of its own."""
+    """And so is a worker whose time is up, in its session or in one of its own."""
     tmp_path.chmod(0o777)
     for parent in tmp_path.parents:
         if parent.stat().st_uid == os.getuid() and parent != Path("/"):
@@ -174,13 +178,13 @@ def test_what_a_program_leaves_behind_is_ended(tmp_path: Path, session: str) -> 
     mark = tmp_path / "mark"
     sleeps = f"time.sleep(0.8); open({str(mark)!r}, 'w').close(); os._exit(0)"
     child = f"import os, time\nif os.fork() == 0: {sleeps}"
-    assert ended(child).passed
+    assert run_patiently(child).passed
     alone = f"import os, time\n{session}{sleeps}"
     assert run_program(alone, seconds=0.5).reason == "timeout"
-    assert not ended(f"import os, time\n{sleeps}").passed
+    assert not run_patiently(f"import os, time\n{sleeps}").passed
     assert mark.exists()  # it can be written when there is time
     mark.unlink()
-    assert ended(child).passed
+    assert run_patiently(child).passed
     assert run_program(alone, seconds=0.5).reason == "timeout"
     time.sleep(1.5)
     assert not mark.exists()
@@ -191,16 +195,16 @@ def test_nothing_is_connected_to() -> None:
         server.settimeout(0.1)
         port = server.getsockname()[1]
         program = f"import socket\nsocket.create_connection(('127.0.0.1', {port}))"
-        assert ended(program).reason == "failed"
+        assert run_patiently(program).reason == "failed"
         with pytest.raises(TimeoutError):
             server.accept()
 
 
 def may_change_user() -> bool:
-    """Whether this process has CAP_SETUID."""
+    """Returns True if this process is root and has CAP_SETUID."""
     status = Path("/proc/self/status")
-    told = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return bool(int(told["CapEff"], 16) >> 7 & 1) and os.getuid() == 0
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return bool(int(fields["CapEff"], 16) >> 7 & 1) and os.getuid() == 0
 
 
 @pytest.mark.skipif(not may_change_user(), reason="only root has rights to drop")
@@ -208,9 +212,9 @@ def test_root_gives_up_its_rights(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.write_text("kept")
     for theft in (f"open({str(mine)!r}, 'w')", f"import os; os.remove({str(mine)!r})"):
-        assert ended(theft).reason == "failed"
+        assert run_patiently(theft).reason == "failed"
     assert mine.read_text() == "kept"
-    assert ended("import os\nassert os.getuid() != 0").passed
+    assert run_patiently("import os\nassert os.getuid() != 0").passed
 
 
 HONEST = {
@@ -235,7 +239,7 @@ HONEST = {
 
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_programs_pass(name: str) -> None:
-    assert ended(HONEST[name]).reason == "passed"
+    assert run_patiently(HONEST[name]).reason == "passed"
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])

@@ -1,4 +1,4 @@
-"""Full-attention training: what is hidden, what is lost, what a start carries over."""
+"""Full-attention training: masking, the loss, and warm starts."""
 
 import dataclasses
 
@@ -13,22 +13,28 @@ from jaxdave.models.attention import dense_attention
 from jaxdave.models.param_shapes import Binder, param_shapes
 from jaxdave.models.presets import preset
 from jaxdave.models.rope import rope_table
-from jaxdave.training.canvas import PADDING_WEIGHT, canvas_loss, step_canvases
-from jaxdave.training.recipes import CANVAS, RECIPES
-from jaxdave.training.warm_start import widen
+from jaxdave.training.canvas import (
+    PADDING_WEIGHT,
+    make_canvas_batches,
+    make_canvas_loss,
+)
+from jaxdave.training.recipes import CANVAS_LENGTH, RECIPES
+from jaxdave.training.warm_start import warm_start_params
 
-RECIPE = dataclasses.replace(RECIPES["llada-demo"], batch=32)
+RECIPE = dataclasses.replace(RECIPES["llada-demo"], batch_size=32)
 SMALL = {"num_layers": 2, "hidden": 16, "inter": 24, "head_dim": 8, "rotary_dim": 8}
 
 
 @pytest.fixture(scope="module")
 def batches():
     tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
-    made = [step_canvases(RECIPE, tokenizer, step) for step in (0, 0, 1)]
-    for name in made[0]:
-        jax.tree.map(np.testing.assert_array_equal, made[0][name], made[1][name])
-        assert (made[0][name].noisy_BS != made[2][name].noisy_BS).any()
-    return made[0]
+    first, again, other = (
+        make_canvas_batches(RECIPE, tokenizer, step) for step in (0, 0, 1)
+    )
+    for name in first:
+        jax.tree.map(np.testing.assert_array_equal, first[name], again[name])
+        assert (first[name].noisy_BS != other[name].noisy_BS).any()
+    return first
 
 
 def test_prompts_stay_and_only_hidden_tokens_weigh(batches):
@@ -38,15 +44,15 @@ def test_prompts_stay_and_only_hidden_tokens_weigh(batches):
         rows = zip(*batch, strict=True)
         for noisy, begin, answer, weight in rows:
             assert mask not in noisy[:begin] and mask not in answer
-            canvas = noisy[begin : begin + CANVAS]
+            canvas = noisy[begin : begin + CANVAS_LENGTH]
             hidden = canvas == mask
             np.testing.assert_array_equal(hidden, weight > 0)
             np.testing.assert_array_equal(canvas[~hidden], answer[~hidden])
-            assert (noisy[begin + CANVAS :] == RECIPE.config.pad_id).all()
-            told = int(np.flatnonzero(answer == RECIPE.config.stop_ids[0])[0]) + 1
-            assert hidden[:told].any()
-            assert set(weight[: told + 1]) <= {0.0, 1.0}
-            assert set(weight[told + 1 :]) <= {0.0, np.float32(PADDING_WEIGHT)}
+            assert (noisy[begin + CANVAS_LENGTH :] == RECIPE.config.pad_id).all()
+            length = int(np.flatnonzero(answer == RECIPE.config.stop_ids[0])[0]) + 1
+            assert hidden[:length].any()
+            assert set(weight[: length + 1]) <= {0.0, 1.0}
+            assert set(weight[length + 1 :]) <= {0.0, np.float32(PADDING_WEIGHT)}
             kinds.add(bool(hidden[32:].all()))
     assert kinds == {True, False}
 
@@ -57,11 +63,13 @@ def test_the_loss_is_the_cross_entropy_of_what_is_hidden(batches, shift):
     params = random(config)
     batch = jax.tree.map(lambda a: a[:2], batches["short"])
     with jax.numpy_rank_promotion("allow"):
-        total, weight = canvas_loss(config)(params, jax.tree.map(jnp.asarray, batch))
+        total, weight = make_canvas_loss(config)(
+            params, jax.tree.map(jnp.asarray, batch)
+        )
     expected = 0.0
     cos, sin = rope_table(config, 256)
-    for noisy, begin, answer, shares in zip(*batch, strict=True):
-        end = int(begin) + CANVAS  # alone, without padding
+    for noisy, begin, answer, weights in zip(*batch, strict=True):
+        end = int(begin) + CANVAS_LENGTH  # alone, without padding
         see = jnp.ones((1, end, end), bool)
         hidden, _ = Binder(config)(params).hidden(
             jnp.asarray(noisy[None, :end]),
@@ -70,18 +78,18 @@ def test_the_loss_is_the_cross_entropy_of_what_is_hidden(batches, shift):
             jnp.zeros((config.num_layers,)),
         )
         logits = Binder(config)(params).logits(hidden)[0]
-        told = np.asarray(jax.nn.log_softmax(logits), np.float64)
-        for place in np.flatnonzero(shares):
+        log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+        for place in np.flatnonzero(weights):
             at = begin + place - (shift == "full")
-            expected -= shares[place] * told[at, answer[place]]
+            expected -= weights[place] * log_probs[at, answer[place]]
     np.testing.assert_allclose(float(total), expected, rtol=1e-4)
     np.testing.assert_allclose(float(weight), batch.weight_BC.sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llada-1m", "dream-1m"])
-def test_a_start_repeats_heads_and_gives_kernels_the_size_of_their_norms(name):
+def test_a_warm_start_repeats_heads_and_scales_kernels_as_their_norms(name):
     source, config = preset("sdar-1m", **SMALL), preset(name, **SMALL)
-    old, new = random(source), widen(config, random(source))
+    old, new = random(source), warm_start_params(config, random(source))
     like = param_shapes(config)
     assert jax.tree.map(lambda a: a.shape, new) == jax.tree.map(lambda a: a.shape, like)
     np.testing.assert_array_equal(new["embedding"], old["embedding"])
@@ -97,11 +105,11 @@ def test_a_start_repeats_heads_and_gives_kernels_the_size_of_their_norms(name):
     plain = (x @ np.asarray(old["blocks"]["attn"]["q"]["kernel"][0])).reshape(-1, 4, 8)
     normed = plain / np.sqrt((plain**2).mean(-1, keepdims=True))
     normed = normed * np.asarray(old["blocks"]["attn"]["q_norm"]["scale"][0])
-    made = (x @ np.asarray(new["blocks"]["attn"]["q"]["kernel"][0])).reshape(-1, 4, 8)
-    ratio = np.sqrt((made**2).mean((0, 2)) / (normed**2).mean((0, 2)))
+    scaled = (x @ np.asarray(new["blocks"]["attn"]["q"]["kernel"][0])).reshape(-1, 4, 8)
+    ratio = np.sqrt((scaled**2).mean((0, 2)) / (normed**2).mean((0, 2)))
     assert (np.abs(ratio - 1) < 0.3).all()
 
 
-def test_a_start_of_another_size_is_refused():
+def test_a_warm_start_of_another_size_is_refused():
     with pytest.raises(ValueError, match="embedding"):
-        widen(preset("llada-1m", **SMALL), random())
+        warm_start_params(preset("llada-1m", **SMALL), random())

@@ -1,4 +1,4 @@
-"""Training: a killed run resumes on the same curve, to the same weights."""
+"""The training loop: a killed run resumes on the same curve, to the same weights."""
 
 import functools
 import os
@@ -24,27 +24,31 @@ from pathlib import Path
 import test_loop
 from jaxdave.training import loop
 
-made = loop.BATCHES["block_causal"]
+make_batches = loop.BATCH_MAKERS["block_causal"]
 
-def dying(recipe, tokenizer, step):
+def make_batches_or_die(recipe, tokenizer, step):
     if step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-    return made(recipe, tokenizer, step)
+    return make_batches(recipe, tokenizer, step)
 
-loop.BATCHES["block_causal"] = dying
-loop.train(test_loop.small(), test_loop.tokenizer(), Path(sys.argv[1]))
+loop.BATCH_MAKERS["block_causal"] = make_batches_or_die
+loop.train(test_loop.small_recipe(), test_loop.tokenizer(), Path(sys.argv[1]))
 """
 STEPS = 6
 
 
-def small() -> Recipe:
+def small_recipe() -> Recipe:
     """The demo's recipe, small enough for a test, every phase of it crossed."""
     shape = {"num_layers": 1, "hidden": 16, "inter": 24, "heads": 2, "kv_heads": 1}
     fields = {**vars(SDAR_1M), **shape, "head_dim": 8, "rotary_dim": 8}
     return Recipe(
         config=type(SDAR_1M)(**fields),
-        steps=STEPS, batch=32, warmup=2, decay=2, save_every=2,
-    )  # fmt: skip
+        steps=STEPS,
+        batch_size=32,
+        warmup_steps=2,
+        decay_steps=2,
+        save_every=2,
+    )
 
 
 def tokenizer() -> Tokenizer:
@@ -52,29 +56,34 @@ def tokenizer() -> Tokenizer:
 
 
 def finish(folder: Path):
-    """Run (or resume) the recipe to its end: (parameters, lines of the loss curve)."""
+    """Runs or resumes the recipe to its end: (parameters, lines of the loss curve)."""
     # optax mixes dtypes and ranks where our own code may not.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        state = train(small(), tokenizer(), folder)
+        state = train(small_recipe(), tokenizer(), folder)
     return state.params, (folder / "loss.csv").read_text().splitlines()
 
 
 @pytest.mark.usefixtures("quick_compiles")
 def test_a_killed_run_resumes_on_the_same_curve(tmp_path, monkeypatch):
     # Compiled once here; the process that is killed compiles its own.
-    monkeypatch.setattr(loop, "make_step", functools.cache(loop.make_step))
+    monkeypatch.setattr(loop, "make_train_step", functools.cache(loop.make_train_step))
     whole, curve = finish(tmp_path / "whole")
     # A curve that does not move would prove nothing.
     assert len({line.split(",")[1] for line in curve[1:]}) == STEPS
     cut = tmp_path / "cut"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", KILLED, str(cut)],
         cwd=Path(__file__).parent,
-        # Compiled as here, to the same bits.
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env={
+            **os.environ,
+            # The modules that are found here, `helpers` among them.
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            # Compiled as here, to the same bits.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        },
         capture_output=True,
     )
-    assert done.returncode == -9, done.stderr.decode()[-2000:]
+    assert process.returncode == -9, process.stderr.decode()[-2000:]
     assert (cut / "loss.csv").read_text().splitlines() in (curve[:3], curve[:5])
     for folder in (cut, cut):  # the second time it is finished, and stays as it is
         resumed, again = finish(folder)

@@ -1,1 +1,1 @@
-"""The benchmarks: where their items come from and how each is graded."""
+"""Benchmarks: their files, their questions and how answers are graded."""

@@ -1,7 +1,7 @@
 """The benchmarks by name.
 
 `TASKS` has each in its usual form; its code tasks refuse to grade. `open_task` opens
-one as a protocol has it, and with leave to run what a model wrote.
+one as a protocol has it, and with permission to run what a model wrote.
 """
 
 import functools
@@ -23,10 +23,12 @@ MATH = {
     "math500": items.math500,
     "aime2024": items.aime2024,
 }
+"""Mathematics: by name, the function that makes items."""
 CODE = {
-    "mbpp": (items.mbpp, programs.mbpp),
-    "humaneval": (items.humaneval, programs.humaneval),
+    "mbpp": (items.mbpp, programs.assemble_mbpp),
+    "humaneval": (items.humaneval, programs.assemble_humaneval),
 }
+"""Code: by name, the functions that make items and programs to run."""
 NAMES = (*MATH, *CODE, *demo.TASKS)
 
 
@@ -37,29 +39,48 @@ def open_task(
     as_published: bool = False,
     allow_code_execution: bool = False,
 ) -> Task:
-    """A benchmark as a protocol has it.
+    """Return a benchmark as a protocol has it.
 
-    preset: whose way of reading answers, and whose selection of items. as_published:
-    the files and rules of the paper's evaluation, with their defects. Without
-    allow_code_execution `grade` of a task that runs code raises ValueError.
-    Raises ValueError for an unknown name, and for a protocol without a published form.
+    Example:
+        >>> open_task("demo-math").items(None)[0].id
+        'demo-math-0'
+
+    Args:
+        name: One of `NAMES`.
+        preset: Name of the protocol, which decides how answers are read and, for MBPP,
+            which items there are.
+        as_published: True for the files and rules of the paper's evaluation, with their
+            defects.
+        allow_code_execution: True to run code that a model wrote. Otherwise `grade` of
+            a task that needs it raises ValueError.
+
+    Returns:
+        The benchmark.
+
+    Raises:
+        ValueError: The name is unknown, or the protocol has no published form.
     """
     if name not in NAMES:
         raise ValueError(f"task {name!r} is unknown; use one of {', '.join(NAMES)}")
     if name in demo.TASKS:
         return demo.TASKS[name]
     check_published(preset, as_published)
-    source, make = _source(name, preset, as_published)
-    opened = functools.partial(items.read, source, make)
+    file, make_item = _file_and_maker(name, preset, as_published)
+    read = functools.partial(items.read_items, file, make_item)
     if name in MATH:
-        read = extract.boxed_only if as_published else extract.math_answer
-        return Task(name, "math", opened, functools.partial(_grade_math, read))
-    graded = functools.partial(_grade_code, name, preset, as_published)
-    refused = functools.partial(_refuse, name)
-    return Task(name, "code", opened, graded if allow_code_execution else refused, True)
+        extractor = extract.boxed_answer if as_published else extract.math_answer
+        grade = functools.partial(_grade_math, extractor)
+        return Task(name=name, kind="math", items=read, grade=grade)
+    grade = (
+        functools.partial(_grade_code, name, preset, as_published)
+        if allow_code_execution
+        else functools.partial(_refuse, name)
+    )
+    return Task(name=name, kind="code", items=read, grade=grade, runs_code=True)
 
 
-def _source(name: str, preset: str, as_published: bool):
+def _file_and_maker(name: str, preset: str, as_published: bool):
+    """The key of a benchmark's file, and the function that makes items of its rows."""
     if as_published:
         return f"genverse/{name}", items.published(name)
     if (name, preset) == ("mbpp", "sdar"):
@@ -68,19 +89,29 @@ def _source(name: str, preset: str, as_published: bool):
 
 
 def reference(item: Item) -> str:
-    """The answer of a mathematical item: of a worked one, what stands after `####`."""
-    return extract.after_mark(item.gold) or item.gold
+    """Return the reference answer of a mathematical item.
+
+    Args:
+        item: Item whose `gold` is an answer, or a worked solution that ends in
+            "#### answer".
+
+    Returns:
+        The answer alone.
+    """
+    return extract.answer_after_hashes(item.gold) or item.gold
 
 
-def _grade_math(read: Callable[[str], str], asked: Items, texts: Texts) -> Verdicts:
-    return mathematics.grade([reference(item) for item in asked], texts, read)
+def _grade_math(
+    extractor: Callable[[str], str], items: Items, texts: Texts
+) -> Verdicts:
+    return mathematics.grade_math([reference(item) for item in items], texts, extractor)
 
 
 def _grade_code(
-    name: str, preset: str, as_published: bool, asked: Items, texts: Texts
+    name: str, preset: str, as_published: bool, items: Items, texts: Texts
 ) -> Verdicts:
-    assemble = programs.published if as_published else CODE[name][1]
-    return programs.grade(asked, texts, reader(name, preset), assemble)
+    assemble = programs.assemble_published if as_published else CODE[name][1]
+    return programs.grade_programs(items, texts, code_extractor(name, preset), assemble)
 
 
 def _refuse(name: str, _: Items, __: Texts) -> Verdicts:
@@ -90,19 +121,42 @@ def _refuse(name: str, _: Items, __: Texts) -> Verdicts:
     )
 
 
-def reader(name: str, preset: str) -> Callable[[Item, str], str]:
-    """What of a text is the code, as a protocol reads it."""
+def code_extractor(name: str, preset: str) -> Callable[[Item, str], str]:
+    """Return the function that finds the code in an answer, as a protocol does.
+
+    Args:
+        name: Name of the benchmark.
+        preset: Name of the protocol.
+
+    Returns:
+        Function (item, answer text) -> code.
+    """
     if preset.startswith("paper-2025") or preset == "dllm-rl":
-        return lambda _, text: extract.last_block(text)
+        return _last_block
     if (preset, name) == ("llada", "mbpp"):
-        return lambda _, text: extract.begun(text)
+        return _between_marks
     if (preset, name) == ("dream", "humaneval"):
-        return _needed
-    return lambda _, text: extract.first_block(text)
+        return _reachable_code
+    return _first_block
 
 
-def _needed(item: Item, text: str) -> str:
-    return extract.reachable(extract.first_block(text), item.data["entry_point"])
+def _last_block(_: Item, text: str) -> str:
+    return extract.last_python_block(text)
+
+
+def _first_block(_: Item, text: str) -> str:
+    return extract.first_code_block(text)
+
+
+def _between_marks(_: Item, text: str) -> str:
+    return extract.begin_done_block(text)
+
+
+def _reachable_code(item: Item, text: str) -> str:
+    return extract.reachable_code(
+        extract.first_code_block(text), item.data["entry_point"]
+    )
 
 
 TASKS: Mapping[str, Task] = MappingProxyType({name: open_task(name) for name in NAMES})
+"""Every benchmark in its usual form, by name."""

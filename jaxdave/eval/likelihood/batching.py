@@ -1,4 +1,4 @@
-"""Questions in, log-likelihoods out: the host's side of `likelihood.py`.
+"""Questions in, log-likelihoods out: the host side of `score.py`.
 
 Shapes are padded to powers of two, and a program is compiled once per shape.
 """
@@ -16,128 +16,182 @@ import numpy as np
 
 from jaxdave.engine.batching import bucket_length
 from jaxdave.eval.likelihood import masks
-from jaxdave.eval.likelihood.score import Row, Scorer, score
+from jaxdave.eval.likelihood.score import Scorer, ScoringRow, score
 from jaxdave.runtime.compilation import CompileRequest, get_executable
 
-SHARED = 16
+SAMPLES_PER_PREFILL = 16
 """Samples of a block-causal model that are evaluated after one prefill."""
-SHORTEST = 8
+MIN_WINDOW = 8
 """Positions of the shortest window of a full-attention model."""
 
 
 class Question(NamedTuple):
-    """Token ids: how likely is the target after the context?"""
+    """A text whose likelihood after another is asked for.
+
+    Attributes:
+        context: Token ids of the text before; may be empty.
+        target: Token ids of the text that is scored.
+    """
 
     context: tuple[int, ...]
     target: tuple[int, ...]
 
 
+MakeRow = Callable[[Question], ScoringRow]
+"""Function (question) -> one row with all its samples."""
+
+
 def log_likelihoods(
-    of: Scorer,
+    scorer: Scorer,
     params: Any,
     questions: Sequence[Question],
-    rule: masks.Rule,
+    rule: masks.MaskRule,
     *,
     seed: int = 0,
-    rows: int = 8,
+    batch_size: int = 8,
 ) -> Iterator[tuple[int, float]]:
-    """(index, log-likelihood in nats) of every question, as they are done.
+    """Yield the log-likelihood of every question as soon as it is complete.
 
-    rule: `masks.bound(samples)` or `masks.chain`; its noise is keyed by the seed and
-    the question alone, so that an answer depends neither on the others nor on `rows`,
-    how many evaluations a call carries, but for the last digits.
-    Raises ValueError for a target that is empty, has a mask in it or is too long.
+    The noise of the rule is keyed by the seed and the question alone, so that an answer
+    depends neither on the other questions nor on `batch_size`, but for its last digits.
+
+    Example:
+        The bound of one answer from 128 samples:
+
+          scorer = make_scorer(model.config)
+          questions = [Question(context=(1, 2), target=(3,))]
+          values = dict(
+              log_likelihoods(scorer, model.params, questions, masks.bound(128))
+          )
+
+    Args:
+        scorer: Model to score with.
+        params: Parameters of the model.
+        questions: Contexts and targets.
+        rule: `masks.bound(samples)` or `masks.chain`.
+        seed: Seed of the rule's noise.
+        batch_size: Number of rows that a call evaluates.
+
+    Returns:
+        Iterator of (index of the question, log-likelihood in nats), not in order.
+
+    Raises:
+        ValueError: A target is empty, holds the mask id or is too long.
     """
     for index, question in enumerate(questions):
-        _check(of, index, question)
-    plan = functools.partial(_plan, of, rule, seed)
-    return _answers(of, params, questions, plan, rows)
+        _check(scorer, index, question)
+    make_row = functools.partial(_make_row, scorer, rule, seed)
+    return _log_likelihoods(scorer, params, questions, make_row, batch_size)
 
 
-Plan = Callable[[Question], Row]
-
-
-def _answers(of: Scorer, params, questions, plan: Plan, rows: int):
+def _log_likelihoods(
+    scorer: Scorer, params, questions, make_row: MakeRow, batch_size: int
+):
     """The generator behind `log_likelihoods`: one shape of rows after the other."""
 
-    def shape(index: int):
-        row = plan(questions[index])  # made again later: it is cheaper than kept
+    def shape_of(index: int):
+        # The row is made again when it is evaluated: cheaper than keeping all of them.
+        row = make_row(questions[index])
         samples, size = row.hidden_SL.shape
-        return len(row.tokens_T), size, _together(of, samples)
+        return len(row.tokens_T), size, _samples_per_row(scorer, samples)
 
-    def cut(indices: Iterable[int], samples: int):
+    def split_rows(indices: Iterable[int], samples: int):
         for index in indices:
-            made = list(_cut(plan(questions[index]), samples))
-            left[index] = len(made)
-            yield from ((index, row) for row in made)
+            parts = list(_split_samples(make_row(questions[index]), samples))
+            remaining[index] = len(parts)
+            yield from ((index, part) for part in parts)
 
-    left: Counter[int] = Counter()
-    total: dict[int, float] = {}
-    # The largest come first, so that memory runs out at once or never.
-    pairs = ((shape(index), index) for index in range(len(questions)))
+    remaining: Counter[int] = Counter()
+    totals: dict[int, float] = {}
+    # The largest shapes come first, so that memory runs out at once or never.
+    pairs = ((shape_of(index), index) for index in range(len(questions)))
     order = sorted(pairs, reverse=True)
     for (_, _, samples), group in itertools.groupby(order, key=lambda pair: pair[0]):
-        for batch, count in batches(cut((i for _, i in group), samples), rows):
-            indices, made = zip(*batch, strict=True)
-            values = _run(of, params, made)
+        rows = split_rows((index for _, index in group), samples)
+        for batch, count in padded_batches(rows, batch_size):
+            indices, row_parts = zip(*batch, strict=True)
+            values = _score_batch(scorer, params, row_parts)
             for index, value in zip(indices[:count], values[:count], strict=True):
-                left[index] -= 1
-                total[index] = total.get(index, 0.0) + float(value)
-                if not left[index]:
-                    yield index, total.pop(index)
+                remaining[index] -= 1
+                totals[index] = totals.get(index, 0.0) + float(value)
+                if not remaining[index]:
+                    yield index, totals.pop(index)
 
 
-def batches(rows: Iterable, most: int) -> Iterator[tuple[list, int]]:
-    """Lists of `most`, and how many of each count.
+def padded_batches(items: Iterable, batch_size: int) -> Iterator[tuple[list, int]]:
+    """Split items into batches of one size.
 
-    What is missing in the last is filled up with copies, so that it has the shape of
-    the others; few in all are filled up to a power of two.
+    The last batch is filled up with copies of its last item, so that it has the shape
+    of the others. If there is only one batch, it is filled up to a power of two.
+
+    Example:
+        >>> list(padded_batches("abc", 2))
+        [(['a', 'b'], 2), (['c', 'c'], 1)]
+
+    Args:
+        items: Items of any kind; read lazily.
+        batch_size: Largest number of items of a batch.
+
+    Returns:
+        Iterator of (batch, number of its items that are not copies).
     """
-    left, full = iter(rows), 0
-    while batch := list(itertools.islice(left, most)):
-        full = full or min(most, _power(len(batch)))
+    iterator, full = iter(items), 0
+    while batch := list(itertools.islice(iterator, batch_size)):
+        full = full or min(batch_size, _next_power_of_two(len(batch)))
         yield batch + batch[-1:] * (full - len(batch)), len(batch)
 
 
-def _run(of: Scorer, params, made: Sequence[Row]) -> np.ndarray:
-    stacked = jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *made)
-    wanted = CompileRequest(
-        of, "score", functools.partial(score, of), (params, stacked)
+def _score_batch(scorer: Scorer, params, rows: Sequence[ScoringRow]) -> np.ndarray:
+    stacked = jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *rows)
+    request = CompileRequest(
+        scorer, "score", functools.partial(score, scorer), (params, stacked)
     )
-    run, _ = get_executable(wanted)
+    run, _ = get_executable(request)
     return np.asarray(run(params, stacked))
 
 
-def _plan(of: Scorer, rule: masks.Rule, seed: int, question: Question) -> Row:
+def _make_row(
+    scorer: Scorer, rule: masks.MaskRule, seed: int, question: Question
+) -> ScoringRow:
     """All samples of a question, as one row."""
     begin, text = len(question.context), question.context + question.target
-    length = of.length or len(question.target)
-    start = begin // length * length if of.length else begin
-    least = length if of.length else SHORTEST
-    size = least * _power(-(-(len(text) - start) // least))
-    edges = range(start, len(text), length)
+    # Full attention scores the target as one block that begins where the target does;
+    # block-causal blocks lie on a grid, so the first may hold the end of the context.
+    length = scorer.block_length or len(question.target)
+    start = begin // length * length if scorer.block_length else begin
+    unit = length if scorer.block_length else MIN_WINDOW
+    size = unit * _next_power_of_two(-(-(len(text) - start) // unit))
     stretches = [
         range(max(edge, begin) - start, min(edge + length, len(text)) - start)
-        for edge in edges
+        for edge in range(start, len(text), length)
     ]
-    drawn = masks.over(rule, stretches, size, _noise(seed, question))
-    tokens_T = np.full(bucket_length(start + size), of.mask_id, np.int32)
+    window = masks.window_masks(rule, stretches, size, _generator(seed, question))
+    tokens_T = np.full(bucket_length(start + size), scorer.mask_id, np.int32)
     tokens_T[: len(text)] = text
-    return Row(tokens_T, np.int32(start), np.int32(len(text)), *drawn)
+    return ScoringRow(
+        tokens_T=tokens_T,
+        start=np.int32(start),
+        end=np.int32(len(text)),
+        hidden_SL=window.hidden_SN,
+        weight_SL=window.weight_SN,
+    )
 
 
-def _noise(seed: int, question: Question) -> np.random.Generator:
+def _generator(seed: int, question: Question) -> np.random.Generator:
+    """Noise keyed by the seed and the question, whatever else is scored."""
     digest = hashlib.sha256(repr((seed, *map(list, question))).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
 
-def _together(of: Scorer, samples: int) -> int:
+def _samples_per_row(scorer: Scorer, samples: int) -> int:
     """Samples of a row: only a block-causal model has a prefix to share."""
-    return min(SHARED, _power(samples)) if of.length else 1
+    if not scorer.block_length:
+        return 1
+    return min(SAMPLES_PER_PREFILL, _next_power_of_two(samples))
 
 
-def _cut(row: Row, samples: int) -> Iterator[Row]:
-    """Rows of `samples` each; what the last lacks counts nothing."""
+def _split_samples(row: ScoringRow, samples: int) -> Iterator[ScoringRow]:
+    """Rows of `samples` each; samples that the last one lacks have weight 0."""
     missing = -len(row.hidden_SL) % samples
     hidden_SL, weight_SL = (
         np.pad(part, ((0, missing), (0, 0))) for part in (row.hidden_SL, row.weight_SL)
@@ -147,22 +201,23 @@ def _cut(row: Row, samples: int) -> Iterator[Row]:
         yield row._replace(hidden_SL=hidden_SL[part], weight_SL=weight_SL[part])
 
 
-def _power(count: int) -> int:
-    """The next power of two."""
+def _next_power_of_two(count: int) -> int:
+    """The smallest power of two that is not below `count`."""
     return 1 << (count - 1).bit_length()
 
 
-def _check(of: Scorer, index: int, question: Question) -> None:
+def _check(scorer: Scorer, index: int, question: Question) -> None:
+    """Raises ValueError for a question that cannot be scored."""
     size = len(question.context) + len(question.target)
     if not question.target:
         raise ValueError(f"target {index} is empty; there is nothing to score")
-    if of.mask_id in question.context + question.target:
+    if scorer.mask_id in question.context + question.target:
         raise ValueError(
-            f"question {index} holds the mask id {of.mask_id}, which stands for text "
-            "not written yet; take it out"
+            f"question {index} holds the mask id {scorer.mask_id}, which stands for "
+            "text not written yet; take it out"
         )
-    if size > of.max_positions:
+    if size > scorer.max_positions:
         raise ValueError(
             f"question {index} has {size} tokens, but the model allows "
-            f"{of.max_positions}; shorten it"
+            f"{scorer.max_positions}; shorten it"
         )

@@ -1,8 +1,12 @@
-"""Which positions of a text are hidden while it is scored, and what each one counts.
+"""Which positions of a text are masked while it is scored, and their weights.
 
-Every rule here is an average of chains: hide all, then tell the tokens one by one in
-some order, adding up the log of each. The mean over all orders bounds the log of the
-mean from below, which is what an any-order model says of the text.
+Every rule here is an average of chains: mask all positions, then reveal the tokens one
+by one in some order, adding up their log-probabilities. The mean over all orders is a
+lower bound on the log of the mean probability, which is what an any-order model says
+of the text (Jensen's inequality).
+
+Axes: S samples (sets of masked positions), N positions of one stretch, L positions of
+the window.
 """
 
 import math
@@ -13,38 +17,69 @@ import numpy as np
 
 
 class Masks(NamedTuple):
-    """hidden_SN: which of N positions are hidden in each of S samples, bool.
-    weight_SN: what the log-probability of each counts, float32; 0: it is not asked."""
+    """Sets of masked positions, and what each position contributes to the estimate.
+
+    Attributes:
+        hidden_SN: bool [S, N], True where a position is masked.
+        weight_SN: float32 [S, N], factor of the log-probability of the token there; 0
+            where it does not count.
+    """
 
     hidden_SN: np.ndarray
     weight_SN: np.ndarray
 
 
-Rule = Callable[[int, np.random.Generator], Masks]
-"""(positions, noise) -> the masks of a stretch that is scored as one."""
+MaskRule = Callable[[int, np.random.Generator], Masks]
+"""Function (number of positions, generator) -> the masks of one stretch of text."""
 
 
-def bound(samples: int) -> Rule:
-    """The mean over all orders, from so many samples of it or, where there are no more
-    sets of positions than that, exactly.
+def bound(samples: int) -> MaskRule:
+    """Return the rule that estimates the mean over all orders.
 
-    The number of hidden positions is stratified (LLaDA, arXiv 2502.09992, appendix B),
-    which leaves the mean as it is and takes most of the noise away.
-    Raises ValueError unless there is at least one sample.
+    The number of masked positions is stratified over the samples, which leaves the
+    mean as it is and removes most of the variance. Where there are no more sets of
+    positions than samples the mean is exact.
+
+    Example:
+        >>> bound(7)(3, np.random.default_rng(0)).hidden_SN.shape
+        (7, 3)
+
+    Source: LLaDA, arXiv 2502.09992, appendix B. Deviation: stratified sizes, and exact
+    where that costs no more.
+
+    Args:
+        samples: Number of samples per stretch, at least 1.
+
+    Returns:
+        The rule.
+
+    Raises:
+        ValueError: `samples` is below 1.
     """
     if samples < 1:
         raise ValueError(f"mc_num={samples} must be at least 1; try 128")
 
-    def draw(count: int, noise: np.random.Generator) -> Masks:
+    def rule(count: int, generator: np.random.Generator) -> Masks:
+        # 2^n - 1 sets that are not empty: with as many samples nothing is left to draw.
         if 2**count - 1 <= samples:
-            return every(count)
-        return sampled(count, samples, noise)
+            return all_subsets(count)
+        return sampled_subsets(count, samples, generator)
 
-    return draw
+    return rule
 
 
-def every(count: int) -> Masks:
-    """All sets of hidden positions but the empty one, by their share of the mean."""
+def all_subsets(count: int) -> Masks:
+    """Return every set of masked positions but the empty one.
+
+    A token is revealed when `size` positions are still masked, and which ones those are
+    is uniform over all sets of that size: hence the weight 1 / (size * C(count, size)).
+
+    Args:
+        count: Number of positions.
+
+    Returns:
+        2^count - 1 sets, weighted by their share of the mean over all orders.
+    """
     sets = np.arange(1, 2**count)[:, None]
     hidden_SN = (sets >> np.arange(count)[None]) & 1 == 1
     size_S = hidden_SN.sum(axis=1)
@@ -52,31 +87,60 @@ def every(count: int) -> Masks:
     return _weighted(hidden_SN, np.array(weight_S))
 
 
-def sampled(count: int, samples: int, noise: np.random.Generator) -> Masks:
-    """Random sets of hidden positions; every size is as likely as any other.
+def sampled_subsets(count: int, samples: int, generator: np.random.Generator) -> Masks:
+    """Return random sets of masked positions, in which every size is equally likely.
 
-    The sizes are spread evenly from a random one on.
+    Args:
+        count: Number of positions.
+        samples: Number of sets.
+        generator: Source of randomness.
+
+    Returns:
+        `samples` sets, weighted so that the estimate is unbiased.
     """
+    # Sizes are spread evenly over 1..count from a random one on (systematic sampling).
     steps = np.arange(samples) * count // samples
-    size_S = (noise.integers(count) + steps) % count + 1
-    rank_SN = noise.random((samples, count)).argsort(axis=1).argsort(axis=1)
+    size_S = (generator.integers(count) + steps) % count + 1
+    # Argsort twice gives each position its rank in a random order.
+    rank_SN = generator.random((samples, count)).argsort(axis=1).argsort(axis=1)
     return _weighted(rank_SN < size_S[:, None], count / size_S / samples)
 
 
-def chain(count: int, noise: np.random.Generator) -> Masks:
-    """One order alone, left to right: the exact likelihood of decoding so."""
-    del noise
+def chain(count: int, generator: np.random.Generator) -> Masks:
+    """Return the masks of one order, left to right.
+
+    The sum is then the exact likelihood of decoding one token at a time in that order.
+
+    Args:
+        count: Number of positions.
+        generator: Not used; part of the `MaskRule` signature.
+
+    Returns:
+        `count` sets; in each only the first masked position counts.
+    """
+    del generator
     return Masks(np.triu(np.ones((count, count), bool)), np.eye(count, dtype="f4"))
 
 
-def over(
-    rule: Rule, stretches: Sequence[range], size: int, noise: np.random.Generator
+def window_masks(
+    rule: MaskRule,
+    stretches: Sequence[range],
+    size: int,
+    generator: np.random.Generator,
 ) -> Masks:
-    """The masks of a window of `size` positions, each stretch of it by the rule.
+    """Return the masks of a window whose stretches are scored one by one.
 
-    What lies past the last stretch is hidden and not asked.
+    Args:
+        rule: Rule that draws the masks of each stretch.
+        stretches: Positions of each stretch in the window, in order.
+        size: Number of positions L of the window.
+        generator: Source of randomness.
+
+    Returns:
+        Masks [S, L]. Positions after the last stretch are masked and do not count;
+        stretches with fewer samples than others have weight 0 in the rest.
     """
-    drawn = [rule(len(stretch), noise) for stretch in stretches]
+    drawn = [rule(len(stretch), generator) for stretch in stretches]
     samples = max(len(masks.hidden_SN) for masks in drawn)
     hidden_SL = np.zeros((samples, size), bool)
     weight_SL = np.zeros((samples, size), np.float32)

@@ -1,11 +1,14 @@
-"""The log-likelihood of a text after another, as a masked diffusion model says it.
+"""The log-likelihood of a text after a context, under a masked diffusion model.
 
-Such a model gives no single number. What is computed here is a bound from below, or the
+Such a model gives no single number. What is computed is a lower bound, or the
 likelihood of one order of decoding (`masks.py`). Full attention sees the context and
-what is not hidden of the target, which is scored as one stretch; a block-causal model's
-target is scored block by block, after the clean text before each. Nothing stands behind
-the target. Ids that a decoder never predicts, the mask's first of all, have no share of
-the probabilities. `scoring.py` is the host's side.
+the unmasked part of the target, which is scored as one stretch; the target of a
+block-causal model is scored block by block, after the clean text before each. Nothing
+follows the target. Ids that a decoder never predicts, the mask id among them, take no
+share of the probabilities. `batching.py` is the host side.
+
+Axes: B rows of a batch, T the whole text with padding, S samples, L the scored window,
+P positions of one block, R rows of the output head, E features.
 """
 
 import dataclasses
@@ -24,15 +27,19 @@ from jaxdave.models.full_attention import uncached_model
 from jaxdave.models.guidance import with_guidance
 from jaxdave.sampling.chunked_head import chunk_logits, num_chunks, token_log_odds
 
-TOKENS = 512
+TOKENS_PER_PASS = 512
 """Tokens of one row's blocks that are evaluated side by side."""
 
 
-class Row(NamedTuple):
-    """Samples of one question, evaluated together.
+class ScoringRow(NamedTuple):
+    """Samples of one question that are evaluated together, after one prefill.
 
-    tokens_T: the clean text, filled up. The window of L positions from `start` on holds
-    the target, which ends at `end`. hidden_SL, weight_SL: as in `masks.Masks`.
+    Attributes:
+        tokens_T: int32 [T], context and target, padded with the mask id.
+        start: int32, first position of the window of L positions that holds the target.
+        end: int32, position after the target.
+        hidden_SL: bool [S, L], as in `masks.Masks`.
+        weight_SL: float32 [S, L], as in `masks.Masks`.
     """
 
     tokens_T: Any
@@ -44,38 +51,47 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """What questions are scored with; made by `scorer`.
+    """The model as questions are scored with it; `make_scorer` makes one.
 
-    network: positions -> Network. length: the block length of a block-causal model;
-    None: full attention. told_before: whether a block's first token is predicted by the
-    block before. max_positions: of context and target together.
+    Attributes:
+        make_model: Function (number of positions) -> model functions.
+        block_length: Block length of a block-causal model; None for full attention.
+        first_from_previous: True if the first token of a block is predicted by the last
+            position of the block before (shifted logits).
+        mask_id: Id of the mask token.
+        max_positions: Largest number of tokens of context and target together.
     """
 
-    network: Callable[[int], ModelFns]
-    length: int | None
-    told_before: bool
+    make_model: Callable[[int], ModelFns]
+    block_length: int | None
+    first_from_previous: bool
     mask_id: int
     max_positions: int
 
 
 @functools.cache
-def scorer(
+def make_scorer(
     config: ModelConfig,
     *,
     numerics: NumericsName = "guarded",
     block_length: int | None = None,
     guidance: float = 0.0,
 ) -> Scorer:
-    """The scorer of a model.
+    """Return the scorer of a model; equal arguments give the same object.
 
-    numerics: "guarded" computes in float32, others in the dtype of the weights.
-    block_length: of a block-causal model, by default its own. guidance: of a model with
-    full attention, 0 is off.
+    Args:
+        config: Configuration of the model.
+        numerics: "guarded" computes in float32, others in the dtype of the weights.
+        block_length: Block length of a block-causal model; None for its own.
+        guidance: Scale of classifier-free guidance of a full-attention model; 0 is off.
+
+    Returns:
+        The scorer.
     """
     is_causal = config.attention == "block_causal"
     length = block_length or config.block_length
 
-    def make(positions: int) -> ModelFns:
+    def make_model(positions: int) -> ModelFns:
         shared: Any = {"numerics": numerics, "positions": positions}
         if is_causal:
             return block_causal_model(config, block_length=length, **shared)
@@ -83,60 +99,88 @@ def scorer(
         return with_guidance(plain, guidance, config.mask_id) if guidance else plain
 
     return Scorer(
-        network=make,
-        length=length if is_causal else None,
-        told_before=is_causal and config.logits_shift != "none",
+        make_model=make_model,
+        block_length=length if is_causal else None,
+        first_from_previous=is_causal and config.logits_shift != "none",
         mask_id=config.mask_id,
         max_positions=config.max_positions,
     )
 
 
-def score(of: Scorer, params, rows: Row) -> jax.Array:
-    """What the samples of every row add to the log-likelihood, float32 [B]."""
-    network = of.network(rows.tokens_T.shape[1])
-    return jax.vmap(lambda row: _score(of, network, params, row))(rows)
+def score(scorer: Scorer, params, rows: ScoringRow) -> jax.Array:
+    """Return what the samples of every row add to the log-likelihood.
+
+    Args:
+        scorer: Model to score with.
+        params: Parameters of the model.
+        rows: Rows with a leading batch axis B on every field.
+
+    Returns:
+        float32 [B], in nats.
+    """
+    model = scorer.make_model(rows.tokens_T.shape[1])
+    return jax.vmap(lambda row: _score_row(scorer, model, params, row))(rows)
 
 
-def _score(of: Scorer, network: ModelFns, params, row: Row) -> jax.Array:
+def _score_row(scorer: Scorer, model: ModelFns, params, row: ScoringRow) -> jax.Array:
     samples, size = row.hidden_SL.shape
-    length = of.length or size
+    length = scorer.block_length or size
     clean_L = jax.lax.dynamic_slice(row.tokens_T, (row.start,), (size,))
-    told_LE, cache = network.prefill(
+    # One prefill serves all samples: of a block-causal model it caches the clean text,
+    # and of the window it gives the vectors that shifted logits are read from.
+    clean_LE, cache = model.prefill(
         params, row.tokens_T, row.start, row.start, row.end, size, len(row.tokens_T)
     )
 
-    def stretch(index):
-        at, cut = index * length, lambda a: _slice(a, index * length, length)
-        hidden_SP, clean_P = cut(row.hidden_SL), cut(clean_L[None])
-        noisy_SP = jnp.where(hidden_SP, jnp.int32(of.mask_id), clean_P)
-        hidden_SPE, _ = network.forward(
-            params, noisy_SP, row.start + at, row.end, cache
+    def score_block(index):
+        offset = index * length
+
+        def block_of(array_SL):
+            return _slice(array_SL, offset, length)
+
+        hidden_SP, clean_P = block_of(row.hidden_SL), block_of(clean_L[None])
+        masked_SP = jnp.where(hidden_SP, jnp.int32(scorer.mask_id), clean_P)
+        hidden_SPE, _ = model.forward(
+            params, masked_SP, row.start + offset, row.end, cache
         )
-        if of.told_before:
+        if scorer.first_from_previous:
+            # The block before is clean in every sample, so its vector comes from the
+            # prefill. The text's first block has none before it and uses its own.
             own_SE = hidden_SPE[:, 0]
-            before_SE = jnp.broadcast_to(told_LE[at][None], own_SE.shape)
-            first_SE = jnp.where(row.start + at > 0, before_SE, own_SE)
+            before_SE = jnp.broadcast_to(clean_LE[offset][None], own_SE.shape)
+            first_SE = jnp.where(row.start + offset > 0, before_SE, own_SE)
             hidden_SPE = hidden_SPE.at[:, 0].set(first_SE)
         ids_SP = jnp.broadcast_to(clean_P, hidden_SP.shape)
-        logs_SP = log_probabilities(network, params, hidden_SPE, ids_SP)
-        weight_SP = cut(row.weight_SL)
-        return jnp.sum(jnp.where(weight_SP > 0, weight_SP * logs_SP, 0.0))
+        log_prob_SP = log_probabilities(model, params, hidden_SPE, ids_SP)
+        weight_SP = block_of(row.weight_SL)
+        # Where, not a product alone: 0 * -inf would be NaN.
+        return jnp.sum(jnp.where(weight_SP > 0, weight_SP * log_prob_SP, 0.0))
 
     index_J = jnp.arange(size // length, dtype=jnp.int32)
-    together = max(1, TOKENS // (samples * length))
-    return jnp.sum(jax.lax.map(stretch, index_J, batch_size=together))
+    blocks_per_pass = max(1, TOKENS_PER_PASS // (samples * length))
+    return jnp.sum(jax.lax.map(score_block, index_J, batch_size=blocks_per_pass))
 
 
-def log_probabilities(network: ModelFns, params, hidden: jax.Array, ids: jax.Array):
-    """Float32 logs of the probabilities of ids [...] by vectors [..., E].
+def log_probabilities(model: ModelFns, params, hidden: jax.Array, ids: jax.Array):
+    """Return the log-probabilities of ids.
 
-    The vocabulary is read in chunks; no table of it is kept.
+    The vocabulary is read in chunks, so that no logits of all of it are ever stored.
+
+    Args:
+        model: Model functions, of which the output head is used.
+        params: Parameters of the model.
+        hidden: Hidden vectors [..., E] that the ids are predicted from.
+        ids: int32 [...], token ids.
+
+    Returns:
+        float32 [...], in nats. Neither end saturates: the value comes from the
+        log-odds.
     """
     hidden_RE = hidden.reshape(-1, hidden.shape[-1])
-    logits = chunk_logits(network, params, hidden_RE)
-    odds_R = token_log_odds(logits, num_chunks(network), 1.0, ids.reshape(-1))
-    return jax.nn.log_sigmoid(odds_R).reshape(ids.shape)
+    logits = chunk_logits(model, params, hidden_RE)
+    log_odds_R = token_log_odds(logits, num_chunks(model), 1.0, ids.reshape(-1))
+    return jax.nn.log_sigmoid(log_odds_R).reshape(ids.shape)
 
 
-def _slice(array_SL: jax.Array, at, length: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(array_SL, at, length, axis=1)
+def _slice(array_SL: jax.Array, start, length: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(array_SL, start, length, axis=1)

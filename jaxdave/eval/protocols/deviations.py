@@ -1,4 +1,9 @@
-"""What an evaluation does beside its settings: the right way, and the paper's."""
+"""Known deviations of published evaluations from what they describe.
+
+A protocol is mostly prompts and decoding settings. What a published evaluation does
+besides, such as counting the prompt as output, is stated here as a `ProtocolDeviations`
+record, whose defaults are the correct behaviour.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -12,59 +17,126 @@ if TYPE_CHECKING:
     from jaxdave.io.tokenizer import Codec
 
 
-class Output(NamedTuple):
-    """What of a decode is graded, and how many tokens of it count as output."""
+class GradedOutput(NamedTuple):
+    """The part of a decode that is graded.
+
+    Attributes:
+        text: Text that the grader reads.
+        tokens: Number of tokens that count as output in tokens/NFE and tokens/s.
+    """
 
     text: str
     tokens: int
 
 
-def answer(codec: "Codec", prompt: Sequence[int], row: "Row") -> Output:
-    """The answer up to its end, without the prompt."""
-    del prompt
-    return Output(codec.decode(row.token_ids), row.valid_tokens)
+def answer_only(codec: "Codec", prompt: Sequence[int], row: "Row") -> GradedOutput:
+    """Return the answer up to its end token, without the prompt.
 
+    Args:
+        codec: Tokenizer of the model.
+        prompt: Token ids of the prompt; not used.
+        row: Decoded sequence.
 
-def with_prompt(codec: "Codec", prompt: Sequence[int], row: "Row") -> Output:
-    """The whole canvas, whose end, pad and mask ids alone are left out.
-
-    Source: FreeDave's evaluation of TraDo (2025). Deviation: it counts the ids of that
-    text encoded anew.
+    Returns:
+        The text of the answer and its number of tokens.
     """
-    silent = {codec.mask_id, codec.pad_id, *codec.stop_ids}
-    ids = [i for i in (*prompt, *row.token_ids) if i not in silent]
-    return Output(codec.decode(ids), len(ids))
+    del prompt
+    return GradedOutput(codec.decode(row.token_ids), row.valid_tokens)
 
 
-def as_it_is(_: "DecodeConfig", policy: "Policy") -> "Policy":
-    """The policy, which sees what the model says."""
+def prompt_and_answer(
+    codec: "Codec", prompt: Sequence[int], row: "Row"
+) -> GradedOutput:
+    """Return the prompt and the whole answer, without stop, pad and mask ids.
+
+    Source: FreeDave's evaluation of TraDo (2025). Deviation: it encodes the decoded
+    text again and counts those ids; here the ids themselves are counted.
+
+    Args:
+        codec: Tokenizer of the model.
+        prompt: Token ids of the prompt.
+        row: Decoded sequence.
+
+    Returns:
+        The text of both and their number of tokens.
+    """
+    removed = {codec.mask_id, codec.pad_id, *codec.stop_ids}
+    ids = [i for i in (*prompt, *row.token_ids) if i not in removed]
+    return GradedOutput(codec.decode(ids), len(ids))
+
+
+def unchanged_policy(config: "DecodeConfig", policy: "Policy") -> "Policy":
+    """Return the policy as it is: confidence is that of the unfiltered distribution.
+
+    Args:
+        config: Settings of the decode; not used.
+        policy: Policy that the settings ask for.
+
+    Returns:
+        `policy`.
+    """
+    del config
     return policy
 
 
-def filtered_first(settings: "DecodeConfig", policy: "Policy") -> "Policy":
-    """The policy, whose confidence is read behind the top-k filter: 1.0 under top-k 1.
+def confidence_after_top_k(config: "DecodeConfig", policy: "Policy") -> "Policy":
+    """Return a policy whose confidence is read after the top-k filter.
+
+    Under top-k 1 the filtered distribution is a point mass, so that confidence is 1.0
+    everywhere and the order of decoding is a tie.
 
     Source: FreeDave's and dLLM-RL's samplers (2025).
+
+    Args:
+        config: Settings of the decode.
+        policy: Policy that the settings ask for.
+
+    Returns:
+        `policies.certain(policy)` under top-k 1, else `policy`.
     """
     from jaxdave import policies
 
-    return policies.certain(policy) if settings.top_k == 1 else policy
+    return policies.certain(policy) if config.top_k == 1 else policy
 
 
-def endless(config: "ModelConfig") -> "ModelConfig":
-    """A model whose answers end nowhere but where their room does."""
+def unchanged_model(config: "ModelConfig") -> "ModelConfig":
+    """Return the model configuration as it is.
+
+    Args:
+        config: Configuration of the model.
+
+    Returns:
+        `config`.
+    """
+    return config
+
+
+def without_stop_ids(config: "ModelConfig") -> "ModelConfig":
+    """Return a model whose answers end only after `max_new_tokens`.
+
+    Args:
+        config: Configuration of the model.
+
+    Returns:
+        A copy of `config` without stop ids.
+    """
     return dataclasses.replace(config, stop_ids=())
 
 
-class Habits(NamedTuple):
-    """What a protocol does beside its settings; the defaults are the right ones.
+class ProtocolDeviations(NamedTuple):
+    """Behaviour of a protocol besides its settings; the defaults are the correct one.
 
-    rows: by `Method.base`, the settings of its rows that are not those of all others.
-    policy: what the decoder gets for the policy that some settings ask for. config: the
-    model as the decoder sees it. output: what of a decode is graded and counted.
+    Attributes:
+        method_settings: By `Method.base`, the settings in which its rows of the table
+            differ from all others.
+        wrap_policy: Function (decode settings, policy) -> policy that is decoded with.
+        adapt_model: Function (model configuration) -> configuration that the decoder is
+            built from.
+        extract_output: Function (codec, prompt ids, decoded row) -> what is graded and
+            counted.
     """
 
-    rows: Mapping[str, Mapping[str, Any]] = {}
-    policy: "Callable[[DecodeConfig, Policy], Policy]" = as_it_is
-    config: "Callable[[ModelConfig], ModelConfig]" = lambda config: config
-    output: "Callable[[Codec, Sequence[int], Row], Output]" = answer
+    method_settings: Mapping[str, Mapping[str, Any]] = {}
+    wrap_policy: "Callable[[DecodeConfig, Policy], Policy]" = unchanged_policy
+    adapt_model: "Callable[[ModelConfig], ModelConfig]" = unchanged_model
+    extract_output: "Callable[[Codec, Sequence[int], Row], GradedOutput]" = answer_only

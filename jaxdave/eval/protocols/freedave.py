@@ -1,4 +1,10 @@
-"""The paper's protocol, and dLLM-RL's, which it says it follows: literal prompts."""
+"""The protocol of the FreeDave paper, and dLLM-RL's, which it says it follows.
+
+Both write the markup of a turn into the prompt instead of using the chat template.
+
+Sources: FreeDave (arXiv 2510.00294) and its evaluation code of October 2025;
+Gen-Verse/dLLM-RL.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,24 +12,25 @@ from typing import Any
 from jaxdave.eval.benchmarks import demo
 from jaxdave.eval.protocols import prompts
 from jaxdave.eval.protocols.deviations import (
-    Habits,
-    endless,
-    filtered_first,
-    with_prompt,
+    ProtocolDeviations,
+    confidence_after_top_k,
+    prompt_and_answer,
+    without_stop_ids,
 )
 from jaxdave.eval.types import Prompt, Task
 from jaxdave.grading.types import Item
 
 Settings = Mapping[str, Any]
 
-PUBLISHED_LONGEST = 200
-"""Token ids of a prompt that the paper's evaluation of TraDo keeps."""
-THINKING, DLLM_RL = "paper-2025-thinking", "dllm-rl"
+PUBLISHED_PROMPT_TOKENS = 200
+"""Prompt length, in token ids, after which the paper's evaluation of TraDo cuts."""
+PAPER, THINKING, DLLM_RL = "paper-2025", "paper-2025-thinking", "dllm-rl"
+NAMES = (PAPER, THINKING, DLLM_RL)
 
-_SURE = {"sdar": 0.9, "dream": 0.95, "llada": 0.95}
-_ROOM = {
-    ("paper-2025", "sdar"): 2048,
-    ("paper-2025", "dream"): 1600,
+_THRESHOLDS = {"sdar": 0.9, "dream": 0.95, "llada": 0.95}
+_MAX_NEW_TOKENS = {
+    (PAPER, "sdar"): 2048,
+    (PAPER, "dream"): 1600,
     (THINKING, "sdar"): 30000,
     (DLLM_RL, "sdar"): 2000,
 }
@@ -32,63 +39,99 @@ _ROOM = {
 def prompt(
     name: str, as_published: bool, family: str, task: Task, item: Item
 ) -> Prompt:
-    """A prompt with its markup in it.
+    """Return the prompt of an item, with its markup in the text.
 
-    Raises ValueError for a family that the protocol has no markup for.
+    Args:
+        name: One of `NAMES`.
+        as_published: True for the defects of the paper's evaluation: the markup is
+            wrapped in the chat template once more, and TraDo's prompts are cut.
+        family: Family of the model, as in `ModelConfig.family`.
+        task: Benchmark.
+        item: Question of that benchmark.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        ValueError: The protocol has no markup for the family.
     """
     if task.name in demo.TASKS:
         return demo.PRESETS["demo"].prompt(family, task, item)
-    form = "sdar-thinking" if (name, family) == (THINKING, "sdar") else family
-    if form not in prompts.MARKUP or (name == THINKING and family != "sdar"):
+    markup = "sdar-thinking" if (name, family) == (THINKING, "sdar") else family
+    if markup not in prompts.MARKUP or (name == THINKING and family != "sdar"):
         raise ValueError(
             f"preset {name!r} has no prompt for models of the family {family!r}; use "
             "lm-eval-2026, which asks by the model's own chat template"
         )
-    text = prompts.literal(form, task.kind, item)
+    text = prompts.literal_prompt(markup, task.kind, item)
     if as_published and name != DLLM_RL:
-        # The chat template once more around it, and for TraDo the end cut off.
-        longest = PUBLISHED_LONGEST if family == "sdar" else None
-        return Prompt(prompts.chat(text), longest=longest)
-    opened = name == DLLM_RL and task.kind == "code"
-    return Prompt(text, prompts.completed(item) if opened else "")
+        # The published evaluation applies the chat template to a text that has the
+        # markup already, and of TraDo's prompts keeps the first 200 tokens only.
+        max_tokens = PUBLISHED_PROMPT_TOKENS if family == "sdar" else None
+        return Prompt(prompts.messages(text), max_tokens=max_tokens)
+    has_prefix = name == DLLM_RL and task.kind == "code"
+    return Prompt(text, prompts.code_prefix(item) if has_prefix else "")
 
 
 def settings(name: str, as_published: bool, family: str, task: Task) -> Settings:
-    """What run_exp.sh of FreeDave (October 2025), or dLLM-RL's configs, decode with.
+    """Return the decoding settings of the protocol.
 
-    The paper's top-k 1 is greedy at any temperature, so corrected it is temperature 0.
+    Source: run_exp.sh of FreeDave (October 2025), and the configurations of dLLM-RL.
+    The paper's top-k 1 is greedy at any temperature, so the corrected form says
+    temperature 0.
+
+    Args:
+        name: One of `NAMES`.
+        as_published: True for temperature and top-k as the paper's scripts have them.
+        family: Family of the model, as in `ModelConfig.family`.
+        task: Benchmark.
+
+    Returns:
+        Keyword arguments of `DecodeConfig`, and `threshold`.
     """
     if task.name in demo.TASKS:
         return demo.PRESETS["demo"].settings(family, task)
-    room = _ROOM.get((name, family), 1024)
     common = {
-        "max_new_tokens": room,
+        "max_new_tokens": _MAX_NEW_TOKENS.get((name, family), 1024),
         "block_length": 4 if family == "sdar" else 32,
-        "threshold": _SURE.get(family, 0.9),
+        "threshold": _THRESHOLDS.get(family, 0.9),
         "draft_steps": 8 if family == "sdar" else 4,
         "temperature": 0.0,
     }
-    heat = {"temperature": 1.0 if family == "sdar" else 0.1}
+    temperature = {"temperature": 1.0 if family == "sdar" else 0.1}
     if name == DLLM_RL:
         filters = {"top_p": 0.95, "top_k": 40} if family == "dream" else {}
-        return {**common, **heat, **filters}
-    return {**common, **heat, "top_k": 1} if as_published else common
+        return {**common, **temperature, **filters}
+    return {**common, **temperature, "top_k": 1} if as_published else common
 
 
-def habits(name: str, as_published: bool, family: str, task: Task) -> Habits:
-    """What the paper's evaluation does beside its settings, where that is wanted.
+def deviations(
+    name: str, as_published: bool, family: str, task: Task
+) -> ProtocolDeviations:
+    """Return what the paper's evaluation does besides its settings.
 
-    Rows over a threshold are sampled (and Dream's have short blocks), confidence is
-    read behind the top-k filter, TraDo decodes on after the end, and its prompt counts.
+    Rows with a threshold are sampled (and Dream's have short blocks), confidence is
+    read after the top-k filter, and TraDo decodes on after the end token and counts
+    its prompt as output.
+
+    Args:
+        name: One of `NAMES`.
+        as_published: True for these deviations; False for none.
+        family: Family of the model, as in `ModelConfig.family`.
+        task: Benchmark.
+
+    Returns:
+        The deviations.
     """
     if not as_published or name == DLLM_RL or task.name in demo.TASKS:
-        return Habits()
-    block = {"block_length": 4} if family == "dream" else {}
-    rows = {"threshold": {"top_k": 0, **block}}
-    made = Habits(rows, filtered_first)
+        return ProtocolDeviations()
+    short_blocks = {"block_length": 4} if family == "dream" else {}
+    result = ProtocolDeviations(
+        method_settings={"threshold": {"top_k": 0, **short_blocks}},
+        wrap_policy=confidence_after_top_k,
+    )
     if family != "sdar":
-        return made
-    return made._replace(config=endless, output=with_prompt)
-
-
-NAMES = ("paper-2025", THINKING, DLLM_RL)
+        return result
+    return result._replace(
+        adapt_model=without_stop_ids, extract_output=prompt_and_answer
+    )

@@ -1,7 +1,8 @@
-"""The published protocols by name: what is asked, and how it is decoded.
+"""The published protocols by name.
 
-`PRESETS` has each as it was meant; `open_preset(..., as_published=True)` is the paper's
-with the defects of its evaluation, and takes the folder that examples are read from.
+`PRESETS` has each protocol in its corrected form. `open_preset(..., as_published=True)`
+gives the paper's with the defects of its evaluation, and takes the folder that few-shot
+examples are read from.
 """
 
 import functools
@@ -13,16 +14,30 @@ from jaxdave.eval.benchmarks import demo
 from jaxdave.eval.protocols import chat, freedave
 from jaxdave.eval.types import Preset
 
-NAMES = (*freedave.NAMES, *chat.ASKED, "demo")
+NAMES = (*freedave.NAMES, *chat.PROMPTS, "demo")
 
 
 def open_preset(
     name: str, *, folder: Path | None = None, as_published: bool = False
 ) -> Preset:
-    """A protocol. folder: where examples are read from, as for `Task.items`.
+    """Return a protocol by name.
 
-    as_published: with the defects of the paper's evaluation.
-    Raises ValueError for an unknown name, and for a protocol without such a form.
+    Example:
+        >>> preset = open_preset("sdar")
+        >>> preset.name
+        'sdar'
+
+    Args:
+        name: One of `NAMES`.
+        folder: Folder of the benchmark files that few-shot examples are read from, as
+            for `Task.items`; None for the Hub.
+        as_published: True for the defects of the paper's evaluation.
+
+    Returns:
+        The protocol.
+
+    Raises:
+        ValueError: The name is unknown, or the protocol has no published form.
     """
     if name not in NAMES:
         raise ValueError(f"preset {name!r} is unknown; use one of {', '.join(NAMES)}")
@@ -31,20 +46,28 @@ def open_preset(
         return demo.PRESETS["demo"]
     if name in freedave.NAMES:
         return Preset(
-            name,
-            functools.partial(freedave.prompt, name, as_published),
-            functools.partial(freedave.settings, name, as_published),
-            functools.partial(freedave.habits, name, as_published),
+            name=name,
+            prompt=functools.partial(freedave.prompt, name, as_published),
+            settings=functools.partial(freedave.settings, name, as_published),
+            deviations=functools.partial(freedave.deviations, name, as_published),
         )
     return Preset(
-        name,
-        functools.partial(chat.prompt, name, folder),
-        functools.partial(chat.settings, name),
+        name=name,
+        prompt=functools.partial(chat.prompt, name, folder),
+        settings=functools.partial(chat.settings, name),
     )
 
 
 def check_published(name: str, as_published: bool) -> None:
-    """Raise ValueError where there is no published form beside the corrected one."""
+    """Check that a protocol has the form that is asked for.
+
+    Args:
+        name: One of `NAMES`.
+        as_published: True if the published form is asked for.
+
+    Raises:
+        ValueError: There is no published form beside the corrected one.
+    """
     if as_published and name not in freedave.NAMES:
         raise ValueError(
             f"preset {name!r} has no published form of its own; leave --as-published "
@@ -55,3 +78,4 @@ def check_published(name: str, as_published: bool) -> None:
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {name: open_preset(name) for name in NAMES}
 )
+"""Every protocol in its corrected form, by name."""

@@ -1,107 +1,164 @@
-"""The paper's Figure 3, and the trajectory of one answer; the same bytes every time."""
+"""The paper's Figure 3, and the trajectory of one answer.
+
+The same report gives the same bytes, so that a picture under version control changes
+only with its numbers.
+"""
 
 import io
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 FORMATS = ("png", "svg")
-# Neither dates nor random ids, so that a picture changes only with its numbers.
+"""Extensions of the files that every picture is made in."""
+# Neither dates nor random ids, nor the user's own style: these change the bytes.
 _METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-_STYLE = {"svg.hashsalt": "jaxdave", "font.size": 9.0, "axes.grid": True}
-_STYLE |= {"grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
-PANELS: tuple[tuple[str, float, Callable[[Mapping[str, Any]], float | None]], ...] = (
-    ("accuracy, %", 100.0, lambda c: c["accuracy"]["value"]),
-    ("tokens/s", 1.0, lambda c: c["timing"]["tokens_per_second"]["value"]),
-    ("tokens/NFE", 1.0, lambda c: c["tokens_per_nfe"]["value"]),
-    ("peak memory, MB", 1e-6, lambda c: c["memory"]["bytes"]),
+_STYLE = {
+    "svg.hashsalt": "jaxdave",
+    "font.size": 9.0,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+CellReport = Mapping[str, Any]
+"""One element of `cells` in a report."""
+
+
+class Panel(NamedTuple):
+    """One panel of Figure 3.
+
+    Attributes:
+        title: Title with the unit.
+        scale: Factor from the unit of the report to that of the title.
+        value: (a cell of the report) -> number to draw; None: there is none.
+    """
+
+    title: str
+    scale: float
+    value: Callable[[CellReport], float | None]
+
+
+PANELS: tuple[Panel, ...] = (
+    Panel("accuracy, %", 100.0, lambda cell: cell["accuracy"]["value"]),
+    Panel("tokens/s", 1.0, lambda cell: cell["timing"]["tokens_per_second"]["value"]),
+    Panel("tokens/NFE", 1.0, lambda cell: cell["tokens_per_nfe"]["value"]),
+    Panel("peak memory, MB", 1e-6, lambda cell: cell["memory"]["bytes"]),
 )
-"""Title, scale and value of every panel of Figure 3; None: there is no value."""
+"""The panels of Figure 3, from left to right."""
 
 
-def drawn(
-    columns: int, size: tuple[float, float], fill: Callable[[Any, Any], None]
+def render(
+    columns: int, size: tuple[float, float], draw: Callable[[Any, Any], None]
 ) -> dict[str, bytes]:
-    """A picture of some panels side by side, in every format.
+    """Render a picture of panels side by side in every format.
 
-    fill(figure, its axes) draws it.
+    Args:
+        columns: Number of panels.
+        size: Width and height in inches.
+        draw: (figure, array of its axes) -> None; draws the picture.
+
+    Returns:
+        Contents of the files by extension.
     """
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    made = {}
+    contents = {}
     with style.context(["default", _STYLE]):
-        for form in FORMATS:
+        for extension in FORMATS:
             figure = Figure(figsize=size, layout="constrained")
-            fill(figure, figure.subplots(1, columns, squeeze=False)[0])
+            draw(figure, figure.subplots(1, columns, squeeze=False)[0])
             file = io.BytesIO()
-            figure.savefig(file, format=form, dpi=120, metadata=_METADATA[form])
-            made[form] = file.getvalue()
-    return made
+            metadata = _METADATA[extension]
+            figure.savefig(file, format=extension, dpi=120, metadata=metadata)
+            contents[extension] = file.getvalue()
+    return contents
 
 
 def figure3(report: Mapping[str, Any]) -> dict[str, bytes]:
-    """Accuracy, tokens/s, tokens/NFE and memory against the draft length.
+    """Draw accuracy, tokens/s, tokens/NFE and memory against the draft length.
 
-    Dashed: static, in its own fastest program.
+    A dashed line shows static decoding, in its own fastest program.
+
+    Source: FreeDave, arXiv 2510.00294, Figure 3.
+
+    Args:
+        report: Report of a run with `--sweep draft_steps`.
+
+    Returns:
+        Contents of the files by extension.
     """
 
-    def fill(figure, axes) -> None:
-        for panel, (label, scale, value) in zip(axes, PANELS, strict=True):
-            for number, (name, cells) in enumerate(_lines(report).items()):
-                drafts = [cell["draft_steps"] for cell in cells]
-                x = [math.log2(d) for d in drafts]
-                y = [_scaled(value(cell), scale) for cell in cells]
-                panel.plot(x, y, marker="o", color=f"C{number}", label=name)
-                static = _static(report, cells[0]["task"])
+    def draw(figure, axes) -> None:
+        for axis, panel in zip(axes, PANELS, strict=True):
+            for number, (name, cells) in enumerate(_drafted_lines(report).items()):
+                draft_steps = [cell["draft_steps"] for cell in cells]
+                x = [math.log2(steps) for steps in draft_steps]
+                y = [_scaled(panel, cell) for cell in cells]
+                axis.plot(x, y, marker="o", color=f"C{number}", label=name)
+                static = _static_cell(report, cells[0]["task"])
                 if static is not None:
-                    level = _scaled(value(static), scale)
-                    panel.axhline(level, color=f"C{number}", linestyle="--", lw=1)
-                panel.set_xticks(x, [str(d) for d in drafts])
-            panel.set_xlabel("draft length d")
-            panel.set_title(label)
-            panel.set_ylim(bottom=0)
+                    level = _scaled(panel, static)
+                    axis.axhline(level, color=f"C{number}", linestyle="--", lw=1)
+                axis.set_xticks(x, [str(steps) for steps in draft_steps])
+            axis.set_xlabel("draft length d")
+            axis.set_title(panel.title)
+            axis.set_ylim(bottom=0)
         axes[0].legend(loc="lower left")
         figure.suptitle(
             f"{report['model']}, {report['machine']['device']} (dashed: static)"
         )
 
-    return drawn(len(PANELS), (13, 3.4), fill)
+    return render(len(PANELS), (13, 3.4), draw)
 
 
 def trajectory(report: Mapping[str, Any]) -> dict[str, bytes]:
-    """Position against call, one panel for every way to decode."""
+    """Draw the positions of one answer against the calls that committed them.
+
+    Args:
+        report: Report of a run with `--trajectory ITEM`.
+
+    Returns:
+        Contents of the files by extension; one panel for static, one for FreeDave.
+    """
     drawing = report["trajectory"]
 
-    def fill(figure, axes) -> None:
-        last = max(side["calls"] for side in drawing["sides"])
-        for panel, side in zip(axes, drawing["sides"], strict=True):
-            at, calls = side["committed_at"], side["calls"]
-            panel.scatter(at, range(len(at)), s=14, c=at, cmap="viridis")
-            panel.set_xlim(-1, last)
-            panel.invert_yaxis()
-            panel.locator_params(integer=True)
-            panel.set_xlabel("network call (0: the prefill)")
-            panel.set_title(f"{side['title']}: {len(at)} tokens in {calls} calls")
+    def draw(figure, axes) -> None:
+        last_call = max(side["calls"] for side in drawing["sides"])
+        for axis, side in zip(axes, drawing["sides"], strict=True):
+            committed_at, calls = side["committed_at"], side["calls"]
+            positions = range(len(committed_at))
+            axis.scatter(committed_at, positions, s=14, c=committed_at, cmap="viridis")
+            axis.set_xlim(-1, last_call)
+            axis.invert_yaxis()
+            axis.locator_params(integer=True)
+            axis.set_xlabel("network call (0: the prefill)")
+            axis.set_title(
+                f"{side['title']}: {len(committed_at)} tokens in {calls} calls"
+            )
         axes[0].set_ylabel("position in the answer")
         figure.suptitle(f"{report['model']}, {drawing['item']}")
 
-    return drawn(len(drawing["sides"]), (10, 4.2), fill)
+    return render(len(drawing["sides"]), (10, 4.2), draw)
 
 
-def _scaled(value: float | None, scale: float) -> float:
-    return math.nan if value is None else value * scale
+def _scaled(panel: Panel, cell: CellReport) -> float:
+    """The value in the unit of the panel; NaN, which is not drawn, for None."""
+    value = panel.value(cell)
+    return math.nan if value is None else value * panel.scale
 
 
-def _lines(report: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+def _drafted_lines(report: Mapping[str, Any]) -> Mapping[str, Sequence[CellReport]]:
     """The cells of every benchmark and drafted method, by draft length."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    lines: dict[str, list[CellReport]] = {}
     for cell in report["cells"]:
         if cell["drafted"]:
-            found.setdefault(f"{cell['task']}, {cell['method']}", []).append(cell)
-    return found
+            lines.setdefault(f"{cell['task']}, {cell['method']}", []).append(cell)
+    return lines
 
 
-def _static(report: Mapping[str, Any], task: str) -> Mapping[str, Any] | None:
+def _static_cell(report: Mapping[str, Any], task: str) -> CellReport | None:
     cells = (c for c in report["cells"] if (c["task"], c["method"]) == (task, "static"))
     return next(cells, None)

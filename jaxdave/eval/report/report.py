@@ -1,4 +1,4 @@
-"""What a run has found, as one JSON value from which tables and figures are made."""
+"""The results of a run as one JSON value, from which tables and figures are made."""
 
 import os
 import platform
@@ -13,43 +13,72 @@ import jax
 import jaxdave
 from jaxdave.eval.report import metrics
 from jaxdave.eval.run import memory
-from jaxdave.eval.run.cells import Cell
+from jaxdave.eval.run.cells import EvalCell
 from jaxdave.eval.run.eval_config import Wanted
 from jaxdave.eval.run.plan import drawn_task
 from jaxdave.eval.run.records import Record
 
 FORMAT = 1
-MEASURED = ("machine", "timing", "memory")
-"""Keys, at any depth, of what differs from run to run; all else is the same again."""
+"""Version of the format of results files."""
+MEASURED_KEYS = ("machine", "timing", "memory")
+"""Keys, at any depth, of values that differ from run to run."""
 
-Found = Sequence[tuple[Cell, tuple[Record, ...]]]
+CellRecords = Sequence[tuple[EvalCell, tuple[Record, ...]]]
+"""The cells of a run with their records, in the order of the tables."""
 
 
-def stable(value: Any) -> Any:
-    """A report without what differs from run to run (`MEASURED`)."""
+def reproducible_part(value: Any) -> Any:
+    """Remove from a report what differs from run to run (`MEASURED_KEYS`).
+
+    Example:
+        >>> reproducible_part({"right": 3, "timing": {"seconds": 1.5}})
+        {'right': 3}
+
+    Args:
+        value: A report, or a part of one.
+
+    Returns:
+        A copy; two runs with the same settings agree on it.
+    """
     if isinstance(value, dict):
-        return {k: stable(v) for k, v in value.items() if k not in MEASURED}
-    return [stable(v) for v in value] if isinstance(value, list) else value
+        return {
+            k: reproducible_part(v) for k, v in value.items() if k not in MEASURED_KEYS
+        }
+    if isinstance(value, list):
+        return [reproducible_part(v) for v in value]
+    return value
 
 
-def report(wanted: Wanted, found: Found) -> dict[str, Any]:
-    """The results of all cells, in their order."""
-    first = found[0][0].header
+def make_report(config: Wanted, results: CellRecords) -> dict[str, Any]:
+    """Make the report of a run.
+
+    Args:
+        config: What was evaluated.
+        results: The cells with their records, at least one.
+
+    Returns:
+        JSON values; the content of results.json or figure3.json.
+    """
+    first = results[0][0].header
     return {
         "format": FORMAT,
         "model": first["model"],
         "weights": first["weights"],
         "preset": first["preset"],
-        "as_published": wanted.as_published,
-        "sweep": wanted.sweep,
-        "trajectory": wanted.trajectory and _trajectory(wanted.trajectory, found),
-        "cells": [_cell(cell, own, found) for cell, own in found],
+        "as_published": config.as_published,
+        "sweep": config.sweep,
+        "trajectory": config.trajectory and _trajectory(config.trajectory, results),
+        "cells": [_cell_report(cell, records, results) for cell, records in results],
         "machine": machine(),
     }
 
 
 def machine() -> dict[str, Any]:
-    """Where and when this was: command, device, versions, load."""
+    """Describe where and when this run was made.
+
+    Returns:
+        Command, device, versions, load averages and date.
+    """
     device = jax.devices()[0]
     return {
         "command": f"jaxdave {shlex.join(sys.argv[1:])}",
@@ -59,20 +88,20 @@ def machine() -> dict[str, Any]:
             "jax": jax.__version__,
             "jaxdave": jaxdave.__version__,
         },
-        "load": [round(one, 2) for one in os.getloadavg()],
+        "load": [round(average, 2) for average in os.getloadavg()],
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
 
 
-def _trajectory(item: str, found: Found) -> dict[str, Any]:
-    """Static and FreeDave on one item; of several draft lengths the longest.
+def _trajectory(item: str, results: CellRecords) -> dict[str, Any]:
+    """Static and FreeDave on one item: title, call of each position, calls in all.
 
-    sides: what to call it, the call that made each position known, calls in all.
+    Of several draft lengths the last, which is the largest, is shown.
     """
-    task, sides = drawn_task(item, [cell for cell, _ in found]), {}
-    for cell, own in found:
+    task, sides = drawn_task(item, [cell for cell, _ in results]), {}
+    for cell, records in results:
         if cell.task.name == task.name and cell.method.name in ("static", "freedave"):
-            record = next(one for one in own if one.id == item)
+            record = next(record for record in records if record.id == item)
             sides[cell.method.name] = {
                 "title": cell.method.title(cell.settings),
                 "committed_at": list(record.committed_at),
@@ -81,8 +110,10 @@ def _trajectory(item: str, found: Found) -> dict[str, Any]:
     return {"item": item, "sides": [sides["static"], sides["freedave"]]}
 
 
-def _cell(cell: Cell, own: Sequence[Record], found: Found) -> dict[str, Any]:
-    made: dict[str, Any] = {
+def _cell_report(
+    cell: EvalCell, records: Sequence[Record], results: CellRecords
+) -> dict[str, Any]:
+    values: dict[str, Any] = {
         "task": cell.task.name,
         "kind": cell.task.kind,
         "method": cell.method.name,
@@ -90,45 +121,50 @@ def _cell(cell: Cell, own: Sequence[Record], found: Found) -> dict[str, Any]:
         "drafted": cell.method.drafted,
         "draft_steps": cell.settings.draft_steps if cell.method.drafted else 1,
         "settings": dict(cell.header),
-        **metrics.counts(own),
-        "timing": metrics.times(own),
-        "memory": _memory(own),
+        **metrics.count_metrics(records),
+        "timing": metrics.timing_metrics(records),
+        "memory": _peak_memory(records),
     }
-    static = _of(found, cell, "static")
+    static = _records_of(results, cell, "static")
     if static is not None and cell.method.name != "static":
-        calls, seconds = metrics.gains(own, static)
-        made["tokens_per_nfe_gain"] = calls
-        made["timing"]["speed_up"] = seconds
+        tokens_per_call, tokens_per_second = metrics.gain_metrics(records, static)
+        values["tokens_per_nfe_gain"] = tokens_per_call
+        values["timing"]["speed_up"] = tokens_per_second
+    # Beside static's, the text is compared with that of the method that this one must
+    # reproduce, which for freedave-threshold is threshold's.
     for name in dict.fromkeys(("static", cell.method.base)):
-        base = _of(found, cell, name)
+        base = _records_of(results, cell, name)
         if base is not None:
-            made.setdefault("same_text", {})[name] = _same(own, base)
-    return made
+            values.setdefault("same_text", {})[name] = _same_text(records, base)
+    return values
 
 
-def _of(found: Found, like: Cell, method: str) -> Mapping[str, Record] | None:
+def _records_of(
+    results: CellRecords, like: EvalCell, method: str
+) -> Mapping[str, Record] | None:
     """The records of a method on the same benchmark, by id; None: it was not run."""
-    for cell, own in found:
+    for cell, records in results:
         if (cell.task.name, cell.method.name) == (like.task.name, method):
-            return {record.id: record for record in own}
+            return {record.id: record for record in records}
     return None
 
 
-def _same(own: Sequence[Record], base: Mapping[str, Record]) -> dict[str, Any]:
-    apart = metrics.differences(own, base)
-    same = len(own) - len(apart)
+def _same_text(records: Sequence[Record], base: Mapping[str, Record]) -> dict[str, Any]:
+    """Number and share of the items with the same text, and the items that differ."""
+    differences = metrics.text_differences(records, base)
+    same = len(records) - len(differences)
     return {
         "items": same,
-        "share": same / len(own),
-        "different": [one._asdict() for one in apart],
+        "share": same / len(records),
+        "different": [difference._asdict() for difference in differences],
     }
 
 
-def _memory(own: Sequence[Record]) -> dict[str, Any]:
-    """The most that any shape of a cell took, by the best measure there is."""
-    seen = [record.memory for record in own if record.memory]
-    for source in memory.SOURCES:
-        sizes = [one[source] for one in seen if source in one]
+def _peak_memory(records: Sequence[Record]) -> dict[str, Any]:
+    """The largest memory of any shape of a cell, by the best measure there is."""
+    measured = [record.memory for record in records if record.memory]
+    for source in memory.MEMORY_SOURCES:
+        sizes = [by_source[source] for by_source in measured if source in by_source]
         if sizes:
             return {"bytes": max(sizes), "source": source}
     return {"bytes": None, "source": None}

@@ -1,4 +1,4 @@
-"""`jaxdave eval`: a model loaded, every cell run, the tables printed and written."""
+"""`jaxdave eval`: load a model, run every cell, print and write the tables."""
 
 import contextlib
 import itertools
@@ -14,51 +14,59 @@ from filelock import FileLock, Timeout
 
 from jaxdave.eval.report import figures, report, tables
 from jaxdave.eval.run import plan, runner
-from jaxdave.eval.run.cells import Cell
+from jaxdave.eval.run.cells import EvalCell
 from jaxdave.eval.run.eval_config import Wanted
-from jaxdave.eval.run.progress import Shown, watching
+from jaxdave.eval.run.progress import ProgressDisplay, progress_display
 from jaxdave.eval.run.records import Record
-from jaxdave.eval.run.runner import Verdicts
+from jaxdave.eval.run.runner import VerdictCache
 from jaxdave.io import checkpoint
 from jaxdave.io.checkpoint import Model
 from jaxdave.runtime.files import replace_file
 
 LOCK = ".lock"
+"""Name of the file that keeps a second run out of an output folder."""
 
 
-def run(wanted: Wanted) -> None:
+def run(config: Wanted) -> None:
     """Evaluate and print; files go to the output folder, where there is one.
 
-    Raises ValueError, before anything is written, for what is wrong with the options,
-    the model, the data, the prompts, and the records of an earlier run.
+    Args:
+        config: What to evaluate.
+
+    Raises:
+        ValueError: The options, the model, the data, the prompts or the records of an
+            earlier run are wrong. Nothing has been written then.
     """
     model = checkpoint.load(
-        wanted.model, dtype=wanted.dtype, block_length=wanted.block_length,
-        quantize=wanted.quantize,
-    )  # fmt: skip
-    out = wanted.out
-    with contextlib.ExitStack() as held:
-        # Records of an earlier run are read with the cells.
+        config.model,
+        dtype=config.dtype,
+        block_length=config.block_length,
+        quantize=config.quantize,
+    )
+    out = config.out
+    with contextlib.ExitStack() as stack:
+        # Planning reads the records of an earlier run, so a folder that exists is
+        # locked before. A new one is made only after all input has been checked.
         if out is not None and out.is_dir():
-            held.enter_context(_alone(out))
-        cells = plan.cells(wanted, model)
+            stack.enter_context(_exclusive(out))
+        cells = plan.cells(config, model)
         if out is not None and not out.is_dir():
-            held.enter_context(_alone(out))
-        with watching() as shown:
-            found = _decoded(cells, model, shown)
-        made = report.report(wanted, found)
+            stack.enter_context(_exclusive(out))
+        with progress_display() as display:
+            results = _run_cells(cells, model, display)
+        values = report.make_report(config, results)
         if out is not None:
-            _write(out, made)
-    sys.stdout.write(tables.markdown(made))
+            _write(out, values)
+    sys.stdout.write(tables.to_markdown(values))
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _exclusive(out: Path) -> Iterator[None]:
     """Make the output folder and keep other runs out of it.
 
     Raises ValueError where one is in there, or nothing can be written.
     """
-    _open(out)
+    _make_folder(out)
     lock = FileLock(out / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -74,7 +82,7 @@ def _alone(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _open(out: Path) -> None:
+def _make_folder(out: Path) -> None:
     """Make the output folder. Raises ValueError where nothing can be written there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -87,54 +95,60 @@ def _open(out: Path) -> None:
         )
 
 
-def _decoded(cells: Sequence[Cell], model: Model, shown: Shown) -> report.Found:
+def _run_cells(
+    cells: Sequence[EvalCell], model: Model, display: ProgressDisplay
+) -> report.CellRecords:
     """The records of every cell, in the order of the cells."""
-    # The device keeps one peak of its memory, so that small programs go first.
-    order = sorted(cells, key=lambda cell: cell.decoder.spec.max_drafts)
-    tick = shown.counted("compiling", len(cells))
-    held = {}
+    # A device reports one peak of its memory for the whole process, so the programs
+    # with few drafts go first: each raises the peak to its own.
+    order = sorted(cells, key=lambda cell: cell.decoder.spec.max_num_drafts)
+    tick = display.add_counter("compiling", len(cells))
+    compiled = {}
     for cell in order:
-        held[id(cell)] = runner.ready(cell, model)
+        compiled[id(cell)] = runner.compile_cell(cell, model)
         tick()
-    found = []
+    results = []
     for _, group in itertools.groupby(cells, key=lambda cell: cell.task.name):
-        known: Verdicts = {}
-        some = list(group)
-        turns = [
-            runner.steps(one, known, shown.watch(one.cell, one.done.values()))
-            for one in (held[id(cell)] for cell in some)
+        verdicts: VerdictCache = {}
+        same_task = list(group)
+        iterators = [
+            runner.run_batches(
+                one, verdicts, display.add_cell(one.cell, one.done.values())
+            )
+            for one in (compiled[id(cell)] for cell in same_task)
         ]
-        found += zip(some, map(_by_item, some, runner.in_turn(turns)), strict=True)
-    return found
+        records = map(_in_item_order, same_task, runner.alternate(iterators))
+        results += zip(same_task, records, strict=True)
+    return results
 
 
-def _by_item(cell: Cell, made: Sequence[Record]) -> tuple[Record, ...]:
+def _in_item_order(cell: EvalCell, records: Sequence[Record]) -> tuple[Record, ...]:
     """Records in the order of the benchmark's items."""
-    found = {record.id: record for record in made}
-    return tuple(found[one.item.id] for one in cell.entries)
+    by_id = {record.id: record for record in records}
+    return tuple(by_id[entry.item.id] for entry in cell.entries)
 
 
-def _pictures(made: dict[str, Any]) -> dict[str, bytes]:
+def _draw_figures(values: dict[str, Any]) -> dict[str, bytes]:
     """The figures of a report by file name."""
     files = {}
-    if made["sweep"] is not None:
-        for form, content in figures.figure3(made).items():
-            files[f"figure3.{form}"] = content
-    if made["trajectory"] is not None:
-        name = re.sub(r"[^\w.-]", "_", made["trajectory"]["item"])
-        for form, content in figures.trajectory(made).items():
-            files[f"trajectory-{name}.{form}"] = content
+    if values["sweep"] is not None:
+        for extension, content in figures.figure3(values).items():
+            files[f"figure3.{extension}"] = content
+    if values["trajectory"] is not None:
+        name = re.sub(r"[^\w.-]", "_", values["trajectory"]["item"])
+        for extension, content in figures.trajectory(values).items():
+            files[f"trajectory-{name}.{extension}"] = content
     return files
 
 
-def _write(out: Path, made: dict[str, Any]) -> None:
+def _write(out: Path, values: dict[str, Any]) -> None:
     """Write a report, and the tables and figures that are made from it."""
-    name = "results" if made["sweep"] is None else "figure3"
-    text = json.dumps(made, indent=1, ensure_ascii=False, allow_nan=False)
+    name = "results" if values["sweep"] is None else "figure3"
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
     files = {
         f"{name}.json": (text + "\n").encode(),
-        f"{name}.md": tables.markdown(made).encode(),
-        **_pictures(made),
+        f"{name}.md": tables.to_markdown(values).encode(),
+        **_draw_figures(values),
     }
     for file, content in files.items():
         replace_file(out / file, content)

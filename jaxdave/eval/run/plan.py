@@ -13,7 +13,12 @@ from jaxdave.engine import autotune
 from jaxdave.engine.batching import check_room
 from jaxdave.engine.decode_config import DecodeConfig, make_decoder
 from jaxdave.eval.run import records
-from jaxdave.eval.run.cells import Cell, Entry, entry, finished
+from jaxdave.eval.run.cells import (
+    EvalCell,
+    PromptedItem,
+    encode_item,
+    read_finished,
+)
 from jaxdave.eval.run.eval_config import (
     SWEEP,
     Wanted,
@@ -27,7 +32,7 @@ from jaxdave.eval.types import Preset, Task
 from jaxdave.io.checkpoint import Model
 
 
-def cells(wanted: Wanted, model: Model) -> tuple[Cell, ...]:
+def cells(wanted: Wanted, model: Model) -> tuple[EvalCell, ...]:
     """Every row of the tables, in their order.
 
     Raises ValueError for whatever would go wrong later: data, prompts, settings, and
@@ -41,13 +46,13 @@ def cells(wanted: Wanted, model: Model) -> tuple[Cell, ...]:
         for method, chosen in _chosen(wanted, model, preset, task)
     )
     for cell in made:
-        finished(cell)
+        read_finished(cell)
     if wanted.trajectory is not None:
         drawn_task(wanted.trajectory, made)
     return made
 
 
-def drawn_task(item: str, made: Sequence[Cell]) -> Task:
+def drawn_task(item: str, made: Sequence[EvalCell]) -> Task:
     """The first task that has an item. Raises ValueError where none has."""
     for cell in made:
         if any(one.item.id == item for one in cell.entries):
@@ -58,14 +63,16 @@ def drawn_task(item: str, made: Sequence[Cell]) -> Task:
     )
 
 
-def _entries(w: Wanted, model: Model, preset: Preset, task: Task) -> tuple[Entry, ...]:
+def _entries(
+    w: Wanted, model: Model, preset: Preset, task: Task
+) -> tuple[PromptedItem, ...]:
     """The items as they are asked."""
     family, items = model.config.family, task.items(w.data_dir)[: w.limit]
     room = _settings(w, model, preset, task)[0].max_new_tokens
     found = []
     for index, item in enumerate(items):
         asked = preset.prompt(family, task, item)
-        one = entry(model.codec, task, item, index, asked)
+        one = encode_item(model.codec, task, item, index, asked)
         assert room is not None
         try:
             check_room(one.prompt, model, room)
@@ -82,7 +89,7 @@ def _settings(
 ) -> tuple[DecodeConfig, float]:
     """What all methods of a base share, and the threshold of those that have one."""
     family = model.config.family
-    own = preset.habits(family, task).rows.get(base, {})
+    own = preset.deviations(family, task).method_settings.get(base, {})
     given = {**preset.settings(family, task), **own}
     said = given.pop("threshold", THRESHOLD)
     made = settings(w, {"max_new_tokens": model.max_new_tokens, **given})
@@ -101,10 +108,15 @@ def _chosen(
             yield method, dataclasses.replace(chosen, draft_steps=steps)
 
 
-def _cell(w: Wanted, model, preset, task, method, chosen, entries, of_weights) -> Cell:
-    habits = preset.habits(model.config.family, task)
+def _cell(
+    w: Wanted, model, preset, task, method, chosen, entries, of_weights
+) -> EvalCell:
+    deviations = preset.deviations(model.config.family, task)
     decoder = make_decoder(
-        habits.config(model.config), chosen, model.tables, wrap=habits.policy
+        deviations.adapt_model(model.config),
+        chosen,
+        model.tables,
+        wrap=deviations.wrap_policy,
     )
     said = {**dataclasses.asdict(chosen), "model": model.name, "weights": of_weights}
     if not (method.drafted or decoder.numerics == "exact"):
@@ -127,7 +139,9 @@ def _cell(w: Wanted, model, preset, task, method, chosen, entries, of_weights) -
     steps = f".d{chosen.draft_steps}" if method.drafted else ""
     name = f"{model.name}.{task.name}.{method.name}{steps}.jsonl".replace("/", "_")
     path = None if w.out is None else w.out / name
-    return Cell(task, method, chosen, decoder, entries, path, header, habits.output)
+    return EvalCell(
+        task, method, chosen, decoder, entries, path, header, deviations.extract_output
+    )
 
 
 def _weights(model: Model) -> str:

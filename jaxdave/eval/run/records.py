@@ -1,7 +1,7 @@
-"""What is kept of every finished item: JSON lines that survive a kill.
+"""Records of finished items: JSON lines that survive a kill.
 
-The first line of a file is its header, the settings of the run. A line is on the disk
-before the next item is begun; a last line that was cut off is dropped, and its item
+The first line of a file is its header, the settings of the run. A line is on disk
+before the next batch begins; a last line that was cut off is dropped, and its item is
 decoded again.
 """
 
@@ -14,18 +14,35 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 2
+"""Version of the format of these files; part of the header."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One item, decoded and graded.
+    """One item, decoded and graded. The fields are the keys of its JSON line.
 
-    digest: of its prompt's ids and its reference. text, valid_tokens: what was graded,
-    and counted as output (`Habits.output`). decoded_tokens, reference_nfe,
-    committed_at, steps: as in `result.Row`. nfe: calls by kind. rows: states that the
-    calls have evaluated. batch_rows: how many were decoded together; seconds: this
-    item's share of their time. compile_seconds, memory: of the warm-up call that was
-    made for this item's shape, 0 and None where there was none.
+    Attributes:
+        id: Id of the item.
+        digest: Digest of its prompt and reference, hexadecimal.
+        right: True if the answer is right.
+        extracted: What the grader took for the answer.
+        reason: Why it is wrong; "" where it is right.
+        text: The text that was graded (`GradedOutput.text`).
+        token_ids: Token ids of the answer.
+        committed_at: The network call that committed each of them; 0 is the prefill.
+        finish_reason: "stop" or "length".
+        valid_tokens: Tokens counted as output (`GradedOutput.tokens`).
+        decoded_tokens: Tokens decoded, the end token and what is behind it included.
+        nfe: Network calls by kind.
+        rows: States that those calls evaluated.
+        reference_nfe: Calls that the public static loop makes on the same path.
+        steps: Policy steps.
+        batch_rows: Number of items that were decoded together.
+        seconds: This item's share of the time of its batch.
+        compile_seconds: Seconds of compilation and of the warm-up call, if this is the
+            first item of its shape; else 0.
+        memory: Bytes by source (`memory.MEMORY_SOURCES`), if this is the first item of
+            its shape; else None.
     """
 
     id: str
@@ -50,45 +67,73 @@ class Record:
 
 
 Header = Mapping[str, Any]
-Add = Callable[[Record], None]
+"""Settings of a run, as JSON values."""
+WriteRecord = Callable[[Record], None]
+"""Function that appends a record; when it returns, the record is on disk."""
 
 
-def read(path: Path, header: Header) -> dict[str, Record]:
-    """The finished items of a file, by id; none where there is no file.
+def read_records(path: Path, header: Header) -> dict[str, Record]:
+    """Read the finished items of a file.
 
-    Raises ValueError for a file of a run with other settings, and for one that is
-    broken before its last line.
+    Args:
+        path: The file.
+        header: Settings of this run.
+
+    Returns:
+        The records by item id; empty if there is no file.
+
+    Raises:
+        ValueError: The file is of a run with other settings, or is broken before its
+            last line.
     """
-    return _parsed(path, header)[0]
+    return _parse(path, header)[0]
 
 
 @contextlib.contextmanager
-def adding(path: Path, header: Header) -> Iterator[Add]:
-    """A function that adds a record to a file and returns when it is on the disk.
+def record_writer(path: Path, header: Header) -> Iterator[WriteRecord]:
+    """Open a file for appending, and write its header if it has none.
 
-    Errors as `read`.
+    Example:
+        with record_writer(path, header) as write_record:
+            write_record(record)
+
+    Args:
+        path: The file; a broken last line is cut off.
+        header: Settings of this run.
+
+    Returns:
+        A context manager that gives the function that appends a record.
+
+    Raises:
+        ValueError: As `read_records`.
     """
-    good = _parsed(path, header)[1]
+    valid_bytes = _parse(path, header)[1]
     with open(path, "ab") as file:
-        file.truncate(good)
-        if not good:
-            _put(file, {"header": header})
-        yield lambda record: _put(file, dataclasses.asdict(record))
+        file.truncate(valid_bytes)
+        if not valid_bytes:
+            _write_line(file, {"header": header})
+
+        def write_record(record: Record) -> None:
+            _write_line(file, dataclasses.asdict(record))
+
+        yield write_record
 
 
-def _put(file, value: Mapping[str, Any]) -> None:
+def _write_line(file, value: Mapping[str, Any]) -> None:
     file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+    # Flush hands the line to the system, fsync to the disk: it survives a power cut.
     file.flush()
     os.fsync(file.fileno())
 
 
-def _parsed(path: Path, header: Header) -> tuple[dict[str, Record], int]:
-    """The records of a file, and after how many bytes its good lines end."""
+def _parse(path: Path, header: Header) -> tuple[dict[str, Record], int]:
+    """The records of a file, and the number of bytes of its valid lines."""
     content = path.read_bytes() if path.exists() else b""
     lines = content.splitlines(keepends=True)
-    values, good = [], 0
+    values, valid_bytes = [], 0
     for number, line in enumerate(lines, start=1):
-        value = _value(line)
+        value = _parse_line(line)
+        # Only the last line can be torn by a kill; before it, the file was damaged.
         if value is None and number < len(lines):
             raise ValueError(
                 f"{path}, line {number}: broken JSON; take the file away, and its "
@@ -96,14 +141,15 @@ def _parsed(path: Path, header: Header) -> tuple[dict[str, Record], int]:
             )
         if value is not None:
             values.append(value)
-            good += len(line)
+            valid_bytes += len(line)
     if values:
         _check_header(path, values[0].get("header"), header)
     records = (_record(value) for value in values[1:])
-    return {record.id: record for record in records}, good
+    return {record.id: record for record in records}, valid_bytes
 
 
-def _value(line: bytes) -> dict[str, Any] | None:
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """The object of a whole line; None for a broken one."""
     try:
         value = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -117,14 +163,14 @@ def _record(value: dict[str, Any]) -> Record:
     return Record(**value)
 
 
-def _check_header(path: Path, found: Any, header: Header) -> None:
-    if not isinstance(found, dict):
+def _check_header(path: Path, in_file: Any, header: Header) -> None:
+    if not isinstance(in_file, dict):
         raise ValueError(f"{path} has no header; choose another --out or take it away")
-    names = sorted({*found, *header})
-    odd = [name for name in names if found.get(name) != header.get(name)]
-    if odd:
-        name = odd[0]
+    names = sorted({*in_file, *header})
+    different = [name for name in names if in_file.get(name) != header.get(name)]
+    if different:
+        name = different[0]
         raise ValueError(
-            f"{path} is of a run with {name}={found.get(name)!r}, and this one has "
+            f"{path} is of a run with {name}={in_file.get(name)!r}, and this one has "
             f"{header.get(name)!r}; choose another --out, or take the file away"
         )

@@ -7,167 +7,240 @@ from typing import Any, NamedTuple
 
 from jaxdave.engine.generation import generate, stream
 from jaxdave.engine.results import Result, Row
-from jaxdave.eval.protocols.deviations import Output
+from jaxdave.eval.protocols.deviations import GradedOutput
 from jaxdave.eval.run import memory, records
-from jaxdave.eval.run.cells import Cell, Entry, batches, finished, shape
-from jaxdave.eval.run.memory import Warm
+from jaxdave.eval.run.cells import (
+    EvalCell,
+    PromptedItem,
+    batch_shape,
+    make_batches,
+    read_finished,
+)
+from jaxdave.eval.run.memory import WarmupCost
 from jaxdave.eval.run.records import Record
 from jaxdave.eval.types import Task
 from jaxdave.grading.types import Verdict
 from jaxdave.io.checkpoint import Model
 
-Watch = Callable[[Record], None]
-Verdicts = dict[tuple[str, str], Verdict]
+OnRecord = Callable[[Record], None]
+"""Function that is called with every new record."""
+VerdictCache = dict[tuple[str, str], Verdict]
+"""Verdicts of one benchmark by item id and text."""
 
 
-class Ready(NamedTuple):
+class CompiledCell(NamedTuple):
     """A cell that can be decoded without compiling.
 
-    done: what an earlier run has left. warm: what its shapes took to compile.
+    Attributes:
+        cell: The cell.
+        model: The model that decodes it.
+        done: Records of an earlier run, by item id.
+        warmups: Cost of the first call of every shape, by shape.
     """
 
-    cell: Cell
+    cell: EvalCell
     model: Model
     done: Mapping[str, Record]
-    warm: Mapping[tuple[int, int], Warm]
+    warmups: Mapping[tuple[int, int], WarmupCost]
 
 
-def ready(cell: Cell, model: Model) -> Ready:
-    """A cell whose every shape has been compiled and has made its first call."""
-    done, warm = finished(cell), {}
-    for batch in _left(cell, done):
-        if shape(cell, batch) not in warm:
-            call = lambda batch=batch: _one_call(_asked(cell, model, batch))  # noqa: E731
-            warm[shape(cell, batch)] = memory.warmed(cell.decoder, call)
-    return Ready(cell, model, done, warm)
+def compile_cell(cell: EvalCell, model: Model) -> CompiledCell:
+    """Compile every shape that a cell needs, and make a first call of it.
 
+    Args:
+        cell: The cell.
+        model: The model that decodes it.
 
-def steps(held: Ready, known: Verdicts, watch: Watch) -> Iterator[tuple[Record, ...]]:
-    """The records of a cell, those of an earlier run first, then batch by batch.
+    Returns:
+        The compiled cell, with the records of an earlier run.
 
-    A batch is on the disk when it is yielded. known: grades of this benchmark's texts
-    so far; the same text is graded once. watch: told every record that is made.
+    Raises:
+        ValueError: As `cells.read_finished`.
     """
-    yield tuple(held.done.values())
-    warm = dict(held.warm)
-    with _kept(held.cell) as add:
-        for batch in _left(held.cell, held.done):
-            made = _batch(held, batch, known, warm)
-            for record in made:
-                add(record)
-                watch(record)
-            yield made
+    done, warmups = read_finished(cell), {}
+    for batch in _remaining_batches(cell, done):
+        shape = batch_shape(cell, batch)
+        if shape not in warmups:
+
+            def first_call(batch: list[PromptedItem] = batch) -> None:
+                _call_once(_decode_arguments(cell, model, batch))
+
+            warmups[shape] = memory.measure_warmup(cell.decoder, first_call)
+    return CompiledCell(cell, model, done, warmups)
 
 
-def in_turn(turns: Sequence[Iterator[tuple[Record, ...]]]) -> list[tuple[Record, ...]]:
-    """All that some cells yield: a batch of each, then a batch of each, to and fro.
+def run_batches(
+    compiled: CompiledCell, verdicts: VerdictCache, on_record: OnRecord
+) -> Iterator[tuple[Record, ...]]:
+    """Decode and grade a cell batch by batch.
 
-    So whatever else the machine does falls on all of them alike.
+    Args:
+        compiled: The cell.
+        verdicts: Verdicts of the same benchmark so far, extended in place: methods that
+            give the same text share its grade.
+        on_record: Called with every new record.
+
+    Yields:
+        The records of an earlier run, then those of each batch, which are on disk when
+        they are yielded.
     """
-    found: list[list[Record]] = [[] for _ in turns]
-    order = list(range(len(turns)))
+    yield tuple(compiled.done.values())
+    warmups = dict(compiled.warmups)
+    with _record_writer(compiled.cell) as write_record:
+        for batch in _remaining_batches(compiled.cell, compiled.done):
+            batch_records = _run_batch(compiled, batch, verdicts, warmups)
+            for record in batch_records:
+                write_record(record)
+                on_record(record)
+            yield batch_records
+
+
+def alternate(
+    iterators: Sequence[Iterator[tuple[Record, ...]]],
+) -> list[tuple[Record, ...]]:
+    """Exhaust several iterators in turn: one batch of each, to and fro.
+
+    Whatever else the machine does then slows all methods alike. The direction changes
+    after every round, so that none is always first.
+
+    Args:
+        iterators: One iterator of batches per cell.
+
+    Returns:
+        All records of each.
+    """
+    results: list[list[Record]] = [[] for _ in iterators]
+    order = list(range(len(iterators)))
     while order:
-        open_ones = []
+        unfinished = []
         for at in order:
-            made = next(turns[at], None)
-            if made is not None:
-                found[at].extend(made)
-                open_ones.append(at)
-        order = open_ones[::-1]
-    return [tuple(one) for one in found]
+            batch = next(iterators[at], None)
+            if batch is not None:
+                results[at].extend(batch)
+                unfinished.append(at)
+        order = unfinished[::-1]
+    return [tuple(result) for result in results]
 
 
-def _left(cell: Cell, done: Mapping[str, Record]) -> Iterator[list[Entry]]:
-    """The batches less what is done."""
-    for batch in batches(cell):
-        left = [one for one in batch if one.item.id not in done]
-        if left:
-            yield left
+def _remaining_batches(
+    cell: EvalCell, done: Mapping[str, Record]
+) -> Iterator[list[PromptedItem]]:
+    """The batches without the items that are done."""
+    for batch in make_batches(cell):
+        remaining = [entry for entry in batch if entry.item.id not in done]
+        if remaining:
+            yield remaining
 
 
 @contextlib.contextmanager
-def _kept(cell: Cell) -> Iterator[records.Add]:
+def _record_writer(cell: EvalCell) -> Iterator[records.WriteRecord]:
     if cell.path is None:
         yield lambda record: None
         return
-    with records.adding(cell.path, cell.header) as add:
-        yield add
+    with records.record_writer(cell.path, cell.header) as write_record:
+        yield write_record
 
 
-def _asked(cell: Cell, model: Model, batch: Sequence[Entry]) -> dict[str, Any]:
-    """What `generate` and `stream` are given for a batch."""
+def _decode_arguments(
+    cell: EvalCell, model: Model, batch: Sequence[PromptedItem]
+) -> dict[str, Any]:
+    """Arguments of `generate` and `stream` for a batch."""
     return {
         "decoder": cell.decoder,
         "params": model.params,
-        "prompts": [one.prompt for one in batch],
+        "prompts": [entry.prompt for entry in batch],
         "seed": cell.settings.seed,
-        "requests": [one.index for one in batch],
+        # Noise is keyed by the place in the benchmark, not in the batch.
+        "requests": [entry.index for entry in batch],
     }
 
 
-def _one_call(asked: dict[str, Any]) -> None:
-    """The prefill and one call of the very program that `generate` runs."""
-    for update in stream(**asked):
+def _call_once(arguments: dict[str, Any]) -> None:
+    """Prefill and one call of the very program that `generate` runs."""
+    for update in stream(**arguments):
         if update.call:
             return
 
 
-def _batch(held: Ready, batch, known: Verdicts, warm: dict) -> tuple[Record, ...]:
-    """One batch decoded and graded; the first of a shape tells what that took."""
-    cell = held.cell
-    result = generate(**_asked(cell, held.model, batch))
+def _run_batch(
+    compiled: CompiledCell,
+    batch: Sequence[PromptedItem],
+    verdicts: VerdictCache,
+    warmups: dict[tuple[int, int], WarmupCost],
+) -> tuple[Record, ...]:
+    """Decode and grade one batch; the first of a shape carries the shape's warm-up."""
+    cell = compiled.cell
+    result = generate(**_decode_arguments(cell, compiled.model, batch))
     outputs = [
-        _output(held, one, row) for one, row in zip(batch, result.rows, strict=True)
+        _graded_output(compiled, entry, row)
+        for entry, row in zip(batch, result.rows, strict=True)
     ]
-    verdicts = _graded(cell.task, batch, [out.text for out in outputs], known)
+    grades = _grade(cell.task, batch, [output.text for output in outputs], verdicts)
     first, *rest = (
         _record(cell, *parts, result)
-        for parts in zip(batch, outputs, verdicts, result.rows, strict=True)
+        for parts in zip(batch, outputs, grades, result.rows, strict=True)
     )
-    seconds, used = warm.pop(shape(cell, batch), Warm(0.0, None))
-    seconds += result.compile_seconds
-    first = dataclasses.replace(first, compile_seconds=seconds, memory=used)
+    warmup = warmups.pop(batch_shape(cell, batch), WarmupCost(0.0, None))
+    first = dataclasses.replace(
+        first,
+        compile_seconds=warmup.seconds + result.compile_seconds,
+        memory=warmup.memory,
+    )
     return first, *rest
 
 
-def _output(held: Ready, one: Entry, row: Row) -> Output:
-    """What is graded and counted; the opening that was given is part of the text."""
-    out = held.cell.output(held.model.codec, one.prompt, row)
-    return out._replace(text=one.prefill + out.text)
+def _graded_output(
+    compiled: CompiledCell, entry: PromptedItem, row: Row
+) -> GradedOutput:
+    """What is graded and counted; the text begins with the opening from the prompt."""
+    output = compiled.cell.extract_output(compiled.model.codec, entry.prompt, row)
+    return output._replace(text=entry.answer_prefix + output.text)
 
 
-def _graded(task: Task, batch, texts: Sequence[str], known: Verdicts):
-    """The verdicts of some texts; a text that was seen before keeps its verdict."""
-    keys = [(one.item.id, text) for one, text in zip(batch, texts, strict=True)]
-    new = [at for at, key in enumerate(keys) if key not in known]
+def _grade(
+    task: Task,
+    batch: Sequence[PromptedItem],
+    texts: Sequence[str],
+    verdicts: VerdictCache,
+) -> list[Verdict]:
+    """The verdicts of some texts; only texts that are not in the cache are graded."""
+    keys = [(entry.item.id, text) for entry, text in zip(batch, texts, strict=True)]
+    new = [at for at, key in enumerate(keys) if key not in verdicts]
     items = tuple(batch[at].item for at in new)
-    verdicts = task.grade(items, tuple(texts[at] for at in new)) if new else ()
-    known.update(zip((keys[at] for at in new), verdicts, strict=True))
-    return [known[key] for key in keys]
+    grades = task.grade(items, tuple(texts[at] for at in new)) if new else ()
+    verdicts.update(zip((keys[at] for at in new), grades, strict=True))
+    return [verdicts[key] for key in keys]
 
 
 def _record(
-    cell: Cell, one: Entry, out: Output, verdict: Verdict, row: Row, result: Result
+    cell: EvalCell,
+    entry: PromptedItem,
+    output: GradedOutput,
+    verdict: Verdict,
+    row: Row,
+    result: Result,
 ) -> Record:
     nfe = row.nfe
     branching = cell.decoder.spec.policy.scoring
-    states = 1 if branching is None else branching.count
-    sizes = zip(cell.decoder.spec.draft_lengths, row.sizes, strict=True)
-    drafted = sum(size * count for size, count in sizes) * states
+    branches = 1 if branching is None else branching.count
+    # A verify call evaluates each of its drafts in each branch; other calls evaluate
+    # one state.
+    sizes = zip(cell.decoder.spec.draft_steps, row.sizes, strict=True)
+    verified = sum(size * count for size, count in sizes) * branches
     return Record(
-        id=one.item.id,
-        digest=one.digest,
-        right=verdict.right,
+        id=entry.item.id,
+        digest=entry.digest,
+        right=verdict.correct,
         extracted=verdict.extracted,
         reason=verdict.reason,
-        text=out.text,
+        text=output.text,
         token_ids=row.token_ids,
         committed_at=row.committed_at,
         finish_reason=row.finish_reason,
-        valid_tokens=out.tokens,
+        valid_tokens=output.tokens,
         decoded_tokens=row.decoded_tokens,
         nfe=nfe.counts(),
-        rows=nfe.total - nfe.verify + drafted,
+        rows=nfe.total - nfe.verify + verified,
         reference_nfe=row.reference_nfe,
         steps=row.steps,
         batch_rows=len(result.rows),

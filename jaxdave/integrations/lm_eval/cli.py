@@ -1,4 +1,8 @@
-"""`jaxdave-lm-eval`: the command line of lm-evaluation-harness, with `jaxdave`."""
+"""`jaxdave-lm-eval`: lm-evaluation-harness's command line, with the model `jaxdave`.
+
+The harness finds a model only after its module was imported, which its own command does
+not do; everything else is the harness's.
+"""
 
 import sys
 from typing import NoReturn
@@ -8,11 +12,18 @@ from jaxdave.cli.options import keep_compiled
 
 
 def main() -> NoReturn:
-    """Run the harness on this process's arguments and exit with its code."""
+    """Runs the harness on this process's arguments and exits with its code.
+
+    Example:
+        In a shell:
+
+            jaxdave-lm-eval run --model jaxdave --model_args model=sdar-1m --tasks gsm8k
+    """
     sys.exit(run("jaxdave-lm-eval", _evaluate))
 
 
 def _evaluate() -> None:
+    """Registers the model and runs the harness's command."""
     try:
         from lm_eval.__main__ import cli_evaluate  # pyright: ignore
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""From what the harness asks for to ids and settings."""
+"""Translation of the harness's requests into token ids and decoding settings."""
 
 import dataclasses
 import logging
@@ -13,7 +13,7 @@ from lm_eval.models.utils import (  # pyright: ignore
 
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.eval.likelihood.batching import Question
-from jaxdave.integrations.lm_eval.generate_until import Asked
+from jaxdave.integrations.lm_eval.generate_until import GenerationRequest
 from jaxdave.integrations.lm_eval.options import Options
 from jaxdave.io.checkpoint import Model
 
@@ -23,94 +23,186 @@ _SAMPLING = {"temperature": float, "top_k": int, "top_p": float}
 _KNOWN = {"until", "do_sample", "max_gen_toks", *_SAMPLING}
 _LOG = logging.getLogger("lm_eval.jaxdave")
 
-Encode = Callable[[str], list[int]]
+EncodeFn = Callable[[str], list[int]]
+"""Maps a text to its token ids."""
 
 
-def generation(
-    options: Options, model: Model, encode: Encode, context: str, said: Mapping
-) -> Asked:
-    """A request for a text.
+def generation_request(
+    options: Options,
+    model: Model,
+    encode: EncodeFn,
+    context: str,
+    gen_kwargs: Mapping[str, Any],
+) -> GenerationRequest:
+    """Translates a request for a text.
 
-    What `model_args` names goes before what the task says. A prompt that is too long
-    loses its beginning, with a warning. Raises ValueError where no room is left.
+    What `model_args` names takes precedence over what the task says. A prompt that is
+    too long loses its beginning, with a warning.
+
+    Args:
+        options: The `model_args`.
+        model: The model.
+        encode: Maps a text to its token ids.
+        context: The prompt's text.
+        gen_kwargs: The task's `generation_kwargs`; unknown ones are ignored with a
+            warning.
+
+    Returns:
+        The request.
+
+    Raises:
+        ValueError: If the new tokens leave no room for a prompt.
     """
-    kwargs: dict[str, Any] = {**normalize_gen_kwargs(dict(said), model.max_new_tokens)}
+    kwargs: dict[str, Any] = {
+        **normalize_gen_kwargs(dict(gen_kwargs), model.max_new_tokens)
+    }
     for name in sorted(set(kwargs) - _KNOWN):
         utils.warning_once(_LOG, f"jaxdave ignores the generation argument {name!r}")
-    s, room = options.settings, kwargs["max_gen_toks"]
-    if s.max_new_tokens is not None:
-        room = s.max_new_tokens
-    settings = with_room(_sampled(options, kwargs), model, room)
-    most, taken = longest(options, model), settings.max_new_tokens or room
-    if taken >= most:
+    max_new_tokens = kwargs["max_gen_toks"]
+    if options.settings.max_new_tokens is not None:
+        max_new_tokens = options.settings.max_new_tokens
+    settings = with_max_new_tokens(
+        _sampling_settings(options, kwargs), model, max_new_tokens
+    )
+    limit = max_length(options, model)
+    # The decoder's number, which may be rounded up to whole blocks.
+    reserved = settings.max_new_tokens or max_new_tokens
+    if reserved >= limit:
         raise ValueError(
-            f"max_gen_toks={room} leaves no room for a prompt in max_length={most}; "
-            "ask for fewer"
+            f"max_gen_toks={max_new_tokens} leaves no room for a prompt in "
+            f"max_length={limit}; ask for fewer"
         )
-    prompt, _ = maybe_truncate(encode(context), taken, most)
+    prompt, _ = maybe_truncate(encode(context), reserved, limit)
     stops = tuple(stop for stop in kwargs["until"] if stop)
-    return Asked(tuple(prompt), room, stops, settings)
+    return GenerationRequest(
+        prompt=tuple(prompt),
+        max_new_tokens=max_new_tokens,
+        stops=stops,
+        settings=settings,
+    )
 
 
-def _sampled(options: Options, kwargs: Mapping[str, Any]) -> DecodeConfig:
-    """The settings as a task samples; without a temperature there is nothing to cut."""
-    asked = {
+def _sampling_settings(options: Options, kwargs: Mapping[str, Any]) -> DecodeConfig:
+    """The settings with the task's sampling, where `model_args` does not name it."""
+    sampling = {
         name: kind(kwargs[name]) for name, kind in _SAMPLING.items() if name in kwargs
     }
-    asked = {name: x for name, x in asked.items() if name not in options.given}
-    settings = dataclasses.replace(options.settings, **asked)
+    sampling = {name: x for name, x in sampling.items() if name not in options.given}
+    settings = dataclasses.replace(options.settings, **sampling)
     if settings.temperature:
         return settings
+    # Without a temperature there is nothing for top_k and top_p to cut, though tasks
+    # often name them all the same.
     return dataclasses.replace(options.settings, temperature=0.0)
 
 
-def with_room(settings: DecodeConfig, model: Model, room: int) -> DecodeConfig:
-    """The settings with room for an answer, in whole blocks under full attention."""
+def with_max_new_tokens(
+    settings: DecodeConfig, model: Model, max_new_tokens: int
+) -> DecodeConfig:
+    """Sets the number of new tokens, in whole blocks under full attention.
+
+    Args:
+        settings: The settings.
+        model: The model, whose attention and block length count.
+        max_new_tokens: Tokens of the text at most.
+
+    Returns:
+        The settings with that number, which is rounded up for a full-attention model,
+        as its canvas must be a multiple of the block length.
+    """
     config = model.config
-    length = settings.block_length or config.block_length
-    whole = room if config.attention != "full" else -(-room // length) * length
-    return dataclasses.replace(settings, max_new_tokens=whole)
+    block_length = settings.block_length or config.block_length
+    if config.attention == "full":
+        max_new_tokens = -(-max_new_tokens // block_length) * block_length
+    return dataclasses.replace(settings, max_new_tokens=max_new_tokens)
 
 
-def longest(options: Options, model: Model) -> int:
-    """Tokens that a prompt and its answer may have together."""
-    most = model.config.max_positions
-    return min(most, options.reading.max_length or most)
+def max_length(options: Options, model: Model) -> int:
+    """Returns the number of tokens that a prompt and its answer may have together.
+
+    Args:
+        options: The `model_args`.
+        model: The model.
+
+    Returns:
+        The option `max_length`, or the model's number of positions if that is smaller
+        or the option is absent.
+    """
+    max_positions = model.config.max_positions
+    return min(max_positions, options.reading.max_length or max_positions)
 
 
-def question(context: Sequence[int], target: Sequence[int], most: int) -> Question:
-    """A request for a log-likelihood. What is too long loses its beginning, with a
-    warning; raises ValueError where the target alone is."""
-    if len(target) >= most:
+def likelihood_question(
+    context: Sequence[int], target: Sequence[int], limit: int
+) -> Question:
+    """Translates a request for a log-likelihood.
+
+    Args:
+        context: Token ids; one that is too long loses its beginning, with a warning.
+        target: Token ids whose log-likelihood after the context is wanted.
+        limit: Tokens of both together at most.
+
+    Returns:
+        The question.
+
+    Raises:
+        ValueError: If the target alone is too long.
+    """
+    if len(target) >= limit:
         raise ValueError(
             f"a continuation has {len(target)} tokens, which leaves no room for a "
-            f"context in max_length={most}; shorten it"
+            f"context in max_length={limit}; shorten it"
         )
-    kept, _ = maybe_truncate(list(context), len(target), most)
-    return Question(tuple(kept), tuple(target))
+    context_ids, _ = maybe_truncate(list(context), len(target), limit)
+    return Question(tuple(context_ids), tuple(target))
 
 
-def pair(encode: Encode, context: str, continuation: str):
-    """The ids of a context and of what continues it, as the whole is written.
+def encode_pair(
+    encode: EncodeFn, context: str, continuation: str
+) -> tuple[list[int], list[int]]:
+    """Encodes a context and its continuation as the tokens of the joined text.
 
     Spaces at the context's end belong to the continuation, and so does a token that
-    reaches from one into the other. Newlines stay, unlike in the harness's own models:
-    they open an answer in chat templates, and no model learned to predict them there.
+    reaches from one into the other.
+
+    Deviation from the harness's own models: newlines stay with the context. They open
+    an answer in chat templates, and no model has learnt to predict them there.
+
+    Args:
+        encode: Maps a text to its token ids.
+        context: The text before.
+        continuation: The text that is scored.
+
+    Returns:
+        Token ids of the context and of the continuation; the latter are empty only for
+        an empty text.
     """
-    bare = context.rstrip(" ")
-    continuation = context[len(bare) :] + continuation
+    stripped = context.rstrip(" ")
+    continuation = context[len(stripped) :] + continuation
     if not continuation:
-        return encode(bare), []
-    whole, before = encode(bare + continuation), encode(bare)
+        return encode(stripped), []
+    joined, before = encode(stripped + continuation), encode(stripped)
     shared = 0
-    while shared < min(len(whole) - 1, len(before)) and whole[shared] == before[shared]:
+    # One token at least is left for the continuation.
+    max_shared = min(len(joined) - 1, len(before))
+    while shared < max_shared and joined[shared] == before[shared]:
         shared += 1
-    return whole[:shared], whole[shared:]
+    return joined[:shared], joined[shared:]
 
 
-def windows(ids: Sequence[int], prefix: int, most: int) -> list[Question]:
-    """A long text as windows, each told what little stands before it."""
-    size = min(most, WINDOW) - 1
-    found = utils.get_rolling_token_windows(list(ids), prefix, size, 1)
-    pairs = map(utils.make_disjoint_window, found)
-    return [Question(tuple(before), tuple(told)) for before, told in pairs]
+def rolling_windows(ids: Sequence[int], prefix_id: int, limit: int) -> list[Question]:
+    """Cuts a long text into windows, each of which is scored after what precedes it.
+
+    Args:
+        ids: Token ids of the text.
+        prefix_id: Token id that stands before the text.
+        limit: Tokens of a window and its context at most.
+
+    Returns:
+        One question a window; their targets make up the text. A window has the token
+        before it as its context, the last one as many as fit.
+    """
+    size = min(limit, WINDOW) - 1
+    windows = utils.get_rolling_token_windows(list(ids), prefix_id, size, 1)
+    pairs = map(utils.make_disjoint_window, windows)
+    return [Question(tuple(before), tuple(target)) for before, target in pairs]

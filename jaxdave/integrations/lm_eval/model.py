@@ -24,11 +24,11 @@ from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.generation import generate
 from jaxdave.eval.likelihood import masks
 from jaxdave.eval.likelihood.batching import Question, log_likelihoods
-from jaxdave.eval.likelihood.score import scorer
+from jaxdave.eval.likelihood.score import make_scorer
 from jaxdave.integrations.lm_eval import lm_requests, options
-from jaxdave.integrations.lm_eval.generate_until import answers
+from jaxdave.integrations.lm_eval.generate_until import generate_until
 from jaxdave.io import checkpoint
-from jaxdave.io.tokenizer import named_tokens, open_tokenizer
+from jaxdave.io.tokenizer import open_tokenizer, special_tokens_map
 
 
 class JaxDave(TemplateLM):
@@ -47,8 +47,10 @@ class JaxDave(TemplateLM):
         )  # fmt: skip
         self.codec = self.model.codec
         # What is out of range is said here, before any task is loaded.
-        self._decoder(lm_requests.with_room(s, self.model, s.max_new_tokens or 1))
-        bos = named_tokens(self.model.folder).get("bos_token")
+        self._decoder(
+            lm_requests.with_max_new_tokens(s, self.model, s.max_new_tokens or 1)
+        )
+        bos = special_tokens_map(self.model.folder).get("bos_token")
         if reading.add_bos_token and bos is None:
             raise ValueError(
                 f"add_bos_token=True, but {self.model.name!r} has no bos_token; leave "
@@ -80,7 +82,9 @@ class JaxDave(TemplateLM):
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template as the checkpoint has it; None where none is wanted."""
-        return open_tokenizer(self.model.folder).template if chat_template else None
+        return (
+            open_tokenizer(self.model.folder).chat_template if chat_template else None
+        )
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -105,15 +109,15 @@ class JaxDave(TemplateLM):
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """The text of each request, cut before the first of its stop strings."""
         asked = [
-            lm_requests.generation(
+            lm_requests.generation_request(
                 self.options, self.model, self.tok_encode, *one.args[:2]
             )
             for one in requests
         ]
         s, found = self.options.settings, [""] * len(requests)
-        made = answers(
+        made = generate_until(
             self._decoder, self.model.params, self.codec.decode, asked,
-            rows=s.batch_size, seed=s.seed,
+            batch_size=s.batch_size, seed=s.seed,
         )  # fmt: skip
         for index, text in _bar(made, len(requests), "texts", disable_tqdm):
             found[index] = text
@@ -127,12 +131,14 @@ class JaxDave(TemplateLM):
     # Log-likelihoods.
 
     def _encode_pair(self, context: str, continuation: str):
-        return lm_requests.pair(self.tok_encode, context, continuation)
+        return lm_requests.encode_pair(self.tok_encode, context, continuation)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs):
-        most = lm_requests.longest(self.options, self.model)
+        most = lm_requests.max_length(self.options, self.model)
         questions = [
-            lm_requests.question(context or [self.prefix_token_id], target, most)
+            lm_requests.likelihood_question(
+                context or [self.prefix_token_id], target, most
+            )
             for _, context, target in requests
         ]
         found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
@@ -146,9 +152,9 @@ class JaxDave(TemplateLM):
         self, requests, disable_tqdm: bool = False
     ) -> list[float]:
         """The sum over windows of each text; a window does not see those before."""
-        most = lm_requests.longest(self.options, self.model)
+        most = lm_requests.max_length(self.options, self.model)
         cut = [
-            lm_requests.windows(
+            lm_requests.rolling_windows(
                 self.tok_encode(one.args[0]), self.prefix_token_id, most
             )
             for one in requests
@@ -171,13 +177,13 @@ class JaxDave(TemplateLM):
         is_chain = scoring.likelihood == "chain"
         rule = masks.chain if is_chain else masks.bound(scoring.mc_num)
         full = [index for index, one in enumerate(questions) if one.target]
-        of = scorer(
+        of = make_scorer(
             self.model.config, numerics=s.numerics, block_length=s.block_length,
             guidance=s.guidance,
         )  # fmt: skip
         made = log_likelihoods(
             of, self.model.params, [questions[index] for index in full], rule,
-            seed=s.seed, rows=s.batch_size,
+            seed=s.seed, batch_size=s.batch_size,
         )  # fmt: skip
         for at, value in _bar(made, len(full), "log-likelihoods", disable_tqdm):
             yield full[at], value
@@ -192,7 +198,7 @@ class JaxDave(TemplateLM):
         s = dataclasses.replace(self.options.settings, temperature=0.0)
         count = len(question.target)
         room = 1 << (count - 1).bit_length()  # one program for many lengths
-        s = lm_requests.with_room(s, self.model, room)
+        s = lm_requests.with_max_new_tokens(s, self.model, room)
         row = generate(self._decoder(s), self.model.params, [question.context]).rows[0]
         return row.token_ids[:count] == question.target
 
