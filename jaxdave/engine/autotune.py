@@ -58,8 +58,10 @@ class Measurements(NamedTuple):
 
 MEASUREMENTS: dict[Any, tuple[tuple[weakref.ref, ...], Measurements]] = {}
 """Of this process, beside weak references to the parameters that they are of."""
-_LOCK = threading.Lock()
-"""Held while measuring, too: two threads would disturb each other's timings."""
+_TABLE_LOCK = threading.Lock()
+_MEASURING_LOCK = threading.Lock()
+"""Held while measuring: two threads would disturb each other's timings. Decodes that
+are measured already do not wait for it."""
 
 
 def tuned_params(
@@ -165,20 +167,33 @@ def _measured(
     """Measurements from this process, the disk or the device, and the seconds spent."""
     leaves = jax.tree.leaves(params)
     key = spec, shapes, tuple(map(id, leaves))
-    with _LOCK:
-        if key in MEASUREMENTS:
-            references, measurements = MEASUREMENTS[key]
-            # A parameter that is gone may have left its id to another one.
-            if all(r() is leaf for r, leaf in zip(references, leaves, strict=True)):
-                return measurements, 0.0
-        start = time.perf_counter()
-        name = _measurement_key(spec, params, shapes)
-        measurements = _read_measurements(name)
+    measurements = _known_measurements(key, leaves)
+    if measurements is not None:
+        return measurements, 0.0
+    start = time.perf_counter()
+    with _MEASURING_LOCK:
+        # Another thread may have measured the same while this one waited.
+        measurements = _known_measurements(key, leaves)
         if measurements is None:
-            measurements = measure(spec, run, params, fresh)
-            _write_measurements(name, measurements)
-        MEASUREMENTS[key] = tuple(map(weakref.ref, leaves)), measurements
-        return measurements, time.perf_counter() - start
+            name = _measurement_key(spec, params, shapes)
+            measurements = _read_measurements(name)
+            if measurements is None:
+                measurements = measure(spec, run, params, fresh)
+                _write_measurements(name, measurements)
+            with _TABLE_LOCK:
+                MEASUREMENTS[key] = tuple(map(weakref.ref, leaves)), measurements
+    return measurements, time.perf_counter() - start
+
+
+def _known_measurements(key: Any, leaves: list[Any]) -> Measurements | None:
+    """What this process has measured of these very parameters."""
+    with _TABLE_LOCK:
+        references, measurements = MEASUREMENTS.get(key, ((), None))
+    if measurements is None:
+        return None
+    # A parameter that is gone may have left its id to another one.
+    pairs = zip(references, leaves, strict=True)
+    return measurements if all(ref() is leaf for ref, leaf in pairs) else None
 
 
 def _measurement_key(spec: DecodeSpec, params: Any, shapes: Any) -> str | None:

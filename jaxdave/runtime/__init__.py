@@ -1,4 +1,4 @@
-"""Compiling, compiled programs on disk, platform switches and atomic files.
+"""Compiling, compiled programs on disk, platform settings and atomic files.
 
-It knows no model and no decoding.
+This package knows no model and no decoding.
 """

@@ -1,6 +1,12 @@
-"""Compiled programs, each made once in a process, and once on a machine if need be."""
+"""Compiled programs: compiled once in a process, or loaded from disk.
+
+`get_executable` traces and compiles a function for the shapes of its arguments.
+`get_executable_pair` traces a second program while the first is being compiled. Both
+may be called from any thread; a program that several threads ask for is compiled once.
+"""
 
 import collections
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,31 +20,27 @@ from jaxdave.runtime.platform import compiler_options
 MAX_EXECUTABLES, MIN_EXECUTABLES = 128, 8
 """Executables that a process keeps, the latest ones: at most, and in any case."""
 MAX_MEMORY_MAPS = 40_000
-"""Memory maps of a process past which it keeps fewer. An executable holds hundreds, and
+"""Memory maps of a process past which it keeps fewer. An executable takes hundreds, and
 Linux allows 65,530 by default."""
 
 EXTRA_OPTIONS: dict[str, Any] = {}
-"""Options of the compiler; tests of logic compile with less care."""
-
-EXECUTABLES: collections.OrderedDict[Any, Any] = collections.OrderedDict()
-NOT_ON_DISK: set[Any] = set()
-"""Programs that were looked for on disk and not found."""
-
-
-def compile_options() -> dict[str, Any]:
-    """The options of the compiler on this machine, and those set by hand."""
-    return compiler_options() | EXTRA_OPTIONS
-
-
-def clear_executables() -> None:
-    """Let go of every compiled program; the next decode compiles anew."""
-    EXECUTABLES.clear()
-    NOT_ON_DISK.clear()
+"""Compiler options that are added to those of the platform. Tests of logic use them to
+compile faster."""
 
 
 class CompileRequest(NamedTuple):
-    """A program: whose function it is and which (equal ones are the same function), the
-    function, its arguments or such as they will be, and which of them it may use up."""
+    """A program to be compiled.
+
+    Attributes:
+        owner: The object that the program belongs to, compared by equality; None if
+            `name` alone identifies the function.
+        name: Identifies the function among those of its owner: requests of equal owner
+            and name must have the same function.
+        function: The function, of pytrees of arrays.
+        args: Its positional arguments, as arrays or as `jax.ShapeDtypeStruct`.
+        donate: Index of the argument whose buffers the program may reuse for its
+            results; None: of none.
+    """
 
     owner: Any
     name: str
@@ -47,88 +49,223 @@ class CompileRequest(NamedTuple):
     donate: int | None = None
 
 
-def get_executable(wanted: CompileRequest) -> tuple[Any, float]:
-    """The executable, and the seconds spent on getting it now; 0 if it was here."""
+class _Compilation:
+    """A program that is compiled or being compiled.
+
+    Attributes:
+        executable: Resolves to the compiled program.
+        output_shapes: Resolves to the shapes of its results, as soon as it is traced.
+    """
+
+    def __init__(self) -> None:
+        self.executable: Future[Any] = Future()
+        self.output_shapes: Future[Any] = Future()
+
+    @property
+    def has_failed(self) -> bool:
+        """True once tracing or compiling has raised."""
+        return self.executable.done() and self.executable.exception() is not None
+
+    def fail(self, error: BaseException) -> None:
+        """Raise an error for all who wait for the program."""
+        for future in (self.output_shapes, self.executable):
+            if not future.done():
+                future.set_exception(error)
+
+
+class ExecutableCache:
+    """The compiled programs of a process, shared by its threads.
+
+    The lock guards the tables only: tracing and compiling run without it, so that
+    programs which are there already never wait for one that is not.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: collections.OrderedDict[Any, _Compilation] = (
+            collections.OrderedDict()
+        )
+        self._not_on_disk: set[Any] = set()
+
+    def __len__(self) -> int:
+        """The number of programs, those being compiled included."""
+        with self._lock:
+            return len(self._entries)
+
+    def clear(self) -> None:
+        """Drop all programs. Those being compiled still reach who waits for them."""
+        with self._lock:
+            self._entries.clear()
+            self._not_on_disk.clear()
+
+    def start(self, request: CompileRequest) -> tuple[_Compilation, bool]:
+        """Find a program, or trace it and start to compile it.
+
+        Args:
+            request: The program.
+
+        Returns:
+            The program, and True if this call has started it.
+        """
+        key = _request_key(request)
+        with self._lock:
+            entry = self._find(key)
+            if entry is not None:
+                self._entries.move_to_end(key)
+                return entry, False
+            # Entered before it is traced: other threads wait instead of tracing too.
+            self._entries[key] = entry = _Compilation()
+            self._not_on_disk.discard(key)
+            self._evict()
+        try:
+            _load_or_compile(request, entry)
+        except BaseException as error:
+            with self._lock:
+                if self._entries.get(key) is entry:
+                    del self._entries[key]
+            entry.fail(error)
+            raise
+        return entry, True
+
+    def is_available(self, request: CompileRequest) -> bool:
+        """True for a program in memory or on disk; the disk is asked once."""
+        key = _request_key(request)
+        with self._lock:
+            if self._find(key) is not None:
+                return True
+            if key in self._not_on_disk:
+                return False
+        name = program_cache.program_key(
+            request.function, request.donate, compile_options(), request.args
+        )
+        is_stored = name is not None and program_cache.contains(name)
+        if not is_stored:
+            with self._lock:
+                if len(self._not_on_disk) >= MAX_EXECUTABLES:
+                    self._not_on_disk.clear()
+                self._not_on_disk.add(key)
+        return is_stored
+
+    def latest(self, owner: Any, name: str) -> Any | None:
+        """The executable that was used last of an owner's programs of one name."""
+        with self._lock:
+            entries = list(reversed(self._entries.items()))
+        for (key_owner, key_name, *_), entry in entries:
+            if key_owner is owner and key_name == name:
+                return entry.executable.result()
+        return None
+
+    def _find(self, key: Any) -> _Compilation | None:
+        """The program of a key; what has failed is compiled again."""
+        entry = self._entries.get(key)
+        return None if entry is None or entry.has_failed else entry
+
+    def _evict(self) -> None:
+        """Drop the programs that were not used for longest, if there are too many."""
+        if len(self._entries) > MAX_EXECUTABLES:
+            self._entries.popitem(last=False)
+        while len(self._entries) > MIN_EXECUTABLES and _memory_maps() > MAX_MEMORY_MAPS:
+            for _ in range(max(1, len(self._entries) // 8)):
+                self._entries.popitem(last=False)
+
+
+EXECUTABLES = ExecutableCache()
+"""The programs of this process."""
+
+
+def compile_options() -> dict[str, Any]:
+    """The options of the compiler: those of this platform and `EXTRA_OPTIONS`."""
+    return compiler_options() | EXTRA_OPTIONS
+
+
+def clear_executables() -> None:
+    """Drop every compiled program of the process; the next decode compiles anew."""
+    EXECUTABLES.clear()
+
+
+def get_executable(request: CompileRequest) -> tuple[Any, float]:
+    """Compile a program, or take it from memory or disk.
+
+    Args:
+        request: The program.
+
+    Returns:
+        The executable, which is called with arguments of the request's shapes, and the
+        seconds that it took to get it; 0 if it was in memory.
+    """
     start = time.perf_counter()
-    making, is_new = _start(wanted)
-    return making.made.result(), _elapsed(start, is_new)
-
-
-def is_available(wanted: CompileRequest) -> bool:
-    """Whether this process or an earlier one has made a program; the disk is asked
-    once."""
-    key = _cache_key(wanted)
-    if key in EXECUTABLES and not _has_failed(EXECUTABLES[key].made):
-        return True
-    if key in NOT_ON_DISK:
-        return False
-    name = program_cache.program_key(
-        wanted.function, wanted.donate, compile_options(), wanted.args
-    )
-    found = name is not None and program_cache.contains(name)
-    if not found:
-        if len(NOT_ON_DISK) >= MAX_EXECUTABLES:
-            NOT_ON_DISK.clear()
-        NOT_ON_DISK.add(key)
-    return found
+    compilation, is_new = EXECUTABLES.start(request)
+    return compilation.executable.result(), _elapsed(start, is_new)
 
 
 def get_executable_pair(
     first: CompileRequest, second_of: Callable[[Any], CompileRequest]
 ) -> tuple[Any, Any, float]:
-    """Two executables, and the seconds spent: the second works on what the first makes.
+    """Compile two programs, the second of which works on the results of the first.
 
-    second_of(shapes of that) -> Wanted. It is traced while the first is being compiled.
+    The second is traced while the first is being compiled.
+
+    Args:
+        first: The first program.
+        second_of: Maps the shapes of its results (a pytree of `jax.ShapeDtypeStruct`)
+            to the second program.
+
+    Returns:
+        The two executables, and the seconds that it took to get them; 0 if both were
+        in memory.
     """
     start = time.perf_counter()
-    one, is_first_new = _start(first)
-    two, is_second_new = _start(second_of(one.out))
-    made = one.made.result(), two.made.result()
-    return *made, _elapsed(start, is_first_new or is_second_new)
+    one, is_first_new = EXECUTABLES.start(first)
+    two, is_second_new = EXECUTABLES.start(second_of(one.output_shapes.result()))
+    executables = one.executable.result(), two.executable.result()
+    return *executables, _elapsed(start, is_first_new or is_second_new)
+
+
+def is_available(request: CompileRequest) -> bool:
+    """Tell if a program was compiled before, by this process or by an earlier one.
+
+    Args:
+        request: The program.
+
+    Returns:
+        True if `get_executable` need not compile. The disk is asked once per program.
+    """
+    return EXECUTABLES.is_available(request)
+
+
+def memory_analysis(owner: Any, name: str) -> Any:
+    """XLA's memory analysis of a program that has been compiled.
+
+    Args:
+        owner: The `owner` of its `CompileRequest`, the same object.
+        name: The `name` of its request. Of several, the one used last counts.
+
+    Returns:
+        `memory_analysis()` of the executable; None where the backend has none.
+
+    Raises:
+        LookupError: There is no such program.
+    """
+    executable = EXECUTABLES.latest(owner, name)
+    if executable is None:
+        raise LookupError(f"no program {name!r} of this decoder has been run yet")
+    return executable.memory_analysis()
 
 
 def _elapsed(start: float, is_new: bool) -> float:
-    """Seconds since then; none were spent on what this process had."""
+    """Seconds since `start`; 0 for what was in memory."""
     return time.perf_counter() - start if is_new else 0.0
 
 
-class _Compilation(NamedTuple):
-    """An executable that is here or being made, and the shapes of what it makes."""
-
-    made: "Future[Any]"
-    out: Any
-
-
-def _start(wanted: CompileRequest) -> tuple[_Compilation, bool]:
-    """What this process has and False, or what it finds or begins to make and True."""
-    key = _cache_key(wanted)
-    if key in EXECUTABLES and not _has_failed(EXECUTABLES[key].made):
-        EXECUTABLES.move_to_end(key)
-        return EXECUTABLES[key], False
-    EXECUTABLES[key] = making = _load_or_compile(wanted)
-    NOT_ON_DISK.discard(key)
-    _evict()
-    return making, True
-
-
-def _cache_key(wanted: CompileRequest) -> tuple[Any, ...]:
-    """What tells a program from every other of this process."""
-    leaves, tree = jax.tree.flatten(wanted.args)
+def _request_key(request: CompileRequest) -> tuple[Any, ...]:
+    """The identity of a program in this process."""
+    leaves, tree = jax.tree.flatten(request.args)
     shapes = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
-    return wanted.owner, wanted.name, tree, shapes
-
-
-def _evict() -> None:
-    """Let go of the executables that were made first, if there are too many."""
-    if len(EXECUTABLES) > MAX_EXECUTABLES:
-        EXECUTABLES.popitem(last=False)
-    while len(EXECUTABLES) > MIN_EXECUTABLES and _memory_maps() > MAX_MEMORY_MAPS:
-        for _ in range(max(1, len(EXECUTABLES) // 8)):
-            EXECUTABLES.popitem(last=False)
+    return request.owner, request.name, tree, shapes
 
 
 def _memory_maps() -> int:
-    """Memory maps of this process, where the system tells."""
+    """The number of memory maps of this process; 0 where the system does not tell."""
     try:
         with open("/proc/self/maps", "rb") as lines:
             return sum(1 for _ in lines)
@@ -136,66 +273,56 @@ def _memory_maps() -> int:
         return 0
 
 
-def _load_or_compile(wanted: CompileRequest) -> _Compilation:
-    """The executable that an earlier process has kept, or a new one."""
-    _, _, function, args, donate = wanted
-    label = program_cache.program_key(function, donate, compile_options(), args)
-    found = None if label is None else program_cache.load(label, args)
-    if found is not None:
-        return _Compilation(
-            _finished(found), _output_shapes(found.out_info, at_home=True)
-        )
-    jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
-    traced = jitted.trace(*args)
-    lowered = traced.lower()
-
-    def make() -> Any:
-        made, is_whole = program_cache.compile_serializable(
-            lambda: lowered.compile(compile_options())
-        )
-        if label is not None and is_whole:
-            program_cache.store(label, made)
-        return made
-
-    if program_cache.is_on_first_device(args):
-        # The compiler needs no Python, so that the next program can be traced.
-        return _Compilation(
-            _COMPILER_THREAD.submit(make), _output_shapes(traced.out_info, at_home=True)
-        )
-    # Over several devices only the compiled program tells where its results lie.
-    made = make()
-    return _Compilation(_finished(made), _output_shapes(made.out_info, at_home=False))
-
-
 _COMPILER_THREAD = ThreadPoolExecutor(1, "compiler")
 
 
-def _finished(made: Any) -> "Future[Any]":
-    future: Future[Any] = Future()
-    future.set_result(made)
-    return future
+def _load_or_compile(request: CompileRequest, entry: _Compilation) -> None:
+    """Load a program that an earlier process has stored, or trace and compile it."""
+    _, _, function, args, donate = request
+    name = program_cache.program_key(function, donate, compile_options(), args)
+    stored = None if name is None else program_cache.load(name, args)
+    if stored is not None:
+        entry.output_shapes.set_result(_shapes_of(stored.out_info, on_first=True))
+        entry.executable.set_result(stored)
+        return
+    jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
+    traced = jitted.trace(*args)
+    lowered = traced.lower()
+    # Read here: in the compiler's thread they could be those of a later moment.
+    options = compile_options()
+
+    def compile_and_store() -> Any:
+        executable, is_whole = program_cache.compile_serializable(
+            lambda: lowered.compile(options)
+        )
+        if name is not None and is_whole:
+            program_cache.store(name, executable)
+        return executable
+
+    if program_cache.is_on_first_device(args):
+        # The compiler needs no Python, so that the next program can be traced.
+        entry.output_shapes.set_result(_shapes_of(traced.out_info, on_first=True))
+        _COMPILER_THREAD.submit(_resolve, entry, compile_and_store)
+        return
+    # Over several devices only the compiled program tells where its results lie.
+    executable = compile_and_store()
+    entry.output_shapes.set_result(_shapes_of(executable.out_info, on_first=False))
+    entry.executable.set_result(executable)
 
 
-def _has_failed(future: "Future[Any]") -> bool:
-    return future.done() and future.exception() is not None
+def _resolve(entry: _Compilation, compile_and_store: Callable[[], Any]) -> None:
+    """Run the compiler, and pass on what it returns or raises."""
+    try:
+        entry.executable.set_result(compile_and_store())
+    except BaseException as error:  # noqa: BLE001
+        entry.fail(error)
 
 
-def _output_shapes(out: Any, at_home: bool) -> Any:
-    """Results as they will be passed on, on the first device or where they lie."""
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(
-            a.shape, a.dtype, sharding=None if at_home else a.sharding
-        ),
-        out,
-    )
+def _shapes_of(outputs: Any, on_first: bool) -> Any:
+    """The shapes of results, on the first device or where the program leaves them."""
 
+    def shape_of(output: Any) -> jax.ShapeDtypeStruct:
+        sharding = None if on_first else output.sharding
+        return jax.ShapeDtypeStruct(output.shape, output.dtype, sharding=sharding)
 
-def memory_analysis(owner: Any, name: str):
-    """The `memory_analysis()` of the latest program of that name of an owner.
-
-    None where the backend has none; raises LookupError where there is no such program.
-    """
-    for (of, called, *_), made in reversed(EXECUTABLES.items()):
-        if of is owner and called == name:
-            return made.made.result().memory_analysis()
-    raise LookupError(f"no program {name!r} of this decoder has been run yet")
+    return jax.tree.map(shape_of, outputs)

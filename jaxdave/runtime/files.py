@@ -1,4 +1,8 @@
-"""Writing files so that nothing half-written survives a failure."""
+"""Files and folders that are replaced as a whole, and the folder for caches.
+
+Nothing half-written survives a failure: content is written under a temporary name, and
+then renamed.
+"""
 
 import json
 import os
@@ -9,16 +13,25 @@ from pathlib import Path
 from typing import Any
 
 NO_CACHE = "JAXDAVE_NO_CACHE"
-"""Set in the environment: nothing is kept from run to run."""
+"""Environment variable; if it is set, nothing is kept from run to run."""
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write to a temporary name in the same folder, then rename."""
+    """Write a file, or replace it, in one step.
+
+    Args:
+        path: The file. Its folder must exist.
+        content: What the file will hold.
+
+    Raises:
+        OSError: It cannot be written; what was there before is unchanged.
+    """
+    # In the same folder, as a rename is atomic within one file system only.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.chmod(name, 0o644)
+        os.chmod(name, 0o644)  # a temporary file is private
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
@@ -26,29 +39,48 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def make_readable(folder: Path) -> None:
-    """Make a temporary folder, which is private, as readable as any other file."""
+    """Give a temporary folder, which is private, the permissions of any other.
+
+    Args:
+        folder: The folder; the files in it are made readable, too.
+    """
     folder.chmod(0o755)
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
-def replace_folder(made: Path, folder: Path) -> None:
-    """Put `made` in the place of `folder`; if that fails, the old one is back."""
-    if not folder.exists():
-        made.rename(folder)
+def replace_folder(source: Path, target: Path) -> None:
+    """Move a folder to where another one may be.
+
+    Args:
+        source: The new folder, in the same file system as `target`.
+        target: Where it goes. A folder that is there is removed.
+
+    Raises:
+        OSError: It cannot be moved; the old folder is in its place again.
+    """
+    if not target.exists():
+        source.rename(target)
         return
-    aside = made.with_name(made.name + ".old")
-    folder.rename(aside)
+    aside = source.with_name(source.name + ".old")
+    target.rename(aside)
     try:
-        made.rename(folder)
+        source.rename(target)
     except BaseException:
-        aside.rename(folder)
+        aside.rename(target)
         raise
     shutil.rmtree(aside)
 
 
 def cache_folder(name: str) -> Path | None:
-    """Where this platform keeps what can be made again; None: nothing is to be kept."""
+    """The folder in which this platform keeps what can be made again.
+
+    Args:
+        name: Name of the folder in jaxdave's own.
+
+    Returns:
+        The folder, which need not exist; None if nothing is to be kept (`NO_CACHE`).
+    """
     if os.environ.get(NO_CACHE):
         return None
     if sys.platform == "win32":
@@ -61,9 +93,18 @@ def cache_folder(name: str) -> Path | None:
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """The object in a JSON file; empty where it is optional and absent.
+    """Read a JSON file that holds an object.
 
-    Raises ValueError naming the file.
+    Args:
+        path: The file.
+        optional: Take a missing file for an empty object.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: The file is missing, is not JSON or holds something else; the
+            message names it.
     """
     if optional and not path.exists():
         return {}

@@ -1,9 +1,12 @@
-"""What is done otherwise on one kind of machine than on another."""
+"""Settings that depend on the kind of machine that programs run on."""
 
 from typing import Any
 
 import jax
 
+# No kernel is chosen by timing, so that equal programs have equal bits. Plain library
+# products read a layer's weights in place; Triton's, and products that were merged,
+# would first be given a copy of them, which is twice the memory traffic.
 _GPU_OPTIONS = {
     "xla_gpu_autotune_level": 0,
     "xla_gpu_enable_triton_gemm": False,
@@ -12,15 +15,19 @@ _GPU_OPTIONS = {
 
 
 def on_cpu() -> bool:
-    """Whether programs are made for a CPU."""
+    """Tell if programs are compiled for a CPU.
+
+    Returns:
+        True if the CPU is JAX's default backend.
+    """
     return jax.default_backend() == "cpu"
 
 
 def compiler_options() -> dict[str, Any]:
-    """The options of the compiler.
+    """The compiler options of the default backend.
 
-    On a GPU no kernel is chosen by timing, so that equal programs have equal bits.
-    Plain library products read a layer's weights where they lie; Triton's, and products
-    that were merged, would first be given a copy of them, which is twice the traffic.
+    Returns:
+        Options for `jax.jit(compiler_options=...)` or `lowered.compile(...)`; empty
+        but for GPUs.
     """
     return dict(_GPU_OPTIONS) if jax.default_backend() == "gpu" else {}

@@ -1,9 +1,11 @@
-"""Programs kept on disk: found under a name for all they are made of, or made anew."""
+"""Programs on disk: found under a name for all they are made of, or compiled anew."""
 
 import functools
+import logging
 import os
 import subprocess
 import sys
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -185,7 +187,6 @@ def test_what_differs_in_any_part_has_another_name():
         "copy": decoder(draft=lambda *a: nested.propose_nested(*a)),
     }
     names = {key: sign(d.spec) for key, d in made.items()}
-    assert names.pop("copy") is None  # a function from elsewhere may be anything
     assert None not in names.values()
     assert len(set(names.values())) == len(names)
     assert sign(decoder().spec) == names["plain"]
@@ -193,8 +194,8 @@ def test_what_differs_in_any_part_has_another_name():
 
 def test_every_policy_of_the_package_has_a_name():
     names = {policies.parse(e.name): e.name for e in policies.listing() if e.lossless}
-    told = {sign(policy) for policy in names}
-    assert None not in told and len(told) == len(names)
+    signed = {sign(policy) for policy in names}
+    assert None not in signed and len(signed) == len(names)
 
 
 def test_a_name_is_that_of_the_functions_and_of_what_they_hold():
@@ -202,11 +203,13 @@ def test_a_name_is_that_of_the_functions_and_of_what_they_hold():
     assert sign(one.step) != sign(two.step)
     assert sign(policies.threshold(0.5).step) == sign(one.step)
     halves = [functools.partial(jnp.where, x) for x in (True, False)]
-    assert None not in (told := {sign(half) for half in halves}) and len(told) == 2
+    signed = {sign(half) for half in halves}
+    assert None not in signed and len(signed) == 2
     assert sign(np.arange(3)) != sign(np.arange(3.0)) != sign(np.arange(4.0))
     assert sign({"a": 1}) != sign({"b": 1}) != sign(("b", 1))
     assert sign((1, (2,))) != sign(((1, 2),)) and sign(1) != sign(1.0) != sign("1.0")
-    assert sign(object()) is None and sign(lambda: 1) is None
+    assert sign(object()) is None
+    assert sign(lambda: 1) == sign(lambda: 1) != sign(lambda: 2)
     # Closures of other packages hold what they were made with, jitted or not.
     normal = jax.nn.initializers.normal
     assert sign(normal(0.02)) == sign(normal(0.02))
@@ -233,9 +236,9 @@ def test_another_process_gives_the_same_name():
         "from jaxdave.engine import decoders\n"
         "from jaxdave.runtime.fingerprint import fingerprint\n"
         "d = decoders.freedave(preset('dream-7b'), policies.parse('entropy'))\n"
-        "print(fingerprint(d.program))\n"
+        "print(fingerprint(d.spec))\n"
     )
-    told = {
+    names = {
         subprocess.check_output(
             [sys.executable, "-c", script],
             text=True,
@@ -243,4 +246,118 @@ def test_another_process_gives_the_same_name():
         )
         for seed in ("1", "2")
     }
-    assert len(told) == 1 and told != {"None\n"}
+    assert len(names) == 1 and names != {"None\n"}
+
+
+MY_RULE = """
+import jax.numpy as jnp
+from typing import Any, NamedTuple
+from jaxdave.core.policy_api import Policy
+
+TOKENS = 2
+
+class Memory(NamedTuple):
+    steps: Any
+
+def chosen(view):
+    return view.open_W & (jnp.cumsum(view.open_W, dtype=jnp.int32) <= TOKENS)
+
+def step(view, memory):
+    tokens_W = jnp.where(chosen(view), view.pred.token, view.tokens_W)
+    return tokens_W, Memory(memory.steps + 1)
+
+def init(size, width):
+    return Memory(jnp.int32(0))
+
+policy = Policy("mine", step, init)
+"""
+DECODE_MY_RULE = """
+import jax, my_rule
+from helpers import compiling, fake_model
+from jaxdave.engine import decoders
+from jaxdave.engine.generation import generate
+
+params = fake_model.tiny_params(0)
+traces, jit = [], jax.jit
+jax.jit = lambda *args, **settings: traces.append(args) or jit(*args, **settings)
+decoder = decoders.freedave(
+    fake_model.TINY, my_rule.policy, draft_steps=1, max_new_tokens=4
+)
+with compiling.quickly():
+    result = generate(decoder, params, [[5, 3, 8, 1]])
+print(len(traces), result.rows[0].token_ids)
+"""
+
+
+def test_a_policy_of_another_module_is_found_by_the_next_process(tmp_path):
+    env = {k: v for k, v in os.environ.items() if k != NO_CACHE} | {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+    }
+    outputs = []
+    for text in (MY_RULE, MY_RULE, MY_RULE.replace("TOKENS = 2", "TOKENS = 1")):
+        (tmp_path / "my_rule.py").write_text(text)
+        run = subprocess.run(
+            [sys.executable, "-c", DECODE_MY_RULE],
+            env={**env, "PYTHONHASHSEED": str(len(outputs))},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert "not kept" not in run.stderr
+        traces, _, tokens = run.stdout.partition(" ")
+        outputs.append((int(traces), tokens))
+    assert outputs[1] == (0, outputs[0][1])
+    # A constant that the rule reads is edited: the old program must not be found.
+    assert outputs[0][0] == outputs[2][0] > 0
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_policy_that_cannot_be_named_still_decodes(cache, monkeypatch, caplog):
+    monkeypatch.setattr(fingerprint, "_REASONS", set())
+    caplog.set_level(logging.WARNING, logger="jaxdave")
+    counter, rule = object(), policies.static(1)
+
+    def step(view, memory):
+        assert counter is not None
+        return rule.step(view, memory)
+
+    mine = decoder(rule._replace(name="mine", step=step), draft_steps=1)
+    plain = decoder(rule, draft_steps=1)
+    rows = [generate(d, params(), PROMPTS).rows[0].token_ids for d in (mine, plain)]
+    assert rows[0] == rows[1]
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "jaxdave"]
+    assert "not kept on disk" in line and "builtins.object" in line
+    assert f"{__name__}.test_a_policy_that_cannot_be_named" in line
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_memory_that_cannot_be_pickled_is_not_kept(cache, monkeypatch, caplog):
+    """Its class is of a function's body, so that no other process can import it."""
+    monkeypatch.setattr(fingerprint, "_REASONS", set())
+    caplog.set_level(logging.WARNING, logger="jaxdave")
+
+    class Memory(NamedTuple):
+        steps: Any
+
+    rule = policies.static(1)
+
+    def step(view, memory):
+        return rule.step(view, ())[0], Memory(memory.steps + 1)
+
+    mine = policies.static(1)._replace(
+        name="mine", step=step, init=lambda size, width: Memory(jnp.int32(0)),
+        is_certain=None,
+    )  # fmt: skip
+    result = generate(decoder(mine, draft_steps=1), params(), PROMPTS)
+    assert len(result.rows[0].token_ids) > 0
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "jaxdave"]
+    assert "Memory" in line and "at the top of a module" in line
+
+
+def test_what_runs_on_other_devices_is_said_when_debugging(cache, caplog, monkeypatch):
+    monkeypatch.setattr(program_cache, "is_on_first_device", lambda args: False)
+    caplog.set_level(logging.DEBUG, logger="jaxdave")
+    assert sample(3) == [1.0] * 3
+    (record,) = caplog.records
+    assert record.levelno == logging.DEBUG and "several devices" in record.getMessage()
