@@ -9,7 +9,7 @@ from helpers.fake_model import capped, texts
 from hypothesis import settings
 
 from jaxdave import policies
-from jaxdave.engine.decoders import decode_layout
+from jaxdave.engine.decode_layout import decode_layout
 from jaxdave.engine.generation import generate
 from jaxdave.models.shadow_masks import with_shadow_masks
 
@@ -43,7 +43,7 @@ def network(config, length: int, cache: str | None, drafts: int, room: int, poli
 
 @functools.cache
 def _network(config, length, cache, drafts, room, has_shadow: bool):
-    make = decode_layout(config, length, cache, drafts, room).network
+    make = decode_layout(config, length, cache, drafts, room).make_model
     make = with_shadow_masks(make, length) if has_shadow else make
     return make(config, numerics="exact", positions=1024)
 

@@ -12,7 +12,7 @@ from helpers.losslessness import saved_calls
 from jaxdave import policies
 from jaxdave.engine import decoders
 from jaxdave.engine.bitwise_check import slot_probe
-from jaxdave.engine.decoders import decode_layout
+from jaxdave.engine.decode_layout import decode_layout
 from jaxdave.io import checkpoint
 from jaxdave.models.forward import forward
 from jaxdave.models.param_shapes import Binder
@@ -140,7 +140,7 @@ def test_a_drafts_place_does_not_show(dtype):
 
 def test_chunked_logits_are_those_of_the_whole_head():
     config = fake_model.TINY
-    made = decode_layout(config, 4, None, 2, 8).network(config, numerics="exact")
+    made = decode_layout(config, 4, None, 2, 8).make_model(config, numerics="exact")
     params, hidden = int8_of(config), random(3, config.hidden)
     want = Binder(config)(params).logits(hidden)
     np.testing.assert_allclose(
