@@ -72,7 +72,7 @@ def block_causal_model(
             seen = AttentionContext(start, cache, held, see_from, start + window)
             return beside(model, params, hidden[None], seen)[0], cache
 
-        return prime
+        return prefill
 
     prime = prime_of(trusted)
     if beside is not no_extra_branch:
