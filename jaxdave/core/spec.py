@@ -32,7 +32,7 @@ class DecodeSpec:
 
     def __post_init__(self) -> None:
         if not self.draft_lengths:
-            object.__setattr__(self, "sizes", (self.draft_steps,))
+            object.__setattr__(self, "draft_lengths", (self.draft_steps,))
 
     @property
     def max_drafts(self) -> int:

@@ -69,7 +69,7 @@ def tuned_params(
         return host_array(np.float32(max(SAFETY_FACTOR * seen, MIN_ERROR_BOUND)))
 
     told = runtime._replace(
-        doubt=ErrorBound(*map(bound, found.error)),
+        error_bound=ErrorBound(*map(bound, found.error)),
         seconds_Z=host_array(np.asarray(found.seconds, np.float32)),
     )
     return told, seconds
@@ -92,7 +92,7 @@ def measure(spec: DecodeSpec, run: RunFn, params, fresh: FreshStateFn) -> Measur
         seconds.append(spent / TIMED_ROUNDS)
         if spec.guarded:
             checked = runtime._replace(
-                calls=host_array(np.int32(CHECKED_ROUNDS)), doubt=always
+                max_calls=host_array(np.int32(CHECKED_ROUNDS)), error_bound=always
             )
             for state in (fresh(checked), later):
                 seen = jax.device_get(run(params, checked, state).rows.stats.error)

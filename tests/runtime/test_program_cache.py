@@ -233,7 +233,7 @@ def test_another_process_gives_the_same_name():
         "from jaxdave.engine import decoders\n"
         "from jaxdave.runtime.fingerprint import fingerprint\n"
         "d = decoders.freedave(preset('dream-7b'), policies.parse('entropy'))\n"
-        "print(fingerprint(d.program))\n"
+        "print(fingerprint(d.spec))\n"
     )
     told = {
         subprocess.check_output(
