@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxdave.engine import decode_config
+from jaxdave.engine.decode_config import DecodeConfig
+from jaxdave.engine.decoders import make_decoder
 from jaxdave.eval.benchmarks.registry import TASKS, open_task
 from jaxdave.eval.protocols.registry import NAMES, PRESETS, open_preset
 from jaxdave.grading.types import Item
@@ -17,9 +18,8 @@ def test_every_setting_makes_a_decoder(name: str, model: str) -> None:
     config = model_preset(model)
     for task in TASKS.values():
         given = PRESETS[name].settings(config.family, task)
-        settings = decode_config.DecodeConfig(method="threshold", **given)
-        decode_config.check_config(settings)
-        made = decode_config.make_decoder(config, settings)
+        settings = DecodeConfig(method="threshold", **given)
+        made = make_decoder(config, settings)
         assert made.max_new_tokens == given["max_new_tokens"]
 
 

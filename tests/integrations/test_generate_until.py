@@ -56,7 +56,7 @@ def test_answers_end_at_their_own_stop_strings_in_any_batch():
     params = fake_model.weights(3)
     prompts = [tuple(p) for p in fake_model.prompts_of([5, 9, 3, 9, 4])]
     said = lambda room, p: letters(  # noqa: E731
-        fake_model.generate(toy_decoder(room), params, [p]).rows[0].token_ids
+        fake_model.generate(toy_decoder(room), params, [p]).completions[0].token_ids
     )
     whole = [said(24, p) for p in prompts]
     stops = [(), (whole[1][2:4],), (whole[2][-1],), ("xyz",), (whole[4][0],)]

@@ -67,7 +67,7 @@ def test_a_kept_program_is_the_program(cache, monkeypatch):
     clear_executables()
     autotune.MEASUREMENTS.clear()
     again = generate(decoder(), params(), PROMPTS)
-    assert again.rows == first.rows
+    assert again.completions == first.completions
     assert made == []
 
 
@@ -181,7 +181,7 @@ def test_what_differs_in_any_part_has_another_name():
         "warmer": decoder(temperature=0.7),
         "exact": decoder(numerics="exact"),
         "block": decoder(block_length=2),
-        "never": decoder(never=(7,)),
+        "never": decoder(suppressed_ids=(7,)),
         "copy": decoder(draft=lambda *a: nested.nested(*a)),
     }
     names = {key: sign(d.spec) for key, d in made.items()}

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from jaxdave.core.config import ModelConfig
     from jaxdave.core.policy_api import Policy
     from jaxdave.engine.decode_config import DecodeConfig
-    from jaxdave.engine.results import Row
+    from jaxdave.engine.results import Completion
     from jaxdave.io.tokenizer import Codec
 
 
@@ -19,13 +19,13 @@ class Output(NamedTuple):
     tokens: int
 
 
-def answer(codec: "Codec", prompt: Sequence[int], row: "Row") -> Output:
+def answer(codec: "Codec", prompt: Sequence[int], row: "Completion") -> Output:
     """The answer up to its end, without the prompt."""
     del prompt
     return Output(codec.decode(row.token_ids), row.valid_tokens)
 
 
-def with_prompt(codec: "Codec", prompt: Sequence[int], row: "Row") -> Output:
+def with_prompt(codec: "Codec", prompt: Sequence[int], row: "Completion") -> Output:
     """The whole canvas, whose end, pad and mask ids alone are left out.
 
     Source: FreeDave's evaluation of TraDo (2025). Deviation: it counts the ids of that
@@ -67,4 +67,4 @@ class Habits(NamedTuple):
     rows: Mapping[str, Mapping[str, Any]] = {}
     policy: "Callable[[DecodeConfig, Policy], Policy]" = as_it_is
     config: "Callable[[ModelConfig], ModelConfig]" = lambda config: config
-    output: "Callable[[Codec, Sequence[int], Row], Output]" = answer
+    output: "Callable[[Codec, Sequence[int], Completion], Output]" = answer

@@ -14,7 +14,7 @@ import jaxdave
 from jaxdave.eval.report import metrics
 from jaxdave.eval.run import memory
 from jaxdave.eval.run.cells import Cell
-from jaxdave.eval.run.eval_config import Wanted
+from jaxdave.eval.run.eval_config import EvalConfig
 from jaxdave.eval.run.plan import drawn_task
 from jaxdave.eval.run.records import Record
 
@@ -32,7 +32,7 @@ def stable(value: Any) -> Any:
     return [stable(v) for v in value] if isinstance(value, list) else value
 
 
-def report(wanted: Wanted, found: Found) -> dict[str, Any]:
+def report(config: EvalConfig, found: Found) -> dict[str, Any]:
     """The results of all cells, in their order."""
     first = found[0][0].header
     return {
@@ -40,9 +40,9 @@ def report(wanted: Wanted, found: Found) -> dict[str, Any]:
         "model": first["model"],
         "weights": first["weights"],
         "preset": first["preset"],
-        "as_published": wanted.as_published,
-        "sweep": wanted.sweep,
-        "trajectory": wanted.trajectory and _trajectory(wanted.trajectory, found),
+        "as_published": config.as_published,
+        "sweep": config.sweep,
+        "trajectory": config.trajectory and _trajectory(config.trajectory, found),
         "cells": [_cell(cell, own, found) for cell, own in found],
         "machine": machine(),
     }

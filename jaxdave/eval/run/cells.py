@@ -42,6 +42,7 @@ class Cell(NamedTuple):
     path: Path | None
     header: Header
     output: Callable[..., Output] = answer
+    batch_size: int = 1
 
 
 def entry(codec: Codec, task: Task, item: Item, index: int, asked: Prompt) -> Entry:
@@ -89,7 +90,7 @@ def batches(cell: Cell) -> list[list[Entry]]:
     same whatever has been decoded already.
     """
     ordered = sorted(cell.entries, key=lambda one: -_bucket(cell, one))
-    size = cell.settings.batch_size
+    size = cell.batch_size
     return [ordered[at : at + size] for at in range(0, len(ordered), size)]
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from jaxdave.eval.report import figures, report, tables
 from jaxdave.eval.run import plan, runner
 from jaxdave.eval.run.cells import Cell
-from jaxdave.eval.run.eval_config import Wanted
+from jaxdave.eval.run.eval_config import EvalConfig
 from jaxdave.eval.run.progress import Shown, watching
 from jaxdave.eval.run.records import Record
 from jaxdave.eval.run.runner import Verdicts
@@ -26,27 +26,29 @@ from jaxdave.runtime.files import replace_file
 LOCK = ".lock"
 
 
-def run(wanted: Wanted) -> None:
+def run(config: EvalConfig) -> None:
     """Evaluate and print; files go to the output folder, where there is one.
 
     Raises ValueError, before anything is written, for what is wrong with the options,
     the model, the data, the prompts, and the records of an earlier run.
     """
     model = checkpoint.load(
-        wanted.model, dtype=wanted.dtype, block_length=wanted.block_length,
-        quantize=wanted.quantize,
-    )  # fmt: skip
-    out = wanted.out
+        config.load.model,
+        dtype=config.load.dtype,
+        block_length=config.overrides.get("block_length"),
+        quantize=config.load.quantize,
+    )
+    out = config.out
     with contextlib.ExitStack() as held:
         # Records of an earlier run are read with the cells.
         if out is not None and out.is_dir():
             held.enter_context(_alone(out))
-        cells = plan.cells(wanted, model)
+        cells = plan.cells(config, model)
         if out is not None and not out.is_dir():
             held.enter_context(_alone(out))
         with watching() as shown:
             found = _decoded(cells, model, shown)
-        made = report.report(wanted, found)
+        made = report.report(config, found)
         if out is not None:
             _write(out, made)
     sys.stdout.write(tables.markdown(made))

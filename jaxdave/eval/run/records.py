@@ -22,7 +22,7 @@ class Record:
 
     digest: of its prompt's ids and its reference. text, valid_tokens: what was graded,
     and counted as output (`Habits.output`). decoded_tokens, reference_nfe,
-    committed_at, steps: as in `result.Row`. nfe: calls by kind. rows: states that the
+    committed_at, steps: as in `Completion`. nfe: calls by kind. rows: states that the
     calls have evaluated. batch_rows: how many were decoded together; seconds: this
     item's share of their time. compile_seconds, memory: of the warm-up call that was
     made for this item's shape, 0 and None where there was none.

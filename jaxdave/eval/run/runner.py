@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxdave.engine.generation import generate, stream
-from jaxdave.engine.results import Result, Row
+from jaxdave.engine.results import Completion, Result
 from jaxdave.eval.protocols.deviations import Output
 from jaxdave.eval.run import memory, records
 from jaxdave.eval.run.cells import Cell, Entry, batches, finished, shape
@@ -117,12 +117,13 @@ def _batch(held: Ready, batch, known: Verdicts, warm: dict) -> tuple[Record, ...
     cell = held.cell
     result = generate(**_asked(cell, held.model, batch))
     outputs = [
-        _output(held, one, row) for one, row in zip(batch, result.rows, strict=True)
+        _output(held, one, row)
+        for one, row in zip(batch, result.completions, strict=True)
     ]
     verdicts = _graded(cell.task, batch, [out.text for out in outputs], known)
     first, *rest = (
         _record(cell, *parts, result)
-        for parts in zip(batch, outputs, verdicts, result.rows, strict=True)
+        for parts in zip(batch, outputs, verdicts, result.completions, strict=True)
     )
     seconds, used = warm.pop(shape(cell, batch), Warm(0.0, None))
     seconds += result.compile_seconds
@@ -130,7 +131,7 @@ def _batch(held: Ready, batch, known: Verdicts, warm: dict) -> tuple[Record, ...
     return first, *rest
 
 
-def _output(held: Ready, one: Entry, row: Row) -> Output:
+def _output(held: Ready, one: Entry, row: Completion) -> Output:
     """What is graded and counted; the opening that was given is part of the text."""
     out = held.cell.output(held.model.codec, one.prompt, row)
     return out._replace(text=one.prefill + out.text)
@@ -147,7 +148,12 @@ def _graded(task: Task, batch, texts: Sequence[str], known: Verdicts):
 
 
 def _record(
-    cell: Cell, one: Entry, out: Output, verdict: Verdict, row: Row, result: Result
+    cell: Cell,
+    one: Entry,
+    out: Output,
+    verdict: Verdict,
+    row: Completion,
+    result: Result,
 ) -> Record:
     nfe = row.nfe
     branching = cell.decoder.spec.policy.scoring
@@ -170,6 +176,6 @@ def _record(
         rows=nfe.total - nfe.verify + drafted,
         reference_nfe=row.reference_nfe,
         steps=row.steps,
-        batch_rows=len(result.rows),
-        seconds=result.seconds / len(result.rows),
+        batch_rows=len(result.completions),
+        seconds=result.seconds / len(result.completions),
     )
