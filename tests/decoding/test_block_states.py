@@ -107,7 +107,7 @@ def test_nested_drafts_always_fit(drafts, length):
     decoder = fake_model.build(policies.static(1), drafts, length, 40)
     # Whatever is said without a context stays said: drafts are always right.
     still = fake_model.weights(fixed=16.0, context=0.0)
-    row = generate(decoder, still, [[1, 2, 3]]).rows[0]
+    row = generate(decoder, still, [[1, 2, 3]]).completions[0]
     assert row.nfe.total == 1 + -(-(row.steps - 1) // drafts)
 
 

@@ -19,7 +19,7 @@ from jaxdave.eval.protocols import registry as protocol_registry
 from jaxdave.eval.protocols.deviations import ProtocolDeviations
 from jaxdave.eval.protocols.registry import open_preset
 from jaxdave.eval.run import command, plan
-from jaxdave.eval.run.eval_config import Wanted, methods_of
+from jaxdave.eval.run.eval_config import EvalConfig, methods_of
 from jaxdave.eval.run.progress import progress_display
 from jaxdave.io import checkpoint
 from jaxdave.models.presets import preset as model_preset
@@ -40,7 +40,7 @@ def model(tmp_path_factory) -> checkpoint.Model:
     return checkpoint.load(str(path))
 
 
-def chosen(model, wanted: Wanted) -> dict[str, DecodeConfig]:
+def chosen(model, wanted: EvalConfig) -> dict[str, DecodeConfig]:
     """The settings of every method, on GSM8K."""
     preset = open_preset("paper-2025", as_published=wanted.as_published)
     made = plan._chosen(wanted, model, preset, TASKS["gsm8k"])
@@ -48,9 +48,9 @@ def chosen(model, wanted: Wanted) -> dict[str, DecodeConfig]:
 
 
 def test_rows_over_a_threshold_were_sampled_and_others_greedy(model):
-    corrected = chosen(model, Wanted(methods=MANY))
+    corrected = chosen(model, EvalConfig(methods=MANY))
     assert {(s.temperature, s.top_k) for s in corrected.values()} == {(0.0, 0)}
-    paper = chosen(model, Wanted(methods=MANY, as_published=True))
+    paper = chosen(model, EvalConfig(methods=MANY, as_published=True))
     for name, settings in paper.items():
         filtered = 0 if "threshold" in name else 1
         assert (settings.temperature, settings.top_k) == (1.0, filtered)
@@ -60,7 +60,9 @@ def test_rows_over_a_threshold_were_sampled_and_others_greedy(model):
 @pytest.mark.parametrize("asked", [None, 16])
 def test_dreams_rows_over_a_threshold_had_short_blocks(model, asked):
     dream = dataclasses.replace(model, config=model_preset("dream-7b"))
-    wanted = Wanted(methods=MANY, as_published=True, block_length=asked)
+    wanted = EvalConfig(
+        methods=MANY, as_published=True, overrides={"block_length": asked}
+    )
     block_lengths = {name: s.block_length for name, s in chosen(dream, wanted).items()}
     usual, short = asked or 32, asked or 4
     assert block_lengths == dict(zip(MANY, (usual, short, usual, short), strict=True))
@@ -160,10 +162,12 @@ def decoded(model, monkeypatch, quick_compiles):
         deviations=lambda family, _: paper.deviations(family, math),
     )
     monkeypatch.setattr(plan, "preset_of", lambda _: mixed)
-    wanted = Wanted(
-        tasks=("demo-math",), limit=2, batch_size=2, draft_steps="2",
-        max_new_tokens=ROOM, threshold=0.02,
-    )  # fmt: skip
+    wanted = EvalConfig(
+        tasks=("demo-math",),
+        limit=2,
+        batch_size=2,
+        overrides={"draft_steps": "2", "max_new_tokens": ROOM, "threshold": 0.02},
+    )
     with progress_display() as display:
         results = command._run_cells(plan.cells(wanted, model), model, display)
     names = [method.name for method in methods_of(wanted)]

@@ -258,10 +258,15 @@ def build(policy, draft_steps, length, room, **rest):
     """FreeDave on the hash network, under exact numerics unless said otherwise."""
     net = network(length)
     rest = {"numerics": "exact", **rest}
-    return decoders.build_decoder(
-        CONFIG, policy, draft_steps, 32, block_length=length, max_new_tokens=room,
-        network=net, **rest,
-    )  # fmt: skip
+    return decoders.freedave(
+        CONFIG,
+        policy,
+        draft_steps=draft_steps,
+        block_length=length,
+        max_new_tokens=room,
+        network=net,
+        **rest,
+    )
 
 
 def capped(decoder, cap):
@@ -275,7 +280,7 @@ def text(row):
 
 
 def texts(result):
-    return [text(row) for row in result.rows]
+    return [text(row) for row in result.completions]
 
 
 def decode(decoder, params, prompts, **settings):

@@ -122,8 +122,12 @@ def programs(
     for names in filter(None, groups):
         group = tuple(policies[name] for name in names)
         policy = merged(group) if can_merge(group[0]) else group[0]
-        decoder = decoders.build_decoder(
-            config, policy, draft_steps, draft_steps,
-            network=choosing(network_of(policy)), numerics="exact", **settings,
-        )  # fmt: skip
+        decoder = decoders.freedave(
+            config,
+            policy,
+            draft_steps=draft_steps,
+            network=choosing(network_of(policy)),
+            numerics="exact",
+            **settings,
+        )
         yield decoder, [(name, jnp.int32(at)) for at, name in enumerate(names)]

@@ -170,7 +170,9 @@ def test_a_shadow_does_not_look_at_its_own_token(kind, numerics):
 
 def test_odds_are_those_against_all_others():
     """Tempered, in chunks, without the ids that may not be predicted."""
-    decoder = fake_model.build(policies.wino(), 1, 8, 16, temperature=0.5, never=(3,))
+    decoder = fake_model.build(
+        policies.wino(), 1, 8, 16, temperature=0.5, suppressed_ids=(3,)
+    )
     spec, net = decoder.spec, fake_model.weights(4, peak=1.0)
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.integers(0, 1 << 32, (64, 6), np.uint64), jnp.uint32)
@@ -229,5 +231,5 @@ def test_drafts_keep_the_text_of_real_networks(kind):
     plain = generate(fake_model.capped(decoder, 1), params, prompts)
     quick = generate(decoder, params, prompts)
     assert fake_model.texts(quick) == fake_model.texts(plain)
-    for a, b in zip(quick.rows, plain.rows, strict=True):
+    for a, b in zip(quick.completions, plain.completions, strict=True):
         assert a.nfe.total <= b.nfe.total == b.steps <= 16

@@ -49,8 +49,10 @@ def test_inexact_logits_give_the_trusted_text(policy, drafts, length):
         net = weights(seed, fuzz=FUZZ)
         result = generate(decoder, net, prompts)
         want = oracle_results(net, prompts, 30, length, policy)
-        assert [row.token_ids for row in result.rows] == [w.token_ids for w in want]
-        for row, truth in zip(result.rows, want, strict=True):
+        assert [row.token_ids for row in result.completions] == [
+            w.token_ids for w in want
+        ]
+        for row, truth in zip(result.completions, want, strict=True):
             assert row.steps == truth.steps
             # The prefill takes the first step, or leaves it to a recheck call.
             assert row.steps - sum(row.accepted) in (0, 1)
@@ -83,16 +85,18 @@ def test_without_rechecks_inexact_logits_change_the_text():
         want = [
             t.token_ids for t in oracle_results(net, prompts, 30, 4, policies.static(1))
         ]
-        found = [row.token_ids for row in generate(loose, net, prompts).rows]
+        found = [row.token_ids for row in generate(loose, net, prompts).completions]
         changed += found != want
-        guards = [row.nfe.recheck for row in generate(decoder, net, prompts).rows]
+        guards = [
+            row.nfe.recheck for row in generate(decoder, net, prompts).completions
+        ]
         assert all(guards)
     assert changed
 
 
 def test_exact_logits_need_no_recheck():
     decoder = build(policies.left_to_right(1), 8, 4, 30, numerics="guarded")
-    rows = generate(decoder, weights(1), prompts_of([3, 17], 1)).rows
+    rows = generate(decoder, weights(1), prompts_of([3, 17], 1)).completions
     assert [row.nfe.recheck for row in rows] == [0, 0]
 
 
@@ -102,7 +106,7 @@ def test_streamed_is_generated():
     sent = [[], []]
     for update in stream(decoder, net, prompts):
         sent[update.row] += update.token_ids
-    rows = generate(decoder, net, prompts).rows
+    rows = generate(decoder, net, prompts).completions
     assert [tuple(row) for row in sent] == [row.token_ids for row in rows]
 
 
@@ -126,13 +130,13 @@ def test_transformers_keep_their_text_in_any_shape(cache, dtype):
     common = {"block_length": 4, "max_new_tokens": 24, "cache": cache}
     params = jax.tree.map(lambda a: a.astype(dtype), fake_model.tiny_params(1))
     plain = decoders.static(config, **common)
-    want = generate(plain, params, prompts).rows
+    want = generate(plain, params, prompts).completions
     assert plain.numerics == "guarded"
     decoder = decoders.freedave(config, draft_steps=(2, 6), **common)
-    rows = generate(decoder, params, prompts).rows
+    rows = generate(decoder, params, prompts).completions
     assert [r.token_ids for r in rows] == [r.token_ids for r in want]
     assert sum(r.nfe.total for r in rows) < sum(r.nfe.total for r in want)
-    alone = generate(decoder, params, prompts[:1]).rows[0]
+    alone = generate(decoder, params, prompts[:1]).completions[0]
     assert alone.token_ids == want[0].token_ids
 
 
@@ -157,8 +161,8 @@ def test_other_rules_have_one_text_too(rule):
     changed = 0
     for seed in range(6):
         net = weights(seed, fuzz=FUZZ)
-        want = generate(plain, net, prompts).rows
-        found = generate(drafted, net, prompts).rows
+        want = generate(plain, net, prompts).completions
+        found = generate(drafted, net, prompts).completions
         assert [row.token_ids for row in found] == [row.token_ids for row in want]
         changed += texts(generate(loose, net, prompts)) != [w.token_ids for w in want]
     assert changed, "numbers as loose must change the text that nobody guards"

@@ -9,7 +9,6 @@ import pytest
 from helpers import checkpoint_folders, fake_model
 from helpers.losslessness import saved_calls
 
-from jaxdave import policies
 from jaxdave.engine import decoders
 from jaxdave.engine.bitwise_check import slot_probe
 from jaxdave.engine.decode_layout import decode_layout
@@ -117,10 +116,14 @@ def test_logits_are_those_of_the_rounded_weights(config):
 )
 def test_drafts_keep_the_text(cache, temperature, dtype):
     config = fake_model.TINY if cache is None else FULL
-    decoder = decoders.build_decoder(
-        config, policies.static(1), 8, 8, max_new_tokens=16, block_length=4,
-        cache=cache, temperature=temperature,
-    )  # fmt: skip
+    decoder = decoders.freedave(
+        config,
+        draft_steps=8,
+        max_new_tokens=16,
+        block_length=4,
+        cache=cache,
+        temperature=temperature,
+    )
     saved = 0
     for seed, cap, lengths in ((0, 2, [33, 2]), (1, 8, [5, 40]), (2, 5, [3, 17])):
         drawn = fake_model.scaled(config, seed)

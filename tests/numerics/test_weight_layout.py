@@ -10,7 +10,6 @@ import pytest
 from helpers import checkpoint_folders, fake_model
 from helpers.losslessness import saved_calls
 
-from jaxdave import policies
 from jaxdave.core.config import NOISE_CHUNK
 from jaxdave.engine import decoders
 from jaxdave.io import checkpoint
@@ -147,8 +146,8 @@ def test_drafts_keep_the_text(numerics, monkeypatch):
     config = dataclasses.replace(
         TIED, vocab_rows=NOISE_CHUNK + 40, vocab_size=NOISE_CHUNK
     )
-    decoder = decoders.build_decoder(
-        config, policies.static(1), 8, 8, max_new_tokens=16, numerics=numerics
+    decoder = decoders.freedave(
+        config, draft_steps=8, max_new_tokens=16, numerics=numerics
     )
     params = to_device_layout(random_params(config, 0), config)
     assert saved_calls(decoder, 8, params, fake_model.prompts_of([3, 20, 33])) > 0

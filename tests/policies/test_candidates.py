@@ -221,8 +221,8 @@ def test_a_candidate_is_weighed_as_the_rule_says(kind, cache):
         )
         end = len(prompt) + NEW_TOKENS
         assert canvases[0][:end].tolist() == states[-1][:end]
-        assert plain.rows[0].steps == len(states) - 1
-        assert plain.rows[0].nfe.total == calls
+        assert plain.completions[0].steps == len(states) - 1
+        assert plain.completions[0].nfe.total == calls
         compared, lengths = compared + 1, lengths | {len(states)}
     assert compared >= 8
     assert len(lengths) > 1
@@ -244,7 +244,7 @@ def test_drafts_keep_the_text_of_a_policy_that_weighs(kind, cache):
         quick, others = fake_model.decode(decoder, net, prompts, seed=SEED)
         assert texts(quick) == texts(plain)
         assert (canvases == others).all()
-        for a, b in zip(quick.rows, plain.rows, strict=True):
+        for a, b in zip(quick.completions, plain.completions, strict=True):
             assert a.nfe.total <= b.nfe.total
             saved += b.nfe.total - a.nfe.total
         assert (
@@ -269,7 +269,7 @@ def test_a_candidate_that_fills_the_window_is_evaluated_by_the_next_call(tempera
         plain, _ = fake_model.decode(capped(decoder, 1), net, prompts, seed=SEED)
         drafted, _ = fake_model.decode(decoder, net, prompts, seed=SEED)
         assert texts(drafted) == texts(plain)
-        for a, b in zip(drafted.rows, plain.rows, strict=True):
+        for a, b in zip(drafted.completions, plain.completions, strict=True):
             assert a.nfe.total < b.nfe.total
 
 
@@ -284,7 +284,7 @@ def test_streams_and_wrappers_take_policies_that_weigh():
     sent = [[], []]
     for update in stream(decoder, net, prompts, seed=SEED):
         sent[update.row] += update.token_ids
-    assert [tuple(row) for row in sent] == [row.token_ids for row in plain.rows]
+    assert [tuple(row) for row in sent] == [row.token_ids for row in plain.completions]
 
 
 @quick
@@ -314,7 +314,7 @@ def test_a_lossy_policy_is_refused_unless_asked_for():
         decoders.freedave(fake_model.TINY, policies.lopa())
     wrapped = policies.small_blocks(policies.lopa(), 2)
     with pytest.raises(ValueError, match="lossy=True"):
-        decoders.build_decoder(fake_model.TINY, wrapped, 1, 1)
+        decoders.freedave(fake_model.TINY, wrapped, draft_steps=1)
     assert decoders.freedave(fake_model.TINY, policies.lopa(), lossy=True)
 
 

@@ -180,7 +180,7 @@ def test_a_shifted_block_causal_model_decides_first_tokens_alone():
     plain = generate(capped(decoder, 1), params, prompts)
     quick = generate(decoder, params, prompts)
     assert texts(quick) == texts(plain)
-    for prompt, row in zip(prompts, plain.rows, strict=True):
+    for prompt, row in zip(prompts, plain.completions, strict=True):
         call_of = dict(zip(range(len(prompt), 512), row.committed_at, strict=False))
         for place in range(-(-len(prompt) // 8) * 8, len(prompt) + 24, 8):
             if place in call_of:

@@ -134,9 +134,9 @@ def _saved(decoder, config, index, case: Case, also_alone: bool) -> int:
     prompts = prompts_of(case.lengths, case.seed, 33)
     quick = capped(decoder, min(case.cap, decoder.max_num_drafts))
     if also_alone:
-        rows = generate(quick, params, prompts, seed=case.seed).rows
+        rows = generate(quick, params, prompts, seed=case.seed).completions
         alone = [generate(quick, params, [p], seed=case.seed) for p in prompts]
-        assert [result.rows[0] for result in alone] == list(rows)
+        assert [result.completions[0] for result in alone] == list(rows)
     return saved_calls(quick, quick.max_num_drafts, params, prompts, case.seed)
 
 
