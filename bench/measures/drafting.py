@@ -84,8 +84,10 @@ def _time_decodes(
     for d in plan.draft_lengths if is_small else plan.large_draft_lengths:
         bench = model.bench(d, numerics=plan.numerics)
         decodes.append((d, bench, bench.decode().rows[0]))
-        wanted = ("call", "prefill") if d in _EFFICIENCY_DRAFT_LENGTHS else ("call",)
-        parts = bench.compile_parts(*wanted, state=bench.prefill())
+        part_names = (
+            ("call", "prefill") if d in _EFFICIENCY_DRAFT_LENGTHS else ("call",)
+        )
+        parts = bench.compile_parts(*part_names, state=bench.prefill())
         names += [(d, "wall"), *((d, name) for name in parts)]
         timers.append(bench.time_decode)
         timers += [lambda f=f: timing.time_call(f, repeats) for f in parts.values()]

@@ -162,10 +162,10 @@ def _prefilled_loop(
 ) -> _PrefilledLoop:
     """A loop that stops after `NUM_STEPS` steps."""
     bench = model.bench(1, batch_size, numerics)
-    made = prepare(bench.decoder, bench.params, bench.prompts, 0, None, None)
-    runtime = made.loop.runtime._replace(max_calls=host_array(np.int32(NUM_STEPS)))
-    state = made.init(bench.params, runtime, made.prompts)
-    return _PrefilledLoop(made.loop._replace(runtime=runtime), state)
+    prepared = prepare(bench.decoder, bench.params, bench.prompts, 0, None, None)
+    runtime = prepared.loop.runtime._replace(max_calls=host_array(np.int32(NUM_STEPS)))
+    state = prepared.init(bench.params, runtime, prepared.prompts)
+    return _PrefilledLoop(prepared.loop._replace(runtime=runtime), state)
 
 
 def _time_steps(start: _PrefilledLoop, params) -> float:

@@ -30,7 +30,7 @@ CPU_HEAD_CHUNK, HEAD_CHUNK = NOISE_CHUNK, 4 * NOISE_CHUNK
 pass costs a dozen launches whatever its size."""
 LARGE_MATRIX = 2**19
 """Numbers in a matrix from where on it has a row a channel: 2 MB, what a core of the
-machine that it was measured on keeps (bench/NOTES.md, "Matrices apart")."""
+machine that it was measured on keeps (docs/lab_notes/README.md, "XLA on a CPU")."""
 FUSED = (("attn", ("q", "k", "v")), ("mlp", ("gate", "up")))
 """Matrices of a layer that share their input; on a CPU they are one."""
 
