@@ -208,7 +208,7 @@ def test_a_run_that_is_cut_off_leaves_the_results(results, monkeypatch):
     def interrupt(model, plan, book):
         raise KeyboardInterrupt
 
-    first, second = command.MEASURES
+    first, second = list(command.MEASURES)
     monkeypatch.setattr(command, "MEASURES", [first, second._replace(run=interrupt)])
     with pytest.raises(KeyboardInterrupt):
         command.main([])
