@@ -150,9 +150,14 @@ def write_sidecars(
             shutil.copyfile(path, folder / path.name)
     raw = hf_config.to_json(config, "bfloat16")
     if published is None:
-        # The demo's tokenizer has other special ids than SDAR-4B's config names.
-        raw |= {"mask_token_id": None, "eos_token_id": 0, "real_vocab_size": 0}
-        raw = {key: value for key, value in raw.items() if key != "mask_token_id"}
+        # SDAR-4B's special ids and vocabulary size do not fit the demo's tokenizer;
+        # without these keys the converter asks the tokenizer for both.
+        raw = {
+            key: value
+            for key, value in raw.items()
+            if key not in ("mask_token_id", "real_vocab_size")
+        }
+        raw["eos_token_id"] = 0
     orbax_io.write_json(folder / "config.json", raw)
     orbax_io.write_json(folder / INDEX, {"weight_map": shards})
 
