@@ -1,1 +1,5 @@
-"""Measurements: each script prints what it ran on, a table, and asserts its claim."""
+"""Benchmarks of jaxdave.
+
+Each script prints what it ran on, prints tables and asserts its claims; `--help` tells
+what it measures. `python -m bench` takes the project's measures: bench/RESULTS.md.
+"""

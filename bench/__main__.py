@@ -1,153 +1,271 @@
-"""Every measure on every model, in one table, with figures.
+"""Take the project's measures on every model, in one table, with figures.
 
-    python -m bench [--sizes demo 1M 30M 135M 4B 8B] [--only M3 M7] [--out DIR]
-        [--quick]
+    python -m bench [--sizes demo 1M 30M 135M 4B 8B] [--only loop-efficiency roofline]
+        [--out DIR] [--quick] [--rounds N]
+    python -m bench --show [DIR]
 
-Ratios are medians of alternating rounds with a 95 % bootstrap interval. "scripted 0.8":
-the weights are random and mean nothing, so whether drafts hold is scripted, with that
-probability a token (`bench/scripted.py`). "missed" is a finding, not a failure: the
-exit code is 0. Writes DIR/bench.json, calls.png, steps.png and memory.png.
+The measures are explained at the head of bench/RESULTS.md. Ratios are medians of
+alternating rounds with a 95 % bootstrap interval. "scripted 0.8": the weights are
+random and their predictions mean nothing, so the acceptance of drafts is scripted, with
+that probability a token (bench/harness/scripted_drafts.py). "missed" is a finding, not
+a failure: the exit code is 0.
+
+A whole run writes bench.json, calls.png, steps.png and memory.png to bench/results, or
+to DIR. A partial run (--only, --sizes, --quick or --rounds) is stored only where --out
+says, and never in bench/results, which keeps the results of the last whole run.
 """
 
 import argparse
 import dataclasses
-import json
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.decode import equal_lengths
-from bench.harness import common, measure, models, plots
-from bench.harness.measure import Book, Plan
-from bench.harness.models import Subject
+from bench.decode import prompts_of_one_length
+from bench.harness import models, report, stored_results
+from bench.harness.measure import (
+    AUTO_DRAFT_LENGTH,
+    BATCH_SCALING,
+    COMPILE_TIME,
+    DECODE_MEMORY,
+    DRAFT_COST,
+    ENDED_ROWS,
+    IDENTICAL_TEXT,
+    LOOP_EFFICIENCY,
+    MEASURE_NAMES,
+    NETWORK_CALLS,
+    QUICK_PLAN,
+    ROOFLINE,
+    SEQUENCE_SCALING,
+    WALL_CLOCK_SPEEDUP,
+    WARM_START,
+    Finding,
+    Plan,
+    ResultsBook,
+)
+from bench.harness.models import BenchModel
 from bench.measures import drafting, exactness, memory, scaling
-from jaxdave.runtime.files import replace_file
 from jaxdave.runtime.platform import on_cpu
 
 RESULTS = Path(__file__).parent / "results"
+"""Results of the last whole run."""
 
 
-class Entry(NamedTuple):
-    """A measure: what it finds, on which models, and how."""
+class MeasureEntry(NamedTuple):
+    """A function that takes some measures.
 
-    finds: tuple[str, ...]
+    Attributes:
+        names: the measures it takes.
+        sizes: the models it takes them on.
+        run: the function; it adds its findings to the book.
+    """
+
+    names: tuple[str, ...]
     sizes: tuple[str, ...]
-    run: Callable[[Subject, Plan, Book], None]
+    run: Callable[[BenchModel, Plan, ResultsBook], None]
 
 
-# A measure that is to be run goes into this list; it adds to the book.
+# A new measure gets an entry here, a name in harness/measure.py, and a line in
+# RESULTS.md.
 MEASURES = (
-    Entry(("M1", "M3", "M4", "M5", "M6", "M11"), models.SIZES, drafting.measure),
-    Entry(("M1",), ("demo",), exactness.exactness),
-    Entry(("M14",), ("demo", "4B"), exactness.regret),
-    Entry(("M7",), models.SIZES, memory.memory),
-    Entry(("M7",), ("1M",), memory.dependence),
-    Entry(("M8",), ("1M",), memory.compiling),
-    Entry(("M8",), ("demo",), memory.warm_start),
-    Entry(("M9",), ("1M", "30M", "135M", "4B", "8B"), scaling.sequence),
-    Entry(("M10",), ("demo",), scaling.batch),
-    Entry(("M10",), ("demo",), scaling.ended_rows),
+    MeasureEntry(
+        names=(
+            IDENTICAL_TEXT,
+            NETWORK_CALLS,
+            LOOP_EFFICIENCY,
+            WALL_CLOCK_SPEEDUP,
+            ROOFLINE,
+            DRAFT_COST,
+        ),
+        sizes=models.SIZES,
+        run=drafting.measure_drafting,
+    ),
+    MeasureEntry((IDENTICAL_TEXT,), ("demo",), exactness.measure_identical_text),
+    MeasureEntry(
+        (AUTO_DRAFT_LENGTH,), ("demo", "4B"), exactness.measure_auto_draft_length
+    ),
+    MeasureEntry((DECODE_MEMORY,), models.SIZES, memory.measure_draft_memory),
+    MeasureEntry((DECODE_MEMORY,), ("1M",), memory.measure_memory_growth),
+    MeasureEntry((COMPILE_TIME,), ("1M",), memory.measure_compile_time),
+    MeasureEntry((WARM_START,), ("demo",), memory.measure_warm_start),
+    MeasureEntry(
+        (SEQUENCE_SCALING,),
+        ("1M", "30M", "135M", "4B", "8B"),
+        scaling.measure_sequence_scaling,
+    ),
+    MeasureEntry((BATCH_SCALING,), ("demo",), scaling.measure_batch_scaling),
+    MeasureEntry((ENDED_ROWS,), ("demo",), scaling.measure_ended_rows),
 )
 
 
-def usual() -> tuple[str, ...]:
-    """The models that a machine is meant for."""
+def default_sizes() -> tuple[str, ...]:
+    """Choose the models that suit this machine.
+
+    Returns:
+        On a CPU all but the large ones; elsewhere the demo and the large ones.
+    """
     large = ("4B", "8B")
     if on_cpu():
         return tuple(size for size in models.SIZES if size not in large)
     return ("demo", *large)
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Args:
+        arguments: its words; None takes those of this process.
+
+    Returns:
+        The options. `out` is the folder to store in, None for a partial run that
+        stores nothing.
+
+    Raises:
+        SystemExit: with status 2, if a partial run is to be stored in `bench/results`.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="measures:\n"
+        + "\n".join(f"  {name:20}{text}" for name, text in MEASURE_NAMES.items()),
     )
-    named = sorted({name for entry in MEASURES for name in entry.finds})
     parser.add_argument("--sizes", nargs="+", choices=models.SIZES, metavar="SIZE")
-    parser.add_argument("--only", nargs="+", choices=named, metavar="M")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=tuple(MEASURE_NAMES),
+        metavar="MEASURE",
+        help="with those that are taken from the same decodes",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to store")
     parser.add_argument("--quick", action="store_true", help="demo, two rounds")
     parser.add_argument("--rounds", type=int, help="alternating rounds")
-    return parser.parse_args()
+    parser.add_argument(
+        "--show",
+        nargs="?",
+        type=Path,
+        const=RESULTS,
+        metavar="DIR",
+        help="print the table of a stored run and measure nothing",
+    )
+    args = parser.parse_args(arguments)
+    is_partial = bool(args.only or args.sizes or args.quick or args.rounds is not None)
+    if is_partial and args.out and args.out.resolve() == RESULTS.resolve():
+        parser.error(
+            f"--out {args.out} keeps the results of whole runs; give another folder, "
+            "or leave out --only, --sizes, --quick and --rounds"
+        )
+    if not is_partial and args.out is None:
+        args.out = RESULTS
+    return args
 
 
-def main() -> None:
-    """Run what was asked for."""
-    args = arguments()
-    plan = measure.QUICK if args.quick else Plan()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the measures that the command line asks for.
+
+    Args:
+        arguments: words of the command line; None takes those of this process.
+    """
+    args = parse_arguments(arguments)
+    if args.show:
+        rows = [row._asdict() for row in stored_results.read_findings(args.show)]
+        report.Report({}).add_table(f"Measures stored in {args.show}", rows)
+        return
+    plan = QUICK_PLAN if args.quick else Plan()
     if args.rounds is not None:
         plan = dataclasses.replace(plan, rounds=args.rounds)
-    sizes = args.sizes or (("demo", "1M") if args.quick else usual())
-    report = common.begin(", ".join(sizes))
-    report.machine["commit"] = commit()
-    report.machine["numerics"] = plan.numerics
-    print(f"commit: {report.machine['commit']}")
-    book, made = Book(), []
+    sizes = args.sizes or (("demo", "1M") if args.quick else default_sizes())
+    header = report.start_report(", ".join(sizes))
+    header.machine["commit"] = git_commit()
+    header.machine["numerics"] = plan.numerics
+    print(f"commit: {header.machine['commit']}")
+    book = ResultsBook()
     for size in sizes:
-        subject = models.subject(size, equal_lengths)
+        model = models.bench_model(size, prompts_of_one_length)
         for entry in MEASURES:
-            if size in entry.sizes and (not args.only or {*args.only} & {*entry.finds}):
-                timed(entry, subject, plan, book)
-                # A run that is cut off leaves what it has done.
-                made = store(report, book, args.out)
-    show(report, book)
-    print("wrote", ", ".join(map(str, made)))
+            is_chosen = not args.only or not set(args.only).isdisjoint(entry.names)
+            if size in entry.sizes and is_chosen:
+                run_measure(entry, model, plan, book)
+                if args.out:
+                    stored_results.write_unfinished(header, book, args.out)
+    print_findings(header, book.findings)
+    if args.out:
+        paths = stored_results.write_finished(header, book, args.out)
+        print("wrote", ", ".join(map(str, paths)))
+    else:
+        print("a partial run: nothing is stored without --out")
 
 
-def timed(entry: Entry, subject: Subject, plan: Plan, book: Book) -> None:
-    """One measure on one model; what goes wrong in it is a line of the table."""
+def run_measure(
+    entry: MeasureEntry, model: BenchModel, plan: Plan, book: ResultsBook
+) -> None:
+    """Take the measures of one entry on one model.
+
+    An exception becomes a finding, so that it does not cost the measures after it.
+
+    Args:
+        entry: the measures.
+        model: the model.
+        plan: how much is measured.
+        book: gets the findings.
+    """
     start = time.perf_counter()
+    names = "/".join(entry.names)
     try:
-        entry.run(subject, plan, book)
+        entry.run(model, plan, book)
     except Exception as error:
         traceback.print_exc()
-        name = "/".join(entry.finds)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        book.note(name, subject.label, "could not be measured", reason, "-", False)
+        book.add(names, model.label, "could not be measured", reason, "-", False)
     seconds = time.perf_counter() - start
-    about = f"{'/'.join(entry.finds)} on {subject.name}: {seconds:.0f} s"
-    print(f"{about}, load {common.load_now()}", file=sys.stderr, flush=True)
+    print(
+        f"{names} on {model.name}: {seconds:.0f} s, load {report.load_averages()}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
-def store(report: common.Report, book: Book, out: Path) -> list[Path]:
-    """Write what has been found so far: JSON and figures."""
-    out.mkdir(parents=True, exist_ok=True)
-    rows = [finding._asdict() for finding in book.findings]
-    machine = report.machine | {"load_at_end": common.load_now()}
-    told = {**machine, "findings": rows, "points": book.points}
-    text = json.dumps(told, indent=1, default=str)
-    replace_file(out / "bench.json", (text + "\n").encode())
-    title = f"{machine['device']}, {machine['date']}, load {machine['load_at_end']}"
-    return [out / "bench.json", *plots.draw(book.points, out, title)]
+def print_findings(header: report.Report, findings: Sequence[Finding]) -> None:
+    """Print the table of all findings, and how many targets are met.
+
+    Args:
+        header: the run's report, which gets the table.
+        findings: the findings.
+    """
+    header.add_table("Measures", [finding._asdict() for finding in findings])
+    count = {
+        verdict: sum(finding.verdict == verdict for finding in findings)
+        for verdict in ("met", "missed")
+    }
+    load = report.load_averages()
+    print(f"\n{count['met']} met, {count['missed']} missed; load {load}")
 
 
-def show(report: common.Report, book: Book) -> None:
-    """Print the one table."""
-    rows = [finding._asdict() for finding in book.findings]
-    report.table("Measures (aims: performance.md section 6 and issue 5)", rows)
-    count = {v: sum(row["verdict"] == v for row in rows) for v in ("met", "missed")}
-    print(f"\n{count['met']} met, {count['missed']} missed; load {common.load_now()}")
+def git_commit() -> str:
+    """Look up the git commit of this tree.
 
+    Returns:
+        Its short hash, with " (changed)" where tracked files differ from it; "unknown"
+        outside a repository.
+    """
 
-def commit() -> str:
-    """The git commit of this tree, marked where files differ from it."""
+    def git(*arguments: str) -> str:
+        process = subprocess.run(
+            ("git", *arguments),
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            check=False,
+        )
+        return process.stdout.strip()
 
-    def ask(*command: str) -> str:
-        told = subprocess.run(
-            ("git", *command), capture_output=True, text=True,
-            cwd=Path(__file__).parent, check=False,
-        )  # fmt: skip
-        return told.stdout.strip()
-
-    dirty = " (changed)" if ask("status", "--porcelain", "-uno") else ""
-    return (ask("rev-parse", "--short", "HEAD") or "unknown") + dirty
+    dirty = " (changed)" if git("status", "--porcelain", "-uno") else ""
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + dirty
 
 
 if __name__ == "__main__":

@@ -1,38 +1,58 @@
-"""What perfect drafts would give: tokens a call of a policy of one token a step.
+"""Upper bounds on tokens a call, for a policy of one token a step and perfect drafts.
 
-The first call of a block (full attention under a cache rule: its refresh) or of a
-request makes one token known, and every later one d more. Section 5b of the project's
-notes on decoding counts the same; `NOTES` has its figures: those of full attention with
-blocks of 32, and of the fused loop against the fused static one with blocks of 4.
-Tokens after an answer's end are decoded but do not count, so short answers stay below.
+The first call of a request commits one token, and every later one as many as there are
+drafts. Full attention under a cache rule refreshes the cache at each block, so there
+the count starts again with every block. Tokens after an answer's end are decoded but do
+not count, so short answers stay below the bound.
 """
 
 from typing import Any
 
 from jaxdave.core.config import ModelConfig
 
-NOTES = {
-    ("full", 32): {4: 3.56, 8: 6.40, 16: 10.67, 32: 16.0},
-    ("block_causal", 4): {4: 3.98, 8: 7.94, 16: 15.8, 32: 31.0},
-}
+LONG_ANSWER = 1024
+"""Tokens of an answer for which the first call hardly matters."""
 
 
-def tokens_per_call(tokens: int, d: int) -> float:
-    """The most that d drafts a call can give a stretch of tokens without a refresh."""
-    return tokens / (1 + -(-(tokens - 1) // d))
+def max_tokens_per_call(num_tokens: int, num_drafts: int) -> float:
+    """Compute the bound for a stretch of tokens without a refresh.
+
+    Args:
+        num_tokens: tokens of the stretch.
+        num_drafts: drafts of a call.
+
+    Returns:
+        Tokens a call.
+
+    Example:
+        >>> max_tokens_per_call(64, 8)
+        7.111111111111111
+    """
+    return num_tokens / (1 + -(-(num_tokens - 1) // num_drafts))
 
 
-def row(config: ModelConfig, cache: str | None, room: int, d: int) -> dict[str, Any]:
-    """The ceiling of a model under a cache rule, and where it is from."""
+def ceiling_row(
+    config: ModelConfig, cache: str | None, max_new_tokens: int, num_drafts: int
+) -> dict[str, Any]:
+    """Build a row of the table of bounds.
+
+    Args:
+        config: the model.
+        cache: the cache rule, None for the model's own.
+        max_new_tokens: tokens of an answer.
+        num_drafts: drafts of a call.
+
+    Returns:
+        The bound, its derivation in words, and the bound for a long answer.
+    """
     is_cached = config.attention == "full" and cache != "none"
-    stretch = config.block_length if is_cached else room
-    calls = f"1 + ceil({stretch - 1} / {d})"
+    stretch = config.block_length if is_cached else max_new_tokens
+    calls = f"1 + ceil({stretch - 1} / {num_drafts})"
     what = f"a block of {stretch}" if is_cached else f"all {stretch} tokens"
-    known = NOTES.get((config.attention, config.block_length), {})
-    noted = known.get(d) if is_cached or config.attention != "full" else None
+    long_stretch = config.block_length if is_cached else LONG_ANSWER
     return {
-        "d": d,
-        "ceiling, tokens a call": tokens_per_call(stretch, d),
+        "d": num_drafts,
+        "ceiling, tokens a call": max_tokens_per_call(stretch, num_drafts),
         "calls": f"{calls} for {what}",
-        "decoding.md 5b": "-" if noted is None else noted,
+        f"of {LONG_ANSWER} tokens": max_tokens_per_call(long_stretch, num_drafts),
     }

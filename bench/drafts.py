@@ -1,13 +1,14 @@
-"""Which drafts save how many calls: nested, trees, all subsets, canvases of guesses.
+"""Network calls by kind of draft: nested, trees, all subsets, and draft texts.
 
     python -m bench.drafts [--weights llada-1m] [--limit 30] [--draft-steps 8 32]
         [--only trees hints]
 
-The policy is one token a step. "floor" is what perfect drafts would take: one call for
-the first token of a request (under a cache rule: of a block) and one for every d more.
-Draft texts are the answer itself, its first half before the end of another answer, and
-another answer; "copies" asks a question again that the prompt has answered. Every text
-must be that of one draft a call, in the same program, and no row may take more calls.
+The policy decodes one token a step. "floor" is what perfect drafts would take: one call
+for the first token of a request (under a cache rule: of a block) and one for every d
+more. Draft texts are the answer itself, its first half before the end of another
+answer, and another answer; "copies" asks a question again that the prompt has answered.
+Every text must be that of one draft a call, in the same program, and no row may take
+more calls.
 """
 
 import dataclasses
@@ -15,8 +16,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bench.harness import common
-from bench.policies import calls_of
+from bench.harness import report
+from bench.harness.loading import LoadedModel, load_model
+from bench.policies import total_calls
 from jaxdave import policies
 from jaxdave.demo_tasks import problem_sets
 from jaxdave.drafting import text_drafts, tree
@@ -26,90 +28,174 @@ from jaxdave.engine import decoders
 from jaxdave.engine.generation import generate
 from jaxdave.engine.results import Completion
 
-BATCH = 10
-ROOM = 64
+BATCH_SIZE = 10
+MAX_NEW_TOKENS = 64
 KINDS = ("trees", "hints")
 
 
-def decode(loaded: common.Loaded, policy, draft, slots: int, cap: int, ids, told=None):
-    """All rows with at most `cap` drafts a call."""
+def decode(
+    loaded: LoadedModel,
+    policy,
+    draft,
+    slots: int,
+    num_drafts: int,
+    prompts: Sequence[Sequence[int]],
+    draft_texts: Sequence[Sequence[int]] | None = None,
+) -> list[Completion]:
+    """Decode prompts in batches.
+
+    Args:
+        loaded: the model.
+        policy: the policy.
+        draft: the draft function.
+        slots: drafts that the program is compiled for.
+        num_drafts: cap on the drafts of a call.
+        prompts: token ids of the prompts.
+        draft_texts: token ids of an expected answer per prompt.
+
+    Returns:
+        One row per prompt.
+    """
     decoder = decoders.freedave(
-        loaded.config, policy, draft_steps=slots, draft=draft, max_new_tokens=ROOM
+        loaded.config,
+        policy,
+        draft_steps=slots,
+        draft=draft,
+        max_new_tokens=MAX_NEW_TOKENS,
     )
-    decoder = dataclasses.replace(decoder, max_num_drafts=min(cap, slots))
+    decoder = dataclasses.replace(decoder, max_num_drafts=min(num_drafts, slots))
     rows: list[Completion] = []
-    for at in range(0, len(ids), BATCH):
-        part = slice(at, at + BATCH)
+    for start in range(0, len(prompts), BATCH_SIZE):
+        batch = slice(start, start + BATCH_SIZE)
         rows += generate(
-            decoder, loaded.params, ids[part], draft_text=told and told[part]
+            decoder,
+            loaded.params,
+            prompts[batch],
+            draft_text=draft_texts and draft_texts[batch],
         ).completions
     return rows
 
 
-def floor(loaded: common.Loaded, row: Completion, d: int) -> int:
-    """Calls of a row were all drafts right."""
+def perfect_draft_calls(loaded: LoadedModel, row: Completion, num_drafts: int) -> int:
+    """Count the calls of a row if all its drafts were right.
+
+    Args:
+        loaded: the model.
+        row: the row as decoded without drafts.
+        num_drafts: drafts of a call.
+
+    Returns:
+        Calls, the prefill included.
+    """
     causal = loaded.config.attention == "block_causal"
-    size = row.steps if causal else loaded.config.block_length
-    starts = range(0, row.steps, size)
-    return sum(1 + -(-(min(size, row.steps - at) - 1) // d) for at in starts)
+    # Under a cache rule every block begins with a refresh, which commits one token.
+    stretch = row.steps if causal else loaded.config.block_length
+    starts = range(0, row.steps, stretch)
+    return sum(
+        1 + -(-(min(stretch, row.steps - start) - 1) // num_drafts) for start in starts
+    )
 
 
-def compared(plain: Sequence[Completion], quick: Sequence[Completion]) -> bool:
-    """Whether texts are the same and no row is dearer."""
-    pairs = list(zip(plain, quick, strict=True))
+def is_lossless(plain: Sequence[Completion], drafted: Sequence[Completion]) -> bool:
+    """Compare decodes without and with drafts.
+
+    Args:
+        plain: rows decoded without drafts.
+        drafted: the same rows with drafts.
+
+    Returns:
+        True if all texts are the same and no row takes more calls with drafts.
+    """
+    pairs = list(zip(plain, drafted, strict=True))
     same = all(a.token_ids == b.token_ids for a, b in pairs)
     return same and all(b.nfe.total <= a.nfe.total for a, b in pairs)
 
 
-def of_trees(loaded: common.Loaded, ids, d: int) -> dict[str, Any]:
-    """One number of drafts: calls of every draft function."""
-    one, config = policies.static(1), loaded.config
-    drafts = {"nested": nested, "tree": tree.tree_or_nested(loaded.tables, config, one)}
+def compare_trees(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], num_drafts: int
+) -> dict[str, Any]:
+    """Count the calls of nested drafts, of trees and of all subsets of a small block.
+
+    Args:
+        loaded: the model.
+        prompts: token ids of the prompts.
+        num_drafts: drafts of a call.
+
+    Returns:
+        A row of the table.
+    """
+    static, config = policies.static(1), loaded.config
+    draft_fns = {
+        "nested": nested,
+        "tree": tree.tree_or_nested(loaded.tables, config, static),
+    }
     if config.block_length <= 4:
-        drafts["subsets"] = tree.subsets(config.block_length)
-    plain = decode(loaded, one, nested, d, 1, ids)
-    found: dict[str, Any] = {"d": d, "static": calls_of(plain)}
-    found["floor"] = sum(floor(loaded, row, d) for row in plain)
-    fine = True
-    for name, draft in drafts.items():
-        rows = decode(loaded, one, draft, d, d, ids)
-        found[name], fine = calls_of(rows), fine and compared(plain, rows)
-        found[f"{name}, saved"] = f"{1 - calls_of(rows) / found['nested']:.1%}"
-    found["nested / floor"] = found["nested"] / found["floor"]
-    return found | {"same text, none dearer": fine}
-
-
-def answers(loaded: common.Loaded, policy, ids, d: int) -> list[list[int]]:
-    """What is answered without drafts, end tokens included."""
-    rows = decode(
-        loaded,
-        policy,
-        with_guesses(nested, text_drafts.user_text, reads_text=True),
-        d,
-        1,
-        ids,
+        draft_fns["subsets"] = tree.subsets(config.block_length)
+    plain = decode(loaded, static, nested, num_drafts, 1, prompts)
+    table_row: dict[str, Any] = {"d": num_drafts, "static": total_calls(plain)}
+    table_row["floor"] = sum(
+        perfect_draft_calls(loaded, row, num_drafts) for row in plain
     )
+    all_lossless = True
+    for name, draft in draft_fns.items():
+        rows = decode(loaded, static, draft, num_drafts, num_drafts, prompts)
+        table_row[name] = calls = total_calls(rows)
+        all_lossless = all_lossless and is_lossless(plain, rows)
+        table_row[f"{name}, saved"] = f"{1 - calls / table_row['nested']:.1%}"
+    table_row["nested / floor"] = table_row["nested"] / table_row["floor"]
+    return table_row | {"same text, none dearer": all_lossless}
+
+
+def decode_answers(
+    loaded: LoadedModel, policy, prompts: Sequence[Sequence[int]], num_drafts: int
+) -> list[list[int]]:
+    """Decode the answers without drafts, in the program that takes draft texts.
+
+    Args:
+        loaded: the model.
+        policy: the policy.
+        prompts: token ids of the prompts.
+        num_drafts: drafts that the program is compiled for.
+
+    Returns:
+        Token ids of the answers, the end token included.
+    """
+    draft = with_guesses(nested, text_drafts.user_text, reads_text=True)
+    rows = decode(loaded, policy, draft, num_drafts, 1, prompts)
     return [[*row.token_ids, loaded.config.stop_ids[0]] for row in rows]
 
 
-def of_hints(loaded: common.Loaded, policy, problems, d: int) -> list[dict[str, Any]]:
-    """One policy: calls with draft texts, and where the answer is in the prompt."""
-    ids = loaded.ids(problems)
+def compare_draft_texts(
+    loaded: LoadedModel, policy, problems: Sequence, num_drafts: int
+) -> list[dict[str, Any]]:
+    """Count the calls with draft texts, and where the answer is in the prompt.
+
+    Args:
+        loaded: the model.
+        policy: the policy.
+        problems: the problems.
+        num_drafts: drafts of a call.
+
+    Returns:
+        Rows of the table.
+    """
+    prompts = loaded.encode_prompts(problems)
     base = tree.tree_or_nested(loaded.tables, loaded.config, policy)
-    told = with_guesses(base, text_drafts.user_text, reads_text=True)
-    right = answers(loaded, policy, ids, d)
-    others = right[1:] + right[:1]
-    half = [
-        a[: len(a) // 2] + b[len(b) // 2 :] for a, b in zip(right, others, strict=True)
+    with_text = with_guesses(base, text_drafts.user_text, reads_text=True)
+    right = decode_answers(loaded, policy, prompts, num_drafts)
+    wrong = right[1:] + right[:1]
+    half_right = [
+        a[: len(a) // 2] + b[len(b) // 2 :] for a, b in zip(right, wrong, strict=True)
     ]
-    texts = {"none": [[]] * len(ids), "right": right, "half right": half}
-    texts["wrong"] = others
-    plain = decode(loaded, policy, told, d, 1, ids, texts["none"])
-    found = [
-        _hinted(plain, name, decode(loaded, policy, told, d, d, ids, text))
-        for name, text in texts.items()
-    ]
-    again = [
+    texts = {"none": [[]] * len(prompts), "right": right, "half right": half_right}
+    texts["wrong"] = wrong
+    plain = decode(loaded, policy, with_text, num_drafts, 1, prompts, texts["none"])
+    table = []
+    for name, text in texts.items():
+        rows = decode(loaded, policy, with_text, num_drafts, num_drafts, prompts, text)
+        table.append(_draft_text_row(plain, name, rows))
+    # The same question again, below its answer: the prompt is the draft text.
+    repeated = [
         loaded.codec.encode_messages(
             [
                 {"role": "user", "content": problem.prompt},
@@ -119,28 +205,30 @@ def of_hints(loaded: common.Loaded, policy, problems, d: int) -> list[dict[str, 
         )
         for problem in problems
     ]
-    plain = decode(loaded, policy, base, d, 1, again)
+    plain = decode(loaded, policy, base, num_drafts, 1, repeated)
     for name, draft in (
         ("own", base),
         ("copied", with_guesses(base, text_drafts.prompt_lookup)),
     ):
-        rows = decode(loaded, policy, draft, d, d, again)
-        found.append(_hinted(plain, f"copies, {name} drafts", rows))
-    return [{"policy": policy.name, "d": d, **row} for row in found]
+        rows = decode(loaded, policy, draft, num_drafts, num_drafts, repeated)
+        table.append(_draft_text_row(plain, f"copies, {name} drafts", rows))
+    return [{"policy": policy.name, "d": num_drafts, **row} for row in table]
 
 
-def _hinted(plain, name: str, quick) -> dict[str, Any]:
+def _draft_text_row(
+    plain: Sequence[Completion], name: str, drafted: Sequence[Completion]
+) -> dict[str, Any]:
     return {
         "draft text": name,
-        "without drafts": calls_of(plain),
-        "calls": calls_of(quick),
-        "same text, none dearer": compared(plain, quick),
+        "without drafts": total_calls(plain),
+        "calls": total_calls(drafted),
+        "same text, none dearer": is_lossless(plain, drafted),
     }
 
 
 def main() -> None:
-    """Measure, print, assert."""
-    parser = common.parser(__doc__)
+    """Run the benchmark."""
+    parser = report.argument_parser(__doc__)
     parser.add_argument("--limit", type=int, default=30, help="problems of each set")
     parser.add_argument("--draft-steps", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
@@ -148,22 +236,26 @@ def main() -> None:
     if args.limit < 1 or min(args.draft_steps) < 1:
         print("--limit and --draft-steps must be at least 1", file=sys.stderr)
         sys.exit(2)
-    report, loaded = common.begin(args.weights), common.load(args.weights)
+    results, loaded = report.start_report(args.weights), load_model(args.weights)
     sets = ("words_test", "lists_test")
     problems = [p for name in sets for p in problem_sets.load(name)[: args.limit]]
     rows: list[dict[str, Any]] = []
     if "trees" in args.only:
-        rows = [of_trees(loaded, loaded.ids(problems), d) for d in args.draft_steps]
-        report.table(f"Calls by drafts, {args.weights}, {len(problems)} problems", rows)
+        prompts = loaded.encode_prompts(problems)
+        rows = [compare_trees(loaded, prompts, d) for d in args.draft_steps]
+        title = f"Calls by drafts, {args.weights}, {len(problems)} problems"
+        results.add_table(title, rows)
     if "hints" in args.only:
-        kinds = policies.static(1), policies.left_to_right(1)
-        d = args.draft_steps[0]
-        told = [r for policy in kinds for r in of_hints(loaded, policy, problems, d)]
-        report.table(f"Calls by draft texts, {args.weights}", told)
-        rows = rows + told
-    fine = all(row["same text, none dearer"] for row in rows)
-    report.claims.append(common.Claim("the same text, and no row is dearer", fine))
-    report.finish(args.out)
+        text_rows = []
+        for policy in (policies.static(1), policies.left_to_right(1)):
+            num_drafts = args.draft_steps[0]
+            text_rows += compare_draft_texts(loaded, policy, problems, num_drafts)
+        results.add_table(f"Calls by draft texts, {args.weights}", text_rows)
+        rows = rows + text_rows
+    all_lossless = all(row["same text, none dearer"] for row in rows)
+    claim = report.Claim("the same text, and no row is dearer", all_lossless)
+    results.claims.append(claim)
+    results.finish(args.out)
 
 
 if __name__ == "__main__":

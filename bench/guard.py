@@ -1,11 +1,13 @@
-"""Is the text one and the same, whatever the draft length and the batch?
+"""Texts under guarded numerics: one and the same for every draft length and batch.
 
     python -m bench.guard [--problems 167] [--dtypes float32 bfloat16]
+        [--numerics guarded|exact]
 
-Every problem is decoded with 1, 8 and 32 drafts, alone and in batches of 8, under
-guarded numerics, and every text compared with that of one draft alone, which is static
-decoding in its own program. Guard calls are counted. Under `--numerics exact` drafts
-are capped in one program.
+Every problem is decoded with 1, 8 and 32 drafts, alone and in batches of 8, and every
+text is compared with that of one draft alone, which is static decoding in its own
+compiled program. Guard calls are counted: the calls in which a decision was too close
+for the measured numerical error, so that it was computed again in the trusted shape.
+Under `--numerics exact` all draft lengths run in one program, with a cap on its drafts.
 """
 
 import dataclasses
@@ -14,7 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bench.harness import common
+from bench.harness import report
+from bench.harness.loading import LoadedModel, load_model
 from jaxdave.core.prediction import ErrorBound
 from jaxdave.demo_tasks import problem_sets
 from jaxdave.engine import autotune, decoders
@@ -22,93 +25,147 @@ from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.generation import generate
 from jaxdave.engine.results import Completion
 
-DRAFTS, BATCHES = (1, 8, 32), (1, 8)
-MOST_GUARDS = 0.05
-"""Guard calls among all calls in bfloat16."""
+DRAFT_LENGTHS, BATCH_SIZES = (1, 8, 32), (1, 8)
+MAX_GUARD_SHARE = 0.05
+"""Target for the share of guard calls among all calls."""
 
 
-class Way(NamedTuple):
-    """One way to decode: how many drafts, how many rows at once."""
+class Setting(NamedTuple):
+    """A way to decode the same problems.
 
-    drafts: int
-    rows: int
+    Attributes:
+        num_drafts: drafts of a call.
+        batch_size: prompts decoded at once.
+    """
+
+    num_drafts: int
+    batch_size: int
 
 
-def decoder_of(config, drafts: int, temperature: float, numerics: str) -> Decoder:
-    """Static for one draft; under exact numerics one program with a cap."""
-    slots = DRAFTS[-1] if numerics == "exact" else drafts
-    made = decoders.freedave(
-        config, draft_steps=slots, max_new_tokens=64, temperature=temperature,
+def build_decoder(
+    config, num_drafts: int, temperature: float, numerics: str
+) -> Decoder:
+    """Build a decoder of the static policy.
+
+    Args:
+        config: the model.
+        num_drafts: drafts of a call; 1 is static decoding.
+        temperature: sampling temperature.
+        numerics: "guarded": a program for each number of drafts; "exact": one program
+            for the largest, with a cap.
+
+    Returns:
+        The decoder.
+    """
+    decoder = decoders.freedave(
+        config,
+        draft_steps=DRAFT_LENGTHS[-1] if numerics == "exact" else num_drafts,
+        max_new_tokens=64,
+        temperature=temperature,
         numerics=numerics,
-    )  # fmt: skip
-    return dataclasses.replace(made, max_num_drafts=drafts)
+    )
+    return dataclasses.replace(decoder, max_num_drafts=num_drafts)
 
 
-def decode(decoder: Decoder, params, prompts: Sequence, rows: int) -> list[Completion]:
-    """The rows of all prompts, so many at once."""
-    found: list[Completion] = []
-    for at in range(0, len(prompts), rows):
-        found += generate(decoder, params, prompts[at : at + rows], seed=7).completions
-    return found
+def decode(
+    decoder: Decoder, params, prompts: Sequence[Sequence[int]], batch_size: int
+) -> list[Completion]:
+    """Decode prompts in batches.
+
+    Args:
+        decoder: the decoder.
+        params: the model's parameters.
+        prompts: token ids of the prompts.
+        batch_size: prompts decoded at once.
+
+    Returns:
+        One row per prompt.
+    """
+    rows: list[Completion] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        rows += generate(decoder, params, batch, seed=7).completions
+    return rows
 
 
-def table(
-    loaded: common.Loaded, dtype: str, prompts, temperature: float, numerics: str
+def compare_settings(
+    loaded: LoadedModel,
+    dtype: str,
+    prompts: Sequence[Sequence[int]],
+    temperature: float,
+    numerics: str,
 ) -> list[dict[str, Any]]:
-    """A row for every way."""
-    cast = lambda a: a.astype(dtype)  # noqa: E731
-    params = jax.tree.map(cast, loaded.params)
-    made, want = [], None
-    for way in (Way(d, b) for d in DRAFTS for b in BATCHES):
-        decoder = decoder_of(loaded.config, way.drafts, temperature, numerics)
-        rows = decode(decoder, params, prompts, way.rows)
+    """Decode prompts in every setting and compare the texts with the first one's.
+
+    Args:
+        loaded: the model.
+        dtype: dtype that its parameters are cast to.
+        prompts: token ids of the prompts.
+        temperature: sampling temperature.
+        numerics: "guarded" or "exact".
+
+    Returns:
+        A table row for every setting.
+    """
+    params = jax.tree.map(lambda a: a.astype(dtype), loaded.params)
+    table, expected = [], None
+    for setting in (Setting(d, b) for d in DRAFT_LENGTHS for b in BATCH_SIZES):
+        decoder = build_decoder(
+            loaded.config, setting.num_drafts, temperature, numerics
+        )
+        rows = decode(decoder, params, prompts, setting.batch_size)
         texts = [(row.token_ids, row.finish_reason) for row in rows]
-        want = texts if want is None else want
+        expected = texts if expected is None else expected
         calls = sum(row.nfe.total for row in rows)
         guards = sum(row.nfe.recheck for row in rows)
-        made.append(
+        table.append(
             {
                 "dtype": dtype,
                 "T": temperature,
-                "d": way.drafts,
-                "batch": way.rows,
+                "d": setting.num_drafts,
+                "batch": setting.batch_size,
                 "decodes": len(rows),
-                "identical": sum(map(tuple.__eq__, texts, want)),
+                "identical": sum(map(tuple.__eq__, texts, expected)),
                 "calls": calls,
                 "guard calls": guards,
                 "share": round(guards / calls, 4),
             }
         )
-    return made
+    return table
 
 
 def main() -> None:
-    """The command line."""
-    parser = common.parser(__doc__)
+    """Run the benchmark."""
+    parser = report.argument_parser(__doc__)
     parser.add_argument("--problems", type=int, default=167)
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--numerics", choices=("guarded", "exact"), default="guarded")
     args = parser.parse_args()
-    report, loaded = common.begin(args.weights), common.load(args.weights)
+    results, loaded = report.start_report(args.weights), load_model(args.weights)
     sets = [problem_sets.load(name) for name in ("words_test", "lists_test")]
     problems = [p for pair in zip(*sets, strict=False) for p in pair][: args.problems]
-    prompts, rows = loaded.ids(problems), []
+    prompts, rows = loaded.encode_prompts(problems), []
     for dtype in args.dtypes:
         for temperature in (0.0, 0.7):
-            rows += table(loaded, dtype, prompts, temperature, args.numerics)
-    report.table(f"Texts under {args.numerics}, against one draft alone", rows)
+            rows += compare_settings(loaded, dtype, prompts, temperature, args.numerics)
+    results.add_table(f"Texts under {args.numerics}, against one draft alone", rows)
     total, same = (sum(row[k] for row in rows) for k in ("decodes", "identical"))
-    report.claims.append(common.Claim(f"{same} of {total} identical", same == total))
-    worst = max(row["share"] for row in rows)
-    sentence = f"guard calls are at most {worst:.1%} of all (aim {MOST_GUARDS:.0%})"
-    report.claims.append(common.Claim(sentence, worst <= MOST_GUARDS))
-    seen = [found for _, found in autotune.MEASUREMENTS.values()]
-    if seen:
-        most = map(max, zip(*(found.error for found in seen), strict=True))
-        told = zip(ErrorBound._fields, most, strict=True)
-        told = ", ".join(f"{name} {error:.2g}" for name, error in told)
-        print(f"largest differences measured: {told}")
-    report.finish(args.out)
+    results.claims.append(report.Claim(f"{same} of {total} identical", same == total))
+    share = max(row["share"] for row in rows)
+    sentence = f"guard calls are at most {share:.1%} of all (aim {MAX_GUARD_SHARE:.0%})"
+    results.claims.append(report.Claim(sentence, share <= MAX_GUARD_SHARE))
+    _print_measured_errors()
+    results.finish(args.out)
+
+
+def _print_measured_errors() -> None:
+    """The largest numerical errors that guarded decodes of this process measured."""
+    measurements = [found for _, found in autotune.MEASUREMENTS.values()]
+    if measurements:
+        largest = map(max, zip(*(found.error for found in measurements), strict=True))
+        named = zip(ErrorBound._fields, largest, strict=True)
+        text = ", ".join(f"{name} {error:.2g}" for name, error in named)
+        print(f"largest differences measured: {text}")
 
 
 if __name__ == "__main__":

@@ -1,27 +1,40 @@
-"""Log-likelihoods of answers: the bound, its noise, one order, and what they cost.
+"""Log-likelihoods of answers: the variational bound, its noise, one order, their cost.
 
-python -m bench.likelihood [--weights llada-1m] [--problems words_test]
+    python -m bench.likelihood [--weights llada-1m] [--problems words_test]
+
+"bound" is the mean over random orders of unmasking, estimated from `mc_num` samples;
+"chain" is the one order from left to right.
 """
 
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 
-from bench.harness import common
+from bench.harness import report
 from jaxdave.demo_tasks import problem_sets
 from jaxdave.eval.likelihood import masks
 from jaxdave.eval.likelihood.batching import Question, log_likelihoods
 from jaxdave.eval.likelihood.score import make_scorer
 from jaxdave.io import checkpoint
 
-SAMPLES = (1, 8, 32, 128)
-SEEDS = 8
-ROWS = 8
+NUM_SAMPLES = (1, 8, 32, 128)
+NUM_SEEDS = 8
+BATCH_SIZE = 8
 
 
-def questions(model: checkpoint.Model, name: str, limit: int) -> list[Question]:
-    """The answers of the first problems, each after its prompt."""
+def read_questions(model: checkpoint.Model, name: str, limit: int) -> list[Question]:
+    """Build the questions: the answers of the first problems, each after its prompt.
+
+    Args:
+        model: the model.
+        name: a frozen test set.
+        limit: number of problems.
+
+    Returns:
+        The questions.
+    """
     codec = model.codec
     return [
         Question(
@@ -32,74 +45,115 @@ def questions(model: checkpoint.Model, name: str, limit: int) -> list[Question]:
     ]
 
 
-class Bench:
-    """A model, its questions, and the scorer of both."""
+class LikelihoodBench:
+    """A model with questions and the scorer of both.
+
+    Attributes:
+        model: the model.
+        questions: the questions.
+        scorer: computes their log-likelihoods.
+    """
 
     def __init__(self, weights: str, name: str, limit: int):
+        """Load a model and its questions.
+
+        Args:
+            weights: name or folder of the model.
+            name: a frozen test set.
+            limit: number of problems.
+        """
         self.model = checkpoint.load(weights)
-        self.questions = questions(self.model, name, limit)
+        self.questions = read_questions(self.model, name, limit)
         self.scorer = make_scorer(self.model.config)
 
-    def values(self, rule: masks.MaskRule, seed: int = 0, rows: int = ROWS):
-        """The log-likelihoods [questions], and the seconds that they took."""
+    def log_likelihoods(
+        self, rule: masks.MaskRule, seed: int = 0, batch_size: int = BATCH_SIZE
+    ) -> tuple[np.ndarray, float]:
+        """Score all questions.
+
+        Args:
+            rule: how masks are drawn.
+            seed: seed of the draws.
+            batch_size: rows scored at once.
+
+        Returns:
+            Log-likelihoods in nats, `[questions]`, and the seconds that they took.
+        """
         start = time.perf_counter()
-        found = dict(
+        by_index = dict(
             log_likelihoods(
                 self.scorer,
                 self.model.params,
                 self.questions,
                 rule,
                 seed=seed,
-                batch_size=rows,
+                batch_size=batch_size,
             )
         )
-        values = np.array([found[index] for index in range(len(found))])
+        values = np.array([by_index[index] for index in range(len(by_index))])
         return values, time.perf_counter() - start
 
-    def row(self, name: str, rule: masks.MaskRule):
-        """A row of the table, and the values of all seeds."""
-        self.values(rule)  # compiles
-        runs = [self.values(rule, seed) for seed in range(SEEDS)]
-        values = np.stack([found for found, _ in runs])
-        tokens = statistics.mean(len(one.target) for one in self.questions)
+    def measure(
+        self, name: str, rule: masks.MaskRule
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Score all questions with several seeds.
+
+        Args:
+            name: name of the rule in the table.
+            rule: how masks are drawn.
+
+        Returns:
+            A row of the table, and the log-likelihoods, `[seeds, questions]`.
+        """
+        self.log_likelihoods(rule)  # compiles
+        runs = [self.log_likelihoods(rule, seed) for seed in range(NUM_SEEDS)]
+        values = np.stack([scores for scores, _ in runs])
+        tokens = statistics.mean(len(question.target) for question in self.questions)
+        seconds = statistics.median(seconds for _, seconds in runs)
         return {
             "rule": name,
             "nats a token": round(float(values.mean()) / tokens, 4),
             "nats an answer": round(float(values.mean()), 3),
             "noise of one answer": round(float(np.median(values.std(axis=0))), 3),
-            "ms an answer": round(
-                1e3 * statistics.median(t for _, t in runs) / len(self.questions), 1
-            ),
+            "ms an answer": round(1e3 * seconds / len(self.questions), 1),
         }, values
 
 
 def main() -> None:
-    parser = common.parser(__doc__)
+    """Run the benchmark."""
+    parser = report.argument_parser(__doc__)
     parser.add_argument("--limit", type=int, default=16, help="answers")
     parser.add_argument("--problems", default="words_long", help="a frozen test set")
     args = parser.parse_args()
-    report = common.begin(args.weights)
-    bench = Bench(args.weights, args.problems, args.limit)
-    rules = [(f"bound, mc_num={count}", masks.bound(count)) for count in SAMPLES]
-    made = [bench.row(*rule) for rule in [*rules, ("chain", masks.chain)]]
-    report.table(f"{args.limit} answers of {args.problems}", [row for row, _ in made])
-    few, many = made[1][1].mean(axis=1), made[3][1].mean(axis=1)
-    error = np.hypot(few.std(), many.std()) / np.sqrt(SEEDS)
-    away = abs(few.mean() - many.mean())
-    alone, _ = bench.values(masks.bound(8), rows=1)
-    apart = float(np.abs(alone - made[1][1][0]).max())
-    report.claims.extend(
+    results = report.start_report(args.weights)
+    bench = LikelihoodBench(args.weights, args.problems, args.limit)
+    bounds = [(f"bound, mc_num={count}", masks.bound(count)) for count in NUM_SAMPLES]
+    measured = [bench.measure(*rule) for rule in [*bounds, ("chain", masks.chain)]]
+    results.add_table(
+        f"{args.limit} answers of {args.problems}", [row for row, _ in measured]
+    )
+    of_8, of_128 = measured[1][1], measured[3][1]
+    few, many = of_8.mean(axis=1), of_128.mean(axis=1)
+    # The standard error of the difference of the two means over the seeds.
+    error = np.hypot(few.std(), many.std()) / np.sqrt(NUM_SEEDS)
+    difference = abs(few.mean() - many.mean())
+    alone, _ = bench.log_likelihoods(masks.bound(8), batch_size=1)
+    batch_difference = float(np.abs(alone - of_8[0]).max())
+    results.claims.extend(
         [
-            common.Claim(
-                f"8 and 128 samples agree: {away:.3f} nats apart, error {error:.3f}",
-                bool(away <= 4 * error + 1e-3),
+            report.Claim(
+                f"8 and 128 samples agree: {difference:.3f} nats apart, "
+                f"error {error:.3f}",
+                bool(difference <= 4 * error + 1e-3),
             ),
-            common.Claim(
-                f"a row alone and {ROWS} together: {apart:.1e} nats apart", apart < 1e-3
+            report.Claim(
+                f"a row alone and {BATCH_SIZE} together: {batch_difference:.1e} nats "
+                "apart",
+                batch_difference < 1e-3,
             ),
         ]
     )
-    report.finish(args.out)
+    results.finish(args.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Start-up: the wall time of one `jaxdave generate`, cold and with a warm cache.
+"""Time of one `jaxdave` command from start to exit, cold and with a warm cache.
 
-python -m bench.startup
+    python -m bench.startup
+
+Every command runs in a fresh process with a cache folder of its own: first with an
+empty one, so that its programs are compiled, then again.
 """
 
 import os
@@ -10,18 +13,29 @@ import sys
 import tempfile
 import time
 
-from bench.harness import common
+from bench.harness import report
 
 PROMPT = "Mia has 3 pens. She buys 4 more pens. How many pens does Mia have now?"
-RUN = "from jaxdave.cli.main import main; main()"
 ROUNDS = 3
+_RUN_CLI = "from jaxdave.cli.main import main; main()"
 
 
-def once(cache: str, *arguments: str) -> float:
-    """Seconds of one command in a fresh process."""
+def time_command(cache: str, *arguments: str) -> float:
+    """Time one command in a fresh process.
+
+    Args:
+        cache: the user's cache folder for the process.
+        *arguments: words after `jaxdave`.
+
+    Returns:
+        Wall seconds, interpreter start included.
+
+    Raises:
+        subprocess.CalledProcessError: if the command fails.
+    """
     start = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-c", RUN, *arguments],
+        [sys.executable, "-c", _RUN_CLI, *arguments],
         check=True,
         capture_output=True,
         env={**os.environ, "XDG_CACHE_HOME": cache},
@@ -29,30 +43,28 @@ def once(cache: str, *arguments: str) -> float:
     return time.perf_counter() - start
 
 
+def _cold_and_warm(*arguments: str) -> list[float]:
+    """Seconds of a command with an empty cache folder, and again with that folder."""
+    with tempfile.TemporaryDirectory() as cache:
+        return [time_command(cache, *arguments) for _ in range(2)]
+
+
 def main() -> None:
-    args = common.parser(__doc__).parse_args()
-    report = common.begin(args.weights)
+    """Run the benchmark."""
+    args = report.argument_parser(__doc__).parse_args()
+    results = report.start_report(args.weights)
     rows = []
-    for name, more, goal in (
+    for name, options, goal in (
         ("generate", (), "12 cold, 5 warm"),
         ("generate --temperature 0.7", ("--temperature", "0.7"), ""),
     ):
-        pairs = []
-        for _ in range(ROUNDS):
-            with tempfile.TemporaryDirectory() as cache:
-                pairs.append([once(cache, "generate", PROMPT, *more) for _ in range(2)])
+        pairs = [_cold_and_warm("generate", PROMPT, *options) for _ in range(ROUNDS)]
         cold, warm = (statistics.median(side) for side in zip(*pairs, strict=True))
         rows.append({"command": name, "cold s": cold, "warm s": warm, "goal": goal})
-    rows.append(
-        {
-            "command": "--help",
-            "cold s": statistics.median(once("", "--help") for _ in range(ROUNDS)),
-            "warm s": "",
-            "goal": "",
-        }
-    )
-    report.table("Start-up (medians of 3, fresh processes)", rows)
-    report.finish(args.out)
+    help_seconds = statistics.median(time_command("", "--help") for _ in range(ROUNDS))
+    rows.append({"command": "--help", "cold s": help_seconds, "warm s": "", "goal": ""})
+    results.add_table("Start-up (medians of 3, fresh processes)", rows)
+    results.finish(args.out)
 
 
 if __name__ == "__main__":

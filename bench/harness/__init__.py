@@ -1,1 +1,1 @@
-"""What all measurements share: models, timing, reports and plots."""
+"""Parts shared by all benchmarks: models, paired timing, reports and plots."""

@@ -1,12 +1,12 @@
-"""A network that costs what it costs, and whose drafts hold as often as they are told.
+"""A network of full cost whose drafts are accepted with a set probability.
 
-Random weights say nothing, so neither does how often their drafts are confirmed. Here
-the real network is evaluated and its logits are read, and a number is added to one id
-of each position that outweighs them all. Which id: a hash of the position, always the
-same where the position is steady, and where it is not, another one for as long as the
-token to its left is masked. Blocks fill from left to right. So a draft of k more tokens
-holds if k positions are steady, each with the set probability, and the text is the
-hash's whatever the drafts.
+Random weights predict noise, so the share of their drafts that is accepted means
+nothing. Here the real network is evaluated and its logits are read, so that it costs
+what it costs, and then a number that outweighs them all is added to one id of each
+position. The id is a hash of the position: always the same one at a "steady" position;
+at others it is a different one for as long as the token to the left is masked. Blocks
+fill from left to right. So a draft of k more tokens is accepted if the next k positions
+are steady, each with the set probability, and the text is the hash's with any drafts.
 """
 
 import functools
@@ -21,113 +21,166 @@ from jaxdave.core.model_api import BlockStates, ModelFns
 from jaxdave.engine.decoders import MAX_DRAFT_STEPS
 from jaxdave.models.block_causal import FAST_CHUNK, block_causal_model
 
-IDS = 64
-"""Tokens that come out: ids below this, which no tokenizer of ours uses as a stop."""
-DIGIT = 128
-"""Positions are carried in two digits, which are exact in bfloat16 too."""
-_LOUD, _FALL = 200.0, 150.0
+NUM_IDS = 64
+"""Only ids below this come out; none of the tokenizers has a stop id among them."""
+
+DIGIT_BASE = 128
+"""Positions are carried in two digits of this base, which bfloat16 holds exactly."""
+
+# The bonus falls along a block, so that the leftmost position is the most confident.
+_MAX_BONUS, _BONUS_RANGE = 200.0, 150.0
 
 
 @functools.cache
-def scripted(config: ModelConfig, acceptance: float, numerics: str) -> ModelFns:
-    """The network of a block-causal model with its predictions overruled."""
+def scripted_model(config: ModelConfig, acceptance: float, numerics: str) -> ModelFns:
+    """Build a block-causal model whose predictions are replaced by the script's.
+
+    Args:
+        config: a block-causal model.
+        acceptance: probability that a position is steady, in [0, 1].
+        numerics: "guarded", "exact" or "fast".
+
+    Returns:
+        The model's functions; one object for equal arguments, so that decoders share
+        their compiled programs.
+    """
     positions = config.max_positions + 8 * MAX_DRAFT_STEPS + FAST_CHUNK
-    inner = block_causal_model(config, numerics=numerics, positions=positions)
+    inner = block_causal_model(config, numerics=numerics, positions=positions)  # type: ignore[arg-type]
     assert inner.evaluate_blocks is not None and inner.recheck is not None
-    of_pieces, again, opening = inner.evaluate_blocks, inner.recheck, inner.fast_prefill
+    inner_block_states, inner_recheck = inner.evaluate_blocks, inner.recheck
+    inner_fast_prefill = inner.fast_prefill
 
-    def of_window(tokens_T, start, hidden_LE, cache):
-        at_L = start + jnp.arange(hidden_LE.shape[0], dtype=jnp.int32)
-        left_L = tokens_T[jnp.maximum(at_L - 1, 0)] != config.mask_id
-        return _marked(hidden_LE, at_L, left_L), cache
+    # Logits are computed from hidden vectors alone, so whatever the script needs to
+    # know travels with them: `_append_marks` adds it as further components.
+    def mark_window(tokens_T, start, hidden_LE, cache):
+        position_L = start + jnp.arange(hidden_LE.shape[0], dtype=jnp.int32)
+        left_known_L = tokens_T[jnp.maximum(position_L - 1, 0)] != config.mask_id
+        return _append_marks(hidden_LE, position_L, left_known_L), cache
 
-    def primed(call):
+    def with_marks(inner_prefill):
         def prefill(params, tokens_T, begin, start, *rest):
-            found = call(params, tokens_T, begin, start, *rest)
-            return of_window(tokens_T, start, *found)
+            hidden_LE, cache = inner_prefill(params, tokens_T, begin, start, *rest)
+            return mark_window(tokens_T, start, hidden_LE, cache)
 
         return prefill
 
-    def recheck(params, tokens_T, solid, start, *rest):
-        found = again(params, tokens_T, solid, start, *rest)
-        return of_window(tokens_T, start, *found)
+    def recheck(params, tokens_T, verified_until, start, *rest):
+        hidden_LE, cache = inner_recheck(params, tokens_T, verified_until, start, *rest)
+        return mark_window(tokens_T, start, hidden_LE, cache)
 
-    def evaluate_blocks(params, cut: BlockStates, start, end, cache):
-        hidden_MPE, added = of_pieces(params, cut, start, end, cache)
-        size = cut.tokens_MP.shape[1]
-        in_block_P = jnp.arange(size, dtype=jnp.int32)
-        at_MP = start + cut.block_M[:, None] * size + in_block_P[None]
-        known_MP = cut.tokens_MP != config.mask_id
-        before_M = jnp.maximum(cut.block_M - 1, 0)[:, None]
-        parent_M = jnp.take_along_axis(cut.chain_MJ, before_M, axis=1)[:, 0]
-        first_M = (cut.block_M == 0) | known_MP[parent_M, -1]
-        left_MP = jnp.concatenate([first_M[:, None], known_MP[:, :-1]], axis=1)
-        return _marked(hidden_MPE, at_MP, left_MP), added
+    def block_states(params, states: BlockStates, start, end, cache):
+        hidden_MPE, added = inner_block_states(params, states, start, end, cache)
+        length = states.tokens_MP.shape[1]
+        in_block_P = jnp.arange(length, dtype=jnp.int32)
+        position_MP = start + states.block_M[:, None] * length + in_block_P[None]
+        known_MP = states.tokens_MP != config.mask_id
+        # The left neighbour of a block's first position is the last one of the state
+        # that precedes the block in its chain; before the window all is known.
+        before_M = jnp.maximum(states.block_M - 1, 0)[:, None]
+        parent_M = jnp.take_along_axis(states.chain_MJ, before_M, axis=1)[:, 0]
+        first_M = (states.block_M == 0) | known_MP[parent_M, -1]
+        left_known_MP = jnp.concatenate([first_M[:, None], known_MP[:, :-1]], axis=1)
+        return _append_marks(hidden_MPE, position_MP, left_known_MP), added
 
-    def overruled(read: Callable[..., Any], ids_of):
-        def logits(params, hidden_RE, asked):
-            raw = read(params, hidden_RE[:, : config.hidden], asked)
-            digits = hidden_RE[:, config.hidden :].astype(jnp.float32)
-            place_R = (digits[:, 0] * DIGIT + digits[:, 1]).astype(jnp.int32)
-            is_steady_R = steady(place_R, acceptance) | (digits[:, 2] > 0.5)
-            id_R = token(place_R) + jnp.where(is_steady_R, 0, IDS // 2).astype(
-                jnp.int32
-            )
-            fall = _FALL / config.block_length
-            loud_R = _LOUD - fall * (place_R % config.block_length).astype(jnp.float32)
-            hit = ids_of(asked) == (id_R % IDS)[:, None]
-            return raw + jnp.where(hit, loud_R[:, None], 0.0)
+    def with_script(inner_logits: Callable[..., Any], ids_of):
+        def logits(params, hidden_RE, selection):
+            raw = inner_logits(params, hidden_RE[:, : config.hidden], selection)
+            marks = hidden_RE[:, config.hidden :].astype(jnp.float32)
+            position_R = (marks[:, 0] * DIGIT_BASE + marks[:, 1]).astype(jnp.int32)
+            final_R = is_steady(position_R, acceptance) | (marks[:, 2] > 0.5)
+            offset_R = jnp.where(final_R, 0, NUM_IDS // 2).astype(jnp.int32)
+            id_R = token_at(position_R) + offset_R
+            fall = _BONUS_RANGE / config.block_length
+            in_block_R = (position_R % config.block_length).astype(jnp.float32)
+            bonus_R = _MAX_BONUS - fall * in_block_R
+            hit = ids_of(selection) == (id_R % NUM_IDS)[:, None]
+            return raw + jnp.where(hit, bonus_R[:, None], 0.0)
 
         return logits
 
-    def of_chunk(first):
+    def chunk_ids(first):
         return (first + jnp.arange(inner.head_chunk, dtype=jnp.int32))[None]
 
+    def same_ids(ids_RM):
+        return ids_RM
+
     return inner._replace(
-        prefill=primed(inner.prefill),
-        fast_prefill=opening and primed(opening),
-        evaluate_blocks=evaluate_blocks,
+        prefill=with_marks(inner.prefill),
+        fast_prefill=inner_fast_prefill and with_marks(inner_fast_prefill),
+        evaluate_blocks=block_states,
         recheck=recheck,
-        logits=overruled(inner.logits, of_chunk),
-        logits_at=overruled(inner.logits_at, lambda ids_RM: ids_RM),
+        logits=with_script(inner.logits, chunk_ids),
+        logits_at=with_script(inner.logits_at, same_ids),
     )
 
 
-def fewest_calls(begin: int, room: int, draft_steps: int, acceptance: float) -> int:
-    """Calls of a decode that spends none but its prefill and its rounds.
+def scripted_calls(
+    prompt_length: int, max_new_tokens: int, draft_steps: int, acceptance: float
+) -> int:
+    """Count the network calls of a scripted decode.
 
-    Counted from which positions are steady alone: a round makes one token known, and
-    one more for every draft that holds.
+    Counted from steady positions alone: a verify call commits one token, and one more
+    for every accepted draft. A decode can take fewer calls, as a deeper draft may
+    have evaluated what follows an unsteady position already.
+
+    Args:
+        prompt_length: tokens of the prompt.
+        max_new_tokens: tokens to decode.
+        draft_steps: drafts of a call.
+        acceptance: probability that a position is steady.
+
+    Returns:
+        Calls, the prefill included.
     """
-    holds = steady(np.arange(begin, begin + room, dtype=np.int32), acceptance)
-    known, calls = 1, 1
-    while known < room:
-        ahead = holds[known : known + draft_steps - 1]
+    positions = np.arange(prompt_length, prompt_length + max_new_tokens, dtype=np.int32)
+    accepted = is_steady(positions, acceptance)
+    num_known, calls = 1, 1
+    while num_known < max_new_tokens:
+        ahead = accepted[num_known : num_known + draft_steps - 1]
         run = len(ahead) if ahead.all() else int(np.argmin(ahead))
-        known, calls = known + 1 + run, calls + 1
+        num_known, calls = num_known + 1 + run, calls + 1
     return calls
 
 
-def steady(place, acceptance: float):
-    """Whether positions hold what a stale prediction says of them."""
-    # 16 bits: exact in float32 whichever library counts.
-    return (_mixed(place) >> np.uint32(16)) < np.uint32(round(acceptance * 65536))
+def is_steady(position, acceptance: float):
+    """Tell the positions that are predicted right from a masked left neighbour.
+
+    Args:
+        position: int32 positions, NumPy or JAX, any shape.
+        acceptance: the share of positions that are, in [0, 1].
+
+    Returns:
+        bool, of the shape of `position`.
+    """
+    # 16 bits: exact in float32, so NumPy and JAX agree.
+    return (_hash(position) >> np.uint32(16)) < np.uint32(round(acceptance * 65536))
 
 
-def token(place):
-    """The id of a position, below `IDS`."""
-    return (_mixed(place) % np.uint32(IDS)).astype(np.int32)
+def token_at(position):
+    """Look up the scripted token of positions.
+
+    Args:
+        position: int32 positions, NumPy or JAX, any shape.
+
+    Returns:
+        int32 ids below `NUM_IDS`, of the shape of `position`.
+    """
+    return (_hash(position) % np.uint32(NUM_IDS)).astype(np.int32)
 
 
-def _mixed(place):
-    """A hash of positions, of numpy or JAX."""
-    x = place.astype(np.uint32) * np.uint32(0x9E3779B1)
+def _hash(position):
+    """A 32-bit integer hash (multiply and xorshift), the same in NumPy and JAX."""
+    x = position.astype(np.uint32) * np.uint32(0x9E3779B1)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x85EBCA77)
     return x ^ (x >> np.uint32(13))
 
 
-def _marked(hidden, place, left):
-    """Vectors [..., E], their position, and whether the token to the left is known."""
-    marks = [place // DIGIT, place % DIGIT, left.astype(jnp.int32)]
-    more = jnp.stack([mark.astype(hidden.dtype) for mark in marks], axis=-1)
-    return jnp.concatenate([hidden, more], axis=-1)
+def _append_marks(hidden, position, left_known):
+    """Hidden vectors [..., E] with three more components: position, left neighbour."""
+    marks = [
+        position // DIGIT_BASE,
+        position % DIGIT_BASE,
+        left_known.astype(jnp.int32),
+    ]
+    extra = jnp.stack([mark.astype(hidden.dtype) for mark in marks], axis=-1)
+    return jnp.concatenate([hidden, extra], axis=-1)

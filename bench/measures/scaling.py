@@ -1,4 +1,4 @@
-"""M9, M10: how a call grows with the sequence, and a decode with the batch."""
+"""How a call grows with the sequence, and a decode with the batch."""
 
 import dataclasses
 from typing import NamedTuple
@@ -7,23 +7,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.harness import common
-from bench.harness.machine import matrices, query_tokens
-from bench.harness.measure import Book, Plan
-from bench.harness.models import Subject
+from bench.harness import timing
+from bench.harness.machine import matrix_sizes, query_tokens
+from bench.harness.measure import (
+    BATCH_SCALING,
+    ENDED_ROWS,
+    SEQUENCE_SCALING,
+    Plan,
+    ResultsBook,
+)
+from bench.harness.models import BenchModel
 from jaxdave.core.model_api import BlockStates, KVCache
 from jaxdave.core.state import DecodeState, host_array
 from jaxdave.engine.compaction import CompiledLoop, idle_account, run_to_end
 from jaxdave.engine.generation import prepare
 from jaxdave.runtime.platform import compiler_options, on_cpu
 
-DRAFTS, ROWS, STEPS = 8, 8, 24
+DRAFT_LENGTH, BATCH_SIZE = 8, 8
+NUM_STEPS = 24
+"""Steps of the loop that ended-rows times."""
+
 SHORT, LONG = 512, 8192
+"""Sequence lengths that sequence-scaling compares, in tokens."""
 
 
-def sequence(subject: Subject, plan: Plan, book: Book) -> None:
-    """M9: one call's forward at two lengths, over what its operations grow by."""
-    c, spec = subject.config, subject.spec(DRAFTS, plan.numerics)
+def measure_sequence_scaling(model: BenchModel, plan: Plan, book: ResultsBook) -> None:
+    """Take sequence-scaling: a call's forward pass at two sequence lengths.
+
+    The target is a tenth above the growth of its operations, off a CPU of the bytes
+    that it reads. The cache has room for the longer one in both cases, and holds ones:
+    only time matters.
+
+    Args:
+        model: the model.
+        plan: numerics and rounds.
+        book: gets the finding.
+    """
+    c, spec = model.config, model.spec(DRAFT_LENGTH, plan.numerics)
     tokens, grid = query_tokens(spec), spec.layout
     count = tokens // grid.block_length
     index_M = jnp.minimum(jnp.arange(count, dtype=jnp.int32), grid.num_blocks - 1)
@@ -33,94 +53,124 @@ def sequence(subject: Subject, plan: Plan, book: Book) -> None:
     )
     shape = (c.num_layers, LONG + 64 * 4, c.kv_heads, c.head_dim)
     cache = KVCache(jnp.ones(shape), jnp.ones(shape))
-    pieces = spec.model.evaluate_blocks
-    assert pieces is not None
-    forward = jax.jit(pieces, compiler_options=compiler_options())
+    block_states = spec.model.evaluate_blocks
+    assert block_states is not None
+    forward = jax.jit(block_states, compiler_options=compiler_options())
     end = jnp.int32(LONG + 128)
-    timers = [
-        lambda at=at: common.seconds(
-            lambda: forward(subject.params, cut, jnp.int32(at), end, cache), 3
+
+    def timer(position: int):
+        start = jnp.int32(position)
+        return lambda: timing.time_call(
+            lambda: forward(model.params, cut, start, end, cache), 3
         )
-        for at in (SHORT, LONG)
-    ]
-    found = common.alternate(timers, plan.rounds)
-    ratio = common.spread(found[:, 1] / found[:, 0])
-    short, long = (_work(subject, at + grid.window_length) for at in (SHORT, LONG))
-    kind, bound = ("operations" if on_cpu() else "bytes"), long / short
-    what = f"t(S={LONG}) / t(S={SHORT}), d={DRAFTS}; {kind} grow {bound:.2f}x"
-    book.at_most("M9", subject.label, what, ratio, round(1.1 * bound, 2))
+
+    seconds = timing.time_alternately([timer(SHORT), timer(LONG)], plan.rounds)
+    ratio = timing.median_with_interval(seconds[:, 1] / seconds[:, 0])
+    short, long = (
+        _token_work(model, position + grid.window_length) for position in (SHORT, LONG)
+    )
+    kind, growth = ("operations" if on_cpu() else "bytes"), long / short
+    what = f"t(S={LONG}) / t(S={SHORT}), d={DRAFT_LENGTH}; {kind} grow {growth:.2f}x"
+    target = round(1.1 * growth, 2)
+    book.add_at_most(SEQUENCE_SCALING, model.label, what, ratio, target)
 
 
-def _work(subject: Subject, keys: int) -> int:
-    """What a token costs with so many keys: multiply-adds, or bytes off a CPU."""
-    c = subject.config
-    layers, _ = matrices(c)
+def _token_work(model: BenchModel, keys: int) -> int:
+    """Cost of a token with so many keys: multiply-adds on a CPU, else bytes."""
+    c = model.config
+    layers, _ = matrix_sizes(c)
     if on_cpu():
         return layers + 2 * c.num_layers * c.heads * c.head_dim * keys
     return (
-        subject.weight * layers + 4 * 2 * c.num_layers * c.kv_heads * c.head_dim * keys
+        model.itemsize * layers + 4 * 2 * c.num_layers * c.kv_heads * c.head_dim * keys
     )
 
 
-def batch(subject: Subject, plan: Plan, book: Book) -> None:
-    """M10: tokens a second of eight rows over those of one, plain and drafted."""
-    for d, numerics in ((1, "guarded"), (DRAFTS, "guarded"), (1, "exact")):
-        one, many = (subject.bench(d, rows, numerics) for rows in (1, ROWS))
+def measure_batch_scaling(model: BenchModel, plan: Plan, book: ResultsBook) -> None:
+    """Take batch-scaling: tokens a second of eight rows over those of one.
+
+    Args:
+        model: the model.
+        plan: rounds.
+        book: gets the findings; only decoding without drafts has a target.
+    """
+    for d, numerics in ((1, "guarded"), (DRAFT_LENGTH, "guarded"), (1, "exact")):
+        one, many = (model.bench(d, size, numerics) for size in (1, BATCH_SIZE))
         tokens = [
-            sum(r.valid_tokens for r in b.result().completions) for b in (one, many)
+            sum(row.valid_tokens for row in bench.decode().completions)
+            for bench in (one, many)
         ]
-        found = common.alternate([one.generate, many.generate], plan.rounds)
-        rate = np.asarray(tokens) / found
-        what = f"d={d}, {numerics}: tokens/s of batch {ROWS} over batch 1"
-        ratio = common.spread(rate[:, 1] / rate[:, 0])
+        seconds = timing.time_alternately(
+            [one.time_decode, many.time_decode], plan.rounds
+        )
+        rate = np.asarray(tokens) / seconds
+        what = f"d={d}, {numerics}: tokens/s of batch {BATCH_SIZE} over batch 1"
+        ratio = timing.median_with_interval(rate[:, 1] / rate[:, 0])
         if d == 1:
-            book.at_least("M10", subject.label, what, ratio, 3.0)
+            book.add_at_least(BATCH_SCALING, model.label, what, ratio, 3.0)
         else:
-            book.note("M10", subject.label, what, ratio, "-")
+            book.add(BATCH_SCALING, model.label, what, ratio)
 
 
-def ended_rows(subject: Subject, plan: Plan, book: Book) -> None:
-    """M10: steps of eight rows of which seven have ended, over steps of eight live.
+def measure_ended_rows(model: BenchModel, plan: Plan, book: ResultsBook) -> None:
+    """Take ended-rows: steps of eight rows of which seven have ended.
 
-    And over steps of a batch of one: what a row costs where none has ended beside it.
+    They are compared with steps of eight live rows, and with steps of a batch of one:
+    what the live row costs where no row has ended beside it.
+
+    Args:
+        model: the model.
+        plan: rounds.
+        book: gets the findings.
     """
     for numerics in ("guarded", "exact"):
-        _ended_rows(subject, numerics, plan, book)
+        _measure_ended_rows(model, numerics, plan, book)
 
 
-def _ended_rows(subject: Subject, numerics: str, plan: Plan, book: Book) -> None:
-    alone, many = (_begun(subject, rows, numerics) for rows in (1, ROWS))
-    live = dataclasses.replace(many.state.rows, done=jnp.arange(ROWS) > 0)
-    some = many._replace(state=many.state._replace(rows=live))
-    record = idle_account(many.loop)
-    record.idle_seconds = float("inf")  # the loop of one row is worth to be made
-    timers = [lambda b=b: _seconds(b, subject.params) for b in (many, some, alone)]
-    found = common.alternate(timers, plan.rounds)
-    record.idle_seconds = 0.0
-    what = f"{numerics}: steps with 1 live row of {ROWS}, over {ROWS} live"
-    share = common.spread(found[:, 1] / found[:, 0])
-    book.at_most("M10", subject.label, what, share, round(1.1 / ROWS + 0.05, 3))
-    what = f"{numerics}: steps with 1 live row of {ROWS}, over a batch of 1"
-    share = common.spread(found[:, 1] / found[:, 2])
-    book.at_most("M10", subject.label, what, share, 1.1)
+def _measure_ended_rows(
+    model: BenchModel, numerics: str, plan: Plan, book: ResultsBook
+) -> None:
+    alone, many = (_prefilled_loop(model, size, numerics) for size in (1, BATCH_SIZE))
+    rows = dataclasses.replace(many.state.rows, done=jnp.arange(BATCH_SIZE) > 0)
+    one_live = many._replace(state=many.state._replace(rows=rows))
+    # Compaction compiles the loop of one row only when waiting has cost as much as
+    # compiling: an infinite account makes it do so at once.
+    account = idle_account(many.loop)
+    account.idle_seconds = float("inf")
+    timers = [
+        lambda start=start: _time_steps(start, model.params)
+        for start in (many, one_live, alone)
+    ]
+    seconds = timing.time_alternately(timers, plan.rounds)
+    account.idle_seconds = 0.0
+    what = f"{numerics}: steps with 1 live row of {BATCH_SIZE}, over {BATCH_SIZE} live"
+    ratio = timing.median_with_interval(seconds[:, 1] / seconds[:, 0])
+    target = round(1.1 / BATCH_SIZE + 0.05, 3)
+    book.add_at_most(ENDED_ROWS, model.label, what, ratio, target)
+    what = f"{numerics}: steps with 1 live row of {BATCH_SIZE}, over a batch of 1"
+    ratio = timing.median_with_interval(seconds[:, 1] / seconds[:, 2])
+    book.add_at_most(ENDED_ROWS, model.label, what, ratio, 1.1)
 
 
-class _Begun(NamedTuple):
-    """A loop, and a state for it."""
+class _PrefilledLoop(NamedTuple):
+    """A compiled loop, and the state after a prefill."""
 
     loop: CompiledLoop
     state: DecodeState
 
 
-def _begun(subject: Subject, rows: int, numerics: str) -> _Begun:
-    bench = subject.bench(1, rows, numerics)
-    made = prepare(bench.decoder, bench.params, bench.prompts, 0, None, None)
-    runtime = made.loop.runtime._replace(max_calls=host_array(np.int32(STEPS)))
-    state = made.prefill(bench.params, runtime, made.prompts)
-    return _Begun(made.loop._replace(runtime=runtime), state)
+def _prefilled_loop(
+    model: BenchModel, batch_size: int, numerics: str
+) -> _PrefilledLoop:
+    """A loop that stops after `NUM_STEPS` steps."""
+    bench = model.bench(1, batch_size, numerics)
+    prepared = prepare(bench.decoder, bench.params, bench.prompts, 0, None, None)
+    runtime = prepared.loop.runtime._replace(max_calls=host_array(np.int32(NUM_STEPS)))
+    state = prepared.prefill(bench.params, runtime, prepared.prompts)
+    return _PrefilledLoop(prepared.loop._replace(runtime=runtime), state)
 
 
-def _seconds(begun: _Begun, params) -> float:
-    """Of some steps; the loop uses its state up."""
-    own = jax.block_until_ready(jax.tree.map(jnp.copy, begun.state))
-    return common.seconds(lambda: run_to_end(begun.loop, params, own)[0].n)
+def _time_steps(start: _PrefilledLoop, params) -> float:
+    """Seconds of the steps. The loop takes its state's memory, so it gets a copy."""
+    state = jax.block_until_ready(jax.tree.map(jnp.copy, start.state))
+    return timing.time_call(lambda: run_to_end(start.loop, params, state)[0].n)

@@ -32,7 +32,7 @@ CPU_HEAD_CHUNK, HEAD_CHUNK = NOISE_CHUNK, 4 * NOISE_CHUNK
 larger, as reading one costs a dozen kernel launches whatever its size."""
 LARGE_MATRIX = 2**19
 """Weights from which on a matrix is stored row-major: 2 MB of float32, the cache of one
-core of the machine that it was measured on (bench/NOTES.md, "Matrices apart")."""
+core of the machine that it was measured on (docs/lab_notes)."""
 FUSED = (("attn", ("q", "k", "v")), ("mlp", ("gate", "up")))
 """(module, matrices with a common input), which are fused on a CPU."""
 
