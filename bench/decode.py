@@ -31,7 +31,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 def measure(name: str, bench: Bench, rounds: int) -> tuple[dict, dict]:
     """The efficiency of one decoder, and where its time goes: two table rows."""
-    verify = [row.nfe.verify for row in bench.result().rows]
+    verify = [row.nfe.verify for row in bench.result().completions]
     size, exact = len(verify), bench.decoder.spec.exact
     calls = sum(verify) / size if exact else max(verify)
     parts = bench.parts()
@@ -67,7 +67,7 @@ def measure(name: str, bench: Bench, rounds: int) -> tuple[dict, dict]:
 
 def speed(benches: dict[str, Bench], rounds: int) -> list[dict[str, Any]]:
     """Tokens a second of every decoder, and its ratio to the fastest static's."""
-    rows = [bench.result().rows for bench in benches.values()]
+    rows = [bench.result().completions for bench in benches.values()]
     tokens = np.array([sum(r.valid_tokens for r in made) for made in rows])
     found = common.alternate([b.generate for b in benches.values()], rounds)
     rate, names = tokens / found, list(benches)

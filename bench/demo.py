@@ -23,7 +23,9 @@ def decode(loaded: common.Loaded, ids, draft_steps: int):
         loaded.config, draft_steps=draft_steps, max_new_tokens=48
     )
     parts = [ids[at : at + BATCH] for at in range(0, len(ids), BATCH)]
-    return [r for part in parts for r in generate(decoder, loaded.params, part).rows]
+    return [
+        r for part in parts for r in generate(decoder, loaded.params, part).completions
+    ]
 
 
 def measure(loaded: common.Loaded, name: str, limit: int | None) -> dict:

@@ -10,6 +10,7 @@ another answer; "copies" asks a question again that the prompt has answered. Eve
 must be that of one draft a call, in the same program, and no row may take more calls.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from jaxdave.drafting.guesses import with_guesses
 from jaxdave.drafting.nested import nested
 from jaxdave.engine import decoders
 from jaxdave.engine.generation import generate
-from jaxdave.engine.results import Row
+from jaxdave.engine.results import Completion
 
 BATCH = 10
 ROOM = 64
@@ -32,19 +33,20 @@ KINDS = ("trees", "hints")
 
 def decode(loaded: common.Loaded, policy, draft, slots: int, cap: int, ids, told=None):
     """All rows with at most `cap` drafts a call."""
-    decoder = decoders.build_decoder(
-        loaded.config, policy, slots, cap, draft=draft, max_new_tokens=ROOM
+    decoder = decoders.freedave(
+        loaded.config, policy, draft_steps=slots, draft=draft, max_new_tokens=ROOM
     )
-    rows: list[Row] = []
+    decoder = dataclasses.replace(decoder, max_num_drafts=min(cap, slots))
+    rows: list[Completion] = []
     for at in range(0, len(ids), BATCH):
         part = slice(at, at + BATCH)
         rows += generate(
             decoder, loaded.params, ids[part], draft_text=told and told[part]
-        ).rows
+        ).completions
     return rows
 
 
-def floor(loaded: common.Loaded, row: Row, d: int) -> int:
+def floor(loaded: common.Loaded, row: Completion, d: int) -> int:
     """Calls of a row were all drafts right."""
     causal = loaded.config.attention == "block_causal"
     size = row.steps if causal else loaded.config.block_length
@@ -52,7 +54,7 @@ def floor(loaded: common.Loaded, row: Row, d: int) -> int:
     return sum(1 + -(-(min(size, row.steps - at) - 1) // d) for at in starts)
 
 
-def compared(plain: Sequence[Row], quick: Sequence[Row]) -> bool:
+def compared(plain: Sequence[Completion], quick: Sequence[Completion]) -> bool:
     """Whether texts are the same and no row is dearer."""
     pairs = list(zip(plain, quick, strict=True))
     same = all(a.token_ids == b.token_ids for a, b in pairs)

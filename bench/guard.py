@@ -20,7 +20,7 @@ from jaxdave.demo_tasks import problem_sets
 from jaxdave.engine import autotune, decoders
 from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.generation import generate
-from jaxdave.engine.results import Row
+from jaxdave.engine.results import Completion
 
 DRAFTS, BATCHES = (1, 8, 32), (1, 8)
 MOST_GUARDS = 0.05
@@ -44,11 +44,11 @@ def decoder_of(config, drafts: int, temperature: float, numerics: str) -> Decode
     return dataclasses.replace(made, max_num_drafts=drafts)
 
 
-def decode(decoder: Decoder, params, prompts: Sequence, rows: int) -> list[Row]:
+def decode(decoder: Decoder, params, prompts: Sequence, rows: int) -> list[Completion]:
     """The rows of all prompts, so many at once."""
-    found: list[Row] = []
+    found: list[Completion] = []
     for at in range(0, len(prompts), rows):
-        found += generate(decoder, params, prompts[at : at + rows], seed=7).rows
+        found += generate(decoder, params, prompts[at : at + rows], seed=7).completions
     return found
 
 

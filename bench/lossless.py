@@ -152,9 +152,10 @@ def compare(case: Case, numerics: str, config, params, batch, most: int):
         config, case.policy, draft_steps=case.draft_steps, **settings
     )
     slots = case.draft_steps if drafted.numerics == "exact" else 1
-    plain = decoders.build_decoder(config, case.policy, slots, 1, **settings)
+    plain = decoders.freedave(config, case.policy, draft_steps=slots, **settings)
+    plain = plain.undrafted()
     pair = [generate(d, params, batch, seed=len(batch[0])) for d in (plain, drafted)]
-    return pair[0].rows, pair[1].rows
+    return pair[0].completions, pair[1].completions
 
 
 def sweep(case: Case, numerics: str, loaded, prompts, step: int, tick) -> dict:

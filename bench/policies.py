@@ -11,6 +11,7 @@ so that fewer drafts there may be a little better off than in a program of their
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,9 +24,9 @@ from jaxdave.demo_tasks.grade import is_correct
 from jaxdave.drafting import tree
 from jaxdave.drafting.nested import nested
 from jaxdave.engine import decoders
-from jaxdave.engine.decode_layout import CACHE_NAMES
+from jaxdave.engine.decode_config import CACHE_RULES
 from jaxdave.engine.generation import generate
-from jaxdave.engine.results import Row
+from jaxdave.engine.results import Completion
 
 BATCH = 10
 SETS = ("words_test", "lists_test")
@@ -38,19 +39,27 @@ def chosen(name: str, length: int) -> str:
     return f"{name}:steps={steps}" if "steps" in entry.parameters else name
 
 
-def decode(loaded: common.Loaded, text: str, ids, cap: int, args) -> list[Row]:
+def decode(loaded: common.Loaded, text: str, ids, cap: int, args) -> list[Completion]:
     """All rows under a policy with at most `cap` drafts, in the one program for all."""
     policy, draft = policies.parse(text), nested
     if args.draft == "tree":
         draft = tree.tree_or_nested(
             loaded.tables, loaded.config, policy, cache=args.cache
         )
-    decoder = decoders.build_decoder(
-        loaded.config, policy, max(args.draft_steps), cap, draft=draft,
-        max_new_tokens=args.max_new_tokens, cache=args.cache, lossy=True,
-    )  # fmt: skip
+    decoder = decoders.freedave(
+        loaded.config,
+        policy,
+        draft_steps=max(args.draft_steps),
+        draft=draft,
+        max_new_tokens=args.max_new_tokens,
+        cache=args.cache,
+        lossy=True,
+    )
+    decoder = dataclasses.replace(decoder, max_num_drafts=cap)
     parts = [ids[at : at + BATCH] for at in range(0, len(ids), BATCH)]
-    return [r for part in parts for r in generate(decoder, loaded.params, part).rows]
+    return [
+        r for part in parts for r in generate(decoder, loaded.params, part).completions
+    ]
 
 
 def measure(loaded: common.Loaded, text: str, problems, args) -> dict[str, Any]:
@@ -80,12 +89,12 @@ def measure(loaded: common.Loaded, text: str, problems, args) -> dict[str, Any]:
     return row
 
 
-def calls_of(rows: Sequence[Row]) -> int:
+def calls_of(rows: Sequence[Completion]) -> int:
     """Network calls of all rows."""
     return sum(row.nfe.total for row in rows)
 
 
-def tokens_of(rows: Sequence[Row]) -> int:
+def tokens_of(rows: Sequence[Completion]) -> int:
     """Valid tokens of all rows."""
     return sum(row.valid_tokens for row in rows)
 
@@ -98,7 +107,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--draft-steps", type=int, nargs="+", default=[8])
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--draft", choices=("nested", "tree"), default="nested")
-    parser.add_argument("--cache", choices=CACHE_NAMES, help="for full attention: dual")
+    parser.add_argument("--cache", choices=CACHE_RULES, help="for full attention: dual")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     return parser.parse_args()
 

@@ -8,39 +8,48 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxdave import decoding as decoding
     from jaxdave import drafting as drafting
     from jaxdave import policies as policies
     from jaxdave.core.config import ModelConfig as ModelConfig
     from jaxdave.engine.bitwise_check import SlotProbe as SlotProbe
     from jaxdave.engine.bitwise_check import slot_probe as slot_probe
+    from jaxdave.engine.decode_config import DecodeConfig as DecodeConfig
+    from jaxdave.engine.decode_config import LoadConfig as LoadConfig
     from jaxdave.engine.decoders import Decoder as Decoder
     from jaxdave.engine.decoders import freedave as freedave
     from jaxdave.engine.decoders import left_to_right as left_to_right
+    from jaxdave.engine.decoders import make_decoder as make_decoder
     from jaxdave.engine.decoders import static as static
     from jaxdave.engine.decoders import threshold as threshold
     from jaxdave.engine.generation import StreamUpdate as StreamUpdate
     from jaxdave.engine.generation import generate as generate
     from jaxdave.engine.generation import stream as stream
+    from jaxdave.engine.results import Completion as Completion
     from jaxdave.engine.results import Result as Result
-    from jaxdave.engine.results import Row as Row
+    from jaxdave.engine.results import TextCompletion as TextCompletion
+    from jaxdave.engine.sampler import Sampler as Sampler
     from jaxdave.io.checkpoint import Model as Model
     from jaxdave.io.checkpoint import load as load
     from jaxdave.io.checkpoint import save as save
     from jaxdave.models.presets import preset as preset
 
-_MODULES = ("drafting", "policies")
+_MODULES = ("decoding", "drafting", "policies")
 _HOMES = {
     "core.config": ("ModelConfig",),
     "engine.bitwise_check": ("SlotProbe", "slot_probe"),
+    "engine.decode_config": ("DecodeConfig", "LoadConfig"),
     "engine.decoders": (
         "Decoder",
         "freedave",
         "left_to_right",
+        "make_decoder",
         "static",
         "threshold",
     ),
     "engine.generation": ("StreamUpdate", "generate", "stream"),
-    "engine.results": ("Result", "Row"),
+    "engine.results": ("Completion", "Result", "TextCompletion"),
+    "engine.sampler": ("Sampler",),
     "io.checkpoint": ("Model", "load", "save"),
     "models.presets": ("preset",),
 }

@@ -94,7 +94,7 @@ class Bench:
     def _middle(self) -> DecodeState:
         """The state half-way through."""
         spec = self.decoder.spec
-        verify = [row.nfe.verify for row in self.result().rows]
+        verify = [row.nfe.verify for row in self.result().completions]
         runtime = spec.runtime(self.decoder.max_num_drafts, min(verify) // 2)
         half = jax.jit(lambda p, s: decode_loop.run(spec, p, runtime, s))
         return half(self.params, self.begun())

@@ -32,9 +32,9 @@ _LOUD, _FALL = 200.0, 150.0
 def scripted(config: ModelConfig, acceptance: float, numerics: str) -> ModelFns:
     """The network of a block-causal model with its predictions overruled."""
     positions = config.max_positions + 8 * MAX_DRAFT_STEPS + FAST_CHUNK
-    inner = block_causal_model(config, numerics=numerics, positions=positions)  # type: ignore[arg-type]
-    assert inner.block_states is not None and inner.recheck is not None
-    of_pieces, again, opening = inner.block_states, inner.recheck, inner.fast_prefill
+    inner = block_causal_model(config, numerics=numerics, positions=positions)
+    assert inner.evaluate_blocks is not None and inner.recheck is not None
+    of_pieces, again, opening = inner.evaluate_blocks, inner.recheck, inner.fast_prefill
 
     def of_window(tokens_T, start, hidden_LE, cache):
         at_L = start + jnp.arange(hidden_LE.shape[0], dtype=jnp.int32)
@@ -52,7 +52,7 @@ def scripted(config: ModelConfig, acceptance: float, numerics: str) -> ModelFns:
         found = again(params, tokens_T, solid, start, *rest)
         return of_window(tokens_T, start, *found)
 
-    def block_states(params, cut: BlockStates, start, end, cache):
+    def evaluate_blocks(params, cut: BlockStates, start, end, cache):
         hidden_MPE, added = of_pieces(params, cut, start, end, cache)
         size = cut.tokens_MP.shape[1]
         in_block_P = jnp.arange(size, dtype=jnp.int32)
@@ -81,12 +81,12 @@ def scripted(config: ModelConfig, acceptance: float, numerics: str) -> ModelFns:
         return logits
 
     def of_chunk(first):
-        return (first + jnp.arange(inner.chunk, dtype=jnp.int32))[None]
+        return (first + jnp.arange(inner.head_chunk, dtype=jnp.int32))[None]
 
     return inner._replace(
         prefill=primed(inner.prefill),
         fast_prefill=opening and primed(opening),
-        block_states=block_states,
+        evaluate_blocks=evaluate_blocks,
         recheck=recheck,
         logits=overruled(inner.logits, of_chunk),
         logits_at=overruled(inner.logits_at, lambda ids_RM: ids_RM),

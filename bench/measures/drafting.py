@@ -9,7 +9,7 @@ from bench.harness.measure import Book, Plan, aims
 from bench.harness.models import Subject
 from bench.harness.network_only import Bench
 from bench.harness.scripted_drafts import fewest_calls
-from jaxdave.engine.results import Row
+from jaxdave.engine.results import Completion
 from jaxdave.runtime.platform import on_cpu
 
 _SMALL = 4_000_000
@@ -26,7 +26,7 @@ class Timed(NamedTuple):
 
     d: int
     bench: Bench
-    row: Row
+    row: Completion
     wall: np.ndarray
     call: np.ndarray
     prefill: np.ndarray | None
@@ -49,7 +49,7 @@ def _timed(subject: Subject, plan: Plan) -> tuple[list[Timed], machine.Rates]:
     names, timers, decodes = [], [], []
     for d in plan.drafts if small else plan.large:
         bench = subject.bench(d, numerics=plan.numerics)
-        decodes.append((d, bench, bench.result().rows[0]))
+        decodes.append((d, bench, bench.result().completions[0]))
         wanted = ("call", "prefill") if d in _WHOLE else ("call",)
         parts = bench.parts(*wanted, at=bench.begun())
         names += [(d, "wall"), *((d, name) for name in parts)]

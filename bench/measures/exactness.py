@@ -37,7 +37,7 @@ def regret(subject: Subject, plan: Plan, book: Book) -> None:
     """M14: choosing the draft length against the best fixed one, and against static."""
     names: list[Any] = ["auto", "static", *aims().fixed]
     benches = [_bench(subject, name) for name in names]
-    texts = {bench.result().rows[0].token_ids for bench in benches}
+    texts = {bench.result().completions[0].token_ids for bench in benches}
     book.note("M14", subject.label, "texts, chosen or fixed", len(texts), "1")
     found = common.alternate([bench.generate for bench in benches], 2 * plan.rounds)
     taken = dict(zip(names, found.T, strict=True))

@@ -59,7 +59,7 @@ def allowed(subject: Subject, d: int) -> int:
     kv = 2 * c.num_layers * c.kv_heads * c.head_dim
     layer = 4 * c.hidden + (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.inter
     reads = spec.num_states * spec.layout.block_length + spec.layout.window_length
-    return 4 * (tokens * (kv + layer) + reads * spec.model.chunk)
+    return 4 * (tokens * (kv + layer) + reads * spec.model.head_chunk)
 
 
 def dependence(subject: Subject, plan: Plan, book: Book) -> None:

@@ -33,7 +33,7 @@ def sequence(subject: Subject, plan: Plan, book: Book) -> None:
     )
     shape = (c.num_layers, LONG + 64 * 4, c.kv_heads, c.head_dim)
     cache = KVCache(jnp.ones(shape), jnp.ones(shape))
-    pieces = spec.model.block_states
+    pieces = spec.model.evaluate_blocks
     assert pieces is not None
     forward = jax.jit(pieces, compiler_options=compiler_options())
     end = jnp.int32(LONG + 128)
@@ -66,7 +66,9 @@ def batch(subject: Subject, plan: Plan, book: Book) -> None:
     """M10: tokens a second of eight rows over those of one, plain and drafted."""
     for d, numerics in ((1, "guarded"), (DRAFTS, "guarded"), (1, "exact")):
         one, many = (subject.bench(d, rows, numerics) for rows in (1, ROWS))
-        tokens = [sum(r.valid_tokens for r in b.result().rows) for b in (one, many)]
+        tokens = [
+            sum(r.valid_tokens for r in b.result().completions) for b in (one, many)
+        ]
         found = common.alternate([one.generate, many.generate], plan.rounds)
         rate = np.asarray(tokens) / found
         what = f"d={d}, {numerics}: tokens/s of batch {ROWS} over batch 1"

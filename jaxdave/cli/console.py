@@ -14,38 +14,56 @@ INTERRUPTED = 130
 
 
 def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None) -> int:
-    """The exit code of a command line: 2 for bad input, 130 when interrupted."""
+    """Run a command line.
+
+    Args:
+        app: The commands.
+        name: The program's name, which errors begin with.
+        argv: The words after the name; None: this process's.
+
+    Returns:
+        The exit code: 0, 2 for bad input (after one line on stderr), 130 when
+        interrupted.
+    """
     command = typer.main.get_command(app)
     return run(name, lambda: command.main(argv, prog_name=name, standalone_mode=False))
 
 
 def run(name: str, call: Callable[[], object]) -> int:
-    """The exit code of a call; codes as in `run_app`."""
+    """Make a call that may fail as a command line does.
+
+    Args:
+        name: The program's name, which errors begin with.
+        call: The call; a whole number that it returns is an exit code.
+
+    Returns:
+        The exit code, as of `run_app`.
+    """
     try:
         code = call()
         sys.stdout.flush()
         if code == INTERRUPTED:
             # So typer answers a KeyboardInterrupt, without a word.
-            return _complain(name, "interrupted", INTERRUPTED)
+            return _print_error(name, "interrupted", INTERRUPTED)
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         # The reader has left (`| head`); nothing more may be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        return _complain(name, "interrupted", INTERRUPTED)
+        return _print_error(name, "interrupted", INTERRUPTED)
     except _UsageError as error:
-        return _complain(name, _usage(name, error), 2)
+        return _print_error(name, _usage_message(name, error), 2)
     except (ValueError, OSError) as error:
-        return _complain(name, str(error), 2)
+        return _print_error(name, str(error), 2)
 
 
-def _usage(name: str, error: Any) -> str:
+def _usage_message(name: str, error: Any) -> str:
     """What is wrong with a command line, and where to read how it should look."""
     path = error.ctx.command_path if error.ctx else name
     return f"{error.format_message().rstrip('.')}; see `{path} --help`"
 
 
-def _complain(name: str, message: str, code: int) -> int:
+def _print_error(name: str, message: str, code: int) -> int:
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -8,13 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxdave.cli.generate import pieces
-from jaxdave.engine.decode_config import DecodeConfig, check_config, make_decoder
+from jaxdave.engine.decode_config import DecodeConfig, LoadConfig
 
 if TYPE_CHECKING:
     from jaxdave.demo_tasks.problem import Problem
-    from jaxdave.engine.results import Result, Row
-    from jaxdave.io.checkpoint import Model
+    from jaxdave.engine.results import Completion, TextCompletion
+    from jaxdave.engine.sampler import Sampler
     from jaxdave.io.tokenizer import Codec
 
 
@@ -24,96 +23,133 @@ _EARLY, _LATE = (80, 140, 255), (255, 190, 60)
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One problem decoded both ways."""
+    """One problem decoded both ways.
+
+    Attributes:
+        problem: The problem.
+        static: Its answer without drafts.
+        freedave: Its answer with drafts.
+        is_right: The answer is right.
+    """
 
     problem: "Problem"
-    static: "Result"
-    fast: "Result"
+    static: "TextCompletion"
+    freedave: "TextCompletion"
     is_right: bool
 
     @property
     def is_same(self) -> bool:
-        """Whether both texts are equal, token for token."""
-        return self.static.rows[0].token_ids == self.fast.rows[0].token_ids
+        """True if both texts are equal, token for token."""
+        return self.static.token_ids == self.freedave.token_ids
 
 
 def run(
-    model: str | None,
-    draft_steps: int,
+    load: LoadConfig,
+    config: DecodeConfig,
     count: int,
     console: Console | None = None,
-    quantize: str | None = None,
 ) -> None:
-    """Decode `count` held-out problems of both families and print the comparison."""
-    settings = DecodeConfig(model=model, draft_steps=draft_steps)
-    check_config(settings)
-    problems = chosen(count)
+    """Decode held-out problems of both families and print the comparison.
+
+    Args:
+        load: The model.
+        config: What decides the decode.
+        count: How many problems.
+        console: Where to print; None: stdout.
+
+    Raises:
+        ValueError: The model, a setting or the count is bad.
+    """
+    problems = select_problems(count)
+    from jaxdave.engine.sampler import Sampler
     from jaxdave.io import checkpoint
 
-    loaded = checkpoint.load(model, quantize=quantize)
-    room = min(MAX_NEW_TOKENS, loaded.max_new_tokens)
-    settings = dataclasses.replace(settings, max_new_tokens=room)
+    model = checkpoint.load(load.model, dtype=load.dtype, quantize=load.quantize)
+    room = min(MAX_NEW_TOKENS, model.max_new_tokens)
+    sampler = Sampler(model, dataclasses.replace(config, max_new_tokens=room))
     console = console or Console(highlight=False)
     with console.status("decoding"):
-        pairs = [decode(loaded, settings, problem) for problem in problems]
+        pairs = [decode(sampler, problem) for problem in problems]
     for pair in pairs:
-        console.print(_panel(loaded.codec, pair))
+        console.print(_panel(model.codec, pair))
     console.print(_table(pairs))
     console.print(_legend())
     console.print(summary(pairs), soft_wrap=True)
 
 
-def chosen(count: int) -> list["Problem"]:
-    """The first held-out problems: more than half of them word problems.
+def select_problems(count: int) -> list["Problem"]:
+    """The first held-out problems, at least half of them word problems.
 
-    Raises ValueError for a count below 1 or above what there is.
+    Args:
+        count: How many.
+
+    Returns:
+        The problems.
+
+    Raises:
+        ValueError: The count is below 1 or above what there is.
     """
     from jaxdave.demo_tasks import problem_sets
 
     words, lists = problem_sets.load("words_test"), problem_sets.load("lists_test")
-    most = 2 * min(len(words), len(lists))
-    if not 1 <= count <= most:
-        raise ValueError(f"problems={count} must be in 1..{most}; try 5")
+    max_count = 2 * min(len(words), len(lists))
+    if not 1 <= count <= max_count:
+        raise ValueError(f"problems={count} must be in 1..{max_count}; try 5")
     return words[: count - count // 2] + lists[: count // 2]
 
 
-def decode(model: "Model", settings: DecodeConfig, problem: "Problem") -> Pair:
-    """One problem by static and by FreeDave, in programs of the same shapes."""
+def decode(sampler: "Sampler", problem: "Problem") -> Pair:
+    """One problem without drafts and with them.
+
+    Args:
+        sampler: The one with drafts.
+        problem: The problem.
+
+    Returns:
+        Both answers, graded.
+    """
     from jaxdave.demo_tasks.grade import is_correct
-    from jaxdave.engine.generation import generate
 
-    prompt = model.codec.encode_prompt(problem.prompt)
-    plain, fast = (
-        generate(
-            make_decoder(
-                model.config, dataclasses.replace(settings, method=method), model.tables
-            ),
-            model.params,
-            [prompt],
-        )
-        for method in ("static", "freedave")
-    )
-    answer = model.codec.decode(fast.rows[0].token_ids)
-    return Pair(problem, plain, fast, is_correct(problem, answer))
+    static = sampler.undrafted()(problem.prompt)
+    freedave = sampler(problem.prompt)
+    return Pair(problem, static, freedave, is_correct(problem, freedave.text))
 
 
-def coloured(codec: "Codec", row: "Row") -> Text:
-    """The answer, each token in the colour of the call that committed it."""
-    last = max(row.committed_at, default=0) or 1
+def coloured(codec: "Codec", completion: "Completion") -> Text:
+    """The answer, each token in the colour of the call that committed it.
+
+    Args:
+        codec: Decodes the ids.
+        completion: The answer.
+
+    Returns:
+        The coloured text.
+    """
+    from jaxdave.engine.sampler import split_text
+
+    last = max(completion.committed_at, default=0) or 1
+    pieces = split_text(codec, completion.token_ids)
     text = Text()
-    for piece, call in zip(pieces(codec, row.token_ids), row.committed_at, strict=True):
+    for piece, call in zip(pieces, completion.committed_at, strict=True):
         text.append(piece, style=_colour(call / last))
     return text
 
 
 def summary(pairs: Sequence[Pair]) -> str:
-    """One line: what was equal, right and saved."""
+    """One line: what was equal, right and saved.
+
+    Args:
+        pairs: All problems.
+
+    Returns:
+        The line.
+    """
     same = sum(pair.is_same for pair in pairs)
     right = sum(pair.is_right for pair in pairs)
-    before = sum(pair.static.rows[0].nfe.total for pair in pairs)
-    after = sum(pair.fast.rows[0].nfe.total for pair in pairs)
+    before = sum(pair.static.nfe.total for pair in pairs)
+    after = sum(pair.freedave.nfe.total for pair in pairs)
     slow = sum(pair.static.seconds for pair in pairs)
-    quick = sum(pair.fast.seconds for pair in pairs)
+    quick = sum(pair.freedave.seconds for pair in pairs)
     return (
         f"Texts equal: {same} of {len(pairs)}. Right: {right} of {len(pairs)}. "
         f"Calls: {before} static, {after} FreeDave ({before / after:.2f} times fewer). "
@@ -123,7 +159,7 @@ def summary(pairs: Sequence[Pair]) -> str:
 
 def _panel(codec: "Codec", pair: Pair) -> Text:
     prompt = Text(f"{pair.problem.prompt}\n", style="bold")
-    return prompt + coloured(codec, pair.fast.rows[0]) + Text("\n")
+    return prompt + coloured(codec, pair.freedave.completion) + Text("\n")
 
 
 def _table(pairs: Sequence[Pair]) -> Table:
@@ -132,15 +168,15 @@ def _table(pairs: Sequence[Pair]) -> Table:
     for name in names:
         table.add_column(name, justify="left" if name == "problem" else "right")
     for number, pair in enumerate(pairs, start=1):
-        plain, fast = pair.static, pair.fast
+        static, freedave = pair.static, pair.freedave
         table.add_row(
             f"{number} {pair.problem.family}",
             "yes" if pair.is_same else "NO",
             "right" if pair.is_right else "wrong",
-            str(plain.rows[0].nfe.total),
-            str(fast.rows[0].nfe.total),
-            f"{plain.seconds:.3f}",
-            f"{fast.seconds:.3f}",
+            str(static.nfe.total),
+            str(freedave.nfe.total),
+            f"{static.seconds:.3f}",
+            f"{freedave.seconds:.3f}",
         )
     return table
 

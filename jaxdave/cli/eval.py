@@ -1,15 +1,44 @@
 """`jaxdave eval`: its options; what it does is in `jaxdave.eval`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from jaxdave.cli import options as options
+from jaxdave.cli.options import (
+    BatchSize,
+    Fields,
+    NoCache,
+    disable_cache,
+    expand_fields,
+)
+from jaxdave.engine.decode_config import DecodeConfig, LoadConfig
+
+_OVERRIDES = Fields(
+    DecodeConfig,
+    names=(
+        "threshold",
+        "draft_steps",
+        "draft",
+        "policy",
+        "block_length",
+        "max_new_tokens",
+        "seed",
+        "numerics",
+    ),
+    unset={
+        "threshold": "Of the threshold methods; the preset's.",
+        "draft_steps": "A number, or auto; the preset's.",
+        "block_length": "The model's.",
+        "max_new_tokens": "Room for the answer; the preset's.",
+    },
+)
 
 
+@expand_fields
 def evaluate(
-    model: options.Model = None,
+    *,
+    load: Annotated[LoadConfig, Fields(LoadConfig)],
     tasks: Annotated[
         str,
         typer.Option(
@@ -49,14 +78,7 @@ def evaluate(
             "--allow-code-execution", help="Run what the model writes (mbpp, ...)."
         ),
     ] = False,
-    threshold: Annotated[
-        float | None, typer.Option(help="Of the threshold methods; the preset's.")
-    ] = None,
-    draft_steps: Annotated[
-        str | None, typer.Option(help="A number, or auto; the preset's.")
-    ] = None,
-    draft: options.Draft = "tree",
-    policy: options.Policy = None,
+    overrides: Annotated[dict[str, Any], _OVERRIDES],
     sweep: Annotated[
         str | None,
         typer.Option(
@@ -69,22 +91,15 @@ def evaluate(
             help="Item whose positions are drawn against calls, e.g. demo-math-0."
         ),
     ] = None,
-    block_length: options.BlockLength = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Room for the answer; the preset's.")
-    ] = None,
-    batch_size: options.BatchSize = 1,
-    seed: options.Seed = 0,
-    dtype: options.Dtype = "float32",
-    quantize: options.Quantize = None,
-    numerics: options.Numerics = "guarded",
-    no_compile_cache: options.NoCache = False,
+    batch_size: BatchSize = 1,
+    no_compile_cache: NoCache = False,
 ) -> None:
     """The paper's tables and figures: accuracy, tokens/s, tokens per call."""
-    from jaxdave.eval.run.eval_config import Wanted, check
+    from jaxdave.eval.run.eval_config import EvalConfig, check
 
-    wanted = Wanted(
-        model=model,
+    config = EvalConfig(
+        load=load,
+        overrides=overrides,
         tasks=_names(tasks),
         methods=_names(methods),
         preset=preset,
@@ -93,25 +108,15 @@ def evaluate(
         limit=limit,
         out=out,
         allow_code_execution=allow_code_execution,
-        threshold=threshold,
-        draft_steps=draft_steps,
-        draft=draft,
-        policy=policy,
         sweep=sweep,
         trajectory=trajectory,
-        block_length=block_length,
-        max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        seed=seed,
-        dtype=dtype,
-        quantize=quantize,
-        numerics=numerics,
     )
-    check(wanted)
-    options.keep_nothing(no_compile_cache)
+    check(config)
+    disable_cache(no_compile_cache)
     from jaxdave.eval.run import command
 
-    command.run(wanted)
+    command.run(config)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,52 +1,127 @@
-"""What several commands share: their options, and where compiled programs are kept."""
+"""Options of commands, made from configurations; where compiled programs are kept."""
 
+import dataclasses
+import functools
+import inspect
 import os
-from typing import Annotated
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import typer
 
+from jaxdave.engine.decode_config import Option
+from jaxdave.engine.decode_config import options as options_of
 from jaxdave.runtime.files import NO_CACHE, cache_folder
 
-Model = Annotated[
-    str | None,
-    typer.Option(help="Folder or Hub id (owner/name); by default the packaged demo."),
-]
-Quantize = Annotated[
-    str | None, typer.Option(help="int8: matrices as int8, a model of its own.")
-]
-Draft = Annotated[
-    str,
-    typer.Option(
-        help="tree (nested where the model is not calibrated), nested, or copy: "
-        "tree, and what the text repeats."
-    ),
-]
-Policy = Annotated[
-    str | None,
-    typer.Option(help="NAME[:key=value,...]; see `jaxdave policies`."),
-]
-Cache = Annotated[
-    str | None, typer.Option(help="none, prefix or dual, for full attention.")
-]
-BlockLength = Annotated[int | None, typer.Option(help="The model's.")]
-Seed = Annotated[int, typer.Option(help="Of the noise at a temperature.")]
-Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
-Numerics = Annotated[str, typer.Option(help="guarded, exact or fast.")]
 BatchSize = Annotated[int, typer.Option(help="Prompts decoded together.")]
 NoCache = Annotated[
     bool, typer.Option("--no-compile-cache", help="Do not keep compiled programs.")
 ]
 
 
-def keep_nothing(off: bool) -> None:
-    """Keep neither programs nor measurements on disk where that is turned off."""
-    if off:
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """Marks a command's parameter that users give field by field, one option each.
+
+    Attributes:
+        record: The configuration whose fields they are.
+        names: Only these fields; None: all of them.
+        unset: Help texts of fields that have no default here: the parameter is a
+            mapping then, and lacks what was left out.
+
+    Example:
+        config: Annotated[DecodeConfig, Fields(DecodeConfig)]
+    """
+
+    record: type
+    names: tuple[str, ...] | None = None
+    unset: Mapping[str, str] | None = None
+
+    def options(self) -> list[Option]:
+        """The options that users give."""
+        fields = {option.name: option for option in options_of(self.record)}
+        return [fields[name] for name in self.names or fields]
+
+    def build(self, values: Mapping[str, Any]) -> Any:
+        """The command's argument from the values of the options."""
+        if self.unset is None:
+            return self.record.from_dict(values)  # pyright: ignore
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None or name not in self.unset
+        }
+
+    def parameter(self, option: Option) -> inspect.Parameter:
+        """The option as a parameter that typer understands."""
+        help, kind, default = option.help, option.type, option.default
+        if self.unset is not None and option.name in self.unset:
+            help, default = self.unset[option.name], None
+            kind = kind | None
+        if option.parse is not None:
+            kind = str if default is not None else str | None
+        # A flag that is off by default needs no twin that turns it off.
+        flags = (f"--{option.name.replace('_', '-')}",) if kind is bool else ()
+        return inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[kind, typer.Option(*flags, help=help)],
+        )
+
+
+def expand_fields(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters marked with `Fields` are options of their own.
+
+    Args:
+        command: A function of keyword-only parameters.
+
+    Returns:
+        The function as typer should see it.
+    """
+    signature = inspect.signature(command)
+    marked: dict[str, Fields] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        marks = typing.get_args(parameter.annotation)[1:]
+        fields = next((mark for mark in marks if isinstance(mark, Fields)), None)
+        if fields is None:
+            parameters.append(parameter)
+            continue
+        marked[name] = fields
+        parameters += map(fields.parameter, fields.options())
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, fields in marked.items():
+            own = {option.name: values.pop(option.name) for option in fields.options()}
+            values[name] = fields.build(own)
+        command(**values)
+
+    # typer reads the signature, and annotations for what the signature leaves open.
+    run.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+def disable_cache(is_off: bool) -> None:
+    """Keep neither programs nor measurements on disk where that is turned off.
+
+    Args:
+        is_off: The option `--no-compile-cache`.
+    """
+    if is_off:
         os.environ[NO_CACHE] = "1"
 
 
-def keep_compiled(off: bool) -> None:
-    """Let jax keep programs that `shelf` does not, unless that is turned off."""
-    keep_nothing(off)
+def enable_jax_cache(is_off: bool) -> None:
+    """Let JAX keep programs that `jaxdave.runtime` does not, unless that is turned off.
+
+    Args:
+        is_off: The option `--no-compile-cache`.
+    """
+    disable_cache(is_off)
     folder = cache_folder("xla")
     if folder is None:
         return

@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxdave.engine.batching import check_room
+from jaxdave.engine.sampler import check_prompt_ids
 
 if TYPE_CHECKING:
     from jaxdave.io.checkpoint import Model
@@ -16,11 +16,15 @@ _KINDS = ("prompt", "messages", "prompt_ids")
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """One prompt as it was given.
+class Request:
+    """One prompt as a user gives it.
 
-    index: keys its noise. kind: one of "prompt", "messages", "prompt_ids". where: what
-    errors begin with. draft_text: what the answer may look like.
+    Attributes:
+        index: Keys its noise.
+        kind: One of "prompt", "messages", "prompt_ids".
+        value: Anything that stands there.
+        where: What errors begin with.
+        draft_text: What the answer may look like.
     """
 
     index: int
@@ -30,12 +34,21 @@ class Asked:
     draft_text: str | None = None
 
 
-def read_asked(
+def read_requests(
     prompt: str | None, file: Path | None, draft_text: str | None = None
-) -> list[Asked]:
+) -> list[Request]:
     """The prompts of a command line.
 
-    Raises ValueError unless there is either a prompt or a readable file of JSON lines.
+    Args:
+        prompt: The argument, or None.
+        file: The file of JSON lines, or None.
+        draft_text: What the answer to the argument may look like.
+
+    Returns:
+        A request for the argument, or for every line that is not empty.
+
+    Raises:
+        ValueError: There is not either a prompt or a readable file of JSON lines.
     """
     if prompt is None and file is None:
         raise ValueError(
@@ -46,41 +59,48 @@ def read_asked(
             f"both a prompt and --prompts {file} were given; leave one of them out"
         )
     if file is None:
-        return [Asked(0, "prompt", prompt, draft_text=draft_text)]
+        return [Request(0, "prompt", prompt, draft_text=draft_text)]
     if draft_text is not None:
         raise ValueError(
             f"--draft-text is for one prompt and --prompts {file} was given; write "
             '"draft_text" into its lines'
         )
     lines = enumerate(_read(file).splitlines())
-    asked = [_parse(file, index, line) for index, line in lines if line.strip()]
-    if not asked:
+    requests = [_parse(file, index, line) for index, line in lines if line.strip()]
+    if not requests:
         raise ValueError(f"{file} holds no prompt; write one JSON object a line")
-    return asked
+    return requests
 
 
-def encode(asked: Asked, model: "Model", max_new_tokens: int) -> list[int]:
-    """The token ids of a prompt. Raises ValueError, naming its line, for a bad one."""
+def encode(request: Request, model: "Model", max_new_tokens: int) -> list[int]:
+    """The token ids of a prompt.
+
+    Args:
+        request: The prompt.
+        model: The model that reads it.
+        max_new_tokens: Positions that must be left for the answer.
+
+    Returns:
+        The ids.
+
+    Raises:
+        ValueError: The prompt is broken or too long; names its line.
+    """
     try:
-        if asked.kind == "prompt_ids":
-            ids = _checked_ids(asked.value, model)
-        elif asked.kind == "messages":
-            ids = model.codec.encode_messages(asked.value)
-        elif isinstance(asked.value, str):
-            ids = model.codec.encode_prompt(asked.value)
+        if request.kind == "prompt_ids":
+            ids = check_prompt_ids(request.value, model)
+        elif request.kind == "messages":
+            ids = model.codec.encode_messages(request.value)
+        elif isinstance(request.value, str):
+            ids = model.codec.encode_prompt(request.value)
         else:
-            raise ValueError(f"prompt={asked.value!r} must be a text; put it in quotes")
+            raise ValueError(
+                f"prompt={request.value!r} must be a text; put it in quotes"
+            )
         check_room(ids, model, max_new_tokens)
         return ids
     except ValueError as error:
-        raise ValueError(f"{asked.where}{error}") from error
-
-
-def encode_hints(asked: Sequence[Asked], model: "Model") -> list[list[int]] | None:
-    """The ids of all draft texts, empty where there is none; None: there are none."""
-    if all(one.draft_text is None for one in asked):
-        return None
-    return [model.codec.encode_answer(one.draft_text or "") for one in asked]
+        raise ValueError(f"{request.where}{error}") from error
 
 
 def _read(file: Path) -> str:
@@ -93,7 +113,7 @@ def _read(file: Path) -> str:
         ) from error
 
 
-def _parse(file: Path, index: int, line: str) -> Asked:
+def _parse(file: Path, index: int, line: str) -> Request:
     where = f"{file}, line {index + 1}: "
     try:
         value = json.loads(line)
@@ -107,22 +127,9 @@ def _parse(file: Path, index: int, line: str) -> Asked:
             f"{where}{line.strip()[:60]!r} must be an object with exactly one of "
             f"{', '.join(_KINDS)}; add or remove the others"
         )
-    told = value.get("draft_text")
-    if told is not None and not isinstance(told, str):
+    draft_text = value.get("draft_text")
+    if draft_text is not None and not isinstance(draft_text, str):
         raise ValueError(
-            f"{where}draft_text={str(told)[:60]} must be a text; put it in quotes"
+            f"{where}draft_text={str(draft_text)[:60]} must be a text; put it in quotes"
         )
-    return Asked(index, kinds[0], value[kinds[0]], where, told)
-
-
-def _checked_ids(value: Any, model: "Model") -> list[int]:
-    size, mask = model.config.vocab_size, model.config.mask_id
-    good = isinstance(value, list) and all(
-        type(i) is int and 0 <= i < size and i != mask for i in value
-    )
-    if not good or not value:
-        raise ValueError(
-            f"prompt_ids={str(value)[:60]} must be token ids in 0..{size - 1} without "
-            f"the mask id {mask}; give at least one"
-        )
-    return value
+    return Request(index, kinds[0], value[kinds[0]], where, draft_text)

@@ -9,21 +9,27 @@ if TYPE_CHECKING:
 
 
 def run(name: str, out: Path, steps: int | None) -> None:
-    """Train (or resume) the recipe; state goes to `out`, the model to `out`/model.
+    """Train, or resume, a recipe; the model goes to the folder `out`/model.
 
-    Raises ValueError for an unknown recipe and a number of steps below 1.
+    Args:
+        name: The recipe's name.
+        out: Where the state of the training goes.
+        steps: Training steps; None: the recipe's.
+
+    Raises:
+        ValueError: The recipe is unknown, or there is less than one step.
     """
-    recipe = chosen(name, steps)
+    recipe = select_recipe(name, steps)
     from jaxdave.io import checkpoint
     from jaxdave.training.loop import train
     from jaxdave.training.tokenizer import MASK, build_tokenizer
 
     tokenizer = build_tokenizer(out / "tokenizer")
     config = recipe.config
-    found = (tokenizer.get_vocab_size(), tokenizer.token_to_id(MASK))
-    if found != (config.vocab_size, config.mask_id):
+    sizes = (tokenizer.get_vocab_size(), tokenizer.token_to_id(MASK))
+    if sizes != (config.vocab_size, config.mask_id):
         raise ValueError(
-            f"the tokenizer has (size, mask id) {found}, but the recipe {name!r} is "
+            f"the tokenizer has (size, mask id) {sizes}, but the recipe {name!r} is "
             f"for {(config.vocab_size, config.mask_id)}; put these into the recipe"
         )
     state = train(recipe, tokenizer, out)
@@ -39,10 +45,18 @@ def run(name: str, out: Path, steps: int | None) -> None:
     print(f"wrote {folder}; try: jaxdave demo --model {folder}")
 
 
-def chosen(name: str, steps: int | None) -> "Recipe":
+def select_recipe(name: str, steps: int | None) -> "Recipe":
     """A recipe by name, with its number of steps changed.
 
-    Raises ValueError for an unknown name and for less than one step.
+    Args:
+        name: The recipe's name.
+        steps: Training steps; None: the recipe's.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: The recipe is unknown, or there is less than one step.
     """
     from jaxdave.training.recipes import RECIPES
 

@@ -1,29 +1,76 @@
-"""What a masked-diffusion transformer is, as one frozen record, and its presets.
+"""Frozen records that describe a model and how its tokens are sampled.
 
 One decoder-only transformer covers Dream, LLaDA, SDAR/TraDo and Fast-dLLM v2 with the
-switches below. The numbers of the presets come from the published configs of those
-checkpoints; where a value is not in a config (SDAR's mask id and block length) it comes
-from the tokenizer files and the training code of the same repository.
+fields of `ModelConfig`; the values of published checkpoints are in `models.presets`.
 """
 
 import dataclasses
+import enum
 from typing import Literal
 
 BLOCK_LENGTHS = (1, 2, 4, 8, 16, 32, 64)
+"""Block lengths of block-causal models: the divisors of `models.attention.TILE`."""
+
+
+class Numerics(enum.StrEnum):
+    """How a call's floating-point results relate to its shape.
+
+    XLA picks another order of summation for another shape, so the same state evaluated
+    in a call with 4 drafts or with 8 can differ in the last bits, and a near tie can
+    then fall the other way. Members compare equal to their strings.
+
+    Attributes:
+        GUARDED: Calls of any shape. A decision that lies within the measured numerical
+            error is computed again in one trusted shape, so that the text does not
+            depend on drafts or batch. Activations are float32.
+        EXACT: Every state is computed in one fixed shape, so that its bits do not
+            depend on what else is in the call. Slower; the reference.
+        FAST: Calls of any shape, and no second look. The text may depend on the drafts
+            where two tokens are nearly tied.
+    """
+
+    GUARDED = "guarded"
+    EXACT = "exact"
+    FAST = "fast"
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The shape and the quirks of one model.
+    """The shape and the variant switches of one model.
 
-    attention: "block_causal" sees everything up to the end of its own block, blocks
-        counted from position 0; "full" sees the whole canvas.
-    logits_shift: "full" predicts position i from the output at i - 1 (Dream); "block"
-        does so inside a block only (Fast-dLLM v2); "none" predicts in place.
-    vocab_rows: rows of the embedding; vocab_size: how many of them are real tokens. The
-        rows beyond can never be predicted.
-    rope_fp32: rotate queries and keys in float32 and cast back (LLaDA).
-    Raises ValueError when a value breaks a rule of the architecture.
+    Attributes:
+        name: Name of the preset or checkpoint, for messages and file names.
+        family: The family whose file names, templates and decoding habits apply.
+        num_layers: Transformer layers.
+        hidden: Width of the residual stream.
+        inter: Width inside the MLP.
+        heads: Query heads, a multiple of `kv_heads`.
+        kv_heads: Key/value heads (grouped-query attention).
+        head_dim: Features of one head.
+        vocab_rows: Rows of the embedding, padding included.
+        vocab_size: How many of them are real tokens; rows beyond are never predicted.
+        mask_id: The id that stands for a token not decoded yet.
+        pad_id: The padding id.
+        stop_ids: Ids that end an answer.
+        block_length: Tokens of a block. Part of the model where attention is
+            block-causal, only the default of the decoder where it is full.
+        attention: "block_causal": a position sees everything up to the end of its own
+            block, blocks counted from position 0. "full": it sees the whole canvas.
+        logits_shift: Which output predicts position i. "none": its own. "full": the one
+            at i - 1 (Dream). "block": the one at i - 1 inside a block only
+            (Fast-dLLM v2).
+        qkv_bias: Whether the projections to queries, keys and values have a bias.
+        qk_norm: Whether queries and keys are RMS-normed per head.
+        tie_embeddings: Whether the head is the embedding.
+        rope_theta: Base of the rotary frequencies.
+        rope_fp32: Whether queries and keys are rotated in float32 and cast back
+            (LLaDA).
+        rotary_dim: How many leading features of a head are rotated; even.
+        rms_eps: Epsilon of the RMS norms.
+        max_positions: The longest sequence that the model was trained for.
+
+    Raises:
+        ValueError: A value breaks a rule of the architecture.
     """
 
     name: str
@@ -82,13 +129,20 @@ class ModelConfig:
                 )
 
     @property
-    def banned_ids(self) -> tuple[int, ...]:
+    def suppressed_ids(self) -> tuple[int, ...]:
         """Ids below `vocab_size` that no decoder may ever predict."""
         return (self.mask_id,)
 
 
 def check_block_length(block_length: int) -> None:
-    """Raise ValueError unless the length is one that a tile of keys can hold."""
+    """Check that whole blocks fill a tile of keys.
+
+    Args:
+        block_length: Tokens of a block of a block-causal model.
+
+    Raises:
+        ValueError: It is none of `BLOCK_LENGTHS`.
+    """
     if block_length not in BLOCK_LENGTHS:
         raise ValueError(
             f"block_length={block_length} must divide 64; "
@@ -97,16 +151,28 @@ def check_block_length(block_length: int) -> None:
 
 
 NOISE_CHUNK = 8192
-"""Ids whose noise is drawn together; another number would draw other noise."""
+"""Vocabulary ids whose noise is drawn under one key. It is part of the noise's
+definition: another number would give other samples for the same seed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Temperature and filters; top_k=0 and top_p=1 mean off.
+    """Temperature and filters of the sampler.
 
-    Filters are applied to the tempered logits before the noise (top-k, then top-p);
-    the score is that of the unfiltered tempered distribution. Raises ValueError for a
-    value out of range.
+    Filters are applied to the tempered logits before the noise, top-k first, then
+    top-p. Confidence scores are those of the unfiltered tempered distribution.
+
+    Attributes:
+        temperature: What logits are divided by; 0 takes the best token.
+        top_k: How many of the best tokens may be sampled; 0 is off.
+        top_p: The probability mass that may be sampled, in (0, 1]; 1 is off.
+
+    Raises:
+        ValueError: A value is out of range.
+
+    Example:
+        >>> SamplingConfig(temperature=0.7, top_k=50).filtered
+        True
     """
 
     temperature: float = 0.0
@@ -125,13 +191,22 @@ class SamplingConfig:
 
     @property
     def noisy(self) -> bool:
+        """Whether tokens are sampled at all."""
         return self.temperature > 0
 
     @property
     def filtered(self) -> bool:
+        """Whether a filter can exclude a token from being sampled."""
         return self.noisy and (self.top_k > 0 or self.top_p < 1)
 
 
 def logit_scale(sampling: SamplingConfig) -> float:
-    """What logits are multiplied by before anything else."""
+    """The factor that logits are multiplied by before anything else.
+
+    Args:
+        sampling: Temperature and filters.
+
+    Returns:
+        1 / temperature, or 1 where the best token is taken.
+    """
     return 1.0 / sampling.temperature if sampling.noisy else 1.0

@@ -1,7 +1,9 @@
-"""Parameters: what shapes they have, and how they become a module inside jit.
+"""The interface between the decode loop and a model: `ModelFns`, a record of functions.
 
-Nothing here imports Flax, so that a process which finds its compiled programs on disk
-need not either: `denoiser` is what the shapes are of, and is imported when traced.
+The loop knows nothing else about a model. Networks are built in `jaxdave.models`; a
+model from elsewhere can be decoded by filling in a `ModelFns` of its own. Nothing here
+imports Flax, so that a process that finds its compiled programs on disk need not load
+it either.
 """
 
 from collections.abc import Callable
@@ -10,23 +12,42 @@ from typing import Any, NamedTuple
 import jax
 
 Params = Any
-"""Dicts of dicts of arrays, those of the layers stacked [N, ...]; or what `placing` and
-`quantize` make of them."""
+"""Parameters: nested dicts of arrays, those of the layers stacked on a leading axis
+[N, ...] (`models.param_shapes`). After quantisation or in a device's own layout some
+leaves are the matrix classes of `numerics.quantization` and `numerics.matmul`."""
+
+Cache = Any
+"""One row's cache, a pytree of arrays [N, T, ...] over the positions T of the row's
+canvas. The loop slices and writes it along T and never looks inside."""
 
 
 class KVCache(NamedTuple):
-    """Rotated keys and values of committed tokens, [N, (B,) T or L, G, D]."""
+    """Rotated keys and values of committed tokens.
+
+    Attributes:
+        k: Keys [N, (B,) T or L, G, D]: layers, (rows,) positions of the canvas or of a
+            window, key/value heads, head size.
+        v: Values, of the same shape.
+    """
 
     k: jax.Array
     v: jax.Array
 
 
 class BlockStates(NamedTuple):
-    """The distinct states of a window's blocks that a call evaluates.
+    """The distinct states of a window's blocks that one call evaluates.
 
-    tokens_MP: a block's tokens; block_M: which block of the window; chain_MJ: the
-    pieces that stand in the blocks of the window as each piece sees it: those to its
-    left, and itself.
+    In a block-causal model the output at a block depends only on that block and on the
+    blocks to its left. Drafts of one window mostly agree there, so a call evaluates
+    each distinct (block, everything to its left) once: the nodes of tree attention,
+    with whole blocks as nodes.
+
+    Attributes:
+        tokens_MP: Tokens of each block state, int32 [M, P], P the block length.
+        block_M: The index of each state's block in the window, int32 [M].
+        chain_MJ: For each state, which states stand in the J blocks of the window as it
+            sees them, int32 [M, J], indices into M: its ancestors, then itself. Entries
+            to the right of `block_M` are never seen and may be anything.
     """
 
     tokens_MP: jax.Array
@@ -34,43 +55,85 @@ class BlockStates(NamedTuple):
     chain_MJ: jax.Array
 
 
+ForwardFn = Callable[..., tuple[jax.Array, Any]]
+"""forward(params, tokens_KL, start, end, cache) -> (hidden_KLE, added or None)"""
+
+PrefillFn = Callable[..., tuple[jax.Array, Any]]
+"""prefill(params, tokens_T, begin, start, end, window_length, prompt_length)
+-> (hidden_LE, cache)"""
+
+EvaluateBlocksFn = Callable[..., tuple[jax.Array, Any]]
+"""evaluate_blocks(params, BlockStates, start, end, cache) -> (hidden_MPE, added)"""
+
+RecheckFn = Callable[..., tuple[jax.Array, Any]]
+"""recheck(params, tokens_T, verified_until, start, end, window_length, cache)
+-> (hidden_LE, cache)"""
+
+LogitsFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
+"""logits(params, hidden_RE, first id of the chunk or ids_RM) -> float32"""
+
+
 class ModelFns(NamedTuple):
-    """What the decode loop needs of a model; everything else about it stays outside.
+    """What the decode loop needs of a model: pure functions and a few sizes.
 
-    A row's cache is a pytree of arrays [N, T, ...]; what is in it is the network's own
-    business: keys and values of what lies outside the window, or the tokens there.
-    hidden vectors stand at the positions that they predict.
+    All functions are traced inside jit and work on one row (one request); the engine
+    maps them over a batch. Arguments are positional.
 
-    forward(params, tokens_KL, start, end, cache of one row)
-        -> (hidden_KLE, what a committed window adds to the cache [N, K, L, ...], or
-        None where a cache stays as it was primed)
-    prime(params, tokens_T, begin, start, end, window length, prompt length)
-        -> (hidden_LE of the window, cache of one row): one call, from the tokens alone
-    logits(params, hidden_RE, first id of the chunk) -> float32 [R, chunk]
-    logits_at(params, hidden_RE, ids_RM) -> float32 [R, M]
-    vocab_rows, vocab_size, banned: what may be predicted; chunk: ids per head chunk.
-    shadow(hidden_RE) -> vectors that `logits` reads the shadow's say from, what the
-    model would say were that position masked; None: the network has no shadow.
-    pieces(params, Pieces, start, end, cache of one row) -> (hidden_MPE, what they add
-        to the cache [N, M, P, ...]): `forward` where blocks see nothing to their right;
-        None: the network only evaluates whole windows.
-    recheck(params, tokens_T, solid, start, end, window length, cache of one row)
-        -> (hidden_LE of the window, the cache): one call that evaluates the state of
-        the window in the shape that guarded numerics trust; before `solid` the cache is
-        made of such calls already. None: the network has no such shape.
-    opening: `prefill` in whatever shapes are fastest, where guarded numerics may do so
-        because `recheck` makes all of the cache anew; None: they use `prefill`.
+    * `params` is whatever pytree the model wants; `cache` is a `Cache` of one row.
+    * `start` is the position of the window's first token, `begin` the row's first
+      generated position and `end` the position after its last one: int32 scalars.
+    * Hidden vectors stand at the positions that they *predict*: a model whose logits
+      are shifted (Dream, Fast-dLLM v2) has to move its vectors before it returns them.
+    * Axes: T canvas, L window, K drafts, M block states, P positions of a block, R
+      rows of vectors, E features, N layers. Vectors may be of any dtype and width.
+
+    Attributes:
+        forward: Evaluates K drafts of a window against one shared cache:
+            (params, tokens_KL int32, start, end, cache) -> (hidden_KLE, added). `added`
+            is what a committed window adds to the cache, [N, K, L, ...] per leaf, or
+            None where the cache stays as the prefill made it (full attention).
+        prefill: Evaluates a row from its tokens alone and makes its cache:
+            (params, tokens_T int32, begin, start, end, window_length, prompt_length)
+            -> (hidden_LE of the window, cache). The two lengths are Python ints:
+            positions of the window that are wanted, and a power of two that covers the
+            prompt.
+        logits: Logits of one chunk of the vocabulary: (params, hidden_RE, first id,
+            int32 scalar) -> float32 [R, head_chunk].
+        logits_at: Logits of some ids: (params, hidden_RE, ids_RM int32) -> float32
+            [R, M].
+        vocab_rows: Rows of the head, real tokens and padding.
+        vocab_size: Ids below this one are real tokens; others are never predicted.
+        suppressed_ids: Ids below `vocab_size` that are never predicted, e.g. the mask.
+        head_chunk: Ids per chunk of `logits`, at most `vocab_rows`. Where
+            `vocab_rows` is not a multiple, the last chunk starts earlier so that it is
+            full.
+        shadow: Maps hidden_RE to vectors [R, E] from which `logits` computes what the
+            model would predict at a position if only that position were masked (WINO).
+            None: the model was built without shadow masks.
+        evaluate_blocks: `forward` of block-causal models, for distinct states of blocks
+            instead of whole windows: (params, BlockStates, start, end, cache) ->
+            (hidden_MPE, added), with added [N, M, P, ...] per leaf. None: the model
+            evaluates whole windows only.
+        recheck: Evaluates the window's present state again, in the one shape that
+            guarded numerics trust, and rewrites the cache from `verified_until` on
+            in that shape: (params, tokens_T, verified_until, start, end, window_length,
+            cache) -> (hidden_LE, cache). Positions before `verified_until` must already
+            come from such calls. None: the model cannot be decoded under guarded
+            numerics.
+        fast_prefill: `prefill` in whatever shapes are fastest. Allowed under guarded
+            numerics because `recheck` can remake the whole cache in the trusted shape.
+            None: guarded numerics use `prefill`.
     """
 
-    forward: Callable[..., tuple[jax.Array, Any]]
-    prefill: Callable[..., tuple[jax.Array, Any]]
-    logits: Callable[[Any, jax.Array, jax.Array], jax.Array]
-    logits_at: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    forward: ForwardFn
+    prefill: PrefillFn
+    logits: LogitsFn
+    logits_at: LogitsFn
     vocab_rows: int
     vocab_size: int
     suppressed_ids: tuple[int, ...]
-    chunk: int
+    head_chunk: int
     shadow: Callable[[jax.Array], jax.Array] | None = None
-    block_states: Callable[..., tuple[jax.Array, Any]] | None = None
-    recheck: Callable[..., tuple[jax.Array, Any]] | None = None
-    fast_prefill: Callable[..., tuple[jax.Array, Any]] | None = None
+    evaluate_blocks: EvaluateBlocksFn | None = None
+    recheck: RecheckFn | None = None
+    fast_prefill: PrefillFn | None = None

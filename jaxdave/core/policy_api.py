@@ -1,13 +1,24 @@
-"""The words that every module shares, and the one legend of axis letters.
+"""The interface of decoding policies, and the legend of axis letters.
 
-Axes: B rows (requests), T the whole canvas of a row, L the window being decoded, W a
-stretch of it (the active block), K drafts, N branches of a draft (of weights and
-caches: layers), S slots of a call (K N states), M pieces of a call (distinct states of
-blocks; of ids: so many per position), J blocks of the window, P positions of one, D
-depths of future noise, V vocabulary, H heads, G key/value heads, E features, X
-vocabulary chunk.
+A policy decides which masked positions one decoding step fills. It sees a `PolicyView`
+and is a record of pure functions, a `Policy`.
 
-The engine is written for one row; `decode.Program.over_rows` maps it over rows.
+Arrays are named with a suffix of axis letters, `tokens_NW` is [N, W]:
+
+  B  rows of a batch, one request each      P  positions of one block
+  T  all positions of a row (its canvas)    D  depths of future noise
+  L  positions of the decoding window       V  vocabulary
+  W  positions of a stretch of the window   H  attention heads
+     (the active block)                     G  key/value heads
+  K  drafts of a call                       E  features of a hidden vector
+  N  candidates of a policy step; layers    X  ids of one chunk of the vocabulary
+     of weights and caches                  Z  possible draft lengths
+  S  states of a call, S = K N              C  calls of a row
+  M  distinct block states of a call; ids   R  any rows of a matrix
+     at each position
+  J  blocks of the window
+
+The engine is written for one row and mapped over the rows of a batch.
 """
 
 from collections.abc import Callable
@@ -19,12 +30,18 @@ from jaxdave.core.prediction import ErrorBound, Prediction
 
 
 class ModelQueries(NamedTuple):
-    """For rules that need more of the model than a `Prediction` holds.
+    """What a policy may ask of the model beyond its `Prediction`.
 
-    hidden_WE: the vectors that the stretch is predicted from. logits_at(ids_WM):
-    tempered logits of some ids. divergence(hidden_WE of an earlier state): KL of the
-    distributions now from those then, nats, [W]. shadow_at(ids_W): log of the odds of
-    each id against all others, as the shadow of its position says (`Policy.shadow`).
+    The functions are evaluated only by policies that call them.
+
+    Attributes:
+        hidden_WE: The hidden vectors that predict the positions of the block, [W, E].
+        logits_at: Maps ids int32 [W, M] to their tempered logits, float32 [W, M].
+        divergence: Maps the `hidden_WE` of an earlier state to the KL divergence, in
+            nats, of the present distributions from those, float32 [W].
+        shadow_at: Maps ids int32 [W] to their log-odds against all other ids, float32
+            [W], under the shadow prediction: what the model would predict at a position
+            if only that position were masked. Only for policies with `Policy.shadow`.
     """
 
     hidden_WE: jax.Array
@@ -34,13 +51,25 @@ class ModelQueries(NamedTuple):
 
 
 class PolicyView(NamedTuple):
-    """What a policy may look at: the active block, its prediction, and where it stands.
+    """All that a policy may look at: the active block and the model's prediction of it.
 
-    open_W: True where a masked position may be committed now. decoded_W: True where a
-    generated token stands (never the prompt). place_W: positions counted from the first
-    generated one. room: how many there are. step: policy-step index n of this state.
-    key: PRNG key of (request, n) for a policy's own noise; `noise.position_keys`
-    makes one per position of it.
+    The active block is the first one with masks. A policy never sees what is to the
+    right of it, so its decisions do not depend on how far the window reaches.
+
+    Attributes:
+        tokens_W: The block's tokens, int32 [W]; `mask_id` at masked positions.
+        open_W: True at the masked positions that may be filled now, bool [W].
+        decoded_W: True at positions that hold a generated token, bool [W]; never at
+            those of the prompt.
+        pred: The model's `Prediction` of the block.
+        position_W: Positions counted from the first generated one, int32 [W]; below 0
+            in the prompt.
+        max_new_tokens: How many positions are generated in all, int32 scalar.
+        mask_id: The id of the mask token, int32 scalar.
+        step: Index of this policy step in the row, int32 scalar.
+        key: PRNG key of (request, step), for noise of the policy's own. Fold the
+            position in to get one key per position (`common.position_uniforms`).
+        queries: Further questions to the model, see `ModelQueries`.
     """
 
     tokens_W: jax.Array
@@ -48,7 +77,7 @@ class PolicyView(NamedTuple):
     decoded_W: jax.Array
     pred: Prediction
     position_W: jax.Array
-    room: jax.Array
+    max_new_tokens: jax.Array
     mask_id: jax.Array
     step: jax.Array
     key: jax.Array
@@ -60,42 +89,84 @@ Memory = Any
 
 
 class Candidates(NamedTuple):
-    """The memory of a policy that weighs candidates: the active block as each would
-    leave it, and float32, what speaks for each before the network has seen it."""
+    """The memory of a policy that chooses between candidate states.
+
+    Attributes:
+        tokens_NW: The active block as each candidate would leave it, int32 [N, W].
+        prior_N: Scores of the candidates before the model has evaluated them, float32
+            [N].
+    """
 
     tokens_NW: jax.Array
     prior_N: jax.Array
 
 
 class CandidateScoring(NamedTuple):
-    """How a policy weighs candidates: one call evaluates all `count` of them.
+    """How a policy chooses between candidates: one call evaluates all of them.
 
-    worth(view of a candidate) -> float32: what speaks for it once it is evaluated. The
-    policy goes to the candidate of the highest merit + worth, the first among equals.
+    The policy goes to the candidate with the highest `prior_N` + `score_fn(view)`; the
+    first one wins ties.
+
+    Attributes:
+        count: Number of candidates N.
+        score_fn: Maps the view of an evaluated candidate to its score, float32 scalar.
     """
 
     count: int
-    worth: Callable[[PolicyView], jax.Array]
+    score_fn: Callable[[PolicyView], jax.Array]
+
+
+def no_memory(size: int, width: int) -> Memory:
+    """The memory of a policy that has none.
+
+    Args:
+        size: Positions of a block, W.
+        width: Features of a hidden vector, E.
+
+    Returns:
+        The empty tuple, a pytree without leaves.
+    """
+    del size, width
+    return ()
 
 
 class Policy(NamedTuple):
-    """The rule that says what one decoding step commits, as two pure functions.
+    """The rule that decides what one decoding step fills in, as pure functions.
 
-    step(view, memory) -> (tokens_W, memory): must fill at least one open position
-    whenever there is one, and may touch no other (unless `revises`: then decoded tokens
-    may become masks again, even more than the step fills, but no block may take more
-    steps than it began with masks). init(W, E) -> the memory before the first step.
-    branching: for a policy whose step commits nothing yet, but leaves `Branches` as its
-    memory for the network to weigh. shadow: whether it asks for `Look.shadow_at`; the
-    network is evaluated with shadows then. lossless: False for a rule that speculates
-    with the text itself. sure(view, memory, Doubt) -> whether the step would be the
-    same if every number were off by as much and no open position had another token;
-    None: the rule cannot tell, so that it is only decoded under exact numerics.
+    Policies are compared and hashed by their functions: compiled programs are cached by
+    policy, so make a policy once, not per request.
+
+    Attributes:
+        name: A name for messages and reports. Two policies may share one.
+        step: Maps (view, memory) to (tokens_W, memory). It must fill at least one open
+            position whenever there is one, and may change no other. Under `revises` it
+            may also turn decoded tokens back into masks, even more than it fills, but
+            no block may take more steps than it had masks at its beginning.
+        init: Maps (block size W, features E) to the memory before the first step.
+        revises: The policy may mask decoded tokens again.
+        lossless: False for a rule that speculates with the text itself, so that
+            decoders only take it with `lossy=True`.
+        scoring: For a policy that chooses between candidates: its step fills nothing,
+            and returns `Candidates` as its memory. None for all others.
+        shadow: The policy calls `ModelQueries.shadow_at`; the model is then evaluated
+            with shadow masks.
+        is_certain: Maps (view, memory, error bound) to a bool scalar: True only if the
+            step would be the same for all predictions within the bound that have the
+            same tokens at the open positions. None if the rule cannot tell; it is then
+            decoded under exact numerics.
+
+    Example:
+        def step(view, memory):  # fill the leftmost open position
+            first_W = jnp.cumsum(view.open_W, dtype=jnp.int32) == 1
+            chosen_W = view.open_W & first_W
+            return jnp.where(chosen_W, view.pred.token, view.tokens_W), memory
+
+        leftmost = Policy("leftmost", step)
     """
 
     name: str
     step: Callable[[PolicyView, Memory], tuple[jax.Array, Memory]]
-    init: Callable[[int, int], Memory] = lambda size, width: ()
+    init: Callable[[int, int], Memory] = no_memory
     revises: bool = False
     lossless: bool = True
     scoring: CandidateScoring | None = None

@@ -1,7 +1,8 @@
-"""What a distribution looks like beside its best token: gap, margin, entropy.
+"""The model's predictions at each position, and bounds on their numerical error.
 
-Gathered a chunk of the vocabulary at a time, and relative to the second best logit, so
-that nothing is lost however far the best is ahead.
+Summary statistics are gathered one chunk of the vocabulary at a time, so no array of
+shape [positions, vocabulary] exists. They are relative to the second best logit, which
+keeps full precision however confident the model is.
 """
 
 from typing import NamedTuple
@@ -9,17 +10,26 @@ from typing import NamedTuple
 import jax
 
 NEG_INF = -1e30
-"""The logit of what may not be predicted; finite, so that sums stay numbers."""
+"""The logit of ids that may not be predicted; finite, so that sums never become NaN."""
 
 
 class Prediction(NamedTuple):
-    """What the model says of each position.
+    """The model's prediction at each position of a stretch of tokens.
 
-    token, runner: int32, what the sampler takes, and would take next; -1: none at hand.
-    The rest is of the unfiltered tempered distribution, float32, and never saturates.
-    score: log of the odds of `token` against all others. gap: logit of the best token
-    less that of the second. margin: -log(1 - (p_best - p_second)). entropy: nats. lead:
-    by how much the sampler preferred `token` to the next, its noise included.
+    All statistics but `lead` are of the tempered distribution before top-k and top-p.
+    They are stored as log-odds or logit differences, which do not saturate as
+    probabilities in float32 do: scores of 17 and 60 both have probability 1.0.
+
+    Attributes:
+        token: The token that the sampler takes, int32 [W]; -1 where there is none.
+        score: Log-odds of `token` against all other ids, float32 [W].
+        gap: Best logit minus second best logit, float32 [W].
+        margin: -log(1 - (p_best - p_second)), float32 [W].
+        entropy: Entropy in nats, float32 [W].
+        runner_up: The token that the sampler would take next, int32 [W]; -1 where there
+            is none.
+        lead: By how much the sampler preferred `token` to `runner_up`, its noise
+            included, float32 [W].
     """
 
     token: jax.Array
@@ -32,9 +42,16 @@ class Prediction(NamedTuple):
 
 
 class ErrorBound(NamedTuple):
-    """How far the numbers of a prediction may be off, each by its name.
+    """Error bounds of the fields of a `Prediction`, float32 scalars.
 
-    entropy: a share of it, as where nearly all is certain it is off by hardly anything.
+    Bounds are absolute, but relative for `entropy`, whose error vanishes with it.
+
+    Attributes:
+        score: Bound on the error of `Prediction.score`.
+        lead: Bound on the error of `Prediction.lead`.
+        gap: Bound on the error of `Prediction.gap`.
+        margin: Bound on the error of `Prediction.margin`.
+        entropy: Bound on the error of `Prediction.entropy`, as a share of the entropy.
     """
 
     score: jax.Array
@@ -44,6 +61,14 @@ class ErrorBound(NamedTuple):
     entropy: jax.Array
 
     @classmethod
-    def every(cls, error: jax.Array) -> "ErrorBound":
-        """All of them by as much."""
+    def uniform(cls, error: jax.Array) -> "ErrorBound":
+        """The same bound for every field.
+
+        Args:
+            error: The bound, a float32 scalar; 0 for exact numbers, infinity where
+                nothing is known of the error.
+
+        Returns:
+            An `ErrorBound` with `error` in each field.
+        """
         return cls(*[error] * len(cls._fields))

@@ -226,7 +226,7 @@ def default_runtime_params(
         max_num_drafts=host_array(np.int32(max_num_drafts)),
         max_calls=host_array(np.int32(max_calls)),
         stop_at_rows=host_array(np.int32(0)),
-        error_bound=ErrorBound(*[host_array(np.float32(0))] * len(ErrorBound._fields)),
+        error_bound=ErrorBound.uniform(host_array(np.float32(0))),
         seconds_Z=host_array(np.ones(num_lengths, np.float32)),
         forced_index=host_array(np.int32(-1)),
     )

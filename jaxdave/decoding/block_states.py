@@ -97,7 +97,7 @@ def states_to_query(
     """What a call evaluates: distinct block states, or windows int32 [S, L]."""
     layout = spec.layout
     tokens_SL = drafts.tokens_KNL.reshape(-1, layout.window_length)
-    if spec.model.block_states is None:
+    if spec.model.evaluate_blocks is None:
         return tokens_SL
     candidates = drafts.tokens_KNL.shape[1]
     depth_K = jnp.where(drafts.valid_K, drafts.depth_K, -1)
@@ -125,9 +125,9 @@ def query_model(
     """The network call: (hidden vectors of the query, what it adds to the cache)."""
     model = spec.model
     if isinstance(query, BlockStateSet):
-        assert model.block_states is not None
+        assert model.evaluate_blocks is not None
         tokens = query.block_states.tokens_MP
-        result = model.block_states(
+        result = model.evaluate_blocks(
             params, query.block_states, row.start, row.end, cache
         )
     else:

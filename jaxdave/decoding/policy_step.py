@@ -132,7 +132,7 @@ def _choose_candidate(
     def score(candidate):
         evaluated = state._replace(tokens_L=tokens_NL[candidate])
         view, _ = _policy_view(spec, params, row, evaluated, *read(candidate))
-        return scoring.worth(view)
+        return scoring.score_fn(view)
 
     score_N = jax.vmap(score)(jnp.arange(count, dtype=jnp.int32))
     return jnp.argmax(state.memory.prior_N + score_N).astype(jnp.int32)
@@ -180,7 +180,7 @@ def _policy_view(
         decoded_W=(position_W >= 0) & (tokens_W != layout.mask_id),
         pred=pred,
         position_W=position_W,
-        room=row.end - row.begin,
+        max_new_tokens=row.end - row.begin,
         mask_id=jnp.int32(layout.mask_id),
         step=state.n,
         key=key,

@@ -130,7 +130,7 @@ def _initial_row(
         refresh=zero,
         recheck=zero,
         size_Z=jnp.zeros((len(spec.draft_steps),), jnp.int32),
-        error=ErrorBound(*[jnp.float32(0)] * len(ErrorBound._fields)),
+        error=ErrorBound.uniform(jnp.float32(0)),
         call_T=jnp.full((capacity,), -1, jnp.int32),
         accepted_C=jnp.zeros((max_calls,), jnp.int32),
     )

@@ -120,8 +120,7 @@ def measure(
         The measurements; errors are 0 unless numerics are guarded.
     """
     seconds, error = [], np.zeros(len(ErrorBound._fields))
-    infinite = host_array(np.float32(np.inf))
-    check_all = ErrorBound(*[infinite] * len(ErrorBound._fields))
+    check_all = ErrorBound.uniform(host_array(np.float32(np.inf)))
     for index in range(len(spec.draft_steps)):
         runtime = spec.runtime(spec.max_num_drafts)
         runtime = runtime._replace(forced_index=host_array(np.int32(index)))

@@ -94,7 +94,7 @@ class _Slots(NamedTuple):
 
 def _slots(spec: DecodeSpec) -> _Slots:
     """Whole windows; or chains of two blocks where distinct blocks are evaluated."""
-    layout, evaluate_blocks = spec.layout, spec.model.block_states
+    layout, evaluate_blocks = spec.layout, spec.model.evaluate_blocks
     if evaluate_blocks is None:
         return _Slots(spec.num_states, layout.window_length, spec.model.forward)
     size = max_block_states(spec.num_states, spec.used_length // layout.block_length)

@@ -98,7 +98,7 @@ def calibrate(
     Returns:
         The table for `jaxdave.drafting.tree.tree`.
     """
-    looks_ahead = decoder.spec.model.block_states is not None
+    looks_ahead = decoder.spec.model.evaluate_blocks is not None
     limits = [d for d in DRAFT_LENGTHS if d <= decoder.spec.num_drafts]
     limits = limits if looks_ahead else limits[:1]
     observer, paths = _observer(decoder, params), list[VisitedPath]()

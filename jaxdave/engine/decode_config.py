@@ -1,84 +1,85 @@
-"""The options of the commands that decode, checked, and the decoder they ask for."""
+"""What decides a decode, and how its model is loaded, as two frozen records.
+
+`DecodeConfig` and `LoadConfig` are the one list of settings: the options of the command
+line and their help, the evaluation's settings, the arguments of lm-evaluation-harness
+and the keywords of the decoders are all made from their fields. This module imports no
+JAX, so that `jaxdave --help` is quick.
+"""
 
 import dataclasses
-from typing import Literal
+import difflib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-DRAFTS = ("tree", "nested", "copy")
+from jaxdave.core.config import SamplingConfig
+from jaxdave.drafting import registry as draft_registry
+
+if TYPE_CHECKING:
+    from jaxdave.core.policy_api import Policy
+
 METHODS = ("freedave", "static", "threshold")
-_MOST_SEED = 2**31 - 1
-_COMMON = (
-    "max_new_tokens", "block_length", "temperature", "top_k", "top_p", "numerics",
-    "cache", "guidance", "lossy",
-)  # fmt: skip
-"""Settings that go to `decoders.build` as they are."""
+NUMERICS = ("guarded", "exact", "fast")
+CACHE_RULES = ("none", "prefix", "dual")
+MAX_DRAFT_STEPS = 32
+DEFAULT_THRESHOLD = 0.9
+_MAX_SEED = 2**31 - 1
+
+DraftSteps = int | tuple[int, ...] | Literal["auto"]
+"""Drafts of every call; or numbers among which the loop chooses; or "auto"."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DecodeConfig:
-    """The options of `generate`; None: the method's or the model's own."""
+class Option(NamedTuple):
+    """A setting as a command line, a JSON file or another program may give it.
 
-    model: str | None = None
-    method: str = "freedave"
-    draft_steps: int | Literal["auto"] = "auto"
-    tokens_per_step: int | None = None
-    threshold: float | None = None
-    block_length: int | None = None
-    policy: str | None = None
-    cache: str | None = None
-    guidance: float = 0.0
-    no_stop: bool = False
-    lossy: bool = False
-    stop_last: bool = False
-    draft: str = "tree"
-    max_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    dtype: str = "float32"
-    quantize: str | None = None
-    numerics: str = "guarded"
-    batch_size: int = 1
+    Attributes:
+        name: The name of the field.
+        type: Its plain type, such as `int | None`, which has no arrays or functions.
+        default: The value where nothing is given.
+        help: One line of help.
+        parse: From a word to the value; None where the type alone says how.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    parse: Callable[[str], Any] | None
 
 
-def check_config(settings: DecodeConfig) -> None:
-    """Raise ValueError for settings that the decoders and the loader do not see."""
-    s = settings
-    if s.method not in METHODS:
-        raise ValueError(f"method {s.method!r} is unknown; use {', '.join(METHODS)}")
-    if s.draft not in DRAFTS:
-        raise ValueError(f"draft={s.draft!r} is unknown; use {', '.join(DRAFTS)}")
-    if s.draft_steps != "auto" and s.draft_steps < 1:
-        raise ValueError(f"draft_steps={s.draft_steps} must be at least 1; try 8")
-    if s.batch_size < 1:
-        raise ValueError(f"batch_size={s.batch_size} must be at least 1; try 8")
-    if not 0 <= s.seed <= _MOST_SEED:
-        raise ValueError(f"seed={s.seed} must be in 0..{_MOST_SEED}; choose another")
-    if s.threshold is not None and s.method == "static":
-        raise ValueError(
-            f"threshold={s.threshold} has no meaning with method 'static'; "
-            "use --method threshold or leave it out"
+def options(record: type) -> tuple[Option, ...]:
+    """The fields of a configuration that can be given from outside of Python.
+
+    Args:
+        record: `DecodeConfig` or `LoadConfig`.
+
+    Returns:
+        An option for every field with a help text, in the order of the fields.
+    """
+    return tuple(
+        Option(
+            name=field.name,
+            type=field.metadata.get("type", field.type),
+            default=field.default,
+            help=field.metadata["help"],
+            parse=field.metadata.get("parse"),
         )
-    if s.stop_last and s.no_stop:
-        raise ValueError(
-            "stop_last=True orders end tokens and no_stop=True forbids them; "
-            "leave one of --stop-last and --no-stop out"
-        )
-    by_threshold = s.threshold is not None or s.method == "threshold"
-    if s.policy is not None and (by_threshold or s.tokens_per_step is not None):
-        raise ValueError(
-            f"policy={s.policy!r} says what a step commits, so leave out "
-            "--method threshold, --threshold and --tokens-per-step"
-        )
-    if s.tokens_per_step is not None and by_threshold:
-        raise ValueError(
-            f"tokens_per_step={s.tokens_per_step} has no meaning with a threshold, "
-            "which decides how many; leave one of them out"
-        )
+        for field in dataclasses.fields(record)
+        if "help" in field.metadata
+    )
 
 
 def parse_draft_steps(text: str) -> int | Literal["auto"]:
-    """The draft steps that a word stands for. Raises ValueError for any other word."""
+    """The draft steps that a word stands for.
+
+    Args:
+        text: A whole number, or "auto".
+
+    Returns:
+        The number, or "auto".
+
+    Raises:
+        ValueError: The text is anything else.
+    """
     if text == "auto":
         return "auto"
     try:
@@ -89,58 +90,297 @@ def parse_draft_steps(text: str) -> int | Literal["auto"]:
         ) from None
 
 
-def make_decoder(
-    config, settings: DecodeConfig, tables=None, has_draft_text: bool = False, wrap=None
-):
-    """The decoder of the settings. Raises ValueError for one out of range.
+def check_batch_size(batch_size: int) -> None:
+    """Check how many prompts a caller decodes together.
 
-    tables: the draft trees of the model; has_draft_text: whether it must read one.
-    wrap(settings, policy) -> the policy that is decoded with; None: as it is.
+    Args:
+        batch_size: The number of rows of a batch.
+
+    Raises:
+        ValueError: It is below 1.
     """
-    from jaxdave import policies
-    from jaxdave.engine import decoders
-
-    s, policy = settings, policy_from_config(settings)
-    policy = policy if wrap is None else wrap(s, policy)
-    policy = policies.demote(policy, config.stop_ids) if s.stop_last else policy
-    common = {name: getattr(s, name) for name in _COMMON}
-    common["draft"] = _draft(config, s, policy, tables or {}, has_draft_text)
-    common["never"] = config.stop_ids if s.no_stop else ()
-    drafted = decoders.freedave(config, policy, draft_steps=s.draft_steps, **common)
-    if s.method == "freedave":
-        return drafted
-    if drafted.numerics == "exact":
-        # The program that freedave would run, so that both read the same bits.
-        return dataclasses.replace(drafted, max_num_drafts=1)
-    return decoders.build_decoder(config, policy, 1, 1, **common)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1; try 8")
 
 
-def _draft(config, s: DecodeConfig, policy, tables, has_draft_text: bool):
-    """The draft function: of a table where one fits, beside what else is known."""
-    from jaxdave.drafting import text_drafts, tree
-    from jaxdave.drafting.guesses import with_guesses
-    from jaxdave.drafting.nested import nested
+class _Record:
+    """To and from plain mappings, for frozen dataclasses."""
 
-    fit = {name: getattr(s, name) for name in ("block_length", "cache", "temperature")}
-    best = tree.tree_or_nested(tables, config, policy, **fit)
-    base = nested if s.draft == "nested" else best
-    if s.draft != "copy" and not has_draft_text:
-        return base
-    if not has_draft_text:
-        return with_guesses(base, text_drafts.prompt_lookup)
-    guess = text_drafts.user_text
-    if s.draft == "copy":
-        guess = text_drafts.user_text_or_prompt_lookup
-    return with_guesses(base, guess, reads_text=True)
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """A configuration from field names and values, such as a JSON file has.
+
+        Words are parsed and lists become tuples where a field needs that.
+
+        Args:
+            values: Values by field name; a field left out has its default.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: A name is no field, or a value is out of range.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # pyright: ignore
+        for name in values:
+            if name not in fields:
+                raise ValueError(_unknown_field(cls.__name__, name, fields))
+        return cls(**{name: _read(fields[name], x) for name, x in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values by field name, as `from_dict` takes them."""
+        names = (field.name for field in dataclasses.fields(self))  # pyright: ignore
+        return {name: getattr(self, name) for name in names}
 
 
-def policy_from_config(settings: DecodeConfig):
-    """The policy of the settings. Raises ValueError for one that does not exist."""
-    from jaxdave import policies
+def _unknown_field(record: str, name: str, fields: Mapping[str, Any]) -> str:
+    nearest = difflib.get_close_matches(name, fields, n=3, cutoff=0.5)
+    remedy = "did you mean " if nearest else "use one of "
+    question = "?" if nearest else ""
+    return (
+        f"{record} has no field {name!r}; {remedy}"
+        f"{', '.join(nearest or sorted(fields))}{question}"
+    )
 
-    s = settings
-    if s.policy is not None:
-        return policies.parse(s.policy)
-    if s.threshold is not None or s.method == "threshold":
-        return policies.threshold(0.9 if s.threshold is None else s.threshold)
-    return policies.static(1 if s.tokens_per_step is None else s.tokens_per_step)
+
+def _read(field: dataclasses.Field, value: Any) -> Any:
+    parse = field.metadata.get("parse")
+    if parse is not None and isinstance(value, str):
+        return parse(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _field(default: Any, help: str, **more: Any) -> Any:
+    """A field with its help text, and how it is given where its type does not say."""
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadConfig(_Record):
+    """Which model is loaded, and at which precision.
+
+    Attributes:
+        model: A packaged model, a folder, or a Hub id "owner/name"; None: "sdar-1m".
+        dtype: Of the parameters, "float32" or "bfloat16", whatever the files hold.
+        quantize: "int8" keeps matrices as int8, which is a model of its own; or None.
+    """
+
+    model: str | None = _field(
+        None, "Folder or Hub id (owner/name); by default the packaged demo."
+    )
+    dtype: str = _field("float32", "float32 or bfloat16.")
+    quantize: str | None = _field(None, "int8: matrices as int8, a model of its own.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeConfig(_Record):
+    """Everything that decides a decode beside the model and the prompt.
+
+    Attributes:
+        method: "freedave" verifies drafts; "static" and "threshold" decode without.
+        draft_steps: Drafts of every call, 1 to 32; several such numbers, ascending,
+            among which each call's is chosen by the time that calls take and the share
+            of drafts that are accepted; or "auto", which chooses the numbers as well.
+        tokens_per_step: Tokens that a step of the static policy commits; None: 1.
+        threshold: A step commits every token whose probability is at least this; with
+            method "freedave" as well. None: 0.9 for method "threshold", else unused.
+        policy: The rule that says what a step commits, in place of the three settings
+            above: text such as "entropy:steps=16" (`policies.parse`), or a `Policy`.
+        cache: "none", "prefix" or "dual" for full-attention models (None: "dual");
+            block-causal models take None.
+        guidance: Scale of classifier-free guidance, 0 (off) or more; full attention.
+        no_stop: Never predict an end token.
+        stop_last: End tokens count as the least confident of their block.
+        draft: The draft function: a name (`jaxdave.drafting.registry`), such as "tree",
+            "nested" or "copy", or a draft function itself.
+        lossy: Allow policies that speculate with the text and do not verify.
+        block_length: Positions of a block; None: the model's.
+        max_new_tokens: Positions that may be decoded after the prompt; None: the
+            model's, or 256.
+        temperature: 0 takes the best token; above, tokens are drawn.
+        top_k: Draw from the best k tokens only; 0: off.
+        top_p: Draw from the best tokens of this much probability only; 1: off.
+        seed: Keys the noise at a temperature, 0 to 2**31 - 1.
+        numerics: "guarded" (batched, too close calls are decided again), "exact" (a
+            row's bits depend on nothing beside it) or "fast" (no promise).
+        suppressed_ids: Token ids that are never predicted.
+
+    Raises:
+        ValueError: A value is out of range, or two exclude each other.
+
+    Example:
+        >>> DecodeConfig(max_new_tokens=64, threshold=0.9).method
+        'freedave'
+    """
+
+    method: str = _field("freedave", ", ".join(METHODS))
+    draft_steps: DraftSteps = _field(
+        "auto",
+        "States checked per call, or auto: chosen call by call.",
+        type=int | Literal["auto"],
+        parse=parse_draft_steps,
+    )
+    tokens_per_step: int | None = _field(
+        None, "Tokens that one step of the policy commits: 1."
+    )
+    threshold: float | None = _field(
+        None, "Commit all tokens this sure (0.9); with freedave as well."
+    )
+    policy: "str | Policy | None" = _field(
+        None, "NAME[:key=value,...]; see `jaxdave policies`.", type=str | None
+    )
+    cache: str | None = _field(None, "none, prefix or dual, for full attention.")
+    guidance: float = _field(0.0, "Classifier-free guidance; 0 is off.")
+    no_stop: bool = _field(False, "Never predict an end token.")
+    stop_last: bool = _field(False, "End tokens are the least confident of a block.")
+    draft: Any = _field(
+        "tree",
+        "tree (nested where the model is not calibrated), nested, or copy: "
+        "tree, and what the text repeats.",
+        type=str,
+    )
+    lossy: bool = _field(False, "Allow policies that speculate unverified.")
+    block_length: int | None = _field(None, "The model's.")
+    max_new_tokens: int | None = _field(
+        None, "Room for the answer; the model's, or 256."
+    )
+    temperature: float = _field(0.0, "0 is greedy.")
+    top_k: int = _field(0, "0 is off.")
+    top_p: float = _field(1.0, "1 is off.")
+    seed: int = _field(0, "Of the noise at a temperature.")
+    numerics: str = _field("guarded", "guarded, exact or fast.")
+    suppressed_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        _check_draft_steps(self)
+        _check_ranges(self)
+        _check_combinations(self)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """Temperature and filters."""
+        return SamplingConfig(self.temperature, self.top_k, self.top_p)
+
+    @property
+    def is_by_threshold(self) -> bool:
+        """True where a step commits all tokens above a threshold."""
+        return self.threshold is not None or self.method == "threshold"
+
+    def make_policy(self) -> "Policy":
+        """The policy that these settings name.
+
+        Raises:
+            ValueError: There is no such policy, or a parameter of it is out of range.
+        """
+        from jaxdave import policies
+        from jaxdave.core.policy_api import Policy
+
+        if isinstance(self.policy, Policy):
+            return self.policy
+        if isinstance(self.policy, str):
+            return policies.parse(self.policy)
+        if self.policy is not None:
+            raise ValueError(
+                f"policy={self.policy!r} is no policy; give a name, such as "
+                "'static(1)', or a `jaxdave.core.policy_api.Policy`"
+            )
+        if self.is_by_threshold:
+            rule = DEFAULT_THRESHOLD if self.threshold is None else self.threshold
+            return policies.threshold(rule)
+        return policies.static(
+            1 if self.tokens_per_step is None else self.tokens_per_step
+        )
+
+    def with_policy(self, policy: "str | Policy") -> "DecodeConfig":
+        """The same decode over another policy.
+
+        Args:
+            policy: As the field; it takes the place of every other setting that says
+                what a step commits.
+
+        Returns:
+            The changed configuration, with drafts only if this one has some.
+        """
+        return dataclasses.replace(
+            self,
+            policy=policy,
+            method="freedave" if self.method == "freedave" else "static",
+            threshold=None,
+            tokens_per_step=None,
+        )
+
+    def undrafted(self) -> "DecodeConfig":
+        """The decode over the same policy without drafts, which has the same text."""
+        method = "threshold" if self.is_by_threshold else "static"
+        return dataclasses.replace(self, method=method)
+
+
+def _check_names(c: DecodeConfig) -> None:
+    if c.method not in METHODS:
+        raise ValueError(f"method {c.method!r} is unknown; use {', '.join(METHODS)}")
+    if isinstance(c.draft, str) and c.draft not in draft_registry.names():
+        known = ", ".join(draft_registry.names())
+        raise ValueError(f"draft={c.draft!r} is unknown; use {known}")
+    if c.numerics not in NUMERICS:
+        raise ValueError(
+            f"numerics={c.numerics!r} is unknown; use one of {', '.join(NUMERICS)}"
+        )
+    if c.cache is not None and c.cache not in CACHE_RULES:
+        raise ValueError(
+            f"cache={c.cache!r} is unknown; use one of {', '.join(CACHE_RULES)}"
+        )
+
+
+def _check_draft_steps(c: DecodeConfig) -> None:
+    steps = c.draft_steps
+    if steps == "auto":
+        return
+    numbers = (steps,) if isinstance(steps, int) else tuple(steps)
+    if not numbers or numbers != tuple(sorted(set(numbers))):
+        raise ValueError(
+            f"draft_steps={steps} must ascend; e.g. (1, 4, 8), or say 'auto'"
+        )
+    if not (1 <= numbers[0] and numbers[-1] <= MAX_DRAFT_STEPS):
+        raise ValueError(
+            f"draft_steps={steps} must be in 1..{MAX_DRAFT_STEPS}, or 'auto'"
+        )
+    if len(numbers) > 1 and c.numerics == "exact":
+        raise ValueError(
+            f"draft_steps={steps} needs programs that exact numerics tell apart; give "
+            "one number, or use guarded numerics"
+        )
+
+
+def _check_ranges(c: DecodeConfig) -> None:
+    if not 0 <= c.seed <= _MAX_SEED:
+        raise ValueError(f"seed={c.seed} must be in 0..{_MAX_SEED}; choose another")
+    if c.max_new_tokens is not None and c.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={c.max_new_tokens} must be at least 1")
+    if not c.guidance >= 0:
+        raise ValueError(f"guidance={c.guidance} must be 0 (off) or more")
+    _ = c.sampling  # checks temperature, top_k and top_p
+
+
+def _check_combinations(c: DecodeConfig) -> None:
+    if c.threshold is not None and c.method == "static":
+        raise ValueError(
+            f"threshold={c.threshold} has no meaning with method 'static'; "
+            "use --method threshold or leave it out"
+        )
+    if c.stop_last and c.no_stop:
+        raise ValueError(
+            "stop_last=True orders end tokens and no_stop=True forbids them; "
+            "leave one of --stop-last and --no-stop out"
+        )
+    if c.policy is not None and (c.is_by_threshold or c.tokens_per_step is not None):
+        name = c.policy if isinstance(c.policy, str) else c.policy.name
+        raise ValueError(
+            f"policy={name!r} says what a step commits, so leave out "
+            "--method threshold, --threshold and --tokens-per-step"
+        )
+    if c.tokens_per_step is not None and c.is_by_threshold:
+        raise ValueError(
+            f"tokens_per_step={c.tokens_per_step} has no meaning with a threshold, "
+            "which decides how many; leave one of them out"
+        )

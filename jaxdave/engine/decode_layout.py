@@ -8,11 +8,9 @@ from typing import NamedTuple
 from jaxdave.core.config import ModelConfig, check_block_length
 from jaxdave.core.model_api import ModelFns
 from jaxdave.core.window import CacheRule, WindowLayout, lookahead_length
+from jaxdave.engine.decode_config import CACHE_RULES
 from jaxdave.models.block_causal import block_causal_model
 from jaxdave.models.full_attention import cached_model, uncached_model
-
-CACHE_NAMES = ("none", "prefix", "dual")
-"""Cache rules of full-attention models, as users name them."""
 
 
 class DecodeLayout(NamedTuple):
@@ -54,9 +52,9 @@ def decode_layout(
     Raises:
         ValueError: The model has no such cache rule, or the block length does not fit.
     """
-    if cache is not None and cache not in CACHE_NAMES:
+    if cache is not None and cache not in CACHE_RULES:
         raise ValueError(
-            f"cache={cache!r} is unknown; use one of {', '.join(CACHE_NAMES)}"
+            f"cache={cache!r} is unknown; use one of {', '.join(CACHE_RULES)}"
         )
     shifts_logits = config.logits_shift != "none"
     if config.attention == "block_causal":

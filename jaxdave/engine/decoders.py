@@ -1,45 +1,57 @@
-"""Named compositions: static, left_to_right, threshold, and freedave over any policy.
+"""Decoders: everything that a decode is compiled from, made of a `DecodeConfig`.
 
-Each returns a `Decoder`. They differ in the policy and in how many drafts a call
-carries; the loop is one (`decode.py`).
+`make_decoder` builds one from a configuration; `static`, `left_to_right`, `threshold`
+and `freedave` are named ways to call it. They differ in the policy and in how many
+drafts a call carries; the decode loop is one (`jaxdave.decoding.loop`).
 """
 
 import dataclasses
 import functools
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
 from jaxdave import policies
 from jaxdave.core.config import ModelConfig, SamplingConfig
-from jaxdave.core.draft_api import DraftFn, as_draft_fn
+from jaxdave.core.draft_api import DraftFn
 from jaxdave.core.model_api import ModelFns
 from jaxdave.core.policy_api import Policy
 from jaxdave.core.spec import DecodeSpec
-from jaxdave.drafting.nested import nested
-from jaxdave.engine.decode_layout import decode_layout
+from jaxdave.drafting.registry import DraftRequest, make_draft
+from jaxdave.drafting.tree_table import TreeTable
+from jaxdave.engine.decode_config import CACHE_RULES as CACHE_RULES
+from jaxdave.engine.decode_config import MAX_DRAFT_STEPS as MAX_DRAFT_STEPS
+from jaxdave.engine.decode_config import NUMERICS as NUMERICS
+from jaxdave.engine.decode_config import DecodeConfig, DraftSteps
+from jaxdave.engine.decode_layout import DecodeLayout, decode_layout
 from jaxdave.models.block_causal import FAST_CHUNK
 from jaxdave.models.drafted import with_drafted_params
 from jaxdave.models.guidance import with_guidance, with_suppressed_ids
 from jaxdave.models.shadow_masks import with_shadow_masks
+from jaxdave.policies.validation import check_policy
 from jaxdave.runtime.platform import on_cpu
 
-MAX_DRAFT_STEPS = 32
-NUMERICS = ("guarded", "exact", "fast")
+MAX_NEW_TOKENS = 256
+"""Positions that may be decoded after the prompt where nobody says otherwise."""
 AUTO_DRAFT_STEPS = (1, 2, 4, 8, 16, 32)
 """Drafts that a call may carry when their number is chosen call by call."""
 CPU_AUTO_DRAFT_STEPS = (1, 4)
 """The same on a CPU, which is busy with four: more never took less time in any
 measurement, and every size is seconds of compiling."""
-DraftSteps = int | tuple[int, ...] | Literal["auto"]
 DEFAULT_DRAFT_STEPS = 8
 """Drafts of a call where one program must serve all."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """A program, and how many of its drafts may be used (`cap`; 1 is the plain policy).
+    """What `generate` and `stream` decode with, beside the parameters and the prompts.
 
-    max_new_tokens: positions that may be decoded after the prompt. numerics: in force;
-    "exact" where "guarded" was asked for and the policy cannot tell how sure it is.
+    Attributes:
+        spec: The functions and sizes that programs are compiled from.
+        max_num_drafts: How many of a call's drafts may be used; 1 is the plain policy.
+        max_new_tokens: Positions that may be decoded after the prompt.
+        max_positions: Positions that the model allows in all.
+        numerics: In force: "exact" where "guarded" was set and the policy cannot tell
+            how certain its choice is.
     """
 
     spec: DecodeSpec
@@ -48,159 +60,276 @@ class Decoder:
     max_positions: int
     numerics: str
 
+    @classmethod
+    def from_config(
+        cls,
+        model_config: ModelConfig,
+        config: DecodeConfig,
+        *,
+        tables: Mapping[str, TreeTable] | None = None,
+    ) -> "Decoder":
+        """A decoder of a configuration; see `make_decoder`.
+
+        Args:
+            model_config: The model, such as `model.config`.
+            config: What decides the decode.
+            tables: The model's draft trees, such as `model.tables`.
+
+        Returns:
+            The decoder.
+
+        Raises:
+            ValueError: The configuration does not fit the model.
+        """
+        return make_decoder(model_config, config, tables=tables)
+
+    def undrafted(self) -> "Decoder":
+        """The same compiled program with one draft a call, the policy's own state."""
+        return dataclasses.replace(self, max_num_drafts=1)
+
 
 def static(
-    config: ModelConfig, *, tokens_per_step: int = 1, slots: int = 1, **common
+    config: ModelConfig, *, tokens_per_step: int = 1, slots: int = 1, **common: Any
 ) -> Decoder:
     """The most confident tokens first, `tokens_per_step` a step, without drafts.
 
-    slots: compile the program of `freedave(..., draft_steps=slots)` and use one draft
-    of it. Under `exact` numerics the two then agree bit for bit; 1 is fastest.
-    Common settings and errors: see `freedave`.
+    Args:
+        config: The model.
+        tokens_per_step: Tokens that a step commits.
+        slots: Compile the program of `freedave(..., draft_steps=slots)` and use one
+            draft of it. Under exact numerics the two then agree bit for bit; 1 is
+            fastest.
+        **common: Further fields of `DecodeConfig`, as for `freedave`.
+
+    Returns:
+        The decoder.
+
+    Raises:
+        ValueError: A setting is unknown or out of range.
 
     Example:
         decoder = static(model.config, max_new_tokens=64)
     """
-    return build_decoder(config, policies.static(tokens_per_step), slots, 1, **common)
+    policy = policies.static(tokens_per_step)
+    return freedave(config, policy, draft_steps=slots, **common).undrafted()
 
 
 def left_to_right(
-    config: ModelConfig, *, tokens_per_step: int = 1, slots: int = 1, **common
+    config: ModelConfig, *, tokens_per_step: int = 1, slots: int = 1, **common: Any
 ) -> Decoder:
-    """The leftmost tokens first, without drafts; settings as `static`."""
+    """The leftmost tokens first, without drafts.
+
+    Args:
+        config: The model.
+        tokens_per_step: Tokens that a step commits.
+        slots: As for `static`.
+        **common: Further fields of `DecodeConfig`, as for `freedave`.
+
+    Returns:
+        The decoder.
+
+    Raises:
+        ValueError: A setting is unknown or out of range.
+    """
     policy = policies.left_to_right(tokens_per_step)
-    return build_decoder(config, policy, slots, 1, **common)
+    return freedave(config, policy, draft_steps=slots, **common).undrafted()
 
 
 def threshold(
-    config: ModelConfig, *, threshold: float = 0.9, slots: int = 1, **common
+    config: ModelConfig, *, threshold: float = 0.9, slots: int = 1, **common: Any
 ) -> Decoder:
-    """Every token at least as sure as `threshold` at once, without drafts.
+    """Every token at least as likely as `threshold` at once, without drafts.
 
-    Settings as `static`. Not the same text as `static`: fewer steps, less care.
+    Not the same text as `static`: fewer steps, less care.
+
+    Args:
+        config: The model.
+        threshold: The probability, 0 to 1.
+        slots: As for `static`.
+        **common: Further fields of `DecodeConfig`, as for `freedave`.
+
+    Returns:
+        The decoder.
+
+    Raises:
+        ValueError: A setting is unknown or out of range.
     """
-    return build_decoder(config, policies.threshold(threshold), slots, 1, **common)
+    policy = policies.threshold(threshold)
+    return freedave(config, policy, draft_steps=slots, **common).undrafted()
 
 
 def freedave(
     config: ModelConfig,
-    policy: Policy | None = None,
+    policy: Policy | str | None = None,
     *,
     draft_steps: DraftSteps = "auto",
-    **common,
+    network: ModelFns | None = None,
+    **common: Any,
 ) -> Decoder:
-    """The text of `policy` (by default `policies.static(1)`), in fewer network calls.
+    """The text of a policy in fewer calls of the model, by drafts that it verifies.
 
-    draft_steps: states evaluated per call, 1 to 32; or several such numbers, among
-    which each call's is chosen by what calls take and how drafts fare; "auto": `SIZES`,
-    on a CPU `CPU_SIZES` (under exact numerics, where all calls are alike, 8). Others:
-    max_new_tokens (256), block_length (the model's), cache (full-attention models:
-    "dual", "prefix" or "none"), guidance (0: off; full attention), never (ids that are
-    never predicted), temperature (0), top_k (0: off), top_p (1: off), numerics
-    ("guarded", "exact" or "fast"), draft (`draft.nested`), lossy (take a policy that
-    speculates with the text itself, such as `policies.lopa`), network (for tests: a
-    stand-in for the model's).
-    Raises ValueError, naming the value, for a setting out of range.
+    Args:
+        config: The model.
+        policy: What a step commits, or its name; None: `policies.static(1)`.
+        draft_steps: As in `DecodeConfig`. "auto" chooses among `AUTO_DRAFT_STEPS`, on a
+            CPU `CPU_AUTO_DRAFT_STEPS`; under exact numerics, where all calls are alike,
+            it is 8.
+        network: A stand-in for the model's functions, for tests.
+        **common: Further fields of `DecodeConfig`: max_new_tokens, block_length, cache,
+            guidance, temperature, top_k, top_p, numerics, draft, lossy, suppressed_ids
+            and so on.
+
+    Returns:
+        The decoder.
+
+    Raises:
+        ValueError: A setting is unknown or out of range, in one line.
+
     Source: FreeDave, arXiv 2510.00294, Algorithm 2; with a threshold policy, its
     FreeDave++ under exact match.
 
     Example:
         decoder = freedave(model.config, policies.threshold(0.9), draft_steps=8)
     """
-    chosen = policies.static(1) if policy is None else policy
-    return build_decoder(config, chosen, draft_steps, MAX_DRAFT_STEPS, **common)
+    fields = {"policy": policy, "draft_steps": draft_steps, **common}
+    return make_decoder(config, DecodeConfig.from_dict(fields), network=network)
 
 
-def build_decoder(
-    config: ModelConfig,
-    policy: Policy,
-    slots: DraftSteps,
-    cap: int,
+def make_decoder(
+    model_config: ModelConfig,
+    config: DecodeConfig,
     *,
-    max_new_tokens: int = 256,
-    block_length: int | None = None,
-    cache: str | None = None,
-    guidance: float = 0.0,
-    never: tuple[int, ...] = (),
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    numerics: str = "guarded",
-    draft: DraftFn = nested,
-    lossy: bool = False,
+    tables: Mapping[str, TreeTable] | None = None,
+    has_draft_text: bool = False,
     network: ModelFns | None = None,
 ) -> Decoder:
-    """A decoder from its parts; see `freedave` for the settings."""
-    _check_settings(
-        config, policy, slots, max_new_tokens, numerics, guidance, lossy, draft
+    """A decoder of a configuration.
+
+    Args:
+        model_config: The model, such as `model.config`.
+        config: What decides the decode.
+        tables: The model's draft trees, such as `model.tables`; None: it has none.
+        has_draft_text: Prompts come with texts that their answers may look like
+            (`draft_text` of `generate`), which the draft function must then read.
+        network: A stand-in for the model's functions, for tests.
+
+    Returns:
+        The decoder. Equal parts share one spec, which owns their compiled programs.
+
+    Raises:
+        ValueError: The configuration does not fit the model, or its policy or draft
+            function is unknown or none.
+
+    Example:
+        config = DecodeConfig(max_new_tokens=64)
+        decoder = make_decoder(model.config, config, tables=model.tables)
+    """
+    policy = config.make_policy()
+    if config.stop_last:
+        policy = policies.demote(policy, model_config.stop_ids)
+    check_policy(policy)
+    _check_hashable("policy", policy)
+    request = DraftRequest(
+        config=model_config,
+        policy=policy,
+        tables=tables or {},
+        block_length=config.block_length,
+        cache=config.cache,
+        temperature=config.temperature,
+        has_draft_text=has_draft_text,
     )
-    length = config.block_length if block_length is None else block_length
-    sampling = SamplingConfig(temperature, top_k, top_p)
-    can_tell = policy.is_certain is not None and not (sampling.filtered or guidance)
+    draft = make_draft(config.draft, request)
+    _check_hashable("draft", draft)
+    drafted = _assemble(model_config, config, policy, draft, network)
+    if config.method == "freedave":
+        return drafted
+    if drafted.numerics == "exact":
+        # The program that freedave would run, so that both read the same bits.
+        return drafted.undrafted()
+    single = dataclasses.replace(config, draft_steps=1)
+    return _assemble(model_config, single, policy, draft, network)
+
+
+def _assemble(
+    model_config: ModelConfig,
+    config: DecodeConfig,
+    policy: Policy,
+    draft: DraftFn,
+    network: ModelFns | None,
+) -> Decoder:
+    """The decoder of a policy and a draft function, all drafts in use."""
+    _check_fit(model_config, config, policy)
+    length = config.block_length
+    length = model_config.block_length if length is None else length
+    room = config.max_new_tokens
+    room = MAX_NEW_TOKENS if room is None else room
+    numerics = config.numerics
+    can_tell = policy.is_certain is not None
+    can_tell &= not (config.sampling.filtered or config.guidance)
     can_tell &= network is None or network.recheck is not None
     if numerics == "guarded" and not can_tell:
         numerics = "exact"
-    sizes = draft_step_choices(slots, numerics)
-    shape = decode_layout(config, length, cache, sizes[-1], max_new_tokens)
-    if shape.first_alone:
+    draft_steps = draft_step_choices(config.draft_steps, numerics)
+    layout = decode_layout(model_config, length, config.cache, draft_steps[-1], room)
+    if layout.first_alone:
         policy = policies.first_alone(policy)
-    draft = as_draft_fn(draft)
-    changes = guidance, tuple(sorted(never))
+    suppressed_ids = {*config.suppressed_ids}
+    suppressed_ids |= {*model_config.stop_ids} if config.no_stop else set()
     spec = _decode_spec(
-        config, policy, sizes, shape, sampling, numerics, changes, draft, network
+        config=model_config,
+        policy=policy,
+        draft_steps=draft_steps,
+        layout=layout,
+        sampling=config.sampling,
+        numerics=numerics,
+        guidance=config.guidance,
+        suppressed_ids=tuple(sorted(suppressed_ids)),
+        draft=draft,
+        network=network,
     )
-    cap = min(cap, sizes[-1])
-    return Decoder(spec, cap, max_new_tokens, config.max_positions, numerics)
+    return Decoder(
+        spec=spec,
+        max_num_drafts=draft_steps[-1],
+        max_new_tokens=room,
+        max_positions=model_config.max_positions,
+        numerics=numerics,
+    )
 
 
-def _check_settings(
-    config, policy: Policy, slots, room: int, numerics, guidance: float, lossy, draft
-) -> None:
-    """Raise ValueError for settings out of range that nothing else looks at."""
-    sizes = draft_step_choices(slots, numerics)
-    if not sizes or sizes != tuple(sorted(set(sizes))):
+def _check_hashable(what: str, value: Any) -> None:
+    try:
+        hash(value)
+    except TypeError as error:
         raise ValueError(
-            f"draft_steps={slots} must ascend; e.g. (1, 4, 8), or say 'auto'"
-        )
-    if not (1 <= sizes[0] and sizes[-1] <= MAX_DRAFT_STEPS):
-        raise ValueError(
-            f"draft_steps={slots} must be in 1..{MAX_DRAFT_STEPS}, or 'auto'"
-        )
-    if len(sizes) > 1 and numerics == "exact":
-        raise ValueError(
-            f"draft_steps={slots} needs programs that exact numerics tell apart; give "
-            "one number, or use guarded numerics"
-        )
-    if room < 1:
-        raise ValueError(f"max_new_tokens={room} must be at least 1")
-    if numerics not in NUMERICS:
-        raise ValueError(
-            f"numerics={numerics!r} is unknown; use one of {', '.join(NUMERICS)}"
-        )
-    for what, value in (("policy", policy), ("draft", draft)):
-        try:
-            hash(value)
-        except TypeError as error:
-            raise ValueError(
-                f"{what}={value!r} cannot be hashed ({error}), and compiled programs "
-                "are found by it; make it of functions and frozen dataclasses"
-            ) from None
-    if not (policy.lossless or lossy):
+            f"{what}={value!r} cannot be hashed ({error}), and compiled programs "
+            "are found by it; make it of functions and frozen dataclasses"
+        ) from None
+
+
+def _check_fit(model_config: ModelConfig, config: DecodeConfig, policy: Policy) -> None:
+    """Raise ValueError for settings that this model or policy does not allow."""
+    if not (policy.lossless or config.lossy):
         raise ValueError(
             f"policy {policy.name} speculates with the text and does not verify; "
             "choose another, or say lossy=True (--lossy)"
         )
-    if guidance and config.attention != "full":
+    if config.guidance and model_config.attention != "full":
         raise ValueError(
-            f"guidance={guidance} needs full attention, and {config.name!r} is "
-            "block-causal; leave it out"
+            f"guidance={config.guidance} needs full attention, and "
+            f"{model_config.name!r} is block-causal; leave it out"
         )
-    if not guidance >= 0:
-        raise ValueError(f"guidance={guidance} must be 0 (off) or more")
 
 
 def draft_step_choices(draft_steps: DraftSteps, numerics: str) -> tuple[int, ...]:
-    """How many drafts a call may carry."""
+    """How many drafts a call may carry.
+
+    Args:
+        draft_steps: As in `DecodeConfig`.
+        numerics: The numerics in force.
+
+    Returns:
+        The numbers, ascending.
+    """
     if draft_steps == "auto":
         many = CPU_AUTO_DRAFT_STEPS if on_cpu() else AUTO_DRAFT_STEPS
         return (DEFAULT_DRAFT_STEPS,) if numerics == "exact" else many
@@ -211,26 +340,39 @@ def draft_step_choices(draft_steps: DraftSteps, numerics: str) -> tuple[int, ...
 # a draft function is its functions, never its name (two may be named alike).
 @functools.lru_cache(maxsize=64)
 def _decode_spec(
-    config, policy, sizes, shape, sampling, numerics, changes, draft, network
+    config: ModelConfig,
+    policy: Policy,
+    draft_steps: tuple[int, ...],
+    layout: DecodeLayout,
+    sampling: SamplingConfig,
+    numerics: str,
+    guidance: float,
+    suppressed_ids: tuple[int, ...],
+    draft: DraftFn,
+    network: ModelFns | None,
 ) -> DecodeSpec:
-    guidance, never = changes
-    layout = shape.layout
-    positions = config.max_positions + 2 * layout.window_length + FAST_CHUNK
-    make = shape.make_model
+    """The spec of all that is compiled, one object for equal parts."""
+    window = layout.layout
+    make_model = layout.make_model
     if policy.shadow:
-        make = with_shadow_masks(make, layout.block_length)
-    model = network or make(config, numerics=numerics, positions=positions)
-    model = with_guidance(model, guidance, config.mask_id) if guidance else model
-    model = with_suppressed_ids(model, never) if never else model
-    model = with_drafted_params(model) if draft.takes_params else model
+        make_model = with_shadow_masks(make_model, window.block_length)
+    # The last chunk of a fast prefill may reach past the longest canvas.
+    positions = config.max_positions + 2 * window.window_length + FAST_CHUNK
+    model = network or make_model(config, numerics=numerics, positions=positions)
+    if guidance:
+        model = with_guidance(model, guidance, config.mask_id)
+    if suppressed_ids:
+        model = with_suppressed_ids(model, suppressed_ids)
+    if draft.takes_params:
+        model = with_drafted_params(model)
     return DecodeSpec(
         model=model,
-        layout=layout,
+        layout=window,
         policy=policy,
         draft=draft,
         sampling=sampling,
-        draft_steps=sizes,
-        num_drafts=sizes[-1],
+        draft_steps=draft_steps,
+        num_drafts=draft_steps[-1],
         exact=numerics == "exact",
         guarded=numerics == "guarded",
     )

@@ -1,22 +1,31 @@
-"""What a decode returns, on the host."""
+"""What a decode returns, on the host: counts of calls, completions, and their text."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from jaxdave.core.state import RowState, Stats
 
+_SHOWN_IDS = 8
+"""Token ids that are printed of a completion."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Nfe:
-    """Network calls by kind, however many drafts each carried.
+    """Calls of the model by kind, however many drafts each carried.
 
     Of a batch under guarded numerics they may differ a little from one run to the next,
     as rows are computed in other shapes when others have ended; texts never do.
 
-    This engine never needs a commit call, nor a refresh for block-causal models;
-    recheck calls decide what was too close to call under guarded numerics.
+    Attributes:
+        prefill: Calls that read the prompt, 1.
+        verify: Calls that evaluated drafts.
+        commit: Calls that only filled the cache; this engine needs none.
+        refresh: Calls that began a block of a full-attention model.
+        recheck: Calls that decided what was too close under guarded numerics.
     """
 
     prefill: int
@@ -27,26 +36,36 @@ class Nfe:
 
     @property
     def total(self) -> int:
+        """All calls."""
         return self.prefill + self.verify + self.commit + self.refresh + self.recheck
 
     def counts(self) -> dict[str, int]:
         """All kinds by name, and their total."""
         return {**dataclasses.asdict(self), "total": self.total}
 
+    def __str__(self) -> str:
+        return f"{self.total} calls"
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One request's answer.
 
-    token_ids: up to and not including the first end token. finish_reason: "stop" when
-    an end token was reached, "length" when the room was used up. valid_tokens: how many
-    of `token_ids` are text. reference_nfe: what the public static loop would have spent
-    on the same path: for block-causal models one prefill, one call per policy step and
-    one commit per block; for full attention one call per policy step.
-    accepted: policy steps that each later call confirmed. committed_at: the call that
-    made each of `token_ids` known (0: the prefill). steps: policy steps in all. sizes:
-    verify calls by the sizes of `Program.sizes`. decoded_tokens: all positions that
-    calls have made known, the end token and what lies behind it included.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Completion:
+    """One request's answer in token ids, and what it took.
+
+    Attributes:
+        token_ids: The answer, up to and not including the first end token.
+        finish_reason: "stop" when an end token was reached, "length" when
+            `max_new_tokens` were decoded.
+        valid_tokens: How many of `token_ids` are text.
+        nfe: Calls of the model by kind.
+        reference_nfe: What the public static loop would have spent on the same path:
+            for block-causal models one prefill, one call per policy step and one commit
+            per block; for full attention one call per policy step.
+        accepted: Policy steps that each call after the prefill confirmed.
+        committed_at: The call that made each of `token_ids` known (0: the prefill).
+        steps: Policy steps in all.
+        sizes: Verify calls by the draft lengths that the spec allows.
+        decoded_tokens: All positions that calls have made known, the end token and what
+            lies behind it included.
     """
 
     token_ids: tuple[int, ...]
@@ -60,19 +79,148 @@ class Row:
     sizes: tuple[int, ...] = ()
     decoded_tokens: int = 0
 
+    @property
+    def tokens_per_call(self) -> float:
+        """Tokens of text for each call of the model."""
+        return self.valid_tokens / self.nfe.total
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON values, under the names of `jaxdave generate --json`."""
+        return {
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "valid_tokens": self.valid_tokens,
+            "nfe": self.nfe.counts(),
+            "reference_nfe": self.reference_nfe,
+            "tokens_per_nfe": self.tokens_per_call,
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict())
+
+    def __str__(self) -> str:
+        ids = ", ".join(map(str, self.token_ids[:_SHOWN_IDS]))
+        more = ", ..." if len(self.token_ids) > _SHOWN_IDS else ""
+        return f"[{ids}{more}] ({_summary(self)})"
+
+    def __repr__(self) -> str:
+        return f"Completion({self})"
+
+
+def _summary(completion: Completion) -> str:
+    return (
+        f"{completion.nfe.total} calls, {completion.valid_tokens} tokens, "
+        f"{completion.tokens_per_call:.2f} tokens/call, {completion.finish_reason}"
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The rows in the order of their prompts; seconds of work and of compilation."""
+    """What a batch of prompts was decoded to.
 
-    rows: tuple[Row, ...]
+    Attributes:
+        completions: In the order of the prompts.
+        seconds: Of the whole batch, without compilation.
+        compile_seconds: Spent on compiling and measuring just now.
+    """
+
+    completions: tuple[Completion, ...]
     seconds: float
     compile_seconds: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """The batch as JSON values."""
+        return {
+            "completions": [one.to_dict() for one in self.completions],
+            "seconds": self.seconds,
+            "compile_seconds": self.compile_seconds,
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict())
+
+    def __str__(self) -> str:
+        lines = [f"[{row}] {one}" for row, one in enumerate(self.completions)]
+        return "\n".join([*lines, f"{self.seconds:.2f} s"])
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class TextCompletion:
+    """One request's answer as text. Two are equal when text, ids and end are.
+
+    Attributes:
+        text: The answer, special tokens left out.
+        token_ids: The answer's ids.
+        finish_reason: As in `Completion`.
+        completion: What it took.
+        request: Keys the noise of this answer at a temperature.
+        seconds: Of the whole batch that it was decoded in, without compilation.
+        compile_seconds: Spent on compiling and measuring for that batch.
+        batch_rows: Prompts that were decoded together.
+        settings: How it was decoded, under the names of `jaxdave generate --json`.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+    completion: Completion = dataclasses.field(compare=False)
+    request: int = dataclasses.field(default=0, compare=False)
+    seconds: float = dataclasses.field(default=0.0, compare=False)
+    compile_seconds: float = dataclasses.field(default=0.0, compare=False)
+    batch_rows: int = dataclasses.field(default=1, compare=False)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    @property
+    def nfe(self) -> Nfe:
+        """Calls of the model by kind."""
+        return self.completion.nfe
+
+    @property
+    def valid_tokens(self) -> int:
+        """Tokens of the text."""
+        return self.completion.valid_tokens
+
+    @property
+    def tokens_per_call(self) -> float:
+        """Tokens of text for each call of the model."""
+        return self.completion.tokens_per_call
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON values, under the names of `jaxdave generate --json`."""
+        rate = self.valid_tokens / self.seconds if self.seconds else 0.0
+        fields = self.completion.to_dict()
+        tokens_per_nfe = fields.pop("tokens_per_nfe")
+        return {
+            "index": self.request,
+            "text": self.text,
+            **fields,
+            "seconds": self.seconds,
+            "compile_seconds": self.compile_seconds,
+            "tokens_per_nfe": tokens_per_nfe,
+            "tokens_per_second": rate,
+            **self.settings,
+            "batch_rows": self.batch_rows,
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+    def __str__(self) -> str:
+        return f"{self.text}\n({_summary(self.completion)})"
+
+    def __repr__(self) -> str:
+        return f"TextCompletion({self.text!r}, {_summary(self.completion)})"
+
 
 class HostRows(NamedTuple):
-    """What is read of rows, [B, ...]: half of their arrays, as fetching one takes some
-    50 us whatever its size."""
+    """The arrays of rows that results are read from, [B, ...].
+
+    They are half of all, as fetching one from the device takes some 50 us whatever its
+    size. Attributes as in `RowState`.
+    """
 
     tokens_T: Any
     begin: Any
@@ -83,7 +231,14 @@ class HostRows(NamedTuple):
 
 
 def host_fields(rows: RowState) -> HostRows:
-    """What is read of rows."""
+    """The arrays that results are read from, still on the device.
+
+    Args:
+        rows: Rows of a decode.
+
+    Returns:
+        Those of their arrays.
+    """
     return HostRows(*(getattr(rows, name) for name in HostRows._fields))
 
 
@@ -94,11 +249,18 @@ def read_rows(
     mask_id: int,
     stop_ids: tuple[int, ...],
     commits: bool,
-) -> tuple[Row, ...]:
-    """The finished rows, from the host.
+) -> tuple[Completion, ...]:
+    """The completions of finished rows.
 
-    length: the block length. commits: whether the public loop spends calls on a prefill
-    and on commits.
+    Args:
+        rows: The rows, on the host.
+        length: The block length.
+        mask_id: The id of a masked position.
+        stop_ids: The ids that end an answer.
+        commits: The public loop spends calls on a prefill and on commits.
+
+    Returns:
+        A completion for every row.
     """
     return tuple(
         _read_row(rows, index, length, mask_id, stop_ids, commits)
@@ -106,30 +268,52 @@ def read_rows(
     )
 
 
-def answer_end(tokens, begin: int, end: int, mask_id: int, stop_ids) -> tuple[int, int]:
-    """(after the last token of the answer, after the last committed without a gap)."""
+def answer_end(
+    tokens: np.ndarray, begin: int, end: int, mask_id: int, stop_ids: tuple[int, ...]
+) -> tuple[int, int]:
+    """Where a row's answer ends.
+
+    Args:
+        tokens: Token ids of the row, [T].
+        begin: The first position after the prompt.
+        end: After the last position that may be decoded.
+        mask_id: The id of a masked position.
+        stop_ids: The ids that end an answer.
+
+    Returns:
+        (the position after the last token of the answer, the position after the last
+        token that has no masked position before it).
+    """
     generated = tokens[begin:end]
     masked = np.flatnonzero(generated == mask_id)
-    solid = int(masked[0]) if len(masked) else len(generated)
-    stops = np.flatnonzero(np.isin(generated[:solid], stop_ids))
-    return begin + (int(stops[0]) if len(stops) else solid), begin + solid
+    known = int(masked[0]) if len(masked) else len(generated)
+    stops = np.flatnonzero(np.isin(generated[:known], stop_ids))
+    return begin + (int(stops[0]) if len(stops) else known), begin + known
 
 
-def _read_row(rows, index: int, length: int, mask_id, stop_ids, commits: bool) -> Row:
+def _read_row(
+    rows: HostRows,
+    index: int,
+    length: int,
+    mask_id: int,
+    stop_ids: tuple[int, ...],
+    commits: bool,
+) -> Completion:
     tokens, call = rows.tokens_T[index], rows.stats.call_T[index]
     begin, end = int(rows.begin[index]), int(rows.end[index])
-    last, solid = answer_end(tokens, begin, end, mask_id, stop_ids)
+    last, known = answer_end(tokens, begin, end, mask_id, stop_ids)
     stats = rows.stats
     verify, refresh, recheck = (
         int(part[index]) for part in (stats.verify, stats.refresh, stats.recheck)
     )
     steps = int(rows.n[index])
-    touched = np.flatnonzero(call[begin:end] >= 0)
-    blocks = (begin + int(touched[-1])) // length - begin // length + 1
+    # The public loop commits every block that holds a decoded position.
+    decoded = np.flatnonzero(call[begin:end] >= 0)
+    blocks = (begin + int(decoded[-1])) // length - begin // length + 1
     ids = tuple(int(t) for t in tokens[begin:last])
-    return Row(
+    return Completion(
         token_ids=ids,
-        finish_reason="stop" if last < solid else "length",
+        finish_reason="stop" if last < known else "length",
         valid_tokens=len(ids),
         nfe=Nfe(prefill=1, verify=verify, refresh=refresh, recheck=recheck),
         reference_nfe=steps + (1 + blocks) * commits,
@@ -139,5 +323,5 @@ def _read_row(rows, index: int, length: int, mask_id, stop_ids, commits: bool) -
         sizes=tuple(int(count) for count in stats.size_Z[index]),
         committed_at=tuple(int(c) for c in call[begin:last]),
         steps=steps,
-        decoded_tokens=len(touched),
+        decoded_tokens=len(decoded),
     )

@@ -1,7 +1,9 @@
-"""The network of a block-causal model, whose cache is exact.
+"""Block-causal models (SDAR, TraDo, Fast-dLLM v2), whose KV cache is exact.
 
-The output at a block depends on nothing to its right. So a call evaluates every
-distinct state of a block once (`block_states`), however many drafts go through it.
+The output at a block depends on nothing to its right. So the keys and values of a
+committed block never change, and a call need not evaluate whole windows: it evaluates
+each distinct state of a block once (`BlockStates`), however many drafts pass through
+it, as in tree attention.
 """
 
 import functools
@@ -9,130 +11,182 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import ModelConfig
-from jaxdave.core.model_api import BlockStates, KVCache, ModelFns
+from jaxdave.core.config import ModelConfig, Numerics
+from jaxdave.core.model_api import (
+    BlockStates,
+    EvaluateBlocksFn,
+    KVCache,
+    ModelFns,
+    PrefillFn,
+)
 from jaxdave.models.attention import TILE, block_causal_mask
 from jaxdave.models.decode_model import (
     AttentionContext,
     DecodeModel,
     ExtraBranch,
-    NumericsName,
     draft_and_trusted_models,
     no_extra_branch,
     window_cache,
 )
-from jaxdave.models.prefill import PrefillChunks, chunked_prefill, chunked_recheck
+from jaxdave.models.prefill import (
+    EmptyCacheFn,
+    PrefillChunks,
+    chunked_prefill,
+    chunked_recheck,
+)
 from jaxdave.runtime.platform import on_cpu
 
 CPU_CHUNK, FAST_CHUNK = 32, 512
-"""The most tokens per pass of a prefill, on a CPU and elsewhere."""
+"""The largest number of tokens per chunk of a prefill, on a CPU and elsewhere."""
 
 
 def block_causal_model(
     config: ModelConfig,
     *,
-    numerics: NumericsName = "exact",
+    numerics: Numerics | str = Numerics.EXACT,
     positions: int = 4096,
     block_length: int | None = None,
-    beside: ExtraBranch = no_extra_branch,
+    extra_branch: ExtraBranch = no_extra_branch,
 ) -> ModelFns:
-    """The network of a block-causal model.
+    """Build the functions by which the decode loop sees a block-causal model.
 
-    numerics: "exact" attends by tiles on the absolute grid, "fast" in two parts, and
-    "guarded" computes drafts either way and what it trusts as "exact" does.
-    positions: how many the rotation table covers. beside: what else a call evaluates;
-    it looks at whole windows, so there are no pieces then.
+    Args:
+        config: The model's shape.
+        numerics: "exact" attends by tiles on an absolute grid, "fast" in two parts;
+            "guarded" evaluates drafts as "fast" does, and as "exact" what it trusts.
+        positions: How many positions the rotation table covers.
+        block_length: Tokens of a block; None: the config's.
+        extra_branch: What else each call evaluates. It works on whole windows, so
+            there is no `evaluate_blocks`, and no recheck, with one.
+
+    Returns:
+        The record for the decode loop.
+
+    Example:
+        >>> from jaxdave.models.presets import preset
+        >>> model = block_causal_model(preset("sdar-1m"), numerics="guarded")
+        >>> model.recheck is not None
+        True
     """
-    model, trusted = draft_and_trusted_models(config, numerics, positions)
+    draft_model, trusted_model = draft_and_trusted_models(config, numerics, positions)
     length = block_length or config.block_length
-    see_from = lambda place_L: block_causal_mask(place_L[None], length)  # noqa: E731
 
-    def plain(model: DecodeModel, params, tokens_KL, start, end, cache: KVCache):
+    def mask_from(position_L):
+        return block_causal_mask(position_L[None], length)
+
+    def run_window(model: DecodeModel, params, tokens_KL, start, end, cache: KVCache):
         del end
         size = tokens_KL.shape[1]
-        see = see_from(start + jnp.arange(size, dtype=jnp.int32))
-        return model.window(params, tokens_KL, start, cache, see, start + size)
+        mask_fn = mask_from(start + jnp.arange(size, dtype=jnp.int32))
+        return model.evaluate_window(
+            params, tokens_KL, start, cache, mask_fn, start + size
+        )
 
     def forward(params, tokens_KL, start, end, cache: KVCache):
-        hidden, kv = plain(model, params, tokens_KL, start, end, cache)
-        seen = AttentionContext(start, cache, kv, see_from, start + tokens_KL.shape[1])
-        return beside(model, params, model.align(hidden), seen), kv
+        hidden, kv = run_window(draft_model, params, tokens_KL, start, end, cache)
+        keys_end = start + tokens_KL.shape[1]
+        context = AttentionContext(start, cache, kv, mask_from, keys_end)
+        return extra_branch(draft_model, params, draft_model.align(hidden), context), kv
 
     def chunks_of(model: DecodeModel) -> PrefillChunks:
-        forward = functools.partial(plain, model)
-        size = TILE if model.exact else _fast_chunk(length)
-        return PrefillChunks(forward, size, model.vector, model.align)
+        return PrefillChunks(
+            forward=functools.partial(run_window, model),
+            size=TILE if model.exact else _fast_chunk(length),
+            hidden_struct=model.hidden_struct,
+            align=model.align,
+        )
 
-    def prime_of(model: DecodeModel):
+    def prefill_of(model: DecodeModel) -> PrefillFn:
         chunked = chunked_prefill(chunks_of(model), _empty_cache_fn(model))
 
-        def prefill(params, tokens_T, begin, start, end, window: int, prompt: int):
-            hidden, cache = chunked(params, tokens_T, begin, start, end, window, prompt)
-            held = window_cache(cache, start, window)
-            seen = AttentionContext(start, cache, held, see_from, start + window)
-            return beside(model, params, hidden[None], seen)[0], cache
+        def prefill(
+            params, tokens_T, begin, start, end, window_length: int, prompt_length: int
+        ):
+            hidden, cache = chunked(
+                params, tokens_T, begin, start, end, window_length, prompt_length
+            )
+            window = window_cache(cache, start, window_length)
+            keys_end = start + window_length
+            context = AttentionContext(start, cache, window, mask_from, keys_end)
+            return extra_branch(model, params, hidden[None], context)[0], cache
 
         return prefill
 
-    prime = prime_of(trusted)
-    if beside is not no_extra_branch:
-        return model.network(forward, prime)
-    opening = prime_of(model) if numerics == "guarded" else None
-    pieces, recheck = (
-        _block_state_fn(model, length),
-        chunked_recheck(chunks_of(trusted)),
+    prefill = prefill_of(trusted_model)
+    if extra_branch is not no_extra_branch:
+        return draft_model.model_fns(forward, prefill)
+    is_guarded = numerics == Numerics.GUARDED
+    return draft_model.model_fns(
+        forward,
+        prefill,
+        evaluate_blocks=_evaluate_blocks_fn(draft_model, length),
+        recheck=chunked_recheck(chunks_of(trusted_model)),
+        fast_prefill=prefill_of(draft_model) if is_guarded else None,
     )
-    return model.network(forward, prime, pieces, recheck, opening)
 
 
 def _fast_chunk(length: int) -> int:
-    """Tokens per pass of a prefill where any shape will do; a CPU is busy with few.
+    """Tokens per chunk of a prefill where any shape will do.
 
-    length: of a block, which no pass may cut.
+    A CPU is busy with few. length: of a block, which no chunk may cut.
     """
     return max(length, CPU_CHUNK) if on_cpu() else FAST_CHUNK
 
 
-def _block_state_fn(model: DecodeModel, length: int):
-    """`Network.pieces` of a model: pieces are a batch axis that shares the cache."""
+def _evaluate_blocks_fn(model: DecodeModel, length: int) -> EvaluateBlocksFn:
+    """`ModelFns.evaluate_blocks`: block states are a batch axis that shares the cache.
 
-    def block_states(params, cut: BlockStates, start, end, cache: KVCache):
+    The keys that a block state sees in the window are those of its ancestors in the
+    same call, which are gathered by `chain_MJ` in every layer.
+    """
+
+    def evaluate_blocks(params, states: BlockStates, start, end, cache: KVCache):
         del end
         in_block_P = jnp.arange(length, dtype=jnp.int32)
-        place_MP = start + cut.block_M[:, None] * length + in_block_P[None]
-        see = block_causal_mask(place_MP[:, :1], length)
+        position_MP = start + states.block_M[:, None] * length + in_block_P[None]
+        # All queries of a block see the same keys: one mask row per state will do.
+        mask_fn = block_causal_mask(position_MP[:, :1], length)
 
         def window_of(part_MPGD):
-            seen = part_MPGD[cut.chain_MJ]
-            return seen.reshape(seen.shape[0], -1, *seen.shape[3:])
+            chain_MJPGD = part_MPGD[states.chain_MJ]
+            return chain_MJPGD.reshape(chain_MJPGD.shape[0], -1, *chain_MJPGD.shape[3:])
 
-        reach = start + cut.chain_MJ.shape[1] * length
-        hidden, kv = model.parts(
-            params, cut.tokens_MP, place_MP, start, cache, see, reach, window_of
+        hidden, kv = model.evaluate_parts(
+            params,
+            states.tokens_MP,
+            position_MP,
+            start,
+            cache,
+            mask_fn,
+            keys_end=start + states.chain_MJ.shape[1] * length,
+            window_of=window_of,
         )
-        return _align_block_states(hidden, cut) if model.shift else hidden, kv
+        return _align_block_states(hidden, states) if model.shift else hidden, kv
 
-    return block_states
+    return evaluate_blocks
 
 
-def _align_block_states(hidden_MPE: jax.Array, cut: BlockStates) -> jax.Array:
+def _align_block_states(hidden_MPE: jax.Array, states: BlockStates) -> jax.Array:
     """Vectors at the positions that they predict, one to the right.
 
-    A piece's first position is told by the end of the piece before it; the window's
-    keeps its own (`prime.shifted`).
+    A block's first position is predicted by the end of the block state before it; in
+    the window's first block it keeps its own vector (as in `prefill.shift_right`).
     """
-    at_M = jnp.maximum(cut.block_M - 1, 0)
-    before_M = jnp.take_along_axis(cut.chain_MJ, at_M[:, None], axis=1)[:, 0]
-    told_ME = hidden_MPE[before_M, -1]
-    first_ME = jnp.where((cut.block_M > 0)[:, None], told_ME, hidden_MPE[:, 0])
+    block_before_M = jnp.maximum(states.block_M - 1, 0)
+    state_before_M = jnp.take_along_axis(
+        states.chain_MJ, block_before_M[:, None], axis=1
+    )[:, 0]
+    end_before_ME = hidden_MPE[state_before_M, -1]
+    has_before_M1 = (states.block_M > 0)[:, None]
+    first_ME = jnp.where(has_before_M1, end_before_ME, hidden_MPE[:, 0])
     return jnp.concatenate([first_ME[:, None], hidden_MPE[:, :-1]], axis=1)
 
 
-def _empty_cache_fn(model: DecodeModel):
-    def empty_cache(params, capacity: int):
+def _empty_cache_fn(model: DecodeModel) -> EmptyCacheFn:
+    def empty_cache(params, capacity: int) -> KVCache:
         c = model.config
         shape = (c.num_layers, capacity, c.kv_heads, c.head_dim)
-        empty = jnp.zeros(shape, model.vector(params).dtype)
+        empty = jnp.zeros(shape, model.hidden_struct(params).dtype)
         return KVCache(empty, empty)
 
     return empty_cache

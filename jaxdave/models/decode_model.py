@@ -1,19 +1,26 @@
-"""A `Network` for the decode loop, made from a config: pure functions of parameters.
+"""The transformer as the pure functions of its parameters that decoding needs.
 
-What networks of both kinds of attention share: `causal.py` has those of block-causal
-models, `full.py` those of full-attention ones.
+`DecodeModel` is what the two kinds of attention share; `block_causal` and
+`full_attention` build a `ModelFns` from it.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import ModelConfig
-from jaxdave.core.model_api import KVCache, ModelFns
+from jaxdave.core.config import ModelConfig, Numerics
+from jaxdave.core.model_api import (
+    EvaluateBlocksFn,
+    ForwardFn,
+    KVCache,
+    ModelFns,
+    PrefillFn,
+    RecheckFn,
+)
 from jaxdave.models.attention import (
     TILE,
     LayerCache,
@@ -30,46 +37,76 @@ from jaxdave.numerics.quantization import einsum_kernel
 from jaxdave.numerics.weight_layout import head_chunk
 from jaxdave.runtime.platform import on_cpu
 
-NumericsName = Literal["guarded", "exact", "fast"]
-
 
 class AttentionContext(NamedTuple):
-    """What a window has been evaluated with: all that something beside it can look at.
+    """What an evaluated window has attended to, for an `ExtraBranch` to attend to too.
 
-    start: the window's position; cache [N, T, ...], window [N, K, L, ...]: keys and
-    values of what lies outside it and in it; see_from(query places [L]) -> See; reach:
-    no key lies there or beyond.
+    Attributes:
+        start: The window's first position, int32 scalar.
+        cache: Keys and values of positions outside the window, [N, T, G, D].
+        window: Keys and values of the window, [N, K, L, G, D].
+        mask_from: Query positions int32 [L] -> the `MaskFn` of queries there.
+        keys_end: No query sees a key at this position or later, int32 scalar.
     """
 
     start: jax.Array
     cache: KVCache
     window: KVCache
-    see_from: Callable[[jax.Array], MaskFn]
-    reach: jax.Array
+    mask_from: Callable[[jax.Array], MaskFn]
+    keys_end: jax.Array
 
 
 ExtraBranch = Callable[["DecodeModel", Any, jax.Array, AttentionContext], jax.Array]
-"""(model, params, aligned hidden_KLE, what it has seen) -> vectors, maybe wider."""
+"""(model, params, aligned hidden_KLE, context) -> hidden vectors, possibly wider. It is
+called after every window, and may evaluate more positions against the same context."""
 
 
-def no_extra_branch(model: "DecodeModel", params, hidden_KLE, seen: AttentionContext):
-    """Nothing stands beside a window."""
-    del model, params, seen
+def no_extra_branch(
+    model: "DecodeModel", params, hidden_KLE, context: AttentionContext
+):
+    """The `ExtraBranch` that evaluates nothing.
+
+    Args:
+        model: Ignored.
+        params: Ignored.
+        hidden_KLE: Vectors of a window, [K, L, E].
+        context: Ignored.
+
+    Returns:
+        The same vectors.
+    """
+    del model, params, context
     return hidden_KLE
 
 
 class DecodeModel:
-    """A config's pure functions, shared by its networks.
+    """The pure functions of one config under one kind of numerics.
 
-    exact: everything is computed in shapes of its own. wide: activations are float32
-    whatever the weights are, as guarded numerics want them: differences between shapes
-    are then those of float32, a thousandth of what bfloat16 would round them to.
+    Attributes:
+        config: The model's shape.
+        exact: Whether every state is computed in one fixed shape.
+        dtype: Of activations; None: that of the weights.
+        attend: The attention function.
+        shift: How far to the right of its output a prediction stands: 0 or 1.
+        align: Moves vectors [..., L, E] to the positions that they predict.
+        head_chunk: Vocabulary ids per chunk of the head.
     """
 
     def __init__(self, config: ModelConfig, positions: int, *, exact, wide):
+        """Build the functions; nothing is compiled yet.
+
+        Args:
+            config: The model's shape.
+            positions: How many positions the rotation table covers.
+            exact: Compute every state in one fixed shape.
+            wide: Keep activations in float32 whatever the weights are, as guarded
+                numerics want them: results of different shapes then differ by float32
+                rounding, a thousandth of what bfloat16 would make of it.
+        """
         self.config, self.exact = config, exact
         self.dtype = jnp.float32 if wide else None
-        # On a CPU a fold over tiles is faster, as it ends where the keys do.
+        # On a CPU a fold over tiles is faster, as it ends where the keys do. On an
+        # accelerator one product over the whole capacity is.
         tile = TILE if on_cpu() else None
         attend = (
             tiled_attention
@@ -80,92 +117,231 @@ class DecodeModel:
         self.cos, self.sin = rope_table(config, positions)
         self.shift = int(config.logits_shift != "none")
         self.align = shift_right if self.shift else lambda hidden: hidden
-        self.chunk = head_chunk(config.vocab_rows)
+        self.head_chunk = head_chunk(config.vocab_rows)
 
-    def vector(self, params) -> jax.ShapeDtypeStruct:
-        """What is made of a position: a vector of this shape, K/V of this dtype."""
+    def hidden_struct(self, params) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one hidden vector; keys and values have the dtype too.
+
+        Args:
+            params: The parameters.
+
+        Returns:
+            A struct of shape [E].
+        """
         dtype = params["norm"]["scale"].dtype if self.dtype is None else self.dtype
         return jax.ShapeDtypeStruct((self.config.hidden,), dtype)
 
     @property
-    def layers(self) -> jax.Array:
-        """An index for every layer."""
+    def layer_indices(self) -> jax.Array:
+        """The indices of the layers, int32 [N], for a scan."""
         return jnp.arange(self.config.num_layers, dtype=jnp.int32)
 
-    def rope(self, place):
-        """Cosines and sines of positions."""
-        return jnp.asarray(self.cos)[place], jnp.asarray(self.sin)[place]
+    def rope(self, position):
+        """Cosines and sines of positions.
 
-    def window(self, params, tokens_KL, start, cache, see, reach):
-        """Hidden states [K, L, E] and K/V of a window that attends to a cache."""
-        place_L = start + jnp.arange(tokens_KL.shape[1], dtype=jnp.int32)
-        whole = lambda a: a  # noqa: E731
-        return self.parts(params, tokens_KL, place_L, start, cache, see, reach, whole)
+        Args:
+            position: int32 [...].
 
-    def parts(self, params, tokens, place, start, cache, see, reach, window_of):
-        """Hidden states [K, Q, E] and K/V of parts of a window, or of all of it.
-
-        tokens: [K, Q], at places [K or none, Q]; window_of: keys of the parts to those
-        of the window that each part sees [K, L, G, D].
+        Returns:
+            Two arrays [..., rotary_dim / 2].
         """
-        chex.assert_rank(tokens, 2)
+        return jnp.asarray(self.cos)[position], jnp.asarray(self.sin)[position]
 
-        def layer(index, q, k, v):
-            k, v, stored = window_of(k), window_of(v), LayerCache(cache, index)
-            return self.attend(q, k, v, stored, start, see, reach)
+    def evaluate_window(
+        self, params, tokens_KL, start, cache: KVCache, mask_fn: MaskFn, keys_end
+    ):
+        """Evaluate drafts of a whole window against a cache.
 
-        bound, rope = self.bind(params), self.rope(place)
-        hidden, kv = bound.hidden(tokens, rope, layer, self.layers, self.dtype)
+        Args:
+            params: The parameters.
+            tokens_KL: Tokens of the drafts, int32 [K, L].
+            start: The window's first position, int32 scalar.
+            cache: The row's cache, [N, T, G, D].
+            mask_fn: Which queries see which key positions.
+            keys_end: No query sees a key at this position or later.
+
+        Returns:
+            Hidden vectors [K, L, E], not aligned, and the window's keys and values
+            [N, K, L, G, D].
+        """
+        position_L = start + jnp.arange(tokens_KL.shape[1], dtype=jnp.int32)
+        return self.evaluate_parts(
+            params,
+            tokens_KL,
+            position_L,
+            start,
+            cache,
+            mask_fn,
+            keys_end,
+            window_of=lambda part: part,
+        )
+
+    def evaluate_parts(
+        self,
+        params,
+        tokens_KQ,
+        position_KQ,
+        start,
+        cache: KVCache,
+        mask_fn: MaskFn,
+        keys_end,
+        window_of: Callable[[jax.Array], jax.Array],
+    ):
+        """Evaluate parts of a window, which see other parts of it and a cache.
+
+        Args:
+            params: The parameters.
+            tokens_KQ: Tokens of the parts, int32 [K, Q].
+            position_KQ: Their positions, int32 [Q] or [K, Q].
+            start: The window's first position, int32 scalar.
+            cache: The row's cache, [N, T, G, D].
+            mask_fn: Which queries see which key positions.
+            keys_end: No query sees a key at this position or later.
+            window_of: Maps keys (or values) of all parts [K, Q, G, D] to those of the
+                window as each part sees it, [K, L, G, D].
+
+        Returns:
+            Hidden vectors [K, Q, E], not aligned, and the parts' keys and values
+            [N, K, Q, G, D].
+        """
+        chex.assert_rank(tokens_KQ, 2)
+
+        def attend(index, q, k, v):
+            k, v, layer_cache = window_of(k), window_of(v), LayerCache(cache, index)
+            return self.attend(q, k, v, layer_cache, start, mask_fn, keys_end)
+
+        bound, rope = self.bind(params), self.rope(position_KQ)
+        hidden, kv = bound.hidden(
+            tokens_KQ, rope, attend, self.layer_indices, self.dtype
+        )
         return hidden, KVCache(*kv)
 
-    def canvas(self, params, tokens_T, end):
-        """Aligned hidden states [T, E] and K/V of a whole canvas that sees itself."""
+    def evaluate_canvas(self, params, tokens_T, end):
+        """Evaluate a whole canvas that sees itself, without a cache.
+
+        Args:
+            params: The parameters.
+            tokens_T: Tokens of the canvas, int32 [T], T a multiple of `TILE`.
+            end: Keys at this position or later are not seen, int32 scalar.
+
+        Returns:
+            Aligned hidden vectors [T, E], and keys and values [N, T, G, D].
+        """
         tokens_CS = tokens_T.reshape(-1, TILE)
-        place_CS = jnp.arange(tokens_T.shape[0], dtype=jnp.int32).reshape(-1, TILE)
+        position_CS = jnp.arange(tokens_T.shape[0], dtype=jnp.int32).reshape(-1, TILE)
 
-        def attend(index, q, k, v, stored):
-            whole = LayerCache(jax.tree.map(lambda a: a[None], stored), 0)
-            return self.attend(q, k, v, whole, index * TILE, mask_before(end), end)
+        def attend(index, q, k, v, canvas_kv):
+            layer_cache = LayerCache(jax.tree.map(lambda a: a[None], canvas_kv), 0)
+            start, mask_fn = index * TILE, mask_before(end)
+            return self.attend(q, k, v, layer_cache, start, mask_fn, end)
 
+        # Exact: tiles one after another in one shape, so that a tile's bits do not
+        # depend on how many there are.
         over = jax.vmap if not self.exact else lambda f: lambda a: jax.lax.map(f, a)
         bound = self.bind(params)
-        rope = self.rope(place_CS)
+        rope = self.rope(position_CS)
         hidden, kv = bound.canvas(tokens_CS, rope, attend, over, self.dtype)
         return self.align(hidden), KVCache(*kv)
 
     def logits(self, params, hidden_RE, first):
-        """Float32 logits of one chunk of ids."""
+        """Logits of one chunk of the vocabulary (`ModelFns.logits`).
+
+        Args:
+            params: The parameters.
+            hidden_RE: Hidden vectors [R, E].
+            first: The chunk's first id, int32 scalar.
+
+        Returns:
+            float32 [R, head_chunk].
+        """
         table = self.bind(params).head_table()
-        return matmul(hidden_RE, table_chunk(table, first, self.chunk))
+        return matmul(hidden_RE, table_chunk(table, first, self.head_chunk))
 
     def logits_at(self, params, hidden_RE, ids_RM):
-        """Float32 logits of some ids of each row."""
+        """Logits of some ids of each row (`ModelFns.logits_at`).
+
+        Args:
+            params: The parameters.
+            hidden_RE: Hidden vectors [R, E].
+            ids_RM: int32 [R, M].
+
+        Returns:
+            float32 [R, M].
+        """
         rows_RME = gather_rows(self.bind(params).head_table(), ids_RM)
         return einsum_kernel("re,rme->rm", hidden_RE, rows_RME)
 
-    def network(
-        self, forward, prime, block_states=None, recheck=None, fast_prefill=None
+    def model_fns(
+        self,
+        forward: ForwardFn,
+        prefill: PrefillFn,
+        evaluate_blocks: EvaluateBlocksFn | None = None,
+        recheck: RecheckFn | None = None,
+        fast_prefill: PrefillFn | None = None,
     ) -> ModelFns:
-        """The network with this model's head."""
-        c = self.config
+        """Put functions together with this model's head.
+
+        Args:
+            forward: See `ModelFns`, as all others.
+            prefill: Evaluates a row from its tokens.
+            evaluate_blocks: Evaluates distinct states of blocks.
+            recheck: Evaluates the window in the trusted shape.
+            fast_prefill: The prefill in any shape.
+
+        Returns:
+            The record for the decode loop.
+        """
         return ModelFns(
-            forward, prime, self.logits, self.logits_at, c.vocab_rows, c.vocab_size,
-            c.banned_ids, self.chunk, block_states=block_states, recheck=recheck,
+            forward=forward,
+            prefill=prefill,
+            logits=self.logits,
+            logits_at=self.logits_at,
+            vocab_rows=self.config.vocab_rows,
+            vocab_size=self.config.vocab_size,
+            suppressed_ids=self.config.suppressed_ids,
+            head_chunk=self.head_chunk,
+            evaluate_blocks=evaluate_blocks,
+            recheck=recheck,
             fast_prefill=fast_prefill,
-        )  # fmt: skip
+        )
 
 
 def draft_and_trusted_models(
-    config: ModelConfig, numerics: NumericsName, positions: int
-):
-    """What drafts are evaluated with, and what makes caches and settles doubts."""
-    guarded = numerics == "guarded"
-    apart = DecodeModel(config, positions, exact=numerics != "fast", wide=guarded)
-    side_by_side = DecodeModel(config, positions, exact=False, wide=guarded)
-    return (apart if numerics == "exact" else side_by_side), apart
+    config: ModelConfig, numerics: Numerics | str, positions: int
+) -> tuple[DecodeModel, DecodeModel]:
+    """The model that evaluates drafts, and the one that guarded numerics trust.
+
+    Args:
+        config: The model's shape.
+        numerics: "guarded", "exact" or "fast".
+        positions: How many positions the rotation table covers.
+
+    Returns:
+        draft_model: Exact under "exact", else fast.
+        trusted_model: Fast under "fast", else exact: it makes caches and decides again
+            what was too close to call.
+    """
+    guarded = numerics == Numerics.GUARDED
+    trusted = DecodeModel(
+        config, positions, exact=numerics != Numerics.FAST, wide=guarded
+    )
+    fast = DecodeModel(config, positions, exact=False, wide=guarded)
+    return (trusted if numerics == Numerics.EXACT else fast), trusted
 
 
 def window_cache(cache: KVCache, start, size: int) -> KVCache:
-    """The keys and values [N, 1, L, ...] that a cache [N, T, ...] holds of a window."""
-    cut = lambda a: jax.lax.dynamic_slice_in_dim(a, start, size, axis=1)  # noqa: E731
-    return jax.tree.map(lambda a: cut(a)[:, None], cache)
+    """The keys and values that a cache holds of a window.
+
+    Args:
+        cache: A row's cache, [N, T, ...].
+        start: The window's first position, int32 scalar.
+        size: Its length L.
+
+    Returns:
+        Keys and values [N, 1, L, ...], with an axis of one draft.
+    """
+
+    def cut(a: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(a, start, size, axis=1)[:, None]
+
+    return jax.tree.map(cut, cache)

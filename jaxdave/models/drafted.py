@@ -26,6 +26,6 @@ def with_drafted_params(model: ModelFns) -> ModelFns:
 
         return call
 
-    names = ("forward", "prefill", "logits", "logits_at", "block_states", "recheck")
+    names = ("forward", "prefill", "logits", "logits_at", "evaluate_blocks", "recheck")
     names += ("fast_prefill",)
     return model._replace(**{name: unwrapped(getattr(model, name)) for name in names})

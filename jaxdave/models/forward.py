@@ -1,7 +1,7 @@
-"""A model over the whole canvas at once, without a cache: the plainest reading of it.
+"""A model over the whole canvas at once, without a cache: the plain definition of it.
 
-What converted weights are compared with, and what a full-attention model computes when
-nothing is frozen. Decoding of block-causal models goes through `network.py`.
+Converted weights are compared with it, and so are the decoding networks in tests. It is
+too slow to decode with: see `block_causal` and `full_attention`.
 """
 
 from collections.abc import Callable
@@ -16,23 +16,38 @@ from jaxdave.models.param_shapes import Binder
 from jaxdave.models.rope import rope_table
 
 ForwardLogitsFn = Callable[..., jax.Array]
+"""(params, tokens_BT, valid_BT=None) -> float32 array."""
 
 
 def forward(config: ModelConfig) -> ForwardLogitsFn:
-    """logits(params, tokens_BT, valid_BT=None) -> float32 [B, T, vocab_rows].
+    """Build the function from tokens to logits.
 
-    Row i holds the prediction of token i, whatever the model's `logits_shift`; see
-    `sources`. valid_BT: bool, False at the pads on a row's left, whose own logits mean
-    nothing. A row gives the same predictions with pads as without.
+    Args:
+        config: The model's shape.
+
+    Returns:
+        logits(params, tokens_BT, valid_BT=None) -> float32 [B, T, vocab_rows]. Row i
+        holds the prediction of token i, whatever the model's `logits_shift` (see
+        `source_columns`). valid_BT is bool and False at the pads on a row's left, whose
+        own logits mean nothing; a row gives the same predictions with pads as without.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxdave.models import transformer
+        >>> from jaxdave.models.presets import preset
+        >>> config = preset("sdar-1m", num_layers=1)
+        >>> params = transformer.init(config, seed=0)
+        >>> forward(config)(params, jnp.zeros((1, 8), jnp.int32)).shape
+        (1, 8, 832)
     """
     bind = Binder(config)
 
     def logits(params, tokens_BT, valid_BT=None):
-        place_BT = positions(tokens_BT, valid_BT)
+        position_BT = positions(tokens_BT, valid_BT)
         model = bind(params)
-        hidden, _ = model.hidden(tokens_BT, *_context(config, place_BT, valid_BT))
+        hidden, _ = model.hidden(tokens_BT, *_context(config, position_BT, valid_BT))
         if config.logits_shift != "none":
-            source_BT1 = source_columns(place_BT)[..., None]
+            source_BT1 = source_columns(position_BT)[..., None]
             hidden = jnp.take_along_axis(hidden, source_BT1, axis=1)
         return model.logits(hidden)
 
@@ -40,24 +55,38 @@ def forward(config: ModelConfig) -> ForwardLogitsFn:
 
 
 def layer_states(config: ModelConfig) -> ForwardLogitsFn:
-    """states(params, tokens_BT, valid_BT=None) -> [N + 1, B, T, hidden].
+    """Build the function from tokens to the hidden states of all layers.
 
-    The embedding, then every layer's output, the last one normed; never shifted.
+    Args:
+        config: The model's shape.
+
+    Returns:
+        states(params, tokens_BT, valid_BT=None) -> [N + 1, B, T, hidden]: the
+        embedding, then every layer's output, the last one normed; never shifted.
     """
     bind = Binder(config)
 
     def states(params, tokens_BT, valid_BT=None):
-        place_BT = positions(tokens_BT, valid_BT)
-        return bind(params).states(tokens_BT, *_context(config, place_BT, valid_BT))
+        position_BT = positions(tokens_BT, valid_BT)
+        context = _context(config, position_BT, valid_BT)
+        return bind(params).states(tokens_BT, *context)
 
     return states
 
 
 def positions(tokens_BT: jax.Array, valid_BT: jax.Array | None = None) -> jax.Array:
-    """The position of each token in its row, [B, T]: pads on the left count nothing.
+    """The position of each token in its row, not counting pads on the left.
 
-    Pads get position 1, as in Dream's sampler; no other token sees them. LLaDA's counts
-    columns instead, which rotation cannot tell apart: it only knows distances.
+    Pads get position 1, as in Dream's sampler; no other token sees them. LLaDA's
+    counts columns instead, which makes no difference to rotary embeddings: they only
+    depend on distances.
+
+    Args:
+        tokens_BT: int32 [B, T].
+        valid_BT: bool [B, T], False at pads; None: there are none.
+
+    Returns:
+        int32 [B, T].
     """
     chex.assert_rank(tokens_BT, 2)
     rows, columns = tokens_BT.shape
@@ -68,37 +97,53 @@ def positions(tokens_BT: jax.Array, valid_BT: jax.Array | None = None) -> jax.Ar
     return jnp.where(valid_BT, counted_BT, 1)
 
 
-def source_columns(place_BT: jax.Array) -> jax.Array:
-    """The column whose output predicts each token of a model that shifts, [B, T].
+def source_columns(position_BT: jax.Array) -> jax.Array:
+    """The column whose output predicts each token of a model that shifts its logits.
 
     It is the one to the left; a row's first token has none and keeps its own. "block"
     (Fast-dLLM v2) and "full" (Dream) agree here: the first token of a block is read off
     the end of the block before, which sees nothing of this one. The published decoder
     does so once that block is committed; before, the prediction is a guess.
+
+    Args:
+        position_BT: Positions of the tokens, int32 [B, T] (see `positions`).
+
+    Returns:
+        Column indices, int32 [B, T].
     """
-    column_T = jnp.arange(place_BT.shape[1], dtype=jnp.int32)
+    column_T = jnp.arange(position_BT.shape[1], dtype=jnp.int32)
     left_BT = jnp.maximum(column_T[None] - 1, 0)
-    return jnp.where(place_BT > 0, left_BT, column_T[None])
+    return jnp.where(position_BT > 0, left_BT, column_T[None])
 
 
-def visibility(config: ModelConfig, place_BT, valid_BT=None) -> jax.Array:
-    """bool [B, T, T], True where a query sees a key: never a pad, nor a later block."""
-    rows, columns = place_BT.shape
-    see_BTT = jnp.ones((rows, columns, columns), bool)
+def visibility(config: ModelConfig, position_BT, valid_BT=None) -> jax.Array:
+    """The attention mask of a canvas.
+
+    Args:
+        config: The model's shape: block-causal or full attention.
+        position_BT: Positions of the tokens, int32 [B, T].
+        valid_BT: bool [B, T], False at pads; None: there are none.
+
+    Returns:
+        bool [B, T, T], True where a query (second axis) sees a key: never a pad, nor a
+        later block of a block-causal model.
+    """
+    rows, columns = position_BT.shape
+    mask_BTT = jnp.ones((rows, columns, columns), bool)
     if config.attention == "block_causal":
-        block_BT = place_BT // config.block_length
-        see_BTT = block_BT[:, None, :] <= block_BT[:, :, None]
-    return see_BTT if valid_BT is None else see_BTT & valid_BT[:, None, :]
+        block_BT = position_BT // config.block_length
+        mask_BTT = block_BT[:, None, :] <= block_BT[:, :, None]
+    return mask_BTT if valid_BT is None else mask_BTT & valid_BT[:, None, :]
 
 
-def _context(config: ModelConfig, place_BT, valid_BT):
-    """What `Denoiser.hidden` needs beside tokens: rotation, attention, layer inputs."""
-    # A pad of a row of one token is at position 1 all the same.
-    cos, sin = rope_table(config, max(place_BT.shape[1], 2))
-    rope = jnp.asarray(cos)[place_BT], jnp.asarray(sin)[place_BT]
-    see_BTT = visibility(config, place_BT, valid_BT)
+def _context(config: ModelConfig, position_BT, valid_BT):
+    """What `Transformer.hidden` needs beside tokens: rope, attention, layer inputs."""
+    # At least 2 positions: a pad has position 1 even in a row of one token.
+    cos, sin = rope_table(config, max(position_BT.shape[1], 2))
+    rope = jnp.asarray(cos)[position_BT], jnp.asarray(sin)[position_BT]
+    mask_BTT = visibility(config, position_BT, valid_BT)
 
     def attend(_, q, k, v):
-        return dense_attention(q, k, v, see_BTT)
+        return dense_attention(q, k, v, mask_BTT)
 
     return rope, attend, jnp.zeros((config.num_layers,))

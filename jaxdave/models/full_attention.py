@@ -1,19 +1,21 @@
-"""The networks of full-attention models, whose caches are rules and not exact.
+"""Full-attention models (Dream, LLaDA), whose caches are rules and not exact.
 
-Three cache rules (models.md C2, C3 and no cache) are the same loop as the exact cache
-of block-causal models (`causal.py`), with other functions.
+In a full-attention model every token changes every key, so a KV cache can only be an
+approximation that is part of the decoding rule: keys outside the window stay as they
+were at the start of the block. There are three such rules ("prefix" and "dual" of
+Fast-dLLM, arXiv 2505.22618, and "none", which recomputes the whole canvas in every
+call). The decode loop is that of block-causal models; only the functions differ.
 """
 
 import jax
 
-from jaxdave.core.config import ModelConfig
-from jaxdave.core.model_api import KVCache, ModelFns
+from jaxdave.core.config import ModelConfig, Numerics
+from jaxdave.core.model_api import ForwardFn, KVCache, ModelFns, RecheckFn
 from jaxdave.models.attention import mask_before
 from jaxdave.models.decode_model import (
     AttentionContext,
     DecodeModel,
     ExtraBranch,
-    NumericsName,
     draft_and_trusted_models,
     no_extra_branch,
     window_cache,
@@ -23,82 +25,126 @@ from jaxdave.models.decode_model import (
 def cached_model(
     config: ModelConfig,
     *,
-    numerics: NumericsName = "exact",
+    numerics: Numerics | str = Numerics.EXACT,
     positions: int = 4096,
-    beside: ExtraBranch = no_extra_branch,
+    extra_branch: ExtraBranch = no_extra_branch,
 ) -> ModelFns:
-    """The network of a full-attention model under a cache frozen at each block's start.
+    """Build a full-attention model whose cache is frozen at each block's start.
 
-    Whether the rule is Fast-dLLM's "prefix" or "dual" is a matter of the window alone:
-    one that reaches to the row's end leaves nothing but the prefix to the cache.
+    Whether the rule is "prefix" or "dual" is a matter of the window alone: one that
+    reaches to the row's end leaves nothing but the prefix to the cache.
+
+    Args:
+        config: The model's shape.
+        numerics: "guarded", "exact" or "fast", see `Numerics`.
+        positions: How many positions the rotation table covers.
+        extra_branch: What else each call evaluates.
+
+    Returns:
+        The record for the decode loop.
     """
-    model, trusted = draft_and_trusted_models(config, numerics, positions)
+    draft_model, trusted_model = draft_and_trusted_models(config, numerics, positions)
 
-    def prefill(params, tokens_T, begin, start, end, window: int, prompt: int):
-        del begin, prompt
-        return _evaluate_canvas(trusted, beside, params, tokens_T, start, end, window)
+    def prefill(
+        params, tokens_T, begin, start, end, window_length: int, prompt_length: int
+    ):
+        del begin, prompt_length
+        return _evaluate_canvas(
+            trusted_model, extra_branch, params, tokens_T, start, end, window_length
+        )
 
-    def forward_of(model: DecodeModel):
+    def forward_of(model: DecodeModel) -> ForwardFn:
         def forward(params, tokens_KL, start, end, cache: KVCache):
-            see = mask_before(end)
-            hidden, kv = model.window(params, tokens_KL, start, cache, see, end)
-            seen = AttentionContext(start, cache, kv, lambda place_L: see, end)
-            return beside(model, params, model.align(hidden), seen), None
+            mask_fn = mask_before(end)
+            hidden, kv = model.evaluate_window(
+                params, tokens_KL, start, cache, mask_fn, end
+            )
+            context = AttentionContext(start, cache, kv, lambda _: mask_fn, end)
+            return extra_branch(model, params, model.align(hidden), context), None
 
         return forward
 
-    recheck = _recheck_with_frozen_cache(forward_of(trusted))
-    return model.network(forward_of(model), prefill, recheck=recheck)
+    recheck = _recheck_with_frozen_cache(forward_of(trusted_model))
+    return draft_model.model_fns(forward_of(draft_model), prefill, recheck=recheck)
 
 
 def uncached_model(
     config: ModelConfig,
     *,
-    numerics: NumericsName = "exact",
+    numerics: Numerics | str = Numerics.EXACT,
     positions: int = 4096,
-    beside: ExtraBranch = no_extra_branch,
+    extra_branch: ExtraBranch = no_extra_branch,
 ) -> ModelFns:
-    """The network of a full-attention model without a cache: every call sees it all."""
-    model, trusted = draft_and_trusted_models(config, numerics, positions)
+    """Build a full-attention model without a cache: every call evaluates all tokens.
 
-    def forward_of(model: DecodeModel):
+    In place of keys and values its "cache" holds the tokens of the canvas, [1, T].
+
+    Args:
+        config: The model's shape.
+        numerics: "guarded", "exact" or "fast", see `Numerics`.
+        positions: How many positions the rotation table covers.
+        extra_branch: What else each call evaluates.
+
+    Returns:
+        The record for the decode loop.
+    """
+    draft_model, trusted_model = draft_and_trusted_models(config, numerics, positions)
+
+    def forward_of(model: DecodeModel) -> ForwardFn:
         def forward(params, tokens_KL, start, end, cache):
-            def one(tokens_L):
-                put = jax.lax.dynamic_update_slice(cache[0], tokens_L, (start,))
+            def evaluate_draft(tokens_L):
+                canvas_T = jax.lax.dynamic_update_slice(cache[0], tokens_L, (start,))
                 size = tokens_L.shape[0]
-                return _evaluate_canvas(model, beside, params, put, start, end, size)[0]
+                return _evaluate_canvas(
+                    model, extra_branch, params, canvas_T, start, end, size
+                )[0]
 
-            return jax.vmap(one)(tokens_KL), None
+            return jax.vmap(evaluate_draft)(tokens_KL), None
 
         return forward
 
-    recheck = _recheck_with_frozen_cache(forward_of(trusted))
+    recheck = _recheck_with_frozen_cache(forward_of(trusted_model))
 
-    def prefill(params, tokens_T, begin, start, end, window: int, prompt: int):
-        del begin, prompt
+    def prefill(
+        params, tokens_T, begin, start, end, window_length: int, prompt_length: int
+    ):
+        del begin, prompt_length
         cache = tokens_T[None]
-        return recheck(params, tokens_T, None, start, end, window, cache)
+        return recheck(params, tokens_T, None, start, end, window_length, cache)
 
-    return model.network(forward_of(model), prefill, recheck=recheck)
+    return draft_model.model_fns(forward_of(draft_model), prefill, recheck=recheck)
 
 
-def _recheck_with_frozen_cache(forward):
-    """`Network.recheck` where the cache stays as it was primed: one window alone."""
+def _recheck_with_frozen_cache(forward: ForwardFn) -> RecheckFn:
+    """`ModelFns.recheck` where the cache stays as the prefill made it.
 
-    def recheck(params, tokens_T, solid, start, end, window: int, cache):
-        del solid
-        tokens_L = jax.lax.dynamic_slice_in_dim(tokens_T, start, window)
-        return forward(params, tokens_L[None], start, end, cache)[0][0], cache
+    forward: in the trusted shape.
+    """
+
+    def recheck(
+        params, tokens_T, verified_until, start, end, window_length: int, cache
+    ):
+        del verified_until
+        tokens_L = jax.lax.dynamic_slice_in_dim(tokens_T, start, window_length)
+        hidden_KLE, _ = forward(params, tokens_L[None], start, end, cache)
+        return hidden_KLE[0], cache
 
     return recheck
 
 
 def _evaluate_canvas(
-    model: DecodeModel, beside: ExtraBranch, params, tokens_T, start, end, size: int
+    model: DecodeModel,
+    extra_branch: ExtraBranch,
+    params,
+    tokens_T,
+    start,
+    end,
+    window_length: int,
 ):
-    """A window of a canvas that sees itself, hidden [L, E], and the canvas's K/V."""
-    hidden_TE, stored = model.canvas(params, tokens_T, end)
-    hidden_LE = jax.lax.dynamic_slice_in_dim(hidden_TE, start, size)
-    window, see = window_cache(stored, start, size), mask_before(end)
-    seen = AttentionContext(start, stored, window, lambda place_L: see, end)
-    return beside(model, params, hidden_LE[None], seen)[0], stored
+    """The window of a canvas that sees itself: hidden [L, E], and the canvas's K/V."""
+    hidden_TE, canvas_kv = model.evaluate_canvas(params, tokens_T, end)
+    hidden_LE = jax.lax.dynamic_slice_in_dim(hidden_TE, start, window_length)
+    window = window_cache(canvas_kv, start, window_length)
+    mask_fn = mask_before(end)
+    context = AttentionContext(start, canvas_kv, window, lambda _: mask_fn, end)
+    return extra_branch(model, params, hidden_LE[None], context)[0], canvas_kv

@@ -1,54 +1,75 @@
-"""Networks made of networks: classifier-free guidance, and ids that never come out."""
+"""Models derived from models: classifier-free guidance and suppressed ids."""
 
 import jax.numpy as jnp
 
-from jaxdave.core.model_api import ModelFns
+from jaxdave.core.model_api import LogitsFn, ModelFns
 
 
-def with_guidance(network: ModelFns, scale: float, mask_id: int) -> ModelFns:
-    """Logits u + (scale + 1) (c - u), with u those of a canvas whose prompt is masked.
+def with_guidance(model: ModelFns, scale: float, mask_id: int) -> ModelFns:
+    """Add unsupervised classifier-free guidance.
 
-    For full attention, where a window never holds any of the prompt. A call evaluates
-    both canvases. Source: LLaDA, generate.py (cfg_scale); models.md section 3.
+    Every call evaluates two canvases, the row's own and one whose prompt is masked.
+    With logits c of the first and u of the second the result is u + (scale + 1)(c - u).
+    Hidden vectors are twice as wide: the conditional half, then the unconditional one.
+
+    Args:
+        model: A full-attention model, whose windows never hold any of the prompt.
+        scale: The guidance scale; 0 is the model itself.
+        mask_id: The id that the prompt is replaced by.
+
+    Returns:
+        The guided model. Its cache is the pair of both canvases' caches.
+
+    Source:
+        LLaDA, generate.py (cfg_scale); arXiv 2502.09992.
     """
 
     def prefill(params, tokens_T, begin, *rest):
         is_prompt_T = jnp.arange(tokens_T.shape[0]) < begin
-        blank_T = jnp.where(is_prompt_T, jnp.int32(mask_id), tokens_T)
-        made = [network.prefill(params, t, begin, *rest) for t in (tokens_T, blank_T)]
-        (told, cache), (blind, blind_cache) = made
-        return jnp.concatenate([told, blind], axis=-1), (cache, blind_cache)
+        masked_T = jnp.where(is_prompt_T, jnp.int32(mask_id), tokens_T)
+        hidden, cache = model.prefill(params, tokens_T, begin, *rest)
+        masked_hidden, masked_cache = model.prefill(params, masked_T, begin, *rest)
+        both = jnp.concatenate([hidden, masked_hidden], axis=-1)
+        return both, (cache, masked_cache)
 
     def forward(params, tokens_KL, start, end, cache):
-        told, blind = (
-            network.forward(params, tokens_KL, start, end, part)[0] for part in cache
-        )
-        return jnp.concatenate([told, blind], axis=-1), None
+        halves = [
+            model.forward(params, tokens_KL, start, end, part)[0] for part in cache
+        ]
+        return jnp.concatenate(halves, axis=-1), None
 
-    def mixed(read):
+    def guided(logits_fn: LogitsFn) -> LogitsFn:
         def logits(params, hidden_RE, ids):
             halves = jnp.split(hidden_RE, 2, axis=-1)
-            told, blind = (read(params, half, ids) for half in halves)
-            return blind + (scale + 1.0) * (told - blind)
+            conditional, unconditional = (
+                logits_fn(params, half, ids) for half in halves
+            )
+            return unconditional + (scale + 1.0) * (conditional - unconditional)
 
         return logits
 
     def shadow(hidden_RE):
-        assert network.shadow is not None
-        told, blind = (network.shadow(a) for a in jnp.split(hidden_RE, 2, axis=-1))
-        return jnp.concatenate([told, blind], axis=-1)
+        assert model.shadow is not None
+        halves = [model.shadow(half) for half in jnp.split(hidden_RE, 2, axis=-1)]
+        return jnp.concatenate(halves, axis=-1)
 
-    return network._replace(
+    return model._replace(
         prefill=prefill,
         forward=forward,
-        logits=mixed(network.logits),
-        logits_at=mixed(network.logits_at),
-        shadow=shadow if network.shadow else None,
+        logits=guided(model.logits),
+        logits_at=guided(model.logits_at),
+        shadow=shadow if model.shadow else None,
     )
 
 
-def with_suppressed_ids(network: ModelFns, ids: tuple[int, ...]) -> ModelFns:
-    """The network, never predicting some ids (LLaDA's `logits_eos_inf`)."""
-    return network._replace(
-        suppressed_ids=tuple(sorted({*network.suppressed_ids, *ids}))
-    )
+def with_suppressed_ids(model: ModelFns, ids: tuple[int, ...]) -> ModelFns:
+    """Forbid more ids (LLaDA's `logits_eos_inf`).
+
+    Args:
+        model: Any model.
+        ids: Ids that must never be predicted.
+
+    Returns:
+        The model with these ids among its `suppressed_ids`.
+    """
+    return model._replace(suppressed_ids=tuple(sorted({*model.suppressed_ids, *ids})))

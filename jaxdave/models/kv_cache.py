@@ -1,36 +1,55 @@
-"""Writing caches; reading them is the attention's business."""
+"""Writing windows into caches; reading them is up to the attention functions."""
 
 from typing import Any
 
 import jax
 
 
-def write_row(cache: Any, window: Any, at) -> Any:
-    """The window's keys and values [N, L, ...] written into one row's cache."""
+def write_row(cache: Any, window: Any, start) -> Any:
+    """Write a window into the cache of one row.
 
-    def put(a, b):
-        return jax.lax.dynamic_update_slice(a, b, (0, at, *([0] * (a.ndim - 2))))
+    Args:
+        cache: Arrays [N, T, ...].
+        window: Arrays [N, L, ...], in a tree of the same structure.
+        start: The window's first position, int32 scalar.
 
-    return jax.tree.map(put, cache, window)
+    Returns:
+        The updated cache.
+    """
+
+    def write(array, update):
+        offsets = (0, start, *([0] * (array.ndim - 2)))
+        return jax.lax.dynamic_update_slice(array, update, offsets)
+
+    return jax.tree.map(write, cache, window)
 
 
 def write_windows(cache: Any, window: Any, start_B) -> Any:
-    """Every row's window [B, N, L, ...] written at the row's own place, in place.
+    """Write the window of every row into the rows' common cache, in place.
 
-    A window of None adds nothing. One row alone has no axis B.
+    Args:
+        cache: Arrays [N, B, T, ...].
+        window: Arrays [B, N, L, ...], or None, which adds nothing.
+        start_B: Each row's first position, int32 [B]. A scalar means one row alone,
+            whose arrays have no axis B.
+
+    Returns:
+        The updated cache.
     """
     if window is None:
         return cache
     if start_B.ndim == 0:
         return write_row(cache, window, start_B)
 
-    def put(row, held):
+    # A loop over rows: XLA updates the carry in place, where a scatter or a vmapped
+    # update would write a new cache.
+    def write(row, carry):
         return jax.tree.map(
             lambda a, b: jax.lax.dynamic_update_slice(
                 a, b[row][:, None], (0, row, start_B[row], *([0] * (a.ndim - 3)))
             ),
-            held,
+            carry,
             window,
         )
 
-    return jax.lax.fori_loop(0, start_B.shape[0], put, cache)
+    return jax.lax.fori_loop(0, start_B.shape[0], write, cache)

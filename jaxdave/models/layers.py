@@ -1,8 +1,8 @@
-"""The parts of the transformer: Flax NNX modules that hold parameters, and no state.
+"""The parts of the transformer: Flax NNX modules that hold parameters and no state.
 
-Every matmul that feeds a decision runs at the highest precision of its dtype, every
-norm, softmax and score in float32. Attention itself is passed in (see `attention.py`),
-so that training, prefill and decoding share these modules.
+Every matmul that feeds a decision runs at the highest precision of its dtype; norms,
+softmax and scores are float32. Attention itself is passed in as a function (see
+`models.attention`), so that training, prefill and decoding share these modules.
 """
 
 from collections.abc import Callable
@@ -16,120 +16,252 @@ from jaxdave.models.rope import Rope, rotate
 from jaxdave.numerics.matmul import FusedKernels, matmul
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(q [..., L, H, D], k, v [..., L, G, D]) -> weighted values [..., L, H, D]."""
 
 _INIT = nnx.initializers.normal(0.02)
 
 
 class Linear(nnx.Module):
-    """A matmul with an optional bias; the kernel is [in, out], or see `matrices`."""
+    """A linear layer with an optional bias.
+
+    Attributes:
+        kernel: An array [in, out], or a matrix of another layout (`numerics.matmul`).
+        bias: An array [out], or None.
+    """
 
     def __init__(self, fan_in, fan_out, *, bias=False, dtype, rngs: nnx.Rngs):
+        """Initialise parameters.
+
+        Args:
+            fan_in: Input features.
+            fan_out: Output features.
+            bias: Whether there is a bias.
+            dtype: Of the parameters.
+            rngs: Where the kernel is drawn from.
+        """
         self.kernel = nnx.Param(_INIT(rngs.params(), (fan_in, fan_out), dtype))
         self.bias = nnx.Param(jnp.zeros((fan_out,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.biased(matmul(x, self.kernel.get_value()).astype(x.dtype))
+        """Apply the layer.
 
-    def biased(self, y: jax.Array) -> jax.Array:
-        """The output of a product."""
+        Args:
+            x: [..., in].
+
+        Returns:
+            [..., out] in the dtype of `x`.
+        """
+        return self.add_bias(matmul(x, self.kernel.get_value()).astype(x.dtype))
+
+    def add_bias(self, y: jax.Array) -> jax.Array:
+        """Add the bias, if there is one.
+
+        Args:
+            y: A product with the kernel, [..., out].
+
+        Returns:
+            The layer's output.
+        """
         if self.bias is None:
             return y
-        return y + _row(self.bias[...].astype(y.dtype), y.ndim)
+        return y + _expand(self.bias[...].astype(y.dtype), y.ndim)
 
 
-def apply_linears(x: jax.Array, *parts: Linear) -> list[jax.Array]:
-    """What several parts make of the same input, in one product if they are joined."""
-    joined = parts[0].kernel.get_value()
-    if not isinstance(joined, FusedKernels):
-        return [part(x) for part in parts]
-    made = joined.split(matmul(x, joined.matrix).astype(x.dtype))
-    return [part.biased(y) for part, y in zip(parts, made, strict=True)]
+def apply_linears(x: jax.Array, *linears: Linear) -> list[jax.Array]:
+    """Apply several linear layers to the same input.
+
+    Args:
+        x: [..., in].
+        *linears: The layers. Where their kernels are fused (`FusedKernels`), the first
+            one holds all of them, and one product computes all outputs.
+
+    Returns:
+        The output of each layer.
+    """
+    kernel = linears[0].kernel.get_value()
+    if not isinstance(kernel, FusedKernels):
+        return [linear(x) for linear in linears]
+    products = kernel.matmul_each(x)
+    return [linear.add_bias(y) for linear, y in zip(linears, products, strict=True)]
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm: statistics in float32, cast, then scaled."""
+    """Root-mean-square norm: statistics in float32, cast back, then scaled.
+
+    Attributes:
+        scale: An array [size].
+        eps: Added to the mean square.
+    """
 
     def __init__(self, size, eps, *, dtype):
+        """Initialise the scale to 1.
+
+        Args:
+            size: Features.
+            eps: Added to the mean square.
+            dtype: Of the scale.
+        """
         self.scale = nnx.Param(jnp.ones((size,), dtype))
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the norm.
+
+        Args:
+            x: [..., size].
+
+        Returns:
+            The normed array, in the shape and dtype of `x`.
+        """
         wide = x.astype(jnp.float32)
         mean = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        # Cast before scaling, as the published PyTorch modules do: in bfloat16 the
+        # other order gives other bits.
         normed = (wide * jax.lax.rsqrt(mean + self.eps)).astype(x.dtype)
-        return _row(self.scale[...].astype(x.dtype), x.ndim) * normed
+        return _expand(self.scale[...].astype(x.dtype), x.ndim) * normed
 
 
 class Attention(nnx.Module):
     """Projections, per-head norms and rotation around an attention function."""
 
     def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+        """Initialise parameters.
+
+        Args:
+            config: The model's shape.
+            dtype: Of the parameters.
+            rngs: Where kernels are drawn from.
+        """
         c = config
-        sizes = {"dtype": dtype, "rngs": rngs}
+        options = {"dtype": dtype, "rngs": rngs}
         q_size, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        self.q = Linear(c.hidden, q_size, bias=c.qkv_bias, **sizes)
-        self.k = Linear(c.hidden, kv_size, bias=c.qkv_bias, **sizes)
-        self.v = Linear(c.hidden, kv_size, bias=c.qkv_bias, **sizes)
-        self.o = Linear(q_size, c.hidden, **sizes)
-        normed = c.qk_norm
-        self.q_norm = RMSNorm(c.head_dim, c.rms_eps, dtype=dtype) if normed else None
-        self.k_norm = RMSNorm(c.head_dim, c.rms_eps, dtype=dtype) if normed else None
+        self.q = Linear(c.hidden, q_size, bias=c.qkv_bias, **options)
+        self.k = Linear(c.hidden, kv_size, bias=c.qkv_bias, **options)
+        self.v = Linear(c.hidden, kv_size, bias=c.qkv_bias, **options)
+        self.o = Linear(q_size, c.hidden, **options)
+        has_norm = c.qk_norm
+        self.q_norm = RMSNorm(c.head_dim, c.rms_eps, dtype=dtype) if has_norm else None
+        self.k_norm = RMSNorm(c.head_dim, c.rms_eps, dtype=dtype) if has_norm else None
         self.head_dim = c.head_dim
         self.rope_fp32 = c.rope_fp32
 
     def project(self, x: jax.Array, rope: Rope):
-        """Queries, and rotated keys and values, [..., L, heads, D]."""
-        q, k, v = map(self._heads, apply_linears(x, self.q, self.k, self.v))
+        """Project vectors to queries, keys and values, and rotate the first two.
+
+        Args:
+            x: Normed vectors [..., L, E].
+            rope: Cosines and sines of their positions.
+
+        Returns:
+            q [..., L, H, D], k and v [..., L, G, D].
+        """
+        q, k, v = map(self._split_heads, apply_linears(x, self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotate(part, rope, self.rope_fp32) for part in (q, k))
         return q, k, v
 
     def merge(self, context: jax.Array) -> jax.Array:
-        """The layer's output of attended values [..., L, H, D]."""
+        """Merge the heads through the output projection.
+
+        Args:
+            context: Weighted values [..., L, H, D].
+
+        Returns:
+            [..., L, E].
+        """
         return self.o(context.reshape(*context.shape[:-2], -1))
 
-    def _heads(self, x: jax.Array) -> jax.Array:
+    def _split_heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
 
 
 class MLP(nnx.Module):
-    """SwiGLU."""
+    """The SwiGLU feed-forward layer (arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
-        sizes = {"dtype": dtype, "rngs": rngs}
-        self.gate = Linear(config.hidden, config.inter, **sizes)
-        self.up = Linear(config.hidden, config.inter, **sizes)
-        self.down = Linear(config.inter, config.hidden, **sizes)
+        """Initialise parameters.
+
+        Args:
+            config: The model's shape.
+            dtype: Of the parameters.
+            rngs: Where kernels are drawn from.
+        """
+        options = {"dtype": dtype, "rngs": rngs}
+        self.gate = Linear(config.hidden, config.inter, **options)
+        self.up = Linear(config.hidden, config.inter, **options)
+        self.down = Linear(config.inter, config.hidden, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer.
+
+        Args:
+            x: Normed vectors [..., E].
+
+        Returns:
+            [..., E].
+        """
         gate, up = apply_linears(x, self.gate, self.up)
         return self.down(jax.nn.silu(gate) * up)
 
 
 class Block(nnx.Module):
-    """One pre-norm layer; returns its output and its rotated keys and values."""
+    """One pre-norm transformer layer."""
 
     def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+        """Initialise parameters.
+
+        Args:
+            config: The model's shape.
+            dtype: Of the parameters.
+            rngs: Where kernels are drawn from.
+        """
         self.norm1 = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
         self.norm2 = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, rope: Rope, attend: Attend):
+        """Apply the layer.
+
+        Args:
+            x: The residual stream [..., L, E].
+            rope: Cosines and sines of the positions.
+            attend: The attention function.
+
+        Returns:
+            The residual stream after the layer, and its (rotated) keys and values
+            [..., L, G, D].
+        """
         q, k, v = self.project(x, rope)
         return self.finish(x, attend(q, k, v)), (k, v)
 
     def project(self, x: jax.Array, rope: Rope):
-        """What attention needs of each position."""
+        """The layer up to attention.
+
+        Args:
+            x: The residual stream [..., L, E].
+            rope: Cosines and sines of the positions.
+
+        Returns:
+            q [..., L, H, D], k and v [..., L, G, D].
+        """
         return self.attn.project(self.norm1(x), rope)
 
     def finish(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """The layer's output, given what each position attended to."""
+        """The layer after attention.
+
+        Args:
+            x: The residual stream before the layer, [..., L, E].
+            context: Weighted values [..., L, H, D].
+
+        Returns:
+            The residual stream after the layer.
+        """
         x = x + self.attn.merge(context)
         return x + self.mlp(self.norm2(x))
 
 
-def _row(vector: jax.Array, ndim: int) -> jax.Array:
+def _expand(vector: jax.Array, ndim: int) -> jax.Array:
     """The vector with leading axes of 1: rank promotion is an error in our tests."""
     return vector.reshape((1,) * (ndim - 1) + vector.shape)

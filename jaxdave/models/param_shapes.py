@@ -1,7 +1,10 @@
-"""Parameters: what shapes they have, and how they become a module inside jit.
+"""The shapes of a model's parameters, and how parameters become a module inside jit.
 
-Nothing here imports Flax, so that a process which finds its compiled programs on disk
-need not either: `denoiser` is what the shapes are of, and is imported when traced.
+`param_shapes` repeats the structure of `transformer.Transformer` by hand. That is
+deliberate: loading a checkpoint needs the shapes, and must not need Flax, whose import
+takes a good part of a start that finds its compiled programs on disk. Change both
+together; a test compares them (`tests/runtime/test_traces.py`). Flax is imported when a
+`Binder` is first called, i.e. when something is traced.
 """
 
 import dataclasses
@@ -18,7 +21,16 @@ if TYPE_CHECKING:
 
 
 def param_shapes(config: ModelConfig, dtype=jnp.float32) -> Params:
-    """The shapes and dtypes of the parameters, without making them."""
+    """The shapes and dtypes of a model's parameters, without creating them.
+
+    Args:
+        config: The model's shape.
+        dtype: Of all parameters.
+
+    Returns:
+        Nested dicts of `jax.ShapeDtypeStruct`; those below "blocks" are stacked over
+        layers, [N, ...].
+    """
     c = config
     q_size, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
     norm = {"scale": (c.hidden,)}
@@ -40,14 +52,15 @@ def param_shapes(config: ModelConfig, dtype=jnp.float32) -> Params:
         "down": linear(c.inter, c.hidden),
     }
     block = {"norm1": norm, "attn": attn, "norm2": norm, "mlp": mlp}
-    whole = {"embedding": (c.vocab_rows, c.hidden), "norm": norm}
+    top = {"embedding": (c.vocab_rows, c.hidden), "norm": norm}
     if not c.tie_embeddings:
-        whole |= {"head": (c.vocab_rows, c.hidden)}
+        top |= {"head": (c.vocab_rows, c.hidden)}
     layers = {"blocks": _to_structs(block, (c.num_layers,), dtype)}
-    return _to_structs(whole, (), dtype) | layers
+    return _to_structs(top, (), dtype) | layers
 
 
 def _to_structs(tree: dict[str, Any], lead: tuple[int, ...], dtype) -> dict[str, Any]:
+    """A tree of shapes as one of structs, with leading axes put before each shape."""
     return {
         name: _to_structs(part, lead, dtype)
         if isinstance(part, dict)
@@ -58,11 +71,23 @@ def _to_structs(tree: dict[str, Any], lead: tuple[int, ...], dtype) -> dict[str,
 
 @dataclasses.dataclass(frozen=True)
 class Binder:
-    """Puts parameters back into a module of this config, for use inside jit."""
+    """A function that puts parameters into a module, for use inside jit.
+
+    Attributes:
+        config: The model's shape.
+    """
 
     config: ModelConfig
 
     def __call__(self, params: Params) -> "Transformer":
+        """Bind parameters.
+
+        Args:
+            params: Parameters of the config, in any layout.
+
+        Returns:
+            The module, whose methods can be called.
+        """
         from jaxdave.models.transformer import bind
 
         return bind(self.config, params)

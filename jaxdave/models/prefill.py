@@ -1,4 +1,12 @@
-"""The call that evaluates a state from its tokens alone and makes the cache."""
+"""Prefill and recheck of block-causal models: a canvas evaluated chunk by chunk.
+
+A prompt could be evaluated in one pass, but then every prompt length would be a program
+of its own, and its shape would show in the bits. Instead it is cut into chunks of one
+fixed size, which a loop evaluates from left to right, each attending to the cache that
+the chunks before it have filled. One compiled body serves prompts of all lengths, peak
+memory does not grow with the prompt, and the result at a position does not depend on
+how much follows it.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,85 +14,137 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.model_api import KVCache
+from jaxdave.core.model_api import KVCache, PrefillFn, RecheckFn
 from jaxdave.models.kv_cache import write_row
 
-ForwardFn = Callable[..., tuple[jax.Array, KVCache]]
+ChunkForwardFn = Callable[..., tuple[jax.Array, KVCache]]
+"""`ModelFns.forward`, except that its hidden vectors are not aligned yet."""
+
 AlignFn = Callable[[jax.Array], jax.Array]
+"""Moves hidden vectors [..., L, E] to the positions that they predict."""
+
+EmptyCacheFn = Callable[[Any, int], KVCache]
+"""(params, capacity) -> a row's cache of zeros, in the dtypes of what is cached."""
 
 
 class PrefillChunks(NamedTuple):
-    """How a block-causal network evaluates a canvas: at most `size` tokens per pass.
+    """How a block-causal network evaluates a canvas.
 
-    forward: as `Network.forward`, its vectors not aligned yet; like(params) -> shape
-    and dtype of one vector, told without tracing what makes it.
+    Attributes:
+        forward: Evaluates one chunk against the cache.
+        size: Tokens of a chunk, a multiple of the block length.
+        hidden_struct: params -> shape and dtype of one hidden vector. Known without
+            tracing the network, as the loop needs it for its carry.
+        align: Moves vectors to the positions that they predict. It runs over all chunks
+            at once, as the first position of a chunk is predicted by the chunk before.
     """
 
-    forward: ForwardFn
+    forward: ChunkForwardFn
     size: int
-    like: Callable[[Any], jax.ShapeDtypeStruct]
+    hidden_struct: Callable[[Any], jax.ShapeDtypeStruct]
     align: AlignFn = lambda hidden: hidden
 
 
-def chunked_prefill(chunks: PrefillChunks, empty_cache):
-    """`Network.prime`: the prefill of a block-causal network.
+def chunked_prefill(chunks: PrefillChunks, empty_cache: EmptyCacheFn) -> PrefillFn:
+    """`ModelFns.prefill` of a block-causal network.
 
-    empty_cache(params, capacity) -> cache of one row, in the dtypes of what is kept.
+    Args:
+        chunks: How the canvas is evaluated.
+        empty_cache: Makes the cache to fill.
+
+    Returns:
+        The prefill function.
     """
 
-    def prefill(params, tokens_T, begin, start, end, window: int, prompt: int):
+    def prefill(
+        params, tokens_T, begin, start, end, window_length: int, prompt_length: int
+    ):
         del begin
-        own = chunks._replace(size=min(chunks.size, prompt))
+        # A prompt shorter than a chunk need not be padded to one.
+        sized = chunks._replace(size=min(chunks.size, prompt_length))
         cache = empty_cache(params, tokens_T.shape[0])
         return _run_chunks(
-            own, params, tokens_T, jnp.int32(0), start, end, window, cache
+            sized, params, tokens_T, jnp.int32(0), start, end, window_length, cache
         )
 
     return prefill
 
 
-def chunked_recheck(chunks: PrefillChunks):
-    """`Network.recheck`: the chunks from the first that is not solid on, once more."""
+def chunked_recheck(chunks: PrefillChunks) -> RecheckFn:
+    """`ModelFns.recheck` of a block-causal network.
 
-    def recheck(params, tokens_T, solid, start, end, window: int, cache):
-        # The vector before the window tells its first position where logits shift.
-        first = jnp.maximum(jnp.minimum(solid, start - 1), 0) // chunks.size
-        return _run_chunks(chunks, params, tokens_T, first, start, end, window, cache)
+    It evaluates the chunks again, from the first one that is not verified yet up to the
+    window.
+
+    Args:
+        chunks: How the canvas is evaluated, in the trusted shape.
+
+    Returns:
+        The recheck function.
+    """
+
+    def recheck(
+        params, tokens_T, verified_until, start, end, window_length: int, cache
+    ):
+        # Where logits shift, the vector before the window predicts its first position,
+        # so that the chunk of start - 1 is needed even if it is verified.
+        first = jnp.maximum(jnp.minimum(verified_until, start - 1), 0) // chunks.size
+        return _run_chunks(
+            chunks, params, tokens_T, first, start, end, window_length, cache
+        )
 
     return recheck
 
 
 def _run_chunks(
-    chunks: PrefillChunks, params, tokens_T, first, start, end, window: int, cache
+    chunks: PrefillChunks,
+    params,
+    tokens_T,
+    first,
+    start,
+    end,
+    window_length: int,
+    cache,
 ):
-    """Chunks from `first` to the one that holds the window's end: (hidden, cache).
+    """Chunks from `first` to the one of the window's end: (hidden_LE, cache).
 
-    Vectors are kept from the chunk of the position before the window on.
+    Only vectors of the window are returned, so the carry holds those of the chunks from
+    that of position start - 1 on: at most one more than the window covers. Vectors of
+    earlier chunks are written to the buffer's front, and overwritten.
     """
     size = chunks.size
-    count = (start + window + size - 1) // size
-    kept = jnp.maximum(start - 1, 0) // size
+    num_chunks = (start + window_length + size - 1) // size
+    buffer_chunk = jnp.maximum(start - 1, 0) // size
 
-    def one(index, held):
-        cache, hidden_QE = held
+    def run_chunk(index, carry):
+        cache, hidden_QE = carry
         at = index * size
         tokens = jax.lax.dynamic_slice(tokens_T, (at,), (size,))
-        hidden, new = chunks.forward(params, tokens[None], at, end, cache)
-        place = jnp.maximum(index - kept, 0) * size
-        hidden_QE = jax.lax.dynamic_update_slice(hidden_QE, hidden[0], (place, 0))
-        return write_row(cache, jax.tree.map(lambda a: a[:, 0], new), at), hidden_QE
+        hidden, added = chunks.forward(params, tokens[None], at, end, cache)
+        offset = jnp.maximum(index - buffer_chunk, 0) * size
+        hidden_QE = jax.lax.dynamic_update_slice(hidden_QE, hidden[0], (offset, 0))
+        return write_row(cache, jax.tree.map(lambda a: a[:, 0], added), at), hidden_QE
 
-    like = chunks.like(params)
-    most = (window + size - 1) // size + 1
-    hidden_QE = jnp.zeros((most * size, *like.shape), like.dtype)
-    cache, hidden_QE = jax.lax.fori_loop(first, count, one, (cache, hidden_QE))
-    told_QE = chunks.align(hidden_QE)
-    return jax.lax.dynamic_slice_in_dim(told_QE, start - kept * size, window), cache
+    struct = chunks.hidden_struct(params)
+    max_chunks = (window_length + size - 1) // size + 1
+    hidden_QE = jnp.zeros((max_chunks * size, *struct.shape), struct.dtype)
+    cache, hidden_QE = jax.lax.fori_loop(
+        first, num_chunks, run_chunk, (cache, hidden_QE)
+    )
+    aligned_QE = chunks.align(hidden_QE)
+    window_offset = start - buffer_chunk * size
+    hidden_LE = jax.lax.dynamic_slice_in_dim(aligned_QE, window_offset, window_length)
+    return hidden_LE, cache
 
 
 def shift_right(hidden: jax.Array) -> jax.Array:
-    """Vectors [..., L, E] at the positions that they predict, one to the right.
+    """Move vectors to the positions that they predict, one to the right.
 
-    The first position keeps its own (Dream: aligned logits repeat the first row).
+    Args:
+        hidden: Vectors [..., L, E] of a model whose output at i - 1 predicts token i.
+
+    Returns:
+        Vectors [..., L, E]. The first position keeps its own, as in Dream's sampler,
+        whose aligned logits repeat the first row.
     """
     return jnp.concatenate([hidden[..., :1, :], hidden[..., :-1, :]], axis=-2)

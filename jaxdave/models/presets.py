@@ -1,9 +1,8 @@
-"""What a masked-diffusion transformer is, as one frozen record, and its presets.
+"""Presets: the configs of published checkpoints and of the demo models.
 
-One decoder-only transformer covers Dream, LLaDA, SDAR/TraDo and Fast-dLLM v2 with the
-switches below. The numbers of the presets come from the published configs of those
-checkpoints; where a value is not in a config (SDAR's mask id and block length) it comes
-from the tokenizer files and the training code of the same repository.
+The numbers come from the published config files; where a value is not in one (SDAR's
+mask id and block length) it comes from the tokenizer files and the training code of the
+same repository.
 """
 
 from jaxdave.core.config import ModelConfig
@@ -89,6 +88,7 @@ _DEMO = dict(
     max_positions=2048,
 )
 
+# Names ending in -1m are the demo models that are trained and shipped with jaxdave.
 PRESETS: dict[str, dict] = {
     "sdar-1m": dict(_DEMO, family="sdar", kv_heads=2, qk_norm=True),
     "llada-1m": dict(
@@ -136,9 +136,21 @@ PRESETS: dict[str, dict] = {
 
 
 def preset(name: str, **changes) -> ModelConfig:
-    """The config of a published or a demo model, with fields changed by keyword.
+    """The config of a published or a demo model.
 
-    Raises ValueError for a name that is not in `PRESETS`.
+    Args:
+        name: A key of `PRESETS`.
+        **changes: Fields of `ModelConfig` to replace.
+
+    Returns:
+        The config.
+
+    Raises:
+        ValueError: The name is unknown, or a changed value breaks a rule.
+
+    Example:
+        >>> preset("sdar-1m", block_length=8).block_length
+        8
     """
     if name not in PRESETS:
         raise ValueError(

@@ -1,13 +1,16 @@
-"""A second opinion on every token of a window, from masks that stand in its shadow.
+"""Shadow masks: what the model would predict at each position if it were masked.
 
-For each position of the window one more [MASK] is evaluated, which sees what the token
-that predicts the position sees, except the position itself. So it says what the model
-makes of a position as if it were still masked, while all other tokens stay. Source: the
-shadow block of WINO (Feng-Hong/WINO-DLLM).
+A revising policy (WINO) wants a second opinion on tokens that are decoded already. For
+each position of the window one more [MASK], its shadow, is evaluated. It sees what the
+token that predicts the position sees, except the position's own token, so it gives the
+model's prediction with that one position masked and all other tokens as they are.
 
-Shadows also see the shadows of their own block, and no others: what they say must not
-depend on where the window starts. No token sees a shadow, so a call evaluates them
-after its tokens, with the keys and values of those: layers are run through twice.
+Shadows also see the shadows of their own block, and no others: their result must not
+depend on where the window starts. No token sees a shadow, so a call can evaluate them
+after its tokens, with the tokens' keys and values; the layers are run through twice.
+
+Source:
+    The shadow block of WINO (Feng-Hong/WINO-DLLM).
 """
 
 import functools
@@ -15,71 +18,104 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxdave.core.model_api import ModelFns
+from jaxdave.core.model_api import LogitsFn, ModelFns
 from jaxdave.models.attention import LayerCache, grouped_attention
 from jaxdave.models.decode_model import AttentionContext, DecodeModel
 
 MakeModelFn = Callable[..., ModelFns]
+"""(config, **settings) -> model, with `extra_branch` among the settings."""
 
 
-def with_shadow_masks(make: MakeModelFn, length: int) -> MakeModelFn:
-    """A maker of networks whose windows have shadows, from one of plain networks.
+def with_shadow_masks(make_model: MakeModelFn, length: int) -> MakeModelFn:
+    """Turn a maker of models into one of models whose windows have shadows.
 
-    make: takes `beside`; length: of a block. Hidden vectors are twice as wide: those of
-    the tokens, then those of the shadows.
+    Args:
+        make_model: A maker that takes `extra_branch`.
+        length: Tokens of a block.
+
+    Returns:
+        A maker of models with `ModelFns.shadow`. Their hidden vectors are twice as
+        wide: those of the tokens, then those of the shadows.
     """
 
-    def made(config, **settings) -> ModelFns:
-        beside = functools.partial(shadow_vectors, length)
-        return split_shadow(make(config, beside=beside, **settings))
+    def make_shadowed(config, **settings) -> ModelFns:
+        extra_branch = functools.partial(shadow_vectors, length)
+        return split_shadow(make_model(config, extra_branch=extra_branch, **settings))
 
-    return made
+    return make_shadowed
 
 
 def shadow_vectors(
-    length: int, model: DecodeModel, params, hidden_KLE, seen: AttentionContext
+    length: int, model: DecodeModel, params, hidden_KLE, context: AttentionContext
 ):
-    """The window's vectors with those of its shadows, [K, L, 2E].
+    """Evaluate the shadows of a window (an `ExtraBranch`, once `length` is given).
 
-    A shadow stands where the token that predicts its position stands: for a model whose
-    logits are shifted that is one to the left, and it may see the token there.
+    Args:
+        length: Tokens of a block.
+        model: The model that has evaluated the window.
+        params: Its parameters.
+        hidden_KLE: Aligned vectors of the window, [K, L, E].
+        context: What the window has attended to.
+
+    Returns:
+        Vectors [K, L, 2E]: the window's and those of its shadows.
     """
     drafts, size, _ = hidden_KLE.shape
-    place_L = seen.start + jnp.arange(size, dtype=jnp.int32)
-    said_L = jnp.maximum(place_L - model.shift, 0)
-    visible = seen.see_from(said_L)
+    position_L = context.start + jnp.arange(size, dtype=jnp.int32)
+    # A shadow stands where the token that predicts its position stands: where logits
+    # are shifted that is one to the left, and it may see the token there.
+    shadow_position_L = jnp.maximum(position_L - model.shift, 0)
+    mask_fn = context.mask_from(shadow_position_L)
 
-    def see_others(place_S):
-        return visible(place_S) & (place_S[None] != place_L[:, None])[None]
+    def mask_others(position_S):
+        mask = mask_fn(position_S)
+        return mask & (position_S[None] != position_L[:, None])[None]
 
-    see_LL = jnp.broadcast_to(visible(said_L)[0], (size, size))
+    mask_LL = jnp.broadcast_to(mask_fn(shadow_position_L)[0], (size, size))
 
-    def layer(stored, q, k, v):
-        index, window = stored
-        own = grouped_attention(q, k, v, see_LL, length)
-        cache, start, reach = LayerCache(seen.cache, index), seen.start, seen.reach
-        return model.attend(q, window.k, window.v, cache, start, see_others, reach, own)
+    def attend(layer_inputs, q, k, v):
+        index, window = layer_inputs
+        initial = grouped_attention(q, k, v, mask_LL, length)
+        return model.attend(
+            q,
+            window.k,
+            window.v,
+            LayerCache(context.cache, index),
+            context.start,
+            mask_others,
+            context.keys_end,
+            initial,
+        )
 
     masks_KL = jnp.full((drafts, size), model.config.mask_id, jnp.int32)
-    stored = model.layers, seen.window
+    layer_inputs = model.layer_indices, context.window
     bound = model.bind(params)
-    mine_KLE, _ = bound.hidden(masks_KL, model.rope(said_L), layer, stored)
-    return jnp.concatenate([hidden_KLE, mine_KLE], axis=-1)
+    rope = model.rope(shadow_position_L)
+    shadow_KLE, _ = bound.hidden(masks_KL, rope, attend, layer_inputs)
+    return jnp.concatenate([hidden_KLE, shadow_KLE], axis=-1)
 
 
-def split_shadow(network: ModelFns) -> ModelFns:
-    """A network read by the first half of its vectors; by the second as its shadow."""
+def split_shadow(model: ModelFns) -> ModelFns:
+    """Give a model of twice as wide vectors the functions that read each half.
 
-    def first(read):
-        return lambda params, hidden_RE, ids: read(
+    Args:
+        model: A model whose `logits` and `logits_at` take single-width vectors, but
+            whose other functions return vectors with their shadows'.
+
+    Returns:
+        The model with `logits` of the first half and `shadow`, which swaps the halves.
+    """
+
+    def of_first_half(logits_fn: LogitsFn) -> LogitsFn:
+        return lambda params, hidden_RE, ids: logits_fn(
             params, jnp.split(hidden_RE, 2, axis=-1)[0], ids
         )
 
-    def swapped(hidden_RE):
+    def shadow(hidden_RE):
         return jnp.roll(hidden_RE, hidden_RE.shape[-1] // 2, axis=-1)
 
-    return network._replace(
-        logits=first(network.logits),
-        logits_at=first(network.logits_at),
-        shadow=swapped,
+    return model._replace(
+        logits=of_first_half(model.logits),
+        logits_at=of_first_half(model.logits_at),
+        shadow=shadow,
     )

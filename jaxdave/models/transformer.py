@@ -1,8 +1,9 @@
-"""The transformer as a module, and as pure functions of its parameters.
+"""The transformer as a Flax module, and as pure functions of its parameters.
 
-`Denoiser` is Flax NNX with the layers stacked on a leading axis and scanned, so compile
-time does not grow with depth. `split` separates it once; everything outside this
-package sees plain arrays and pure functions.
+Layers are stacked on a leading axis and scanned, so that compile time does not grow
+with depth. `split` separates the module into structure and parameters, `bind` puts
+them together again inside jit; everything outside this package sees plain arrays and
+pure functions. `param_shapes` repeats the structure without Flax: change both together.
 """
 
 import functools
@@ -17,15 +18,29 @@ from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import KVCache, Params
 from jaxdave.models.layers import Block, RMSNorm
 from jaxdave.models.rope import Rope
-from jaxdave.numerics.matmul import RowMajor, embed, matmul, scan_over_layers, unchunked
+from jaxdave.numerics.matmul import (
+    RowMajor,
+    embed,
+    matmul,
+    scan_over_layers,
+    whole_table,
+)
 
 LayerAttend = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+"""(slice of `per_layer`, q, k, v) -> weighted values [..., L, H, D]."""
 
 
 class Transformer(nnx.Module):
     """Embedding, stacked layers, final norm and (unless tied) a head."""
 
     def __init__(self, config: ModelConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        """Initialise random parameters.
+
+        Args:
+            config: The model's shape.
+            dtype: Of the parameters.
+            rngs: Where they are drawn from.
+        """
         init = nnx.initializers.normal(0.02)
         table = init(rngs.params(), (config.vocab_rows, config.hidden), dtype)
         self.embedding = nnx.Param(table)
@@ -37,7 +52,7 @@ class Transformer(nnx.Module):
 
         self.blocks = stack(rngs)
         self.norm = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
-        # A row an id, as in the embedding, so that a chunk of ids lies in one piece.
+        # One row per id, as in the embedding, so that a chunk of ids is contiguous.
         self.head = (
             None
             if config.tie_embeddings
@@ -47,110 +62,172 @@ class Transformer(nnx.Module):
     def hidden(
         self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any, dtype=None
     ):
-        """Final normed hidden states, and every layer's rotated keys and values.
+        """Compute the final hidden states of tokens.
 
-        tokens: int32 [..., L]; attend(slice of `per_layer`, q, k, v) -> context; dtype:
-        of the activations, by default that of the weights.
-        Returns hidden [..., L, E] and (keys, values) [N, ..., L, H, D].
+        Args:
+            tokens: int32 [..., L].
+            rope: Cosines and sines of their positions.
+            attend: The attention function of a layer.
+            per_layer: Arrays [N, ...], of which `attend` gets each layer's slice.
+            dtype: Of the activations; None: that of the weights.
+
+        Returns:
+            Normed hidden states [..., L, E], and every layer's keys (rotated) and
+            values [N, ..., L, G, D].
         """
         layer, layers = self._layers(rope, attend)
-        x = self._embedded(tokens, dtype)
+        x = self._embed(tokens, dtype)
         x, kv = jax.lax.scan(layer, x, (layers, per_layer))
         return self.norm(x), kv
 
     def states(self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any):
-        """What `hidden` computes on the way, [N + 1, ..., L, E].
+        """Compute the hidden states of tokens after every layer.
 
-        The embedding, then the output of every layer, the last one normed.
+        Args:
+            tokens: int32 [..., L].
+            rope: Cosines and sines of their positions.
+            attend: The attention function of a layer.
+            per_layer: Arrays [N, ...], of which `attend` gets each layer's slice.
+
+        Returns:
+            [N + 1, ..., L, E]: the embedding, then every layer's output, the last one
+            normed.
         """
         layer, layers = self._layers(rope, attend)
 
-        def kept(x, inputs):
+        def emit_input(x, inputs):
             return layer(x, inputs)[0], x
 
-        last, before = jax.lax.scan(kept, self._embedded(tokens), (layers, per_layer))
+        last, before = jax.lax.scan(
+            emit_input, self._embed(tokens), (layers, per_layer)
+        )
         return jnp.concatenate([before, self.norm(last)[None]])
 
-    def _embedded(self, tokens: jax.Array, dtype=None) -> jax.Array:
-        """Vectors of tokens, in a dtype, by default that of the norms."""
+    def _embed(self, tokens: jax.Array, dtype=None) -> jax.Array:
+        """Vectors of tokens, by default in the dtype of the norms.
+
+        Not in that of the embedding, which may be int8.
+        """
         dtype = self.norm.scale.get_value().dtype if dtype is None else dtype
         return embed(self.embedding.get_value(), tokens, dtype)
 
     def _layers(self, rope: Rope, attend: LayerAttend):
-        """One layer as the body of a scan, and the weights of all of them."""
-        given, block_of = self._scanned()
+        """One layer as the body of a scan, and what to scan over to get all weights."""
+        xs, block_of = self._scan_inputs()
 
         def layer(x, inputs):
-            weights, extra = inputs
+            weights, layer_input = inputs
             block = block_of(weights)
-            return block(x, rope, lambda q, k, v: attend(extra, q, k, v))
+            return block(x, rope, lambda q, k, v: attend(layer_input, q, k, v))
 
-        return layer, given
+        return layer, xs
 
-    def _scanned(self):
-        """What a scan over layers is given, and how that becomes a layer."""
+    def _scan_inputs(self):
+        """What to scan over, and a function from one element of it to a `Block`."""
         graph, layers = nnx.split(self.blocks)
-        given, one_of = scan_over_layers(layers)
-        return given, lambda weights: nnx.merge(graph, one_of(weights))
+        xs, weights_of = scan_over_layers(layers)
+        return xs, lambda element: nnx.merge(graph, weights_of(element))
 
     def canvas(self, tokens_CS, rope: Rope, attend, over, dtype=None):
-        """Final normed hidden states of a canvas cut into tiles, and its K and V.
+        """Compute the hidden states of a canvas that is cut into tiles.
 
-        tokens_CS: int32 [C, S], tiles of one sequence; rope: [C, S, ...]. attend(tile
-        index, q, k, v [1, S, ...], KVCache of the whole canvas [T, G, D]) -> context.
-        over: how a function of one tile becomes one of all: `lax.map` where every tile
-        must be computed in one shape whatever the canvas, else `vmap`.
-        Returns hidden [T, E] and (keys, values) [N, T, G, D].
+        In each layer all tiles are projected first, so that the keys of the whole
+        canvas are there when the first tile attends to them.
+
+        Args:
+            tokens_CS: Tiles of one sequence, int32 [C, S].
+            rope: Cosines and sines of their positions, [C, S, ...].
+            attend: (tile index, q, k, v [1, S, ...], `KVCache` of the whole canvas
+                [T, G, D]) -> weighted values [1, S, H, D].
+            over: Turns a function of one tile into one of all: `lax.map` where every
+                tile must be computed in one shape whatever the canvas, else `vmap`.
+            dtype: Of the activations; None: that of the weights.
+
+        Returns:
+            Normed hidden states [T, E], and keys and values [N, T, G, D], T = C S.
         """
-        given, block_of = self._scanned()
+        xs, block_of = self._scan_inputs()
         index_C = jnp.arange(tokens_CS.shape[0], dtype=jnp.int32)
-        flat = lambda a: a.reshape(-1, *a.shape[2:])  # noqa: E731
+
+        def join_tiles(a: jax.Array) -> jax.Array:
+            return a.reshape(-1, *a.shape[2:])
 
         def layer(x_CSE, weights):
             block = block_of(weights)
             q, k, v = over(lambda a: block.project(*a))((x_CSE, rope))
-            stored = KVCache(flat(k), flat(v))
+            canvas_kv = KVCache(join_tiles(k), join_tiles(v))
 
-            def mixed(tile):
+            def attend_tile(tile):
                 x, index, *qkv = tile
-                context = attend(index, *(part[None] for part in qkv), stored)
+                context = attend(index, *(part[None] for part in qkv), canvas_kv)
                 return block.finish(x, context[0])
 
-            return over(mixed)((x_CSE, index_C, q, k, v)), stored
+            return over(attend_tile)((x_CSE, index_C, q, k, v)), canvas_kv
 
-        x = self._embedded(tokens_CS, dtype)
-        x, kv = jax.lax.scan(layer, x, given)
-        return flat(over(self.norm)(x)), kv
+        x = self._embed(tokens_CS, dtype)
+        x, kv = jax.lax.scan(layer, x, xs)
+        return join_tiles(over(self.norm)(x)), kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Float32 logits [..., vocab_rows] over the whole vocabulary."""
-        return matmul(hidden, RowMajor(unchunked(self.head_table())))
+        """Logits over the whole vocabulary.
+
+        Args:
+            hidden: Normed hidden states [..., E].
+
+        Returns:
+            float32 [..., vocab_rows].
+        """
+        return matmul(hidden, RowMajor(whole_table(self.head_table())))
 
     def head_table(self) -> Any:
-        """The output projection [vocab_rows, hidden], a table of any kind."""
+        """The output projection [vocab_rows, hidden], a table of any layout."""
         table = self.embedding if self.head is None else self.head
         return table.get_value()
 
 
 def init(config: ModelConfig, seed: int, dtype=jnp.float32) -> Params:
-    """Random parameters, a pure pytree of stacked arrays."""
+    """Draw random parameters.
+
+    Args:
+        config: The model's shape.
+        seed: Seed of the draw.
+        dtype: Of the parameters.
+
+    Returns:
+        Nested dicts of arrays, as `param_shapes` describes them.
+    """
     return jax.jit(lambda: split(_build(config, dtype, seed))[1])()
 
 
 def split(model: Transformer) -> tuple[Any, Params]:
-    """The graph and the plain parameters of a module."""
+    """Separate a module into structure and parameters.
+
+    Args:
+        model: The module.
+
+    Returns:
+        The graph definition, and the parameters as nested dicts of arrays.
+    """
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)
 
 
 def bind(config: ModelConfig, params: Params) -> Transformer:
-    """Parameters back in a module of this config (see `params.Binder`)."""
+    """Put parameters into a module (see `param_shapes.Binder`).
+
+    Args:
+        config: The model's shape.
+        params: Parameters of it, in any layout.
+
+    Returns:
+        The module.
+    """
     return nnx.merge(_graph(config), params)
 
 
 @functools.cache
 def _graph(config: ModelConfig):
-    """The module without its parameters."""
+    """The module's structure without its parameters."""
     return nnx.split(nnx.eval_shape(lambda: _build(config, jnp.float32, 0)))[0]
 
 

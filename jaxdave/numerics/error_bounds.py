@@ -1,8 +1,8 @@
-"""Predictions: what the model says, asked for in the two ways the loop needs.
+"""How far apart two computations of the same prediction are, field by field.
 
-`decide` reads the active block of every draft, always in the same shapes: the text
-depends on nothing else. `guess` reads the whole window of the one draft that was kept,
-at the noise of the steps to come: drafts are made of it, and it may be wrong.
+Guarded numerics compare a prediction from an ordinary call with the one that a recheck
+call makes of the same state. The largest differences become the error bounds by which
+later decisions are judged to be safe or too close to call.
 """
 
 import jax
@@ -14,20 +14,33 @@ from jaxdave.core.prediction import ErrorBound, Prediction
 def prediction_error(
     now: Prediction, then: Prediction, open_W: jax.Array
 ) -> ErrorBound:
-    """How far two predictions of a stretch are apart; -1 as a token: none at hand."""
-    told_W, same_W = then.token >= 0, then.token == now.token
-    # With the other token in front a lead points the other way.
-    then = then._replace(lead=jnp.where(same_W, then.lead, -then.lead))
+    """The largest difference between two predictions of one stretch, per field.
 
-    def largest(name: str, of_W: jax.Array) -> jax.Array:
-        one_W, other_W = getattr(now, name), getattr(then, name)
-        # What is infinite in both is the same.
-        off_W = jnp.where(one_W == other_W, 0.0, jnp.abs(one_W - other_W))
+    Args:
+        now: The later prediction, arrays [W].
+        then: The earlier one; a token of -1 marks a position without a prediction.
+        open_W: True where a position is masked and may be decoded, bool [W].
+
+    Returns:
+        Float32 scalars: absolute differences, for `entropy` relative ones. 0 where no
+        position can be compared.
+    """
+    has_earlier_W = then.token >= 0
+    same_token_W = then.token == now.token
+    # Where the order of two tokens has swapped, their leads have opposite signs.
+    then = then._replace(lead=jnp.where(same_token_W, then.lead, -then.lead))
+
+    def max_error(name: str, compared_W: jax.Array) -> jax.Array:
+        now_W, then_W = getattr(now, name), getattr(then, name)
+        # Equal infinities differ by nothing; their difference would be NaN.
+        error_W = jnp.where(now_W == then_W, 0.0, jnp.abs(now_W - then_W))
         if name == "entropy":
-            off_W = jnp.where(off_W > 0, off_W / jnp.minimum(one_W, other_W), 0.0)
-        return jnp.max(jnp.where(of_W, off_W, 0.0))
+            error_W = jnp.where(error_W > 0, error_W / jnp.minimum(now_W, then_W), 0.0)
+        return jnp.max(jnp.where(compared_W, error_W, 0.0))
 
-    among = dict.fromkeys(ErrorBound._fields, told_W & open_W)
-    # Scores are of a token. A rule may look at gaps of known positions too.
-    among |= {"score": told_W & open_W & same_W, "gap": told_W}
-    return ErrorBound(**{name: largest(name, of_W) for name, of_W in among.items()})
+    compared = dict.fromkeys(ErrorBound._fields, has_earlier_W & open_W)
+    # A score belongs to its token. A rule may look at gaps of decoded positions too.
+    compared |= {"score": has_earlier_W & open_W & same_token_W, "gap": has_earlier_W}
+    return ErrorBound(
+        **{name: max_error(name, mask_W) for name, mask_W in compared.items()}
+    )

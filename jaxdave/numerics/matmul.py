@@ -1,16 +1,27 @@
-"""Matrices of any kind, and the products that read them where they lie.
+"""Weight matrices in several layouts, and the products that read them in place.
 
 XLA:CPU copies a layer's matrices out of their stack before it multiplies by them, and a
-chunk of the head out of its table: as much traffic again as reading them. On a CPU,
-every layer's matrix and every chunk is an array of its own (see `placing.py`), and a
-product is a `switch` over them: each is read where it lies, and the layer is still
-compiled once.
+chunk of the head out of its table: as much memory traffic again as reading them. On a
+CPU every layer's matrix and every chunk is therefore an array of its own (see
+`weight_layout`), and a product is a `lax.switch` over them: each is read where it lies,
+and the layer is still compiled once.
+
+A layout is a frozen dataclass that is a pytree. What callers may do with it is one of
+three small interfaces, so that a new layout is a new class and no edit elsewhere:
+
+* `Matrix`: something to multiply by (`RowMajor`, `SelectedMatrix`).
+* `LayerStack`: the matrices of all layers, to be scanned over (`PerLayer`).
+* `RowTable`: an embedding or head, read by rows and by chunks (`ChunkedTable`).
+
+Plain arrays and `Int8`s need no wrapper: the functions of this module take them as the
+base case. `FusedKernels` has an interface of its own, as it is several matrices in one.
 """
 
+import abc
 import dataclasses
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,148 +29,355 @@ import jax.numpy as jnp
 from jaxdave.numerics.quantization import Int8, einsum_kernel
 
 
-class RowMajor(NamedTuple):
-    """A matrix with a row an output channel: an array [out, in] or such an `Int8`."""
+class Matrix(abc.ABC):
+    """One matrix [in, out] in a layout of its own."""
+
+    @abc.abstractmethod
+    def matmul(self, x: jax.Array) -> jax.Array:
+        """Multiply vectors by the matrix.
+
+        Args:
+            x: Vectors [..., in].
+
+        Returns:
+            Vectors [..., out], float32 unless the layout says otherwise.
+        """
+
+
+class LayerStack(abc.ABC):
+    """The matrices of all layers in another form than one stacked array."""
+
+    @abc.abstractmethod
+    def select(self, index: jax.Array) -> Matrix:
+        """The matrix of one layer.
+
+        Args:
+            index: The layer, int32 scalar, known only when the program runs.
+
+        Returns:
+            Its matrix, not copied.
+        """
+
+    @abc.abstractmethod
+    def to_stacked(self) -> Any:
+        """One array [N, in, out], or an `Int8` of one."""
+
+
+class RowTable(abc.ABC):
+    """A table [V, E] in another form than one array."""
+
+    @abc.abstractmethod
+    def gather_rows(self, ids: jax.Array) -> Any:
+        """Rows as they are stored.
+
+        Args:
+            ids: Row numbers, int32 [...].
+
+        Returns:
+            An array [..., E] or an `Int8` of one.
+        """
+
+    @abc.abstractmethod
+    def select_chunk(self, first: jax.Array, size: int) -> Matrix:
+        """The matrix [E, size] of some consecutive rows.
+
+        Args:
+            first: The first of them, int32 scalar.
+            size: How many.
+
+        Returns:
+            Their matrix, not copied.
+        """
+
+    @abc.abstractmethod
+    def to_stacked(self) -> Any:
+        """One array [V, E], or an `Int8` of one."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowMajor(Matrix):
+    """A matrix stored with one row per output channel.
+
+    Attributes:
+        matrix: An array [out, in], or an `Int8` of one.
+    """
 
     matrix: Any
 
+    def matmul(self, x: jax.Array) -> jax.Array:
+        """Vectors [..., in] times the matrix: float32 [..., out]."""
+        return einsum_kernel("...i,oi->...o", x, self.matrix)
 
-class PerLayer(NamedTuple):
-    """The matrices of all layers, each on its own, in the place of their stack."""
+    def to_input_major(self) -> Any:
+        """The matrix in the usual order [in, out]."""
+        inner = self.matrix
+        return Int8(inner.values.T, inner.scale) if isinstance(inner, Int8) else inner.T
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SelectedMatrix(Matrix):
+    """One of several matrices of equal shape, chosen when the program runs.
+
+    Attributes:
+        matrices: The candidates, of any kind that `matmul` takes.
+        index: Which one it is, int32 scalar.
+    """
+
+    matrices: tuple[Any, ...]
+    index: jax.Array
+
+    def matmul(self, x: jax.Array) -> jax.Array:
+        """Vectors [..., in] times the chosen matrix, [..., out]."""
+        branches = [functools.partial(matmul, matrix=one) for one in self.matrices]
+        return jax.lax.switch(self.index, branches, x)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PerLayer(LayerStack):
+    """The matrices of all layers, each an array of its own, in place of their stack.
+
+    Attributes:
+        layers: A matrix per layer: an array [in, out], an `Int8` or a `RowMajor`.
+    """
 
     layers: tuple[Any, ...]
+
+    def select(self, index: jax.Array) -> SelectedMatrix:
+        """The matrix of one layer, its index known only when the program runs."""
+        return SelectedMatrix(self.layers, index)
+
+    def to_stacked(self) -> Any:
+        """One array [N, in, out], or an `Int8` of one."""
+        layers = (
+            matrix.to_input_major() if isinstance(matrix, RowMajor) else matrix
+            for matrix in self.layers
+        )
+        return jax.tree.map(lambda *own: jnp.stack(own), *layers)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FusedKernels:
-    """Matrices that share their input, side by side in one, in the first one's place.
+    """Matrices with a common input, side by side in one, in the first one's place.
 
-    Nothing lies in the places of the others; sizes: output channels of each.
+    The places of the others hold an empty tuple. One product with the fused matrix
+    reads the input once and starts one kernel where there were two or three.
+
+    Attributes:
+        matrix: The fused matrix [in, sum of sizes]: a `PerLayer` of all layers, or one
+            layer's matrix inside a scan.
+        sizes: Output channels of each of the matrices.
     """
 
     matrix: Any
     sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
+    def matmul_each(self, x: jax.Array) -> list[jax.Array]:
+        """Vectors [..., in] times each of the matrices, in the dtype of `x`."""
+        return self.split(matmul(x, self.matrix).astype(x.dtype))
+
     def split(self, y: Any) -> list[Any]:
-        """The part of each matrix in arrays, or `Int8`s, by channels."""
+        """Cuts arrays along their last axis, the channels, into the matrices' parts.
+
+        Args:
+            y: An array [..., sum of sizes] or an `Int8` of such.
+
+        Returns:
+            One array or `Int8` for each of `sizes`.
+        """
         cuts = list(itertools.accumulate(self.sizes))[:-1]
         parts = jax.tree.map(lambda a: jnp.split(a, cuts, axis=-1), y)
+        # A tree of lists of parts, turned into a list of trees.
         outer, inner = jax.tree.structure(y), jax.tree.structure([0] * len(self.sizes))
         return jax.tree.transpose(outer, inner, parts)
 
 
-class SelectedMatrix(NamedTuple):
-    """One of several matrices of a shape, which one is known when the program runs."""
-
-    some: tuple[Any, ...]
-    index: jax.Array
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ChunkedTable:
-    """A table [V, E] in chunks [X, E] of equal sizes, the last one moved back to fit.
+class ChunkedTable(RowTable):
+    """A table [V, E] in chunks [X, E] of equal size.
 
-    chunks: arrays or `Int8`s; rows: V.
+    The last chunk is moved back so that it is full: it repeats some rows of the one
+    before it.
+
+    Attributes:
+        chunks: Arrays or `Int8`s.
+        rows: V.
     """
 
     chunks: tuple[Any, ...]
     rows: int = dataclasses.field(metadata={"static": True})
 
-    def first_of(self, index: int) -> int:
+    def first_row(self, index: int) -> int:
         """The first row of a chunk."""
         size = num_rows(self.chunks[0])
         return min(index * size, self.rows - size)
 
+    def gather_rows(self, ids: jax.Array) -> Any:
+        """Rows as stored, [..., E]: an array or an `Int8`."""
+        # Every chunk is gathered from, ids outside it clipped into it; the last chunk
+        # whose first row is not above the id has the row.
+        size, rows = num_rows(self.chunks[0]), None
+        for index, chunk in enumerate(self.chunks):
+            first = self.first_row(index)
+            offset = jnp.clip(ids - first, 0, size - 1)
+            gathered = jax.tree.map(lambda a, offset=offset: a[offset], chunk)
+            is_in_chunk = ids >= first
+            if rows is None:
+                rows = gathered
+            else:
+                select = functools.partial(_select_rows, is_in_chunk)
+                rows = jax.tree.map(select, gathered, rows)
+        return rows
 
-def matmul(x: jax.Array, matrix) -> jax.Array:
-    """Vectors [..., in] times a matrix of any kind here, [..., out].
+    def select_chunk(self, first: jax.Array, size: int) -> SelectedMatrix:
+        """The matrix of `size` rows from row `first` on, the size being that of X."""
+        index = (first + size - 1) // size  # the last chunk is moved back to fit
+        return SelectedMatrix(tuple(map(RowMajor, self.chunks)), index)
 
-    In float32, but for a plain matrix [in, out] of the dtype of x: then in that dtype.
+    def to_stacked(self) -> Any:
+        """One array [V, E], or an `Int8` of one."""
+        size = num_rows(self.chunks[0])
+        repeated = [i * size - self.first_row(i) for i in range(len(self.chunks))]
+
+        def join(*parts):
+            return jnp.concatenate(
+                [a[n:] for a, n in zip(parts, repeated, strict=True)]
+            )
+
+        return jax.tree.map(join, *self.chunks)
+
+
+def matmul(x: jax.Array, matrix: Any) -> jax.Array:
+    """Multiplies vectors by a matrix of any layout.
+
+    Args:
+        x: Vectors [..., in].
+        matrix: A `Matrix`, or an array or `Int8` [in, out].
+
+    Returns:
+        Vectors [..., out]: in the dtype of `x` for a plain array of that dtype, else in
+        float32.
     """
-    if isinstance(matrix, SelectedMatrix):
-        own = [functools.partial(matmul, matrix=one) for one in matrix.some]
-        return jax.lax.switch(matrix.index, own, x)
-    if isinstance(matrix, RowMajor):
-        return einsum_kernel("...i,oi->...o", x, matrix.matrix)
+    if isinstance(matrix, Matrix):
+        return matrix.matmul(x)
     if isinstance(matrix, Int8) or x.dtype != matrix.dtype:
         return einsum_kernel("...i,io->...o", x, matrix)
     return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def scan_over_layers(layers: Any):
-    """What a scan over layers is given of them, and how it puts one layer together."""
-    leaves, tree = jax.tree.flatten(layers, is_leaf=_is_per_layer)
-    stacks = [None if _is_per_layer(leaf) else leaf for leaf in leaves]
-    count = len(next(leaf for leaf in jax.tree.leaves(stacks)))
+    """Prepares the parameters of all layers for a `lax.scan`.
 
-    def layer(given):
-        parts, index = given
-        taken = [
-            SelectedMatrix(leaf.layers, index) if _is_per_layer(leaf) else part
-            for leaf, part in zip(leaves, parts, strict=True)
-        ]
-        return tree.unflatten(taken)
+    A scan slices stacked arrays by itself. A `LayerStack` must not be sliced, as that
+    would copy it: it stays outside as a closure, and the layer's index picks from it.
 
-    return (stacks, jnp.arange(count, dtype=jnp.int32)), layer
+    Args:
+        layers: The layers' parameters: leaves are arrays [N, ...] or `LayerStack`s. At
+            least one must be an array, which gives N.
+
+    Returns:
+        xs: What to scan over: the stacked arrays, and the layers' indices.
+        layer_of: A function from one element of xs to the parameters of one layer.
+    """
+    leaves, tree = jax.tree.flatten(layers, is_leaf=_is_layer_stack)
+    stacks = [None if _is_layer_stack(leaf) else leaf for leaf in leaves]
+    num_layers = len(next(leaf for leaf in jax.tree.leaves(stacks)))
+
+    def layer_of(element):
+        slices, index = element
+        return tree.unflatten(
+            leaf.select(index) if _is_layer_stack(leaf) else part
+            for leaf, part in zip(leaves, slices, strict=True)
+        )
+
+    return (stacks, jnp.arange(num_layers, dtype=jnp.int32)), layer_of
 
 
 def gather_rows(table: Any, ids: jax.Array) -> Any:
-    """Rows of a table as they are kept, [..., E]: an array or an `Int8` of them."""
-    if not isinstance(table, ChunkedTable):
-        return jax.tree.map(lambda a: a[ids], table)
-    size, found = num_rows(table.chunks[0]), None
-    for index, chunk in enumerate(table.chunks):
-        first = table.first_of(index)
-        at = jnp.clip(ids - first, 0, size - 1)
-        here = jax.tree.map(lambda a, at=at: a[at], chunk)
-        is_here = ids >= first
-        found = here if found is None else jax.tree.map(
-            functools.partial(_select_rows, is_here), here, found
-        )  # fmt: skip
-    return found
+    """Rows of a table as they are stored.
+
+    Args:
+        table: [V, E]: an array, an `Int8` or a `RowTable`.
+        ids: Row numbers, int32 [...].
+
+    Returns:
+        An array [..., E] or an `Int8` of one, not scaled.
+    """
+    if isinstance(table, RowTable):
+        return table.gather_rows(ids)
+    return jax.tree.map(lambda a: a[ids], table)
 
 
 def embed(table: Any, ids: jax.Array, dtype) -> jax.Array:
-    """Vectors of ids, [..., E]; of an `Int8` only these are scaled."""
+    """Embedding vectors of ids.
+
+    Args:
+        table: [V, E]: an array, an `Int8` or a `RowTable`.
+        ids: int32 [...].
+        dtype: Of the result.
+
+    Returns:
+        Vectors [..., E]; of an `Int8` only the gathered rows are scaled.
+    """
     rows = gather_rows(table, ids)
     if isinstance(rows, Int8):
         rows = rows.values.astype(jnp.float32) * rows.scale[..., None]
     return rows.astype(dtype)
 
 
-def table_chunk(table: Any, first: jax.Array, size: int) -> RowMajor | SelectedMatrix:
-    """The matrix of the ids from `first` on: `size` of them, a chunk as `Cut` has."""
-    if isinstance(table, ChunkedTable):
-        index = (first + size - 1) // size  # the last chunk is moved back to fit
-        return SelectedMatrix(tuple(map(RowMajor, table.chunks)), index)
-    cut = lambda a: jax.lax.dynamic_slice_in_dim(a, first, size)  # noqa: E731
+def table_chunk(table: Any, first: jax.Array, size: int) -> Matrix:
+    """The matrix [E, size] that gives the logits of one chunk of ids.
+
+    Args:
+        table: The head [V, E]: an array, an `Int8` or a `RowTable`.
+        first: The first id of the chunk, int32 scalar.
+        size: Ids in the chunk; of a `ChunkedTable` the size of its chunks.
+
+    Returns:
+        The matrix of ids first ... first + size - 1.
+    """
+    if isinstance(table, RowTable):
+        return table.select_chunk(first, size)
+
+    def cut(a: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(a, first, size)
+
     return RowMajor(jax.tree.map(cut, table))
 
 
-def unchunked(table: Any) -> Any:
-    """The whole table [V, E]."""
-    if not isinstance(table, ChunkedTable):
-        return table
-    size = num_rows(table.chunks[0])
-    starts = [i * size - table.first_of(i) for i in range(len(table.chunks))]
+def whole_table(table: Any) -> Any:
+    """A table of any layout as one array [V, E], or one `Int8`.
 
-    def joined(*parts):
-        return jnp.concatenate([a[n:] for a, n in zip(parts, starts, strict=True)])
+    Args:
+        table: An array, an `Int8` or a `RowTable`.
 
-    return jax.tree.map(joined, *table.chunks)
+    Returns:
+        The table itself where it is in one piece already.
+    """
+    return table.to_stacked() if isinstance(table, RowTable) else table
 
 
 def num_rows(table: Any) -> int:
-    """V of a table [V, E]."""
+    """The length V of the leading axis.
+
+    Args:
+        table: An array [V, ...] or an `Int8` of one.
+
+    Returns:
+        V.
+    """
     return jax.tree.leaves(table)[0].shape[0]
 
 
-def _is_per_layer(leaf: Any) -> bool:
-    return isinstance(leaf, PerLayer)
+def _is_layer_stack(leaf: Any) -> bool:
+    return isinstance(leaf, LayerStack)
 
 
-def _select_rows(is_new, new, old):
-    shape = is_new.shape + (1,) * (new.ndim - is_new.ndim)
-    return jnp.where(is_new.reshape(shape), new, old)
+def _select_rows(condition, new, old):
+    """`jnp.where` of whole rows: the condition [...] against arrays [..., E]."""
+    shape = condition.shape + (1,) * (new.ndim - condition.ndim)
+    return jnp.where(condition.reshape(shape), new, old)

@@ -1,15 +1,15 @@
-"""Parameters where and how this machine's products read them best.
+"""Conversion of parameters to the layout that this machine's products read fastest.
 
-On a CPU the matrices of the layers, and the chunks of the head, are arrays of their own
-(why: `matrices.py`). Large ones have a row an output channel, the order that XLA:CPU's
-products read fastest; small ones have a column, as everywhere else. Whoever wants the
-parameters as `params.abstract` has them asks for `stacked`.
+On a CPU every layer's matrix and every chunk of the head becomes an array of its own
+(the reason is told in `numerics.matmul`). Large matrices are stored with one row per
+output channel, the order that XLA:CPU's products read fastest; small ones stay
+[in, out]. Elsewhere the stacked arrays stay as they are. `to_stacked` gives the form of
+`models.param_shapes` back.
 """
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdave.core.config import NOISE_CHUNK, ModelConfig
@@ -18,106 +18,146 @@ from jaxdave.core.param_paths import param_path
 from jaxdave.numerics.matmul import (
     ChunkedTable,
     FusedKernels,
+    LayerStack,
     PerLayer,
     RowMajor,
+    RowTable,
     num_rows,
-    unchunked,
 )
 from jaxdave.numerics.quantization import Int8, ParamTransform, is_int8
 from jaxdave.runtime.platform import on_cpu
 
 CPU_HEAD_CHUNK, HEAD_CHUNK = NOISE_CHUNK, 4 * NOISE_CHUNK
-"""Ids of the vocabulary that are looked at together, on a CPU and elsewhere, where a
-pass costs a dozen launches whatever its size."""
+"""Vocabulary ids in a chunk of the head, on a CPU and elsewhere. Off a CPU chunks are
+larger, as reading one costs a dozen kernel launches whatever its size."""
 LARGE_MATRIX = 2**19
-"""Numbers in a matrix from where on it has a row a channel: 2 MB, what a core of the
-machine that it was measured on keeps (bench/NOTES.md, "Matrices apart")."""
+"""Weights from which on a matrix is stored row-major: 2 MB of float32, the cache of one
+core of the machine that it was measured on (bench/NOTES.md, "Matrices apart")."""
 FUSED = (("attn", ("q", "k", "v")), ("mlp", ("gate", "up")))
-"""Matrices of a layer that share their input; on a CPU they are one."""
+"""(module, matrices with a common input), which are fused on a CPU."""
 
 
 def head_chunk(rows: int) -> int:
-    """Ids per chunk of the head: all, or a multiple of what noise is drawn for."""
-    most = CPU_HEAD_CHUNK if on_cpu() else HEAD_CHUNK
-    return rows if rows <= NOISE_CHUNK else min(most, rows // NOISE_CHUNK * NOISE_CHUNK)
+    """The number of vocabulary ids that a chunk of the head covers.
+
+    Noise is drawn `NOISE_CHUNK` ids at a time, so a chunk of a large head is a multiple
+    of that.
+
+    Args:
+        rows: Rows of the head.
+
+    Returns:
+        `rows` for a small head, else a multiple of `NOISE_CHUNK` of at most `rows`.
+    """
+    max_chunk = CPU_HEAD_CHUNK if on_cpu() else HEAD_CHUNK
+    if rows <= NOISE_CHUNK:
+        return rows
+    return min(max_chunk, rows // NOISE_CHUNK * NOISE_CHUNK)
 
 
 def to_device_layout(params: Params, config: ModelConfig) -> Params:
-    """Parameters of `params.abstract` or `Int8`, on the device, as it reads them best.
+    """Put parameters on the device, in the layout that it reads fastest.
 
-    They may lie on the host, and lie so already. What the caller does not keep is let
-    go of on the way, so that no more than what is joined is held twice.
+    Leaves are converted one at a time, and each is released at once unless the caller
+    holds it too. So peak memory exceeds the model by at most one fused group (q, k, v
+    or gate, up).
+
+    Args:
+        params: Stacked parameters, float or `Int8`, on the host or on the device; or
+            the result of an earlier call.
+        config: The config that they are of.
+
+    Returns:
+        The same tree with layout classes in place of some arrays.
     """
     params = to_stacked(params)
     leaves, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_int8)
+    # From here on `remaining` alone refers to the leaves, and loses them one by one.
     del params
-    held = {param_path(p): x for p, x in leaves}
+    remaining = {param_path(path): leaf for path, leaf in leaves}
     del leaves
-    order, made = list(held), {}
-    for home, names in FUSED if on_cpu() else ():
-        paths = [f"blocks/{home}/{name}/kernel" for name in names]
-        made |= dict.fromkeys(paths, ())
-        made[paths[0]] = _fuse([held.pop(path) for path in paths])
-    for path in list(held):
-        made[path] = _to_layout(path, held.pop(path), config)
-    return tree.unflatten([made[path] for path in order])
+    order, converted = list(remaining), {}
+    for module, names in FUSED if on_cpu() else ():
+        paths = [f"blocks/{module}/{name}/kernel" for name in names]
+        converted |= dict.fromkeys(paths, ())
+        converted[paths[0]] = _fuse([remaining.pop(path) for path in paths])
+    for path in list(remaining):
+        converted[path] = _to_layout(path, remaining.pop(path), config)
+    return tree.unflatten([converted[path] for path in order])
 
 
 def to_stacked(params: Params) -> Params:
-    """Parameters as `params.abstract` has them, whatever machine they were read for."""
-    is_placed = lambda leaf: isinstance(leaf, PerLayer | ChunkedTable)  # noqa: E731
-    return _split_fused(jax.tree.map(_to_stack, params, is_leaf=is_placed))
+    """Bring parameters back to the form of `models.param_shapes`.
+
+    Args:
+        params: Parameters in any layout.
+
+    Returns:
+        Nested dicts of arrays and `Int8`s; those of the layers stacked, [N, ...].
+    """
+
+    def has_layout(leaf: Any) -> bool:
+        return isinstance(leaf, LayerStack | RowTable)
+
+    def stack(leaf: Any) -> Any:
+        return leaf.to_stacked() if has_layout(leaf) else leaf
+
+    return _split_fused(jax.tree.map(stack, params, is_leaf=has_layout))
 
 
-def transfer_transform(kept: ParamTransform) -> ParamTransform:
-    """What becomes of a parameter once it is read: off a CPU it leaves the host."""
+def transfer_transform(transform: ParamTransform) -> ParamTransform:
+    """Extend a transform so that its result leaves the host, except on a CPU.
+
+    Args:
+        transform: What is applied to each parameter as it is read.
+
+    Returns:
+        A `ParamTransform` that puts the result on the device.
+    """
     if on_cpu():
-        return kept
-    return lambda path, leaf: jax.device_put(kept(path, leaf))
-
-
-def _to_stack(leaf: Any) -> Any:
-    """What a matrix of all layers, or a table, was made of."""
-    if isinstance(leaf, PerLayer):
-        return jax.tree.map(
-            lambda *own: jnp.stack(own), *map(_input_major, leaf.layers)
-        )
-    return unchunked(leaf) if isinstance(leaf, ChunkedTable) else leaf
+        return transform
+    return lambda path, leaf: jax.device_put(transform(path, leaf))
 
 
 def _split_fused(tree: Any) -> Any:
-    """Dicts of dicts with matrices that were joined in places of their own again."""
+    """Nested dicts with fused matrices back in places of their own."""
     if not isinstance(tree, dict):
         return tree
-    made = {name: _split_fused(part) for name, part in tree.items()}
+    result = {name: _split_fused(part) for name, part in tree.items()}
     for _, names in FUSED:
-        joined = _kernel(tree.get(names[0]))
-        if isinstance(joined, FusedKernels):
-            for name, part in zip(names, joined.split(joined.matrix), strict=True):
-                made[name] = made[name] | {"kernel": part}
-    return made
+        fused = _kernel(tree.get(names[0]))
+        if isinstance(fused, FusedKernels):
+            for name, part in zip(names, fused.split(fused.matrix), strict=True):
+                result[name] = result[name] | {"kernel": part}
+    return result
 
 
 def _kernel(part: Any) -> Any:
+    """The kernel of a linear layer's parameters; None of anything else."""
     return part.get("kernel") if isinstance(part, dict) else None
 
 
 def _to_layout(path: str, leaf: Any, config: ModelConfig) -> Any:
     """One parameter on the device."""
-    table = "embedding" if config.tie_embeddings else "head"
+    head_path = "embedding" if config.tie_embeddings else "head"
     if on_cpu() and path.endswith("/kernel"):
         return PerLayer(tuple(map(_layer_matrix, _host_layers(leaf))))
-    if on_cpu() and path == table and head_chunk(config.vocab_rows) < num_rows(leaf):
-        return _to_chunks(leaf, head_chunk(config.vocab_rows))
+    chunk = head_chunk(config.vocab_rows)
+    if on_cpu() and path == head_path and chunk < num_rows(leaf):
+        return _to_chunks(leaf, chunk)
     return jax.device_put(leaf)
 
 
 def _fuse(stacks: list[Any]) -> FusedKernels:
+    """Stacks [N, in, out] of several matrices as one fused matrix per layer."""
     sizes = tuple(jax.tree.leaves(stack)[0].shape[-1] for stack in stacks)
-    together = lambda *own: np.concatenate(own, axis=-1)  # noqa: E731
+
+    def concatenate(*matrices: np.ndarray) -> np.ndarray:
+        return np.concatenate(matrices, axis=-1)
+
     layers = (
-        _layer_matrix(jax.tree.map(together, *own))
-        for own in zip(*map(_host_layers, stacks), strict=True)
+        _layer_matrix(jax.tree.map(concatenate, *matrices))
+        for matrices in zip(*map(_host_layers, stacks), strict=True)
     )
     return FusedKernels(PerLayer(tuple(layers)), sizes)
 
@@ -129,29 +169,26 @@ def _host_layers(stack: Any) -> list[Any]:
 
 
 def _layer_matrix(matrix: Any) -> Any:
+    """One layer's matrix on the device, row-major if it is large."""
     if jax.tree.leaves(matrix)[0].size < LARGE_MATRIX:
         return jax.device_put(matrix)
     return RowMajor(jax.device_put(_transposed(matrix)))
 
 
 def _transposed(matrix: Any) -> Any:
-    """The other order of a matrix, on the host; scales are of channels in either."""
+    """A host matrix in the other order; scales belong to channels in either."""
     if isinstance(matrix, Int8):
         return Int8(_transposed(matrix.values), matrix.scale)
     return np.ascontiguousarray(matrix.T)
 
 
-def _input_major(matrix: Any) -> Any:
-    """A matrix [in, out] of either order."""
-    if not isinstance(matrix, RowMajor):
-        return matrix
-    inner = matrix.matrix
-    return Int8(inner.values.T, inner.scale) if isinstance(inner, Int8) else inner.T
-
-
 def _to_chunks(table: Any, size: int) -> ChunkedTable:
+    """A table [V, E] in chunks of `size` rows, each on the device."""
     host = jax.tree.map(np.asarray, table)
     rows = num_rows(host)
-    firsts = [min(at, rows - size) for at in range(0, rows, size)]
-    part = lambda at: jax.tree.map(lambda a: a[at : at + size], host)  # noqa: E731
-    return ChunkedTable(tuple(jax.device_put(part(at)) for at in firsts), rows)
+    firsts = [min(first, rows - size) for first in range(0, rows, size)]
+
+    def chunk(first: int) -> Any:
+        return jax.device_put(jax.tree.map(lambda a: a[first : first + size], host))
+
+    return ChunkedTable(tuple(chunk(first) for first in firsts), rows)

@@ -1,8 +1,14 @@
-"""Rules that say what one decoding step commits.
+"""Decoding policies: rules that decide which tokens one decoding step commits.
 
-A policy sees the first unfinished block only, so that what it decides depends on
-nothing to the right of that block. Each is a pair of pure functions (`types.Policy`);
+A policy sees only the first unfinished block, so its decisions depend on nothing to the
+right of it. Each maker returns a `jaxdave.core.policy_api.Policy`; wrappers change one;
 `parse` makes one from text and `listing` names them all.
+
+Example:
+    from jaxdave import policies
+
+    policy = policies.threshold(0.9)
+    policy = policies.parse("threshold:threshold=0.9")
 """
 
 from jaxdave.policies.basic import left_to_right as left_to_right

@@ -1,4 +1,7 @@
-"""A fixed number of tokens a step, by confidence or from the left."""
+"""Policies that commit a fixed number of tokens a step, by confidence or from the left.
+
+They have no schedule and no memory, and are the simplest examples of a policy.
+"""
 
 import jax.numpy as jnp
 
@@ -19,13 +22,28 @@ from jaxdave.policies.validation import check_count
 def static(tokens_per_step: int = 1) -> Policy:
     """The most confident tokens first, a fixed number a step.
 
-    With 1, the paper's oracle path (FreeDave section 3; LLaDA's low-confidence
-    remasking). A step stays inside its block. Raises ValueError below 1.
+    With 1 it is the oracle path of the FreeDave paper, which is LLaDA's low-confidence
+    remasking with as many steps as masks. A step stays inside its block.
+
+    Args:
+        tokens_per_step: Tokens that each step commits, at least 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: `tokens_per_step` is below 1.
+
+    Source: FreeDave (arXiv 2510.00294, section 3).
+
+    Example:
+        >>> static(2).name
+        'static(2)'
     """
     check_count(1, tokens_per_step=tokens_per_step)
 
-    def choose(view: PolicyView, told: IntervalView) -> Interval:
-        return select_top(view, tokens_per_step, told.score)
+    def choose(view: PolicyView, values: IntervalView) -> Interval:
+        return select_top(view, tokens_per_step, values.score)
 
     return interval_policy(f"static({tokens_per_step})", choose)
 
@@ -34,11 +52,21 @@ def static(tokens_per_step: int = 1) -> Policy:
 def left_to_right(tokens_per_step: int = 1) -> Policy:
     """The leftmost tokens first, a fixed number a step.
 
-    FreeDave's alg_temp=-1 without a threshold. Raises ValueError below 1.
+    Args:
+        tokens_per_step: Tokens that each step commits, at least 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: `tokens_per_step` is below 1.
+
+    Source: FreeDave (arXiv 2510.00294), alg_temp=-1 without a threshold.
     """
     check_count(1, tokens_per_step=tokens_per_step)
 
-    def choose(view: PolicyView, told: IntervalView) -> Interval:
+    def choose(view: PolicyView, values: IntervalView) -> Interval:
+        # All scores are equal, so ties decide: from the left.
         return point(
             best_positions(view, tokens_per_step, jnp.zeros_like(view.pred.score))
         )

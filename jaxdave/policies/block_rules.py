@@ -1,4 +1,9 @@
-"""Memory that begins anew in every block, and schedules of how many to commit."""
+"""Policies with a memory per block, and schedules of how many tokens a step commits.
+
+Published rules are written for one block and restart in the next. `block_policy` wraps
+such a rule: it notices that the view shows another block, and hands the rule a fresh
+memory and a clock that counts the steps of the block.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.core.policy_api import Memory, Policy, PolicyView
+from jaxdave.core.policy_api import Memory, Policy, PolicyView, no_memory
 from jaxdave.core.prediction import ErrorBound
 from jaxdave.policies.common import count, fill_positions, masked_positions
 from jaxdave.policies.intervals import (
@@ -19,85 +24,118 @@ from jaxdave.policies.intervals import (
 )
 
 NO_BLOCK = -(2**31)
-"""No block begins there."""
+"""`BlockStart.position` before the first block: a position at which none begins."""
 
 
 class BlockClock(NamedTuple):
-    """Where a block stands: its steps so far, and the masks that it began with."""
+    """How far a block has been decoded.
+
+    Attributes:
+        index: Steps taken in the block so far, int32 scalar.
+        masks: Masks that the block began with, int32 scalar.
+    """
 
     index: jax.Array
     masks: jax.Array
 
 
 class BlockStart(NamedTuple):
-    """A block's first position, the policy step at its beginning, its masks then."""
+    """The state of things when the present block was seen first.
 
-    place: jax.Array
+    Attributes:
+        position: The block's first position, int32 scalar.
+        step: Index of the policy step, int32 scalar.
+        masks: Masks in the block, int32 scalar.
+    """
+
+    position: jax.Array
     step: jax.Array
     masks: jax.Array
 
 
 BlockStepFn = Callable[[PolicyView, BlockClock, Memory], tuple[jax.Array, Memory]]
+"""(view, clock, memory) -> (tokens_W, memory), as `Policy.step` with a clock."""
+
+BlockCertainFn = Callable[[PolicyView, BlockClock, Memory, ErrorBound], jax.Array]
+"""(view, clock, memory, error bound) -> bool, as `Policy.is_certain` with a clock."""
 
 
-def per_block(
+def block_policy(
     name: str,
     step: BlockStepFn,
-    init: Callable[[int, int], Memory] = lambda size, width: (),
+    init: Callable[[int, int], Memory] = no_memory,
     revises: bool = False,
-    sure: Callable[[PolicyView, BlockClock, Memory, ErrorBound], jax.Array]
-    | None = None,
+    is_certain: BlockCertainFn | None = None,
 ) -> Policy:
-    """A policy whose memory is that of `init` whenever another block comes to be seen.
+    """A policy whose memory starts afresh in every block.
 
-    step(view, clock, memory) -> (tokens_W, memory); sure(view, clock, memory, Doubt) as
-    in `Policy`.
+    Args:
+        name: The policy's name.
+        step: What a step commits.
+        init: Maps (block size W, features E) to the memory at a block's beginning.
+        revises: See `Policy`.
+        is_certain: The certificate of `step`, or None if the rule has none.
+
+    Returns:
+        The policy. Its memory is (`BlockStart`, the rule's memory).
     """
 
-    def first(size: int, width: int) -> Memory:
+    def init_blocks(size: int, width: int) -> Memory:
         zero = jnp.int32(0)
         return BlockStart(jnp.int32(NO_BLOCK), zero, zero), init(size, width)
 
-    def told(view: PolicyView, memory: Memory) -> tuple[BlockClock, Memory]:
-        begun, inner = memory
-        fresh = begun.place != view.position_W[0]
-        now = BlockStart(view.position_W[0], view.step, count(masked_positions(view)))
-        anew = now, init(*view.queries.hidden_WE.shape)
-        begun, inner = jax.tree.map(
-            lambda a, b: jnp.where(fresh, a, b), anew, (begun, inner)
+    def enter_block(view: PolicyView, memory: Memory) -> tuple[BlockClock, Memory]:
+        start, inner = memory
+        is_new_block = start.position != view.position_W[0]
+        start_here = BlockStart(
+            view.position_W[0], view.step, count(masked_positions(view))
         )
-        return BlockClock(view.step - begun.step, begun.masks), (begun, inner)
+        fresh = start_here, init(*view.queries.hidden_WE.shape)
+        start, inner = jax.tree.map(
+            lambda a, b: jnp.where(is_new_block, a, b), fresh, (start, inner)
+        )
+        return BlockClock(view.step - start.step, start.masks), (start, inner)
 
-    def moved(view: PolicyView, memory: Memory) -> tuple[jax.Array, Memory]:
-        clock, (begun, inner) = told(view, memory)
+    def step_in_block(view: PolicyView, memory: Memory) -> tuple[jax.Array, Memory]:
+        clock, (start, inner) = enter_block(view, memory)
         tokens_W, inner = step(view, clock, inner)
-        return tokens_W, (begun, inner)
+        return tokens_W, (start, inner)
 
-    made = Policy(name, moved, first, revises)
-    if sure is None:
-        return made
+    policy = Policy(name, step_in_block, init_blocks, revises)
+    if is_certain is None:
+        return policy
 
-    def certain(view: PolicyView, memory: Memory, doubt: ErrorBound) -> jax.Array:
-        clock, (_, inner) = told(view, memory)
-        return sure(view, clock, inner, doubt)
+    def is_certain_in_block(
+        view: PolicyView, memory: Memory, error_bound: ErrorBound
+    ) -> jax.Array:
+        clock, (_, inner) = enter_block(view, memory)
+        return is_certain(view, clock, inner, error_bound)
 
-    return made._replace(is_certain=certain)
+    return policy._replace(is_certain=is_certain_in_block)
 
 
 DecideFn = Callable[
     [PolicyView, BlockClock, Memory, IntervalView], tuple[Interval, Memory]
 ]
+"""(view, clock, memory, values) -> (the positions to commit, memory)."""
 
 
 def block_interval_policy(
     name: str,
     decide: DecideFn,
-    init: Callable[[int, int], Memory] = lambda size, width: (),
+    init: Callable[[int, int], Memory] = no_memory,
 ) -> Policy:
-    """A policy from what it chooses, and what it will remember of its block.
+    """A policy with a memory per block, and its certificate, from a rule on intervals.
 
-    The memory may be made of tokens of open positions and of what is exact, so that no
-    error can change it: a certificate looks at the choice alone.
+    Args:
+        name: The policy's name.
+        decide: The rule. Its memory may only be made of what no error can change, that
+            is of tokens at open positions and of exact numbers: the certificate looks
+            at the choice alone.
+        init: Maps (block size W, features E) to the memory at a block's beginning.
+
+    Returns:
+        The policy.
     """
 
     def step(
@@ -107,28 +145,50 @@ def block_interval_policy(
         return fill_positions(view, choice.low), memory
 
     def is_certain(
-        view: PolicyView, clock: BlockClock, memory: Memory, doubt: ErrorBound
+        view: PolicyView, clock: BlockClock, memory: Memory, error_bound: ErrorBound
     ) -> jax.Array:
-        choice, _ = decide(view, clock, memory, bounded_view(view.pred, doubt))
+        values = bounded_view(view.pred, error_bound)
+        choice, _ = decide(view, clock, memory, values)
         return is_decided(view, choice)
 
-    return per_block(name, step, init, sure=is_certain)
+    return block_policy(name, step, init, is_certain=is_certain)
 
 
 def scheduled_policy(
     name: str, choose: Callable[[PolicyView, BlockClock, IntervalView], Interval]
 ) -> Policy:
-    """A policy that remembers nothing but the clock of its block."""
-    return block_interval_policy(
-        name, lambda view, clock, memory, told: (choose(view, clock, told), memory)
-    )
+    """A policy that depends on the clock of its block, and has no other memory.
+
+    Args:
+        name: The policy's name.
+        choose: Maps (view, clock, values) to the positions to commit, an interval of
+            bool [W].
+
+    Returns:
+        The policy, with its certificate.
+    """
+
+    def decide(
+        view: PolicyView, clock: BlockClock, memory: Memory, values: IntervalView
+    ) -> tuple[Interval, Memory]:
+        return choose(view, clock, values), memory
+
+    return block_interval_policy(name, decide)
 
 
 def even_split(masks: jax.Array | int, steps: int, clock: BlockClock) -> jax.Array:
-    """How many of `masks` a step commits when `steps` steps share them evenly (S3).
+    """The number of tokens that a step commits when steps share masks evenly.
 
-    n_k = masks // steps, and one more in the first masks % steps steps; the last step
-    takes what is left, so that a step in which less was open loses nothing.
+    n_k = masks // steps, and one more in the first masks % steps steps. The last step
+    takes all masks, so that a step that found fewer open positions loses nothing.
+
+    Args:
+        masks: How many masks to share, int32 scalar.
+        steps: How many steps share them.
+        clock: The clock of the block.
+
+    Returns:
+        n_k for k = `clock.index`, int32 scalar.
     """
     masks = jnp.asarray(masks, jnp.int32)
     share = masks // steps + (clock.index < masks % steps).astype(jnp.int32)
@@ -136,11 +196,28 @@ def even_split(masks: jax.Array | int, steps: int, clock: BlockClock) -> jax.Arr
 
 
 def time_shares(steps: int, eps: float) -> np.ndarray:
-    """1 - t_{i+1} / t_i for t = linspace(1, eps, steps + 1), and 1 in the last step."""
+    """The share of the remaining masks that each step of a linear time commits.
+
+    Args:
+        steps: Number of steps.
+        eps: The last time, above 0 and below 1.
+
+    Returns:
+        1 - t_{i+1} / t_i for t = linspace(1, eps, steps + 1), and 1 in the last step;
+        float32 [steps].
+    """
     times = np.linspace(1.0, eps, steps + 1)
     return np.append(1.0 - times[1:-1] / times[:-2], 1.0).astype(np.float32)
 
 
 def time_share(shares: np.ndarray, clock: BlockClock) -> jax.Array:
-    """The share of the remaining masks that this step commits (S4)."""
+    """The share of the remaining masks that this step commits.
+
+    Args:
+        shares: The shares of all steps, float32 [steps]; the last one is repeated.
+        clock: The clock of the block.
+
+    Returns:
+        float32 scalar.
+    """
     return jnp.asarray(shares)[jnp.minimum(clock.index, len(shares) - 1)]

@@ -1,8 +1,10 @@
-"""Rules that look before they leap: candidates that the network itself weighs.
+"""Policies that evaluate several candidate states before they commit to one.
 
-A step of theirs commits nothing. It leaves candidates, one call evaluates them all, and
-the predictions of the one that is chosen serve the next step.
+A step of theirs fills nothing. It returns `Candidates`, one network call evaluates them
+all, and the prediction of the one that is chosen serves the next step.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -33,102 +35,141 @@ from jaxdave.policies.validation import check_amount, check_count, check_share
 def info_gain(
     candidates: int = 8, temperature: float = 0.2, bypass: float = 0.8
 ) -> Policy:
-    """The token after which the model is least in doubt about the rest of the block.
+    """The token after which the model is least uncertain about the rest of the block.
 
     Candidate 0 commits the most confident position; each other one the first by
     c_i / temperature + Gumbel noise of its own. Taken is the candidate of the highest
     - H(i) - (mean entropy of the positions that stay masked, once i is committed). If
-    every masked position has c_i >= bypass, all are committed at once. Source:
-    Info-Gain Sampler (yks23/Information-Gain-Sampler). Equal candidates are evaluated
-    like any other; of equals the first counts. Raises ValueError for fewer than one
-    candidate, a temperature of 0 or below, a bypass outside 0..1.
+    every masked position has c_i >= bypass, all are committed at once. Equal candidates
+    are evaluated like any other; the first one wins ties.
+
+    Args:
+        candidates: Candidates per step, at least 1.
+        temperature: Temperature at which positions are sampled, above 0.
+        bypass: Probability from which on all is committed at once, in 0..1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: A parameter is out of range.
+
+    Source: Info-Gain Sampler (yks23/Information-Gain-Sampler).
     """
     check_count(8, candidates=candidates)
     check_amount(0.2, temperature=temperature)
     check_share(0.8, bypass=bypass)
     if not temperature:
         raise ValueError("temperature=0 must be above 0; 0.2 is the usual choice")
-    sure = jnp.float32(log_odds(bypass))
+    bypass_bound = jnp.float32(log_odds(bypass))
 
     def step(view: PolicyView, memory: Memory) -> tuple[jax.Array, Memory]:
         score_W = view.pred.score
-        drawn_NW = _tempered(view, candidates - 1, temperature)
-        order_NW = jnp.concatenate([score_W[None], drawn_NW])
+        sampled_NW = _sampled_orders(view, candidates - 1, temperature)
+        order_NW = jnp.concatenate([score_W[None], sampled_NW])
         chosen_NW = jax.vmap(lambda order_W: best_positions(view, 1, order_W))(order_NW)
-        is_easy = jnp.all((score_W >= sure) | ~view.open_W)
+        is_easy = jnp.all((score_W >= bypass_bound) | ~view.open_W)
         chosen_NW = jnp.where(is_easy, view.open_W[None], chosen_NW)
         tokens_NW = jax.vmap(lambda chosen_W: fill_positions(view, chosen_W))(chosen_NW)
         entropy_W = view.pred.entropy
-        prior_N = jax.vmap(lambda c_W: -tree_sum(jnp.where(c_W, entropy_W, 0.0)))(
-            chosen_NW
-        )
-        return view.tokens_W, Candidates(tokens_NW, prior_N)
+
+        def prior(chosen_W: jax.Array) -> jax.Array:
+            return -tree_sum(jnp.where(chosen_W, entropy_W, 0.0))
+
+        return view.tokens_W, Candidates(tokens_NW, jax.vmap(prior)(chosen_NW))
+
+    def score(view: PolicyView) -> jax.Array:
+        return -_mean_open(view, view.pred.entropy)
 
     name = policy_name(
         "info_gain", candidates=candidates, temperature=temperature, bypass=bypass
     )
-    worth = lambda view: -_mean_open(view, view.pred.entropy)  # noqa: E731
-    return _candidate_policy(name, step, candidates, worth)
+    return _candidate_policy(name, step, candidates, score)
 
 
 @register
 def lopa(branches: int = 8, threshold: float = 0.9) -> Policy:
-    """LOSSY: of threshold's fill and fills one token bolder, what leaves least doubt.
+    """LOSSY: the threshold rule's fill, or one token more where that leaves less doubt.
 
     Branch 0 commits every i with c_i >= threshold (at least the best one); branch j
     also the j-th most confident of the others. Taken is the branch whose remaining
-    positions have the highest mean confidence (1 where none remains). Source: LoPA
-    (zhijie-group/LoPA). It speculates with the text and does not verify, so decoders
-    take it under lossy=True only; drafts still leave its own text as it is. Raises
-    ValueError for fewer than one branch and a threshold outside 0..1.
+    positions have the highest mean confidence (1 where none remains). It speculates
+    with the text and does not verify, so decoders take it under lossy=True only; drafts
+    still leave its own text as it is.
+
+    Args:
+        branches: Branches per step, at least 1.
+        threshold: The lowest probability to commit at in every branch, in 0..1.
+
+    Returns:
+        The policy, with `lossless=False`.
+
+    Raises:
+        ValueError: A parameter is out of range.
+
+    Source: LoPA (zhijie-group/LoPA).
     """
     check_count(8, branches=branches)
     check_share(0.9, threshold=threshold)
-    sure = jnp.float32(log_odds(threshold))
+    bound = jnp.float32(log_odds(threshold))
 
     def step(view: PolicyView, memory: Memory) -> tuple[jax.Array, Memory]:
         anchor_W = (
-            above_bound_or_best(view, exact_view(view.pred), sure).low & view.open_W
+            above_bound_or_best(view, exact_view(view.pred), bound).low & view.open_W
         )
         rest_W = view.open_W & ~anchor_W
         rank_W = rank(rest_W, view.pred.score)
-        bolder_N = jnp.arange(branches, dtype=jnp.int32)[:, None] - 1
-        chosen_NW = anchor_W[None] | (rest_W[None] & (rank_W[None] == bolder_N))
+        # Ranks that branches add to the anchors; -1, of branch 0, is no position's.
+        extra_rank_N = jnp.arange(branches, dtype=jnp.int32)[:, None] - 1
+        chosen_NW = anchor_W[None] | (rest_W[None] & (rank_W[None] == extra_rank_N))
         tokens_NW = jax.vmap(lambda chosen_W: fill_positions(view, chosen_W))(chosen_NW)
         return view.tokens_W, Candidates(tokens_NW, jnp.zeros(branches, jnp.float32))
 
-    def worth(view: PolicyView) -> jax.Array:
+    def score(view: PolicyView) -> jax.Array:
+        # The mean of 1 - c instead of c: c rounds to 1 where the model is confident.
         return -_mean_open(view, jax.nn.sigmoid(-view.pred.score))
 
     name = policy_name("lopa", branches=branches, threshold=threshold)
-    return _candidate_policy(name, step, branches, worth)._replace(lossless=False)
+    return _candidate_policy(name, step, branches, score)._replace(lossless=False)
 
 
-def _candidate_policy(name: str, step, size: int, worth) -> Policy:
-    def init(width: int, features: int) -> Memory:
-        del features
+def _candidate_policy(
+    name: str,
+    step: Callable[[PolicyView, Memory], tuple[jax.Array, Memory]],
+    count: int,
+    score_fn: Callable[[PolicyView], jax.Array],
+) -> Policy:
+    """A policy whose step returns `count` candidates."""
+
+    def init(size: int, width: int) -> Memory:
+        del width
         return Candidates(
-            jnp.zeros((size, width), jnp.int32), jnp.zeros(size, jnp.float32)
+            jnp.zeros((count, size), jnp.int32), jnp.zeros(count, jnp.float32)
         )
 
-    return Policy(name, step, init, scoring=CandidateScoring(size, worth))
+    return Policy(name, step, init, scoring=CandidateScoring(count, score_fn))
 
 
-def _tempered(view: PolicyView, draws: int, temperature: float) -> jax.Array:
-    """Scores [draws, W] whose order samples positions; keyed by (n, draw, position)."""
+def _sampled_orders(view: PolicyView, draws: int, temperature: float) -> jax.Array:
+    """Scores [draws, W] whose order samples positions; keyed by (step, draw, position).
+
+    The highest of c / temperature + Gumbel noise is a draw from softmax(c /
+    temperature).
+    """
     confidence_W = jax.nn.sigmoid(view.pred.score)
 
-    def drawn(draw):
+    def sample(draw: jax.Array) -> jax.Array:
         key = jax.random.fold_in(view.key, draw)
-        noise = lambda place: jax.random.gumbel(  # noqa: E731
-            jax.random.fold_in(key, place), mode="high"
-        )
+
+        def noise(position: jax.Array) -> jax.Array:
+            return jax.random.gumbel(jax.random.fold_in(key, position), mode="high")
+
         return confidence_W / temperature + jax.vmap(noise)(view.position_W)
 
-    return jax.vmap(drawn)(jnp.arange(draws, dtype=jnp.int32))
+    return jax.vmap(sample)(jnp.arange(draws, dtype=jnp.int32))
 
 
 def _mean_open(view: PolicyView, value_W: jax.Array) -> jax.Array:
     """The mean over the open positions; 0 where there is none."""
-    held = tree_sum(jnp.where(view.open_W, value_W, 0.0))
-    return held / jnp.maximum(count(view.open_W), 1).astype(jnp.float32)
+    total = tree_sum(jnp.where(view.open_W, value_W, 0.0))
+    return total / jnp.maximum(count(view.open_W), 1).astype(jnp.float32)

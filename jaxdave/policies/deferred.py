@@ -1,4 +1,4 @@
-"""Deferred Commitment Decoding."""
+"""Deferred Commitment Decoding: confident tokens of a window that slides."""
 
 import jax.numpy as jnp
 
@@ -18,29 +18,44 @@ from jaxdave.policies.validation import check_count, check_share
 
 @register
 def deferred(window: int = 32, threshold: float = 0.9, max_window: int = 128) -> Policy:
-    """Sure tokens of a window that slides on with them; unsure ones wait behind.
+    """The confident tokens of a window that slides on as its masks are filled.
 
     The window runs from the leftmost mask over as many masks as `window`, but over no
     more positions than `max_window`; commit i in it with c_i >= threshold, at least the
-    best one. Source: Deferred Commitment Decoding (shuyingte/DCD; max_window is
-    unbounded there by default). Deviations: it slides inside a block, so one single
-    block is its own setting; an end token does not fill what is right of it, as
-    decoding ends by itself when all before it is known. Raises ValueError for a
-    parameter out of range.
+    best one.
+
+    Args:
+        window: Masks in the window, at least 1.
+        threshold: The lowest probability to commit at, in 0..1.
+        max_window: Positions in the window at the utmost, at least 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: A parameter is out of range.
+
+    Source: Deferred Commitment Decoding (shuyingte/DCD; max_window is unbounded there
+    by default). Deviations: it slides inside a block, so one single block is its own
+    setting; an end token does not fill what is right of it, as decoding ends by itself
+    when all before it is known.
     """
     check_count(32, window=window)
     check_count(128, max_window=max_window)
     check_share(0.9, threshold=threshold)
     bound = jnp.float32(log_odds(threshold))
 
-    def choose(view: PolicyView, told: IntervalView) -> Interval:
+    def choose(view: PolicyView, values: IntervalView) -> Interval:
         size = view.open_W.shape[0]
-        at_W = jnp.arange(size, dtype=jnp.int32)
-        left = jnp.min(jnp.where(view.open_W, at_W, size))
+        index_W = jnp.arange(size, dtype=jnp.int32)
+        leftmost = jnp.min(jnp.where(view.open_W, index_W, size))
+        # With equal scores a rank is the number of open positions to the left.
         inside_W = rank(view.open_W, jnp.zeros_like(view.pred.score)) < window
-        inside_W &= view.open_W & (at_W < left + max_window)
-        seen = view._replace(open_W=inside_W)
-        return intersection(above_bound_or_best(seen, told, bound), point(inside_W))
+        inside_W &= view.open_W & (index_W < leftmost + max_window)
+        window_view = view._replace(open_W=inside_W)
+        return intersection(
+            above_bound_or_best(window_view, values, bound), point(inside_W)
+        )
 
     name = policy_name(
         "deferred", window=window, threshold=threshold, max_window=max_window

@@ -1,10 +1,14 @@
 """Prophet and SchED: a block is filled at once when its masks have become clear.
 
+Both look at the mean gap between the best and the second best logit, and compare it
+with a bound that falls as decoding goes on.
+
 SchED's bound, with t = i / (steps - 1): tau = tau_low + (tau_high - tau_low) w, w =
-(1 + cos(pi t)) / 2 ("cosine"), 1 - t ("linear") or exp(-k t) ("exp"). Source: SchED
-(amr-mohamedd/SchED, its defaults). Deviations: logits are the tempered ones, and above
-temperature 0 the tokens are the sampled ones; steps and masks are those of the block;
-the statistic is the mean.
+(1 + cos(pi t)) / 2 ("cosine"), 1 - t ("linear") or exp(-k t) ("exp").
+
+Source: SchED (amr-mohamedd/SchED, its defaults). Deviations: logits are the tempered
+ones, and above temperature 0 the tokens are the sampled ones; steps and masks are those
+of the block; the statistic is the mean.
 """
 
 import math
@@ -23,9 +27,9 @@ from jaxdave.policies.block_rules import (
 from jaxdave.policies.common import count, policy_name, tree_mean
 from jaxdave.policies.dream import (
     EPS,
+    checked_time_shares,
     negative_entropy,
-    time_count,
-    time_shares_checked,
+    scheduled_count,
 )
 from jaxdave.policies.intervals import (
     Interval,
@@ -46,6 +50,9 @@ from jaxdave.policies.validation import (
 )
 
 MODES = ("cosine", "linear", "exp")
+"""How SchED's bound falls."""
+NO_TOKEN = -1
+"""Stands for the token of an earlier step where there was none."""
 
 
 @register
@@ -61,11 +68,26 @@ def prophet(
 
     If the mean of (best logit - second logit) over the answer's positions >= early,
     mid or late (for k / steps < 1/3, < 2/3, else), fill the block; otherwise step as
-    `low_confidence`. The answer: `answer_length` places from the generated position
-    `answer_start` on; -1: every masked position, as SchED's copy of the rule takes it.
-    steps: per block. Source: Prophet (arXiv 2508.19982). Deviations: logits are the
-    tempered ones; the step fills its block only, and an answer that does not lie in the
-    block does not end it. Raises ValueError for a parameter out of range.
+    `low_confidence`.
+
+    Args:
+        steps: Steps per block, at least 1.
+        early: Bound on the mean gap in the first third of the steps, 0 or more.
+        mid: The same in the second third.
+        late: The same in the last third.
+        answer_start: First position of the answer, counted from the first generated
+            one; -1: every masked position counts, as in SchED's copy of the rule.
+        answer_length: Positions of the answer, at least 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: A parameter is out of range.
+
+    Source: Prophet (arXiv 2508.19982). Deviations: logits are the tempered ones; the
+    step fills its block only, and an answer that does not lie in the block does not end
+    it.
     """
     check_count(256, steps=steps)
     check_count(5, answer_length=answer_length)
@@ -73,20 +95,28 @@ def prophet(
     if answer_start < -1:
         raise ValueError(f"answer_start={answer_start} must be -1 (all masks) or more")
 
-    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
+    def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
         third = jnp.minimum(3 * clock.index // steps, 2)
-        needed = jnp.asarray([early, mid, late], jnp.float32)[third]
-        # A mean rises with what it is of.
-        gap = increasing(
-            lambda a: _answer(view, a, answer_start, answer_length), told.gap
-        )
-        some = even_split(clock.masks, steps, clock)
-        return union(select_top(view, some, told.score), at_least(gap, needed))
+        bound = jnp.asarray([early, mid, late], jnp.float32)[third]
+
+        def answer_gap(gap_W: jax.Array) -> jax.Array:
+            return _answer_gap(view, gap_W, answer_start, answer_length)
+
+        # A mean never falls as its terms rise.
+        gap = increasing(answer_gap, values.gap)
+        num_tokens = even_split(clock.masks, steps, clock)
+        # Where the bound is reached the scalar `at_least` chooses every position.
+        return union(select_top(view, num_tokens, values.score), at_least(gap, bound))
 
     name = policy_name(
-        "prophet", steps=steps, early=early, mid=mid, late=late,
-        answer_start=answer_start, answer_length=answer_length,
-    )  # fmt: skip
+        "prophet",
+        steps=steps,
+        early=early,
+        mid=mid,
+        late=late,
+        answer_start=answer_start,
+        answer_length=answer_length,
+    )
     return scheduled_policy(name, choose)
 
 
@@ -108,36 +138,69 @@ def sched(
     this module), at least min_progress of the block is committed, and for more than
     `patience` steps in a row no more than max_change_ratio of the masks changed their
     token; otherwise step as `entropy`. Memory: the last tokens, and for how many steps
-    they kept. Source and deviations: see this module. Raises ValueError for a parameter
-    out of range.
+    they have been steady. Source and deviations: see this module.
+
+    Args:
+        steps: Steps per block, at least 1.
+        tau_high: The bound in the first step, 0 or more.
+        tau_low: The bound in the last step (for "exp": where it tends to), 0 or more.
+        mode: How the bound falls: "cosine", "linear" or "exp".
+        k: How fast it falls in mode "exp", 0 or more.
+        min_progress: Share of the block that must be committed, in 0..1.
+        patience: Steady steps that are not enough, 0 or more.
+        max_change_ratio: Share of the masks that may change their token in a steady
+            step, in 0..1.
+        eps: The last time of the `entropy` schedule, above 0 and below 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: A parameter is out of range.
     """
-    name = policy_name("sched", **locals())  # all parameters, in their order
-    shares = time_shares_checked(steps, eps)
+    shares = checked_time_shares(steps, eps)
     check_amount(0.0, k=k, patience=patience)
     check_share(0.0, min_progress=min_progress, max_change_ratio=max_change_ratio)
-    bounds = _bounds(steps, tau_high, tau_low, mode, k)
+    bounds = _falling_bounds(steps, tau_high, tau_low, mode, k)
 
-    def decide(view: PolicyView, clock: BlockClock, memory: Memory, told: IntervalView):
-        then_W, steady = memory
-        keeps = _keeps(view, then_W, min_progress, max_change_ratio)
-        steady = jnp.where(keeps, steady + 1, 0)
-        needed = jnp.asarray(bounds)[jnp.minimum(clock.index, steps - 1)]
-        gap = increasing(lambda gap_W: tree_mean(gap_W, view.open_W), told.gap)
-        clear = intersection(at_least(gap, needed), point(steady > patience))
-        some = time_count(view, shares, clock)
-        choice = union(select_top(view, some, negative_entropy(told)), clear)
-        return choice, (view.pred.token, steady)
+    def decide(
+        view: PolicyView, clock: BlockClock, memory: Memory, values: IntervalView
+    ) -> tuple[Interval, Memory]:
+        last_token_W, steady_steps = memory
+        is_steady = _is_steady(view, last_token_W, min_progress, max_change_ratio)
+        steady_steps = jnp.where(is_steady, steady_steps + 1, 0)
+        bound = jnp.asarray(bounds)[jnp.minimum(clock.index, steps - 1)]
+        gap = increasing(lambda gap_W: tree_mean(gap_W, view.open_W), values.gap)
+        is_clear = intersection(at_least(gap, bound), point(steady_steps > patience))
+        num_tokens = scheduled_count(view, shares, clock)
+        choice = union(select_top(view, num_tokens, negative_entropy(values)), is_clear)
+        return choice, (view.pred.token, steady_steps)
 
-    return block_interval_policy(name, decide, _unseen)
+    name = policy_name(
+        "sched",
+        steps=steps,
+        tau_high=tau_high,
+        tau_low=tau_low,
+        mode=mode,
+        k=k,
+        min_progress=min_progress,
+        patience=patience,
+        max_change_ratio=max_change_ratio,
+        eps=eps,
+    )
+    return block_interval_policy(name, decide, _no_tokens)
 
 
-def _unseen(size: int, width: int) -> Memory:
-    """No tokens yet, kept for no steps."""
-    return jnp.full(size, -1, jnp.int32), jnp.int32(0)
+def _no_tokens(size: int, width: int) -> Memory:
+    """SchED's memory before a block's first step: no tokens, steady for no steps."""
+    del width
+    return jnp.full(size, NO_TOKEN, jnp.int32), jnp.int32(0)
 
 
-def _answer(view: PolicyView, gap_W: jax.Array, start: int, length: int) -> jax.Array:
-    """The mean logit gap over an answer; -inf where the block does not hold it."""
+def _answer_gap(
+    view: PolicyView, gap_W: jax.Array, start: int, length: int
+) -> jax.Array:
+    """The mean logit gap over an answer; -inf where the answer is not in the block."""
     if start < 0:
         return tree_mean(gap_W, view.open_W)
     answer_W = (view.position_W >= start) & (view.position_W < start + length)
@@ -145,27 +208,37 @@ def _answer(view: PolicyView, gap_W: jax.Array, start: int, length: int) -> jax.
     return jnp.where(count(answer_W) == length, gap, -jnp.inf)
 
 
-def _keeps(
-    view: PolicyView, then_W: jax.Array, progress: float, ratio: float
+def _is_steady(
+    view: PolicyView,
+    last_token_W: jax.Array,
+    min_progress: float,
+    max_change_ratio: float,
 ) -> jax.Array:
-    """Whether few masks changed their token, and enough of the block is committed."""
-    number = lambda flag_W: count(flag_W).astype(jnp.float32)  # noqa: E731
-    changed_W = (view.pred.token != then_W) & view.open_W
-    few = number(changed_W) / number(view.open_W) <= ratio
-    # Not as a share: what is divided by a constant is not rounded correctly.
-    return few & (number(~view.open_W) >= jnp.float32(progress * then_W.shape[0]))
+    """True if few masks changed their token, and enough of the block is committed."""
+
+    def float_count(flag_W: jax.Array) -> jax.Array:
+        return count(flag_W).astype(jnp.float32)
+
+    changed_W = (view.pred.token != last_token_W) & view.open_W
+    few = float_count(changed_W) / float_count(view.open_W) <= max_change_ratio
+    # Compared as counts, not as a share: XLA turns a division by a constant into a
+    # product with its reciprocal, which is not rounded correctly.
+    min_count = jnp.float32(min_progress * last_token_W.shape[0])
+    return few & (float_count(~view.open_W) >= min_count)
 
 
-def _bounds(steps: int, high: float, low: float, mode: str, k: float) -> np.ndarray:
-    """tau of every step; the low end where there is only one."""
+def _falling_bounds(
+    steps: int, high: float, low: float, mode: str, k: float
+) -> np.ndarray:
+    """tau of every step, float32 [steps]; the low end where there is only one step."""
     check_amount(7.5, tau_high=high, tau_low=low)
     check_choice(MODES, mode=mode)
     if steps == 1:
         return np.array([low], np.float32)
-    fall = {
+    weight = {
         "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
         "linear": lambda t: 1 - t,
         "exp": lambda t: math.exp(-k * t),
     }[mode]
-    taus = [low + (high - low) * fall(i / (steps - 1)) for i in range(steps)]
+    taus = [low + (high - low) * weight(i / (steps - 1)) for i in range(steps)]
     return np.array(taus, np.float32)

@@ -1,4 +1,4 @@
-"""As many tokens as are sure enough: Fast-dLLM's rules."""
+"""Fast-dLLM's rules: as many tokens as are confident enough."""
 
 import jax
 import jax.numpy as jnp
@@ -24,45 +24,81 @@ from jaxdave.policies.validation import check_amount, check_share
 def threshold(threshold: float = 0.9) -> Policy:
     """Every token whose probability is at least `threshold`, and always the best one.
 
-    commit i with c_i >= threshold, c_i the probability of i's token. Source: Fast-dLLM
-    (arXiv 2505.22618; `>=`). Raises ValueError outside 0..1.
+    Commit i with c_i >= threshold, c_i the probability of i's token.
+
+    Args:
+        threshold: The lowest probability to commit at, in 0..1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: `threshold` is outside 0..1.
+
+    Source: Fast-dLLM (arXiv 2505.22618; `>=`).
+
+    Example:
+        >>> threshold(0.8).name
+        'threshold(0.8)'
     """
     check_share(0.9, threshold=threshold)
     bound = jnp.float32(log_odds(threshold))
 
-    choose = lambda view, told: above_bound_or_best(view, told, bound)  # noqa: E731
+    def choose(view: PolicyView, values: IntervalView) -> Interval:
+        return above_bound_or_best(view, values, bound)
+
     return interval_policy(f"threshold({threshold})", choose)
 
 
 def above_bound_or_best(
-    view: PolicyView, told: IntervalView, bound: jax.Array
+    view: PolicyView, values: IntervalView, bound: jax.Array
 ) -> Interval:
-    """Open positions whose log-odds reach the bound, and the best one in any case."""
-    return union(select_top(view, 1, told.score), at_least(told.score, bound))
+    """The positions whose log-odds reach a bound, and the best open one in any case.
+
+    Args:
+        view: The policy's view.
+        values: The statistics to decide by.
+        bound: Lowest log-odds, float32 scalar.
+
+    Returns:
+        The choice, an interval of bool [W]; only open positions of it count.
+    """
+    return union(select_top(view, 1, values.score), at_least(values.score, bound))
 
 
 @register
 def factor(factor: float = 1.0) -> Policy:
-    """The longest run of best tokens in which the n-th is as sure as n of them need.
+    """The longest run of best tokens of which the n-th is sure enough for n tokens.
 
     Sorted by confidence, commit the longest prefix with c_(n) >= 1 - factor / (n + 1)
-    for all n > 1; the first always. Source: Fast-dLLM (arXiv 2505.22618, factor
-    decoding). Deviation: its code commits all when only the very last one fails.
-    Raises ValueError below 0.
+    for all n > 1; the first always.
+
+    Args:
+        factor: The bound's slope, 0 or more; larger commits more.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: `factor` is below 0 or not finite.
+
+    Source: Fast-dLLM (arXiv 2505.22618, factor decoding). Deviation: its code commits
+    all when only the very last one fails.
     """
     check_amount(1.0, factor=factor)
 
-    def choose(view: PolicyView, told: IntervalView) -> Interval:
+    def choose(view: PolicyView, values: IntervalView) -> Interval:
         size = view.open_W.shape[0]
-        needed = [log_odds(1 - factor / (n + 1)) for n in range(1, size + 1)]
-        needed_W = jnp.asarray(np.array([-np.inf, *needed[1:]], np.float32))
+        bounds = [log_odds(1 - factor / (n + 1)) for n in range(1, size + 1)]
+        bound_W = jnp.asarray(np.array([-np.inf, *bounds[1:]], np.float32))
 
-        def run(score_W):
-            # Rises: the n-th highest of scores that are higher is higher.
+        def prefix_length(score_W: jax.Array) -> jax.Array:
+            # Never falls: raising scores never lowers the n-th highest one.
             rank_W = rank(view.open_W, score_W)
-            fails_W = view.open_W & (score_W < needed_W[rank_W])
+            fails_W = view.open_W & (score_W < bound_W[rank_W])
             return jnp.min(jnp.where(fails_W, rank_W, size))
 
-        return select_best(view.open_W, increasing(run, told.score), told.score)
+        length = increasing(prefix_length, values.score)
+        return select_best(view.open_W, length, values.score)
 
     return interval_policy(f"factor({factor})", choose)

@@ -1,8 +1,13 @@
-"""The first-hitting sampler."""
+"""The first-hitting sampler: one random position a step."""
 
-from jaxdave.core.policy_api import Policy
+from jaxdave.core.policy_api import Policy, PolicyView
 from jaxdave.policies.common import best_positions, position_uniforms
-from jaxdave.policies.intervals import interval_policy, point
+from jaxdave.policies.intervals import (
+    Interval,
+    IntervalView,
+    interval_policy,
+    point,
+)
 from jaxdave.policies.registry import register
 
 
@@ -12,8 +17,15 @@ def first_hitting() -> Policy:
 
     With k masks left the next event is at t u^(1/k), u ~ U(0, 1), at a uniformly random
     position: the exact law of a masked diffusion in one call per token. Use it with
-    temperature 1. Source: first-hitting sampler (arXiv 2409.02908; BD3-LM). The time
-    itself is not drawn, as the models do not see it.
+    temperature 1. The time itself is not drawn, as the models do not see it.
+
+    Returns:
+        The policy.
+
+    Source: first-hitting sampler (arXiv 2409.02908; BD3-LM).
     """
-    choose = lambda view, told: point(best_positions(view, 1, position_uniforms(view)))  # noqa: E731
+
+    def choose(view: PolicyView, values: IntervalView) -> Interval:
+        return point(best_positions(view, 1, position_uniforms(view)))
+
     return interval_policy("first_hitting()", choose)

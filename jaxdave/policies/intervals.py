@@ -1,13 +1,20 @@
-"""What a rule would choose for all numbers that are near enough: rules on spans.
+"""Decoding rules in interval arithmetic.
 
-A rule is written once, on numbers of which only the ends are known. Its step gives it
-spans without width; its certificate (`Policy.sure`) gives it those that measured errors
-leave open, and holds where both ends of the choice are one.
+On intervals of width 0 a rule is itself; on intervals as wide as the error bound it is
+a certificate: if both ends of the decision agree, no error within the bound can change
+it. So a rule is written once, as a `ChooseFn` on intervals: `Policy.step` evaluates it
+on `exact_view`, `Policy.is_certain` on `bounded_view`.
 
-Proof: all that is done to spans here rises (or falls) with what it is given, so the
-ends of what comes out follow from the ends of what goes in. That holds of floats, too,
-as rounding to the nearest float never turns two numbers around: whatever lies between
-two ends gives, by the same additions, what lies between the ends of the result.
+The ends of every result follow from the ends of the arguments, because every operation
+here is monotone: it never falls (`increasing`) or never rises (`decreasing`) with its
+argument. Rounding to the nearest float preserves that: a <= b implies round(a) <=
+round(b). Hence any numbers within the intervals, put through the same additions, give a
+result between the computed ends, and no directed rounding is needed. The exceptions are
+exponentials and logarithms, which differ between compiled programs and are not
+guaranteed to be monotone in the last bit; `IntervalView.slack` allows for them.
+
+Intervals of booleans are sets known in part: `low` holds the positions that are chosen
+for certain, `high` those that are perhaps chosen, and False < True.
 """
 
 from collections.abc import Callable
@@ -21,23 +28,37 @@ from jaxdave.core.prediction import NEG_INF, ErrorBound, Prediction
 from jaxdave.policies.common import comes_before, fill_positions
 
 ROUNDING_SLACK = 2e-6
-"""Exponentials and logarithms near 1 are off by less, and not alike in all programs."""
+"""Bound on the error of float32 exponentials and logarithms near 1, which are not
+computed alike in all programs."""
 
 ENTROPY_FLOOR = 1e-24
-"""Nats; less counts as none. Exponentials too small for a float are lost, in one
-program and not in another, and with them up to 1e-30 of an entropy."""
+"""Entropies below this, in nats, count as 0. Probabilities too small for a float32 are
+lost in one program and not in another, and with them up to 1e-30 of an entropy."""
 
 
 class Interval(NamedTuple):
-    """The ends of a number; of a choice: what is chosen in any case, and perhaps."""
+    """An interval of numbers, or of flags; elementwise.
+
+    Attributes:
+        low: The lower end, any shape. Of flags: what holds for certain.
+        high: The upper end, of the same shape. Of flags: what perhaps holds.
+    """
 
     low: jax.Array
     high: jax.Array
 
 
 class IntervalView(NamedTuple):
-    """The numbers of a prediction [W]. slack: how far what is computed of them by more
-    than comparing and adding may be off by itself; 0 where they are exact."""
+    """The statistics of a `Prediction` as intervals.
+
+    Attributes:
+        score: Log-odds of the predicted token, float32 [W] at each end.
+        gap: Best logit minus second best logit, float32 [W] at each end.
+        margin: -log(1 - (p_best - p_second)), float32 [W] at each end.
+        entropy: Entropy in nats, float32 [W] at each end.
+        slack: How far a function of these that does more than compare and add may be
+            off by itself, per unit of its terms; 0 for exact numbers.
+    """
 
     score: Interval
     gap: Interval
@@ -47,102 +68,203 @@ class IntervalView(NamedTuple):
 
 
 ChooseFn = Callable[[PolicyView, IntervalView], Interval]
+"""(view, values) -> the positions to commit, an interval of bool [W]. Of `view.pred` it
+may only look at what no error can change; all else it must take from `values`."""
 
 
 def exact_view(pred: Prediction) -> IntervalView:
-    """The numbers as they stand."""
+    """The statistics of a prediction as intervals of width 0.
+
+    Args:
+        pred: The prediction, fields [W].
+
+    Returns:
+        The statistics as they are, entropies floored.
+    """
     score, gap, margin = map(point, (pred.score, pred.gap, pred.margin))
     return IntervalView(
         score, gap, margin, _floor_entropy(point(pred.entropy)), slack=0.0
     )
 
 
-def bounded_view(pred: Prediction, doubt: ErrorBound) -> IntervalView:
-    """The numbers as far as they are known.
+def bounded_view(pred: Prediction, error_bound: ErrorBound) -> IntervalView:
+    """The statistics of a prediction as intervals as wide as the error bound.
 
-    A wrapper may change numbers by the token, so they are where that is not sure.
-    Numbers of `NEVER` and its like are so by decree: no error moves a float as large.
+    Args:
+        pred: The prediction, fields [W].
+        error_bound: Bounds on its errors, float32 scalars; infinity or NaN: unknown.
+
+    Returns:
+        Intervals that contain the statistics of every prediction within the bound. They
+        are unbounded where the bound is unknown, and where another token might win.
     """
-    token_W = pred.lead > doubt.lead
+    # A wrapper such as `demote` changes statistics by the token, so where the token is
+    # not certain nothing is known of them.
+    is_token_certain_W = pred.lead > error_bound.lead
 
     def around(value_W: jax.Array, error: jax.Array) -> Interval:
-        known_W = token_W & jnp.isfinite(value_W) & jnp.isfinite(error)
+        # Statistics of +-NEG_INF are set by a wrapper, not computed; adding an error
+        # to a float that large leaves it as it is.
+        known_W = is_token_certain_W & jnp.isfinite(value_W) & jnp.isfinite(error)
         return Interval(
             jnp.where(known_W, value_W - error, -jnp.inf),
             jnp.where(known_W, value_W + error, jnp.inf),
         )
 
-    # A share r of the smaller of two is no more than r of either.
-    share_W = doubt.entropy * jnp.where(pred.entropy < -NEG_INF, pred.entropy, 1.0)
+    # The bound on an entropy is relative to the smaller of the two entropies compared,
+    # so that the same share of this one is no less.
+    entropy_error_W = error_bound.entropy * jnp.where(
+        pred.entropy < -NEG_INF, pred.entropy, 1.0
+    )
     return IntervalView(
-        around(pred.score, doubt.score), around(pred.gap, doubt.gap),
-        around(pred.margin, doubt.margin),
-        _floor_entropy(around(pred.entropy, share_W)),
-        ROUNDING_SLACK,
-    )  # fmt: skip
-
-
-def _floor_entropy(entropy: Interval) -> Interval:
-    """An entropy as rules are told it."""
-    return increasing(
-        lambda value_W: jnp.where(value_W < ENTROPY_FLOOR, 0.0, value_W), entropy
+        score=around(pred.score, error_bound.score),
+        gap=around(pred.gap, error_bound.gap),
+        margin=around(pred.margin, error_bound.margin),
+        entropy=_floor_entropy(around(pred.entropy, entropy_error_W)),
+        slack=ROUNDING_SLACK,
     )
 
 
+def _floor_entropy(entropy: Interval) -> Interval:
+    """The entropy with values below `ENTROPY_FLOOR` set to 0."""
+
+    def floor(value_W: jax.Array) -> jax.Array:
+        return jnp.where(value_W < ENTROPY_FLOOR, 0.0, value_W)
+
+    return increasing(floor, entropy)
+
+
 def point(value: jax.Array) -> Interval:
-    """What is known for sure."""
+    """The interval of width 0 around a number that is known exactly.
+
+    Args:
+        value: Numbers or flags, any shape.
+
+    Returns:
+        The interval [value, value].
+    """
     return Interval(value, value)
 
 
 def increasing(
     function: Callable[[jax.Array], jax.Array], number: Interval
 ) -> Interval:
-    """A function that never falls as its argument rises."""
+    """The image of an interval under a function that never falls.
+
+    Args:
+        function: A function of an array that never falls in any element of its result
+            as any element of its argument rises. This is not checked.
+        number: The argument.
+
+    Returns:
+        The interval from the image of the lower end to that of the upper end.
+    """
     return Interval(function(number.low), function(number.high))
 
 
 def decreasing(
     function: Callable[[jax.Array], jax.Array], number: Interval
 ) -> Interval:
-    """A function that never rises as its argument rises."""
+    """The image of an interval under a function that never rises.
+
+    Args:
+        function: A function of an array that never rises in any element of its result
+            as any element of its argument rises. This is not checked.
+        number: The argument.
+
+    Returns:
+        The interval from the image of the upper end to that of the lower end.
+    """
     return Interval(function(number.high), function(number.low))
 
 
 def union(*choices: Interval) -> Interval:
-    """What any of them chooses."""
-    least, most = zip(*choices, strict=True)
-    return Interval(_any(least), _any(most))
+    """The positions that at least one of several choices has.
+
+    Args:
+        *choices: Intervals of bool [W] (or scalars), at least one.
+
+    Returns:
+        An interval of bool [W].
+    """
+    lows, highs = zip(*choices, strict=True)
+    return Interval(_any(lows), _any(highs))
 
 
 def intersection(one: Interval, other: Interval) -> Interval:
-    """What the two choose alike."""
+    """The positions that both of two choices have.
+
+    Args:
+        one: An interval of bool [W] or of a scalar.
+        other: The same.
+
+    Returns:
+        An interval of bool [W].
+    """
     return Interval(one.low & other.low, one.high & other.high)
 
 
-def at_least(number: Interval, bound) -> Interval:
-    """Where a number is at least a bound."""
+def at_least(number: Interval, bound: jax.Array) -> Interval:
+    """The positions whose number is at least a bound.
+
+    Args:
+        number: An interval of float32 [W].
+        bound: The bound, a number that is known exactly.
+
+    Returns:
+        An interval of bool [W].
+    """
     return increasing(lambda value_W: value_W >= bound, number)
 
 
-def above(number: Interval, bound) -> Interval:
-    """Where a number is above a bound."""
+def above(number: Interval, bound: jax.Array) -> Interval:
+    """The positions whose number is above a bound.
+
+    Args:
+        number: An interval of float32 [W].
+        bound: The bound, a number that is known exactly.
+
+    Returns:
+        An interval of bool [W].
+    """
     return increasing(lambda value_W: value_W > bound, number)
 
 
 def ranks(open_W: jax.Array, number: Interval) -> Interval:
-    """The place of each position among the open ones, as `common.rank` counts it."""
+    """The rank of each position among the open ones, as `common.rank` counts it.
+
+    Args:
+        open_W: Positions that are ranked, bool [W].
+        number: What they are ranked by, highest first; an interval of float32 [W].
+
+    Returns:
+        An interval of int32 [W].
+    """
     other_WW = ~jnp.eye(open_W.shape[0], dtype=bool) & open_W[None]
-    # A rival is ahead at most if its largest number is ahead of the other's least.
-    places = lambda rival_W, mine_W: jnp.sum(  # noqa: E731
-        comes_before(rival_W, mine_W) & other_WW, axis=1, dtype=jnp.int32
+
+    def count_ahead(rival_W: jax.Array, own_W: jax.Array) -> jax.Array:
+        return jnp.sum(comes_before(rival_W, own_W) & other_WW, axis=1, dtype=jnp.int32)
+
+    # A rank is lowest when the position is at its upper end and all rivals at their
+    # lower ones, and highest the other way round.
+    return Interval(
+        count_ahead(number.low, number.high), count_ahead(number.high, number.low)
     )
-    return Interval(places(number.low, number.high), places(number.high, number.low))
 
 
 def select_best(open_W: jax.Array, count: Interval, number: Interval) -> Interval:
-    """The `count` open positions of the highest number; at least one of them."""
+    """The open positions with the highest numbers, as many as an interval says.
+
+    Args:
+        open_W: Positions to choose from, bool [W].
+        count: How many to choose, an interval of int32; 1 if it is lower.
+        number: What to choose by, an interval of float32 [W].
+
+    Returns:
+        The choice, an interval of bool [W].
+    """
     rank = ranks(open_W, number)
-    # Chosen in any case: not too far back at worst, however few are chosen.
+    # Chosen for certain: good enough at the worst rank, however few are chosen.
     return Interval(
         open_W & (rank.high < jnp.maximum(count.low, 1)),
         open_W & (rank.low < jnp.maximum(count.high, 1)),
@@ -150,29 +272,63 @@ def select_best(open_W: jax.Array, count: Interval, number: Interval) -> Interva
 
 
 def select_top(view: PolicyView, count: jax.Array | int, number: Interval) -> Interval:
-    """The known number of open positions of the highest number; at least one."""
+    """The open positions with the highest numbers, a known number of them.
+
+    Args:
+        view: The policy's view.
+        count: How many to choose, int32; 1 if it is lower.
+        number: What to choose by, an interval of float32 [W].
+
+    Returns:
+        The choice, an interval of bool [W].
+    """
     return select_best(view.open_W, point(jnp.asarray(count, jnp.int32)), number)
 
 
 def is_decided(view: PolicyView, choice: Interval) -> jax.Array:
-    """Whether the choice among the open positions is known."""
+    """True if the choice among the open positions is known.
+
+    Args:
+        view: The policy's view.
+        choice: An interval of bool [W].
+
+    Returns:
+        bool scalar: both ends agree at every open position.
+    """
     return jnp.all(~view.open_W | (choice.low == choice.high))
 
 
 def interval_policy(name: str, choose: ChooseFn) -> Policy:
-    """A policy without memory from what it chooses; only open positions count."""
+    """A policy without memory, with its certificate, from one rule on intervals.
+
+    Args:
+        name: The policy's name.
+        choose: The rule. Only its choice among the open positions counts.
+
+    Returns:
+        The policy; its `step` and `is_certain` are the rule on exact and on wide
+        intervals.
+
+    Example:
+        def choose(view, values):
+            return select_top(view, 1, values.score)
+
+        policy = interval_policy("most_confident", choose)
+    """
 
     def step(view: PolicyView, memory) -> tuple[jax.Array, tuple[()]]:
+        # Both ends of an exact choice are equal.
         return fill_positions(view, choose(view, exact_view(view.pred)).low), memory
 
-    def is_certain(view: PolicyView, memory, doubt: ErrorBound) -> jax.Array:
-        return is_decided(view, choose(view, bounded_view(view.pred, doubt)))
+    def is_certain(view: PolicyView, memory, error_bound: ErrorBound) -> jax.Array:
+        return is_decided(view, choose(view, bounded_view(view.pred, error_bound)))
 
     return Policy(name, step, is_certain=is_certain)
 
 
-def _any(flags) -> jax.Array:
-    found = flags[0]
+def _any(flags: tuple[jax.Array, ...]) -> jax.Array:
+    """The union of several flags, which may differ in shape."""
+    union_W = flags[0]
     for flag in flags[1:]:
-        found = found | flag
-    return found
+        union_W = union_W | flag
+    return union_W

@@ -12,16 +12,26 @@ from jaxdave.policies.validation import check_count
 def low_confidence(steps: int = 128) -> Policy:
     """The most confident tokens first, a block's masks shared evenly among its steps.
 
-    commit the n_k best by c_i, n_k = m // steps and one more in the first m % steps
-    steps, m the masks that the block began with. steps: per block. Source: LLaDA
-    (arXiv 2502.09992, generate.py). Deviations: at least one token a step, so more
-    steps than masks are as many as masks; above temperature 0 the confidence is of the
-    tempered distribution. Raises ValueError below 1.
+    Commit the n_k best by c_i, n_k = m // steps and one more in the first m % steps
+    steps, m the masks that the block began with.
+
+    Args:
+        steps: Steps per block, at least 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: `steps` is below 1.
+
+    Source: LLaDA (arXiv 2502.09992, generate.py). Deviations: at least one token a
+    step, so more steps than masks are as many as masks; above temperature 0 the
+    confidence is of the tempered distribution.
     """
     check_count(128, steps=steps)
 
-    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
-        return select_top(view, even_split(clock.masks, steps, clock), told.score)
+    def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
+        return select_top(view, even_split(clock.masks, steps, clock), values.score)
 
     return scheduled_policy(policy_name("low_confidence", steps=steps), choose)
 
@@ -30,13 +40,24 @@ def low_confidence(steps: int = 128) -> Policy:
 def random(steps: int = 128) -> Policy:
     """Random positions first, a block's masks shared evenly among its steps.
 
-    commit the n_k best by c_i ~ U(0, 1); n_k and deviations as in `low_confidence`.
-    Source: LLaDA (generate.py, remasking="random"). Raises ValueError below 1.
+    Commit the n_k best by c_i ~ U(0, 1), n_k as in `low_confidence`.
+
+    Args:
+        steps: Steps per block, at least 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: `steps` is below 1.
+
+    Source: LLaDA (generate.py, remasking="random"). Deviations as in `low_confidence`.
     """
     check_count(128, steps=steps)
 
-    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
-        drawn = point(position_uniforms(view))
-        return select_top(view, even_split(clock.masks, steps, clock), drawn)
+    def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
+        # Random numbers carry no numerical error: the same bits in every program.
+        uniforms = point(position_uniforms(view))
+        return select_top(view, even_split(clock.masks, steps, clock), uniforms)
 
     return scheduled_policy(policy_name("random", steps=steps), choose)

@@ -1,5 +1,6 @@
-"""LocalLeap."""
+"""LocalLeap: a relaxed threshold in the neighbourhood of confident tokens."""
 
+import jax
 import jax.numpy as jnp
 
 from jaxdave.core.policy_api import Policy, PolicyView
@@ -26,22 +27,37 @@ def local_leap(
     """Every sure token, and near it those that are nearly sure; always the best one.
 
     Anchors: c_i >= threshold; commit them, and i within `radius` of one if c_i >=
-    relaxed_threshold. Source: LocalLeap (arXiv 2510.07081; defaults of its script).
-    Raises ValueError for a parameter out of range.
+    relaxed_threshold.
+
+    Args:
+        threshold: The lowest probability of an anchor, in 0..1.
+        relaxed_threshold: The lowest probability to commit near an anchor, in 0..1.
+        radius: How many positions away from an anchor is near, at least 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: A parameter is out of range.
+
+    Source: LocalLeap (arXiv 2510.07081; defaults of its script).
     """
     check_share(0.9, threshold=threshold)
     check_share(0.75, relaxed_threshold=relaxed_threshold)
     check_count(4, radius=radius)
     high, low = (jnp.float32(log_odds(p)) for p in (threshold, relaxed_threshold))
 
-    def choose(view: PolicyView, told: IntervalView) -> Interval:
-        score = told.score
+    def choose(view: PolicyView, values: IntervalView) -> Interval:
+        score = values.score
         anchors = intersection(point(view.open_W), at_least(score, high))
-        at_W = jnp.arange(view.open_W.shape[0])
-        near_WW = jnp.abs(at_W[:, None] - at_W[None, :]) <= radius
-        # More anchors have no fewer neighbours.
-        beside = lambda anchor_W: jnp.any(near_WW & anchor_W[None, :], axis=1)  # noqa: E731
-        near = intersection(increasing(beside, anchors), at_least(score, low))
+        index_W = jnp.arange(view.open_W.shape[0])
+        near_WW = jnp.abs(index_W[:, None] - index_W[None, :]) <= radius
+
+        # Never falls: more anchors have no fewer neighbours.
+        def neighbours(anchor_W: jax.Array) -> jax.Array:
+            return jnp.any(near_WW & anchor_W[None, :], axis=1)
+
+        near = intersection(increasing(neighbours, anchors), at_least(score, low))
         return union(select_top(view, 1, score), anchors, near)
 
     name = policy_name(

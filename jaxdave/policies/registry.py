@@ -1,8 +1,11 @@
-"""Every policy by name: registration, parsing from text, and a list.
+"""Registry of policies: registration, parsing from text, and a listing.
 
 A module of this package registers its makers with `@register`; nothing else needs to
-know them. Makers of other packages are found through the entry-point group
-`jaxdave.policies`, whose names are policy names and whose values are makers.
+know them. Other packages add policies through the entry-point group `jaxdave.policies`,
+whose names are policy names and whose values are makers:
+
+    [project.entry-points."jaxdave.policies"]
+    my_policy = "my_package.policies:my_policy"
 """
 
 import functools
@@ -16,11 +19,11 @@ from typing import Any, NamedTuple, ParamSpec
 
 from jaxdave.core.policy_api import Policy
 
-ENTRY_POINTS = "jaxdave.policies"
-_FIRST = ("static", "left_to_right")
-"""Policies that a list begins with; the others follow by name."""
+ENTRY_POINT_GROUP = "jaxdave.policies"
+_FIRST_NAMES = ("static", "left_to_right")
+"""Policies that a listing begins with; the others follow by name."""
 _MAKERS: dict[str, Callable[..., Policy]] = {}
-_LOCK = threading.Lock()
+"""Makers that `register` has seen, by name."""
 
 P = ParamSpec("P")
 
@@ -35,28 +38,30 @@ def memoized(maker: Callable[P, Policy]) -> Callable[P, Policy]:
         maker: A function of hashable arguments, or sequences of them, to a policy.
 
     Returns:
-        The maker with a memory, under its own name and signature.
+        The maker with a memory, under its own name and signature. It may be called from
+        several threads.
     """
     signature = inspect.signature(maker)
     policies: dict[Any, Policy] = {}
     lock = threading.Lock()
 
     @functools.wraps(maker)
-    def make(*args: P.args, **kwargs: P.kwargs) -> Policy:
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
+    def memoized_maker(*args: P.args, **kwargs: P.kwargs) -> Policy:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
         # 1 and 1.0 are equal keys, but their policies differ in name.
-        key = tuple((type(v), _frozen(v)) for v in given.arguments.values())
+        key = tuple((type(v), _hashable(v)) for v in bound.arguments.values())
         with lock:
             if key not in policies:
                 policies[key] = maker(*args, **kwargs)
             return policies[key]
 
-    return make
+    return memoized_maker
 
 
-def _frozen(value: Any) -> Any:
-    """A hashable stand-in for an argument."""
+def _hashable(value: Any) -> Any:
+    """An argument, or a tuple in the place of a sequence such as a list."""
+    # A Policy is a tuple of functions, and hashable as it is.
     is_plain = isinstance(value, str | bytes | Policy) or not isinstance(
         value, Sequence
     )
@@ -64,10 +69,11 @@ def _frozen(value: Any) -> Any:
 
 
 def register(maker: Callable[P, Policy]) -> Callable[P, Policy]:
-    """Make a policy known by its maker's name, to `parse` and to the command line.
+    """Register a policy maker under its function name, for `parse` and `listing`.
 
     Args:
         maker: A function with a default for every parameter, of type int, float or str.
+            The first line of its docstring is shown by `listing`.
 
     Returns:
         The maker, memoized (see `memoized`).
@@ -77,74 +83,108 @@ def register(maker: Callable[P, Policy]) -> Callable[P, Policy]:
         def static(tokens_per_step: int = 1) -> Policy:
             ...
     """
-    made = memoized(maker)
-    _MAKERS[maker.__name__] = made
-    return made
+    _MAKERS[maker.__name__] = memoized(maker)
+    return _MAKERS[maker.__name__]
 
 
 @functools.cache
 def makers() -> dict[str, Callable[..., Policy]]:
     """The makers of all policies by name, those of entry points included.
 
+    Returns:
+        Makers by policy name: `static`, `left_to_right`, then the others by name.
+
     Raises:
         ValueError: An entry point cannot be loaded or takes a name that is in use.
     """
+    # Importing a module registers its makers.
     package = importlib.import_module("jaxdave.policies")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"jaxdave.policies.{module.name}")
-    found = dict(_MAKERS)
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        found[point.name] = _load_entry_point(point, found)
-    first = {name: found[name] for name in _FIRST}
-    return first | dict(sorted(found.items()))
+    makers_by_name = dict(_MAKERS)
+    for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        maker = _load_entry_point(entry_point, makers_by_name)
+        makers_by_name[entry_point.name] = maker
+    first = {name: makers_by_name[name] for name in _FIRST_NAMES}
+    return first | dict(sorted(makers_by_name.items()))
 
 
 def _load_entry_point(
-    point: metadata.EntryPoint, known: dict[str, Callable[..., Policy]]
+    entry_point: metadata.EntryPoint, known: dict[str, Callable[..., Policy]]
 ) -> Callable[..., Policy]:
-    if point.name in known:
+    """The maker that an entry point names. Raises ValueError if there is none."""
+    where = f"{entry_point.name!r} of {ENTRY_POINT_GROUP} ({entry_point.value})"
+    if entry_point.name in known:
         raise ValueError(
-            f"entry point {point.name!r} of {ENTRY_POINTS} ({point.value}) takes the "
+            f"entry point {where} takes the "
             "name of a policy that is known; rename it in its package"
         )
+    # Foreign code is run here, which may raise anything.
     try:
-        maker = point.load()
+        return memoized(entry_point.load())
     except Exception as error:
         raise ValueError(
-            f"entry point {point.name!r} of {ENTRY_POINTS} ({point.value}) cannot be "
+            f"entry point {where} cannot be "
             f"loaded ({error}); mend or uninstall its package"
         ) from error
-    return memoized(maker)
 
 
-SMALL = "small_blocks"
+SMALL_BLOCKS = "small_blocks"
 """The one key that every policy takes: the length of `wrappers.small_blocks`."""
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a word"}
 
 
 class PolicyInfo(NamedTuple):
-    """What a list says of a policy; parameters: name -> default."""
+    """One entry of the listing of policies.
+
+    Attributes:
+        name: The policy's name, as `parse` takes it.
+        parameters: Default values by parameter name.
+        summary: One sentence on what a step commits.
+        lossless: False for a rule that speculates with the text itself.
+    """
 
     name: str
     parameters: dict[str, Any]
-    line: str
+    summary: str
     lossless: bool
 
 
 def listing() -> list[PolicyInfo]:
-    """Every policy, in the order of the documentation."""
+    """Every policy with its parameters and a one-line summary.
+
+    Returns:
+        One entry per policy, in the order of `makers`.
+
+    Raises:
+        ValueError: As `makers`.
+
+    Example:
+        >>> [entry.name for entry in listing()][:2]
+        ['static', 'left_to_right']
+    """
     return [_info(name, maker) for name, maker in makers().items()]
 
 
 def parse(text: str) -> Policy:
-    """The policy that "name" or "name:key=value,key=value" says.
+    """Make a policy from text: "name" or "name:key=value,key=value".
 
-    Any policy also takes small_blocks=length. Raises ValueError, in one line, for a
-    name or parameter that is unknown and for a value that does not fit.
+    Any policy also takes small_blocks=length (see `wrappers.small_blocks`).
+
+    Args:
+        text: A policy's name, and parameters that differ from their defaults.
+
+    Returns:
+        The policy, the same object for equal parameters.
+
+    Raises:
+        ValueError: The name or a parameter is unknown, or a value does not fit. The
+            message has one line.
 
     Example:
-        policy = parse("maskgit_plus:steps=32,alg_temp=0.2")
+        >>> parse("maskgit_plus:steps=32,alg_temp=0.2").name
+        'maskgit_plus(steps=32, eps=0.001, alg_temp=0.2)'
     """
     name, colon, rest = text.strip().partition(":")
     known_makers = makers()
@@ -154,47 +194,48 @@ def parse(text: str) -> Policy:
         )
     if colon and not rest.strip():
         raise ValueError(f"policy {text!r} ends in ':'; add key=value or leave it out")
-    known = {**_info(name, known_makers[name]).parameters, SMALL: 0}
-    given: dict[str, Any] = {}
+    defaults = {**_info(name, known_makers[name]).parameters, SMALL_BLOCKS: 0}
+    arguments: dict[str, Any] = {}
     for part in rest.split(",") if rest else ():
-        key, value = _parse_parameter(name, part, known)
-        if key in given:
+        key, value = _parse_parameter(name, part, defaults)
+        if key in arguments:
             raise ValueError(f"policy {name!r}: {key} is given twice; leave one out")
-        given[key] = value
+        arguments[key] = value
     # Imported here: wrappers are memoized by this module.
     from jaxdave.policies.wrappers import small_blocks
 
-    length = given.pop(SMALL, None)
+    length = arguments.pop(SMALL_BLOCKS, None)
     try:
-        policy = known_makers[name](**given)
+        policy = known_makers[name](**arguments)
         return policy if length is None else small_blocks(policy, length)
     except ValueError as error:
         raise ValueError(f"policy {name!r}: {error}") from None
 
 
 def _info(name: str, maker: Callable[..., Policy]) -> PolicyInfo:
+    """The entry of the listing for one maker."""
     parameters = {
         key: parameter.default
         for key, parameter in inspect.signature(maker).parameters.items()
     }
-    line = (inspect.getdoc(maker) or "").partition("\n")[0]
-    return PolicyInfo(name, parameters, line, maker().lossless)
+    summary = (inspect.getdoc(maker) or "").partition("\n")[0]
+    return PolicyInfo(name, parameters, summary, maker().lossless)
 
 
-def _parse_parameter(name: str, part: str, known: dict[str, Any]) -> tuple[str, Any]:
-    """A parameter and its value, of the type of its default."""
+def _parse_parameter(name: str, part: str, defaults: dict[str, Any]) -> tuple[str, Any]:
+    """The key and the value of "key=value", the value of the type of its default."""
     key, equals, word = (piece.strip() for piece in part.partition("="))
     if not equals:
         raise ValueError(f"policy {name!r}: {part!r} must read key=value")
-    if key not in known:
+    if key not in defaults:
         raise ValueError(
-            f"policy {name!r} has no parameter {key!r}; it takes {', '.join(known)}"
+            f"policy {name!r} has no parameter {key!r}; it takes {', '.join(defaults)}"
         )
-    kind = type(known[key])
+    kind = type(defaults[key])
     try:
         return key, kind(word)
     except ValueError:
-        usual = "" if key == SMALL else f"; {known[key]} is the default"
+        usual = "" if key == SMALL_BLOCKS else f"; {defaults[key]} is the default"
         raise ValueError(
             f"policy {name!r}: {key}={word!r} must be {_TYPE_NAMES[kind]}{usual}"
         ) from None

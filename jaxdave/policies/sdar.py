@@ -1,9 +1,12 @@
 """SDAR's rules: a block's length shared evenly among its denoising steps.
 
 n_k = length // steps, and one more in the first length % steps steps, whatever the
-block's masks are (S3). steps: per block. Source: SDAR (arXiv 2510.06303, generate.py;
-its command line's defaults). Deviations: at least one token a step, never a position
-that is not masked, and the last step takes all. `entropy_bounded`: `bounded.py`.
+block's masks are. `steps` is per block. SDAR's `entropy_bounded` is in
+`entropy_budget.py`.
+
+Source: SDAR (arXiv 2510.06303, generate.py; its command line's defaults). Deviations:
+at least one token a step, never a position that is not masked, and the last step takes
+all.
 """
 
 import jax.numpy as jnp
@@ -27,16 +30,26 @@ from jaxdave.policies.validation import check_count, check_share
 def sequential(steps: int = 4) -> Policy:
     """The n_k places from the leftmost mask on.
 
-    Schedule, source and deviations: see this module. Raises ValueError below 1.
+    Schedule, source and deviations: see this module.
+
+    Args:
+        steps: Steps per block, at least 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: `steps` is below 1.
     """
     check_count(4, steps=steps)
 
-    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
+    def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
         size = view.open_W.shape[0]
-        at_W = jnp.arange(size, dtype=jnp.int32)
-        first = jnp.min(jnp.where(view.open_W, at_W, size))
-        some = jnp.maximum(even_split(size, steps, clock), 1)
-        return point(view.open_W & (at_W < first + some))
+        index_W = jnp.arange(size, dtype=jnp.int32)
+        leftmost = jnp.min(jnp.where(view.open_W, index_W, size))
+        num_places = jnp.maximum(even_split(size, steps, clock), 1)
+        # Places that are not masked count, too.
+        return point(view.open_W & (index_W < leftmost + num_places))
 
     return scheduled_policy(policy_name("sequential", steps=steps), choose)
 
@@ -45,13 +58,22 @@ def sequential(steps: int = 4) -> Policy:
 def low_confidence_static(steps: int = 4) -> Policy:
     """The n_k most confident tokens.
 
-    Schedule, source and deviations: see this module. Raises ValueError below 1.
+    Schedule, source and deviations: see this module.
+
+    Args:
+        steps: Steps per block, at least 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: `steps` is below 1.
     """
     check_count(4, steps=steps)
 
-    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
-        some = even_split(view.open_W.shape[0], steps, clock)
-        return select_top(view, some, told.score)
+    def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
+        num_tokens = even_split(view.open_W.shape[0], steps, clock)
+        return select_top(view, num_tokens, values.score)
 
     return scheduled_policy(policy_name("low_confidence_static", steps=steps), choose)
 
@@ -61,17 +83,28 @@ def low_confidence_dynamic(steps: int = 4, threshold: float = 0.85) -> Policy:
     """Every token surer than `threshold`, or the n_k best if those are fewer.
 
     H = {i: c_i > threshold}; commit H if |H| >= n_k, otherwise the n_k best. Schedule,
-    source and deviations: see this module; LLaDA2 has the same rule. Raises ValueError
-    for a parameter out of range.
+    source and deviations: see this module; LLaDA2 has the same rule.
+
+    Args:
+        steps: Steps per block, at least 1.
+        threshold: Probability above which a token is committed, in 0..1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: A parameter is out of range.
     """
     check_count(4, steps=steps)
     check_share(0.85, threshold=threshold)
     bound = jnp.float32(log_odds(threshold))
 
-    def choose(view: PolicyView, clock: BlockClock, told: IntervalView) -> Interval:
-        some = even_split(view.open_W.shape[0], steps, clock)
-        # H is the run of best tokens of its length, so the longer of the two is both.
-        return union(above(told.score, bound), select_top(view, some, told.score))
+    def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
+        num_tokens = even_split(view.open_W.shape[0], steps, clock)
+        # Both sets are the best tokens up to some rank, so the larger is their union.
+        return union(
+            above(values.score, bound), select_top(view, num_tokens, values.score)
+        )
 
     name = policy_name("low_confidence_dynamic", steps=steps, threshold=threshold)
     return scheduled_policy(name, choose)

@@ -1,12 +1,26 @@
-"""Parameters out of range, refused when a policy is made."""
+"""Checks of policies and of their parameters, made before anything is compiled.
+
+Every message names the value, the rule that it breaks and a value that is usual.
+"""
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+from jaxdave.core.policy_api import CandidateScoring, Policy
 
 
-def check_count(usual: int, **given: int) -> None:
-    """Raise ValueError for what is not a whole number of at least 1."""
-    for name, value in given.items():
+def check_count(usual: int, **values: int) -> None:
+    """Check that parameters are whole numbers of at least 1.
+
+    Args:
+        usual: A value to suggest, as a rule the default.
+        **values: Parameter values by name.
+
+    Raises:
+        ValueError: A value is not an int, or is below 1.
+    """
+    for name, value in values.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(
                 f"{name}={value} must be a whole number of at least 1; "
@@ -14,28 +28,95 @@ def check_count(usual: int, **given: int) -> None:
             )
 
 
-def check_share(usual: float, **given: float) -> None:
-    """Raise ValueError for a number outside 0..1."""
-    for name, value in given.items():
+def check_share(usual: float, **values: float) -> None:
+    """Check that parameters are numbers in 0..1, both ends included.
+
+    Args:
+        usual: A value to suggest, as a rule the default.
+        **values: Parameter values by name.
+
+    Raises:
+        ValueError: A value is outside 0..1 or NaN.
+    """
+    for name, value in values.items():
+        # Written so that NaN, which no comparison holds for, is refused too.
         if not 0 <= value <= 1:
             raise ValueError(
                 f"{name}={value} must be in 0..1; {usual} is the usual choice"
             )
 
 
-def check_amount(usual: float, **given: float) -> None:
-    """Raise ValueError for a number below 0, or one that is not finite."""
-    for name, value in given.items():
+def check_amount(usual: float, **values: float) -> None:
+    """Check that parameters are finite numbers of at least 0.
+
+    Args:
+        usual: A value to suggest, as a rule the default.
+        **values: Parameter values by name.
+
+    Raises:
+        ValueError: A value is below 0, infinite or NaN.
+    """
+    for name, value in values.items():
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(
                 f"{name}={value} must be 0 or more; {usual} is the usual choice"
             )
 
 
-def check_choice(choices: Sequence[str], **given: str) -> None:
-    """Raise ValueError for a word that is none of the choices."""
-    for name, value in given.items():
+def check_choice(choices: Sequence[str], **values: str) -> None:
+    """Check that parameters are one of some words.
+
+    Args:
+        choices: The words that are allowed.
+        **values: Parameter values by name.
+
+    Raises:
+        ValueError: A value is none of the choices.
+    """
+    for name, value in values.items():
         if value not in choices:
             raise ValueError(
                 f"{name}={value!r} is unknown; use one of {', '.join(choices)}"
             )
+
+
+def check_policy(policy: Any) -> None:
+    """Check that an object can be decoded with as a `Policy`.
+
+    Otherwise a mistake such as passing `policies.static` for `policies.static()` would
+    surface only while the decode loop is traced.
+
+    Args:
+        policy: What a caller gave as the policy.
+
+    Raises:
+        ValueError: A field of `Policy` is missing, or is not of the kind it must be.
+    """
+    # A repr may have several lines (arrays do); a message has one.
+    text = " ".join(repr(policy).split())
+    for field in Policy._fields:
+        if not hasattr(policy, field):
+            raise ValueError(
+                f"policy={text} has no {field!r}; give a Policy, e.g. "
+                "policies.static(1) or policies.parse('static')"
+            )
+    for field in ("step", "init", "is_certain"):
+        function = getattr(policy, field)
+        is_optional = field == "is_certain"
+        if not (callable(function) or (is_optional and function is None)):
+            _refuse(
+                policy, field, "a function, or None" if is_optional else "a function"
+            )
+    scoring = policy.scoring
+    is_scoring = isinstance(scoring, CandidateScoring) and callable(scoring.score_fn)
+    if not (scoring is None or is_scoring):
+        _refuse(policy, "scoring", "a CandidateScoring with a score_fn, or None")
+
+
+def _refuse(policy: Any, field: str, rule: str) -> None:
+    """Raise the ValueError of a field that is not what it must be."""
+    value = " ".join(repr(getattr(policy, field)).split())
+    raise ValueError(
+        f"policy {policy.name!r}: {field}={value} must be {rule}; "
+        f"make it with Policy(name, step, ...), or with _replace({field}=...)"
+    )

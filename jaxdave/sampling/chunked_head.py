@@ -1,6 +1,12 @@
-"""From hidden states to predictions, a chunk of the vocabulary at a time.
+"""From hidden vectors to sampled tokens and scores, chunk by chunk of the vocabulary.
 
-Logits never exist for more than one chunk.
+Logits of R positions over 150,000 ids would be larger than the layers' activations.
+Everything that is needed of them (the sampled token, its runner-up, log-sum-exp, gap,
+entropy, KL) can be folded over chunks, so logits never exist for more than one.
+
+A function `logits(chunk index) -> float32 [R, X]` stands for the head throughout; X is
+the size of a chunk, and `NEG_INF` the logit of an id that may not be predicted or that
+belongs to another chunk.
 """
 
 from collections.abc import Callable
@@ -22,95 +28,153 @@ from jaxdave.sampling.distribution import (
 )
 from jaxdave.sampling.noise import gumbel
 
+MAX_UNROLLED_CHUNKS = 8
+"""Off a CPU, folds over at most so many chunks are unrolled; longer ones are a loop."""
+TOP_P_CANDIDATES = 1024
+"""Top-p without top-k looks at this many of the best tokens."""
 
-def chunk_logits(
-    network: ModelFns, params, hidden_RE
-) -> Callable[[jax.Array], jax.Array]:
-    """logits(chunk index) -> [R, X], `NEVER` where an id may not be predicted."""
-    chunk = network.chunk
+ChunkLogitsFn = Callable[[jax.Array], jax.Array]
+"""Chunk index, int32 scalar -> logits, float32 [R, X]."""
+
+
+def chunk_logits(model: ModelFns, params, hidden_RE) -> ChunkLogitsFn:
+    """The head as a function of the chunk.
+
+    Args:
+        model: The model.
+        params: Its parameters.
+        hidden_RE: Hidden vectors [R, E].
+
+    Returns:
+        A function from a chunk's index to its logits; `NEG_INF` where an id may not be
+        predicted. Column x of chunk i is id i * head_chunk + x.
+    """
+    chunk = model.head_chunk
     id_X = jnp.arange(chunk, dtype=jnp.int32)
 
     def logits(index):
         # The last chunk is moved back to fit; ids that it repeats do not count again.
-        first = jnp.minimum(index * chunk, network.vocab_rows - chunk)
+        first = jnp.minimum(index * chunk, model.vocab_rows - chunk)
         ids = first + id_X
-        raw = network.logits(params, hidden_RE, first)
-        dead = (ids < index * chunk) | (ids >= network.vocab_size)
-        dead |= jnp.isin(ids, jnp.asarray(network.suppressed_ids, jnp.int32))
-        told = jnp.where(dead[None], NEG_INF, raw)
-        is_even = network.vocab_rows % chunk == 0
-        return told if is_even else jnp.roll(told, first - index * chunk, axis=1)
+        raw = model.logits(params, hidden_RE, first)
+        is_suppressed = (ids < index * chunk) | (ids >= model.vocab_size)
+        is_suppressed |= jnp.isin(ids, jnp.asarray(model.suppressed_ids, jnp.int32))
+        masked = jnp.where(is_suppressed[None], NEG_INF, raw)
+        # Rolled, so that columns of a chunk that was moved back stand for their ids.
+        is_even = model.vocab_rows % chunk == 0
+        return masked if is_even else jnp.roll(masked, first - index * chunk, axis=1)
 
     return logits
 
 
-def token_log_odds(logits, chunks: int, scale: float, ids_W) -> jax.Array:
-    """Log of the odds of one id a row against all others, [W]; never saturated."""
+def num_chunks(model: ModelFns) -> int:
+    """The number of chunks that the head is read in.
 
-    def fold(index, held):
+    Args:
+        model: The model.
+
+    Returns:
+        vocab_rows / head_chunk, rounded up.
+    """
+    return -(-model.vocab_rows // model.head_chunk)
+
+
+def token_log_odds(
+    logits: ChunkLogitsFn, chunks: int, scale: float, ids_R: jax.Array
+) -> jax.Array:
+    """Log of the odds of given ids against all others.
+
+    The log-sum-exp runs over the other ids only, so that the odds of a token that is
+    nearly certain do not saturate, as log p - log(1 - p) would.
+
+    Args:
+        logits: The head as a function of the chunk, of R positions.
+        chunks: Its number of chunks.
+        scale: What logits are multiplied by (1 / temperature).
+        ids_R: One id per position, int32 [R].
+
+    Returns:
+        log(p / (1 - p)), float32 [R].
+    """
+
+    def fold(index, carry):
         raw = logits(index)
         z = jnp.where(raw > NEG_INF, raw * scale, NEG_INF)
         id_X = index * z.shape[1] + jnp.arange(z.shape[1], dtype=jnp.int32)
-        is_it = id_X[None] == ids_W[:, None]
-        mine = jnp.max(jnp.where(is_it, z, NEG_INF), axis=1)
-        others = jax.nn.logsumexp(jnp.where(is_it, NEG_INF, z), axis=1)
-        return jnp.maximum(held[0], mine), jnp.logaddexp(held[1], others)
+        is_id = id_X[None] == ids_R[:, None]
+        own = jnp.max(jnp.where(is_id, z, NEG_INF), axis=1)
+        others = jax.nn.logsumexp(jnp.where(is_id, NEG_INF, z), axis=1)
+        return jnp.maximum(carry[0], own), jnp.logaddexp(carry[1], others)
 
-    low = jnp.full(ids_W.shape, NEG_INF)
-    mine, others = fold_chunks(0, chunks, fold, (low, low))
-    return mine - others
+    low = jnp.full(ids_R.shape, NEG_INF)
+    own, others = fold_chunks(0, chunks, fold, (low, low))
+    return own - others
 
 
-def kl_divergence(logits, chunks: int, scale: float) -> jax.Array:
-    """KL [W] of the first half of the rows' distributions from the second half's."""
+def kl_divergence(logits: ChunkLogitsFn, chunks: int, scale: float) -> jax.Array:
+    """KL divergence between two sets of distributions, KL(p || q) in nats.
 
-    def halves(index):
+    With z and y the logits of p and q: sum p (z - y) - logsumexp(z) + logsumexp(y).
+
+    Args:
+        logits: The head as a function of the chunk, of 2R positions: those of p, then
+            those of q.
+        chunks: Its number of chunks.
+        scale: What logits are multiplied by (1 / temperature).
+
+    Returns:
+        float32 [R], not below 0.
+    """
+
+    def tempered_halves(index):
         raw = logits(index)
         z = jnp.where(raw > NEG_INF, raw * scale, NEG_INF)
         return jnp.split(z, 2)
 
-    def fold(index, held):
-        top, total, cross, then = held
-        now_z, then_z = halves(index)
-        new_top = jnp.maximum(top, jnp.max(now_z, axis=1))
-        fade = jnp.exp(top - new_top)
-        weight = jnp.exp(now_z - new_top[:, None])
-        apart = jnp.where(now_z > NEG_INF, now_z - then_z, 0.0)
-        total = total * fade + jnp.sum(weight, axis=1)
-        cross = cross * fade + jnp.sum(weight * apart, axis=1)
-        return new_top, total, cross, jnp.logaddexp(then, jax.nn.logsumexp(then_z, 1))
+    def fold(index, carry):
+        # Running maximum of z, and sums of exp(z - max) and exp(z - max) (z - y), as
+        # in online softmax; log-sum-exp of y.
+        top, total, cross, q_logsumexp = carry
+        p_z, q_z = tempered_halves(index)
+        new_top = jnp.maximum(top, jnp.max(p_z, axis=1))
+        rescale = jnp.exp(top - new_top)
+        weight = jnp.exp(p_z - new_top[:, None])
+        difference = jnp.where(p_z > NEG_INF, p_z - q_z, 0.0)
+        total = total * rescale + jnp.sum(weight, axis=1)
+        cross = cross * rescale + jnp.sum(weight * difference, axis=1)
+        q_logsumexp = jnp.logaddexp(q_logsumexp, jax.nn.logsumexp(q_z, 1))
+        return new_top, total, cross, q_logsumexp
 
-    size = jax.eval_shape(halves, jnp.int32(0))[0].shape[0]
+    size = jax.eval_shape(tempered_halves, jnp.int32(0))[0].shape[0]
     low, zero = jnp.full((size,), NEG_INF), jnp.zeros((size,), jnp.float32)
-    top, total, cross, then = fold_chunks(0, chunks, fold, (low, zero, zero, low))
-    return jnp.maximum(cross / total - (top + jnp.log(total)) + then, 0.0)
-
-
-def num_chunks(network: ModelFns) -> int:
-    """Chunks that the head is read in."""
-    return -(-network.vocab_rows // network.chunk)
-
-
-MAX_UNROLLED_CHUNKS = 8
-"""Chunks off a CPU; more are a loop."""
-TOP_P_CANDIDATES = 1024
-"""Top-p without top-k looks at this many of the best tokens."""
-
-LogitsFn = Callable[[jax.Array], jax.Array]
+    top, total, cross, q_logsumexp = fold_chunks(
+        0, chunks, fold, (low, zero, zero, low)
+    )
+    return jnp.maximum(cross / total - (top + jnp.log(total)) + q_logsumexp, 0.0)
 
 
 def sample_and_score(
-    logits: LogitsFn,
+    logits: ChunkLogitsFn,
     chunks: int,
     chunk: int,
     sampling: SamplingConfig,
     key_R: jax.Array,
 ) -> Prediction:
-    """The token each row would take and its score.
+    """The token that each position would take, and how sure the model is.
 
-    logits(chunk index) -> float32 [R, X], `NEVER` where an id may not be predicted or
-    belongs to another chunk. key_R: PRNG keys [R, 2] of (request, step, position);
-    unused at temperature 0. Equal values go to the lowest id.
+    Sampling is by the Gumbel-max trick: the token with the largest logit + noise. Equal
+    values go to the lowest id.
+
+    Args:
+        logits: The head as a function of the chunk, of R positions.
+        chunks: Its number of chunks.
+        chunk: Ids per chunk.
+        sampling: Temperature and filters.
+        key_R: PRNG keys of (request, step, position), uint32 [R, 2]; unused at
+            temperature 0.
+
+    Returns:
+        Arrays [R]. Scores are those of the unfiltered tempered distribution.
     """
     scale = logit_scale(sampling)
 
@@ -123,7 +187,7 @@ def sample_and_score(
     if sampling.filtered:
         floor_R = _filter_floor(tempered, chunks, chunk, rows, sampling)
 
-    def best_of(index):
+    def summarize(index) -> _Summary:
         z = tempered(index)
         y = z
         if sampling.noisy:
@@ -131,42 +195,73 @@ def sample_and_score(
                 z >= floor_R[:, None], z + gumbel(key_R, index, chunk), -jnp.inf
             )
             y = jnp.where(z > NEG_INF, y, -jnp.inf)
-        return _Chunk(_best_of_chunk(y, z, index), distribution_stats(z))
+        return _Summary(_best_of_chunk(y, z, index), distribution_stats(z))
 
-    found = best_of(jnp.int32(0))
+    summary = summarize(jnp.int32(0))
     if chunks > 1:
-        found = fold_chunks(1, chunks, lambda i, held: _merge(held, best_of(i)), found)
-    chosen, spread = found
-    runner_R = jnp.where(chosen.runner_y > NEG_INF, chosen.runner_up, -1)
-    gap, margin, entropy = gap_margin_entropy(spread)
-    lead = chosen.y - chosen.runner_y if sampling.noisy else gap
-    odds_R = chosen.z - chosen.others
-    return Prediction(chosen.token, odds_R, gap, margin, entropy, runner_R, lead)
+        summary = fold_chunks(
+            1,
+            chunks,
+            lambda index, carry: _merge(carry, summarize(index)),
+            summary,
+        )
+    best, stats = summary
+    runner_R = jnp.where(best.runner_y > NEG_INF, best.runner_up, -1)
+    gap, margin, entropy = gap_margin_entropy(stats)
+    lead = best.y - best.runner_y if sampling.noisy else gap
+    return Prediction(
+        token=best.token,
+        score=best.z - best.others,
+        gap=gap,
+        margin=margin,
+        entropy=entropy,
+        runner_up=runner_R,
+        lead=lead,
+    )
 
 
-def fold_chunks(first: int, chunks: int, fold: Callable[[jax.Array, Any], Any], held):
-    """fold(index, held) -> held for the chunks from `first` on.
+def fold_chunks(
+    first: int, chunks: int, fold: Callable[[jax.Array, Any], Any], carry: Any
+) -> Any:
+    """Fold a function over chunks, unrolled where that is faster.
 
-    Few are spelled out where that is of use: what each reads then lies at a place that
-    is known when the program is compiled, and a GPU reads it there instead of from a
-    copy. A CPU would copy all the same, and all chunks at once, but for those that are
-    arrays of their own (`matrices.Cut`), which any index picks.
+    In an unrolled fold each chunk's place is known when the program is compiled, and a
+    GPU reads the table there instead of from a copy. XLA:CPU would copy all the same,
+    and all chunks at once, except those that are arrays of their own
+    (`numerics.matmul.ChunkedTable`), which any index can pick.
+
+    Args:
+        first: The first chunk.
+        chunks: The number of chunks.
+        fold: (chunk index, carry) -> carry.
+        carry: The initial carry.
+
+    Returns:
+        The carry after the last chunk.
     """
     if chunks > max_unrolled_chunks():
-        return jax.lax.fori_loop(first, chunks, fold, held)
+        return jax.lax.fori_loop(first, chunks, fold, carry)
     for index in range(first, chunks):
-        held = fold(jnp.int32(index), held)
-    return held
+        carry = fold(jnp.int32(index), carry)
+    return carry
 
 
 def max_unrolled_chunks() -> int:
-    """The most chunks that are not a loop."""
+    """The largest number of chunks that a fold is unrolled over."""
     return 1 if on_cpu() else MAX_UNROLLED_CHUNKS
 
 
 class _Best(NamedTuple):
-    """Noisy value, id and logit of the token taken; log-sum-exp of all others; noisy
-    value and id of the best of those."""
+    """The best token of some chunks and its runner-up, arrays [R].
+
+    Attributes:
+        y: Noisy logit of the best token.
+        token: Its id.
+        z: Its tempered logit, without noise.
+        others: Log-sum-exp of the tempered logits of all other ids.
+        runner_y: Noisy logit of the runner-up.
+        runner_up: Its id.
+    """
 
     y: jax.Array
     token: jax.Array
@@ -176,59 +271,71 @@ class _Best(NamedTuple):
     runner_up: jax.Array
 
 
-class _Chunk(NamedTuple):
+class _Summary(NamedTuple):
+    """All that a fold over the vocabulary carries."""
+
     best: _Best
-    spread: DistributionStats
+    stats: DistributionStats
 
 
 def _best_of_chunk(y, z, index) -> _Best:
+    """y: noisy logits [R, X], -inf where filtered; z: tempered logits [R, X]."""
     size = y.shape[1]
     top_R, local_R = max_and_argmax(y)
-    chosen = jnp.arange(size, dtype=jnp.int32)[None] == local_R[:, None]
-    others_R = jax.nn.logsumexp(jnp.where(chosen, NEG_INF, z), axis=1)
-    told_R = jnp.max(jnp.where(chosen, z, -jnp.inf), axis=1) if y is not z else top_R
-    runner_y, runner_R = max_and_argmax(jnp.where(chosen, -jnp.inf, y))
+    is_best = jnp.arange(size, dtype=jnp.int32)[None] == local_R[:, None]
+    others_R = jax.nn.logsumexp(jnp.where(is_best, NEG_INF, z), axis=1)
+    # Without noise the best value is the logit; a masked maximum picks it otherwise,
+    # which XLA fuses, where a gather would need the whole chunk in memory.
+    z_R = jnp.max(jnp.where(is_best, z, -jnp.inf), axis=1) if y is not z else top_R
+    runner_y, runner_R = max_and_argmax(jnp.where(is_best, -jnp.inf, y))
     ids = index * size + local_R, index * size + runner_R
-    return _Best(top_R, ids[0], told_R, others_R, runner_y, ids[1])
+    return _Best(top_R, ids[0], z_R, others_R, runner_y, ids[1])
 
 
-def _merge(a: _Chunk, b: _Chunk) -> _Chunk:
-    """The two chunks as one; of equal values the earlier one is the best."""
-    return _Chunk(_merge_best(a.best, b.best), merge_stats(a.spread, b.spread))
+def _merge(a: _Summary, b: _Summary) -> _Summary:
+    """Two parts of the vocabulary as one; `a` has the lower ids, and wins ties."""
+    return _Summary(_merge_best(a.best, b.best), merge_stats(a.stats, b.stats))
 
 
 def _merge_best(a: _Best, b: _Best) -> _Best:
-    keep = a.y >= b.y
-    y, token, z = (jnp.where(keep, x, w) for x, w in zip(a[:3], b[:3], strict=True))
-    loser = jnp.where(keep, b.z, a.z)
+    a_wins = a.y >= b.y
+    y, token, z = (jnp.where(a_wins, x, w) for x, w in zip(a[:3], b[:3], strict=True))
+    loser = jnp.where(a_wins, b.z, a.z)
     others = jnp.logaddexp(jnp.logaddexp(a.others, b.others), loser)
-    # The runner is the best of one chunk or the second of the other; ids of `a` are
-    # lower, so that equal values are its.
-    from_a = jnp.where(keep, a.runner_y >= b.y, a.y >= b.runner_y)
-    of_a = jnp.where(keep, a.runner_y, a.y), jnp.where(keep, a.runner_up, a.token)
-    of_b = jnp.where(keep, b.y, b.runner_y), jnp.where(keep, b.token, b.runner_up)
+    # The runner-up is the loser's best or the winner's second. Ids of `a` are lower, so
+    # that it wins ties here too.
+    from_a = jnp.where(a_wins, a.runner_y >= b.y, a.y >= b.runner_y)
+    of_a = jnp.where(a_wins, a.runner_y, a.y), jnp.where(a_wins, a.runner_up, a.token)
+    of_b = jnp.where(a_wins, b.y, b.runner_y), jnp.where(a_wins, b.token, b.runner_up)
     runner = (jnp.where(from_a, x, w) for x, w in zip(of_a, of_b, strict=True))
     return _Best(y, token, z, others, *runner)
 
 
 def _filter_floor(
-    tempered, chunks: int, chunk: int, rows: int, sampling: SamplingConfig
+    tempered: ChunkLogitsFn,
+    chunks: int,
+    chunk: int,
+    rows: int,
+    sampling: SamplingConfig,
 ):
-    """The lowest tempered logit that the filters keep, [R]."""
-    most = min(sampling.top_k or TOP_P_CANDIDATES, chunks * chunk)
+    """The lowest tempered logit that passes the filters, [R]."""
+    num_candidates = min(sampling.top_k or TOP_P_CANDIDATES, chunks * chunk)
 
-    def gather(index, held):
-        top_RM, total_R = held
+    def gather(index, carry):
+        top_RM, total_R = carry
         z = tempered(index)
         total_R = jnp.logaddexp(total_R, jax.nn.logsumexp(z, axis=1))
-        return jax.lax.top_k(jnp.concatenate([top_RM, z], axis=1), most)[0], total_R
+        candidates = jnp.concatenate([top_RM, z], axis=1)
+        return jax.lax.top_k(candidates, num_candidates)[0], total_R
 
-    empty = jnp.full((rows, most), NEG_INF), jnp.full((rows,), NEG_INF)
+    empty = jnp.full((rows, num_candidates), NEG_INF), jnp.full((rows,), NEG_INF)
     top_RM, total_R = fold_chunks(0, chunks, gather, empty)
     if sampling.top_k:
+        # Top-p then works on the distribution that top-k has left.
         total_R = jax.nn.logsumexp(top_RM, axis=1)
     share_RM = jnp.exp(top_RM - total_R[:, None])
     before_RM = jnp.cumsum(share_RM, axis=1) - share_RM
-    # The first token stays whatever its share; the last kept is the one that crosses p.
-    kept_RM = (before_RM < sampling.top_p) & (top_RM > NEG_INF)
-    return jnp.min(jnp.where(kept_RM, top_RM, jnp.inf), axis=1)
+    # The mass before a token decides: the best one always passes, and the last one that
+    # does is the one that crosses top_p.
+    passes_RM = (before_RM < sampling.top_p) & (top_RM > NEG_INF)
+    return jnp.min(jnp.where(passes_RM, top_RM, jnp.inf), axis=1)

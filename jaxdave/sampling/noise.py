@@ -1,8 +1,10 @@
-"""Counter-based noise, the same whoever draws it and how much at once.
+"""Counter-based Gumbel noise: the same whoever draws it, and however much at once.
 
-A position's Gumbel noise at a policy step is a function of (seed, request, step index,
-position, token id) alone, so a draft at depth k can use the noise that the policy
-itself will use k steps later, and no rejected draft consumes any (a Gumbel coupling).
+A position's noise at a policy step is a function of (seed, request, step index,
+position, token id) alone. So a draft at depth k can use the very noise that the policy
+itself will use k steps later, and rejected drafts consume none. This coupling is what
+keeps sampled decoding lossless: draft and policy draw the same token from the same
+distribution, not just from equal distributions.
 """
 
 import jax
@@ -12,31 +14,58 @@ from jaxdave.core.config import NOISE_CHUNK
 
 
 def request_key(seed: jax.Array, request: jax.Array) -> jax.Array:
-    """The key of one request of a seed: uint32[2]."""
+    """Derive the key of one request.
+
+    Args:
+        seed: The user's seed, uint32 scalar.
+        request: The request's number, uint32 scalar.
+
+    Returns:
+        A PRNG key, uint32 [2].
+    """
     return jax.random.fold_in(jax.random.PRNGKey(seed), request)
 
 
 def position_keys(key: jax.Array, step_R: jax.Array, position_R: jax.Array):
-    """Keys [R, 2] of (request key, policy-step index, position)."""
-    fold = lambda n, at: jax.random.fold_in(  # noqa: E731
-        jax.random.fold_in(key, n), at
-    )
+    """Derive the keys of positions at policy steps.
+
+    Args:
+        key: The request's key, uint32 [2].
+        step_R: Policy-step indices, int32 [R].
+        position_R: Positions in the canvas, int32 [R].
+
+    Returns:
+        PRNG keys, uint32 [R, 2].
+    """
+
+    def fold(step, position):
+        return jax.random.fold_in(jax.random.fold_in(key, step), position)
+
     return jax.vmap(fold)(step_R, position_R)
 
 
 def gumbel(key_R: jax.Array, index: jax.Array, chunk: int) -> jax.Array:
-    """The noise of one chunk of ids, float32 [R, chunk], by the keys of positions.
+    """Draw the noise of one chunk of the vocabulary.
 
-    chunk: at most `DRAWN`, or a multiple of it.
+    Ids are always drawn `NOISE_CHUNK` at a time, one key each, so that a larger chunk
+    of the head gets the same noise as several smaller ones.
+
+    Args:
+        key_R: Keys of positions, uint32 [R, 2].
+        index: The chunk's index, int32 scalar.
+        chunk: Ids per chunk: at most `NOISE_CHUNK`, or a multiple of it.
+
+    Returns:
+        float32 [R, chunk].
     """
-    whole = max(chunk // NOISE_CHUNK, 1)
-    size = chunk // whole
+    num_parts = max(chunk // NOISE_CHUNK, 1)
+    size = chunk // num_parts
 
     def draw(key, part):
         # "high": the default mode cannot produce events rarer than about 1e-7.
-        folded = jax.random.fold_in(key, index * whole + part)
-        return jax.random.gumbel(folded, (size,), jnp.float32, mode="high")
+        part_key = jax.random.fold_in(key, index * num_parts + part)
+        return jax.random.gumbel(part_key, (size,), jnp.float32, mode="high")
 
-    part_P = jnp.arange(whole, dtype=jnp.int32)
-    drawn_RPX = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(key_R, part_P)
-    return drawn_RPX.reshape(-1, chunk)
+    part_P = jnp.arange(num_parts, dtype=jnp.int32)
+    noise_RPX = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(key_R, part_P)
+    return noise_RPX.reshape(-1, chunk)

@@ -1,8 +1,9 @@
-"""Predictions: what the model says, asked for in the two ways the loop needs.
+"""Predictions of hidden vectors, in the two ways that the decode loop needs them.
 
-`decide` reads the active block of every draft, always in the same shapes: the text
-depends on nothing else. `guess` reads the whole window of the one draft that was kept,
-at the noise of the steps to come: drafts are made of it, and it may be wrong.
+`predict_active_blocks` reads the active block of every evaluated state. Decisions are
+made of it, so it always has the same shapes and depends on nothing else in the call.
+`predict_window` reads the whole window of the one state that a call ends at, at the
+noise of the steps to come. The next drafts are made of it, and it may be wrong.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -29,48 +30,81 @@ if TYPE_CHECKING:
 
 def predict_active_blocks(
     spec: "DecodeSpec", params, hidden_SWE, block_S, depth_S, row: RowState
-):
-    """The prediction of every evaluated state's active block, [S, W]."""
+) -> Prediction:
+    """Predict the active block of every evaluated state.
+
+    Args:
+        spec: The decode.
+        params: The model's parameters.
+        hidden_SWE: Vectors of each state's active block, [S, W, E].
+        block_S: That block's index in the window, int32 [S].
+        depth_S: Policy steps from the row's state to each state, int32 [S]; they
+            choose the noise.
+        row: The row.
+
+    Returns:
+        Arrays [S, W].
+    """
     layout = spec.layout
-    place_SW = row.start + (
+    position_SW = row.start + (
         block_S[:, None] * layout.block_length
         + jnp.arange(layout.block_length, dtype=jnp.int32)[None]
     )
-    step_SW = jnp.broadcast_to((row.n + depth_S)[:, None], place_SW.shape)
-    return predict(spec, params, hidden_SWE, row.key, step_SW, place_SW)
+    step_SW = jnp.broadcast_to((row.n + depth_S)[:, None], position_SW.shape)
+    return predict(spec, params, hidden_SWE, row.key, step_SW, position_SW)
 
 
 def predict_window(spec: "DecodeSpec", params, hidden_LE, row: RowState) -> Prediction:
-    """The prediction of the window at the noise of the steps to come, [D, L].
+    """Predict the window at the noise of the steps to come, to make drafts of.
 
-    Only as far as calls of this size look; beyond that there is none.
+    Args:
+        spec: The decode.
+        params: The model's parameters.
+        hidden_LE: Vectors of the window, [L, E].
+        row: The row, at the state that they are of.
+
+    Returns:
+        Arrays [D, L], D depths of noise. Positions beyond those that calls of this
+        size look at have no prediction (token -1); plain decoding needs none at all.
     """
     if spec.max_num_drafts == 1 and not spec.guarded:
         return empty_prediction(spec)
-    depths, near = num_noise_depths(spec), spec.used_length
-    place_L, hidden_LE = spec.layout.positions(row)[:near], hidden_LE[:near]
-    shape = (depths, *place_L.shape)
+    depths, used = num_noise_depths(spec), spec.used_length
+    position_L, hidden_LE = spec.layout.positions(row)[:used], hidden_LE[:used]
+    shape = (depths, *position_L.shape)
     step_DL = jnp.broadcast_to(
         (row.n + jnp.arange(depths, dtype=jnp.int32))[:, None], shape
     )
-    place_DL = jnp.broadcast_to(place_L[None], shape)
+    position_DL = jnp.broadcast_to(position_L[None], shape)
     hidden_DLE = jnp.broadcast_to(hidden_LE[None], (*shape, hidden_LE.shape[-1]))
-    pred = predict(spec, params, hidden_DLE, row.key, step_DL, place_DL)
-    rest = jax.tree.map(lambda a: a[:, near:], empty_prediction(spec))
+    pred = predict(spec, params, hidden_DLE, row.key, step_DL, position_DL)
+    rest = jax.tree.map(lambda a: a[:, used:], empty_prediction(spec))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), pred, rest)
 
 
-def predict(spec: "DecodeSpec", params, hidden, key, step, place) -> Prediction:
-    """Predictions of hidden states [..., E] at policy steps and positions [...]."""
-    network = spec.model
+def predict(spec: "DecodeSpec", params, hidden, key, step, position) -> Prediction:
+    """Predict tokens of hidden vectors.
+
+    Args:
+        spec: The decode: its model and sampling.
+        params: The model's parameters.
+        hidden: Vectors [..., E].
+        key: The request's key, uint32 [2].
+        step: Policy-step indices, int32 [...].
+        position: Positions in the canvas, int32 [...].
+
+    Returns:
+        Arrays [...].
+    """
+    model = spec.model
     hidden_RE = hidden.reshape(-1, hidden.shape[-1])
     key_R = jnp.zeros((hidden_RE.shape[0], 2), jnp.uint32)
     if spec.sampling.noisy:
-        key_R = position_keys(key, step.reshape(-1), place.reshape(-1))
+        key_R = position_keys(key, step.reshape(-1), position.reshape(-1))
     pred = sample_and_score(
-        chunk_logits(network, params, hidden_RE),
-        num_chunks(network),
-        network.chunk,
+        chunk_logits(model, params, hidden_RE),
+        num_chunks(model),
+        model.head_chunk,
         spec.sampling,
         key_R,
     )
@@ -78,35 +112,67 @@ def predict(spec: "DecodeSpec", params, hidden, key, step, place) -> Prediction:
 
 
 def model_queries(spec: "DecodeSpec", params, hidden_WE) -> ModelQueries:
-    """The closer look at a stretch that some policies ask for."""
-    scale, network = logit_scale(spec.sampling), spec.model
+    """The questions that a policy can ask of the model beyond a `Prediction`.
+
+    Args:
+        spec: The decode: its model and sampling.
+        params: The model's parameters.
+        hidden_WE: Vectors of the stretch that the policy looks at, [W, E].
+
+    Returns:
+        Functions that evaluate the head when they are called.
+    """
+    scale, model = logit_scale(spec.sampling), spec.model
 
     def logits_at(ids_WM):
-        return network.logits_at(params, hidden_WE, ids_WM) * scale
+        return model.logits_at(params, hidden_WE, ids_WM) * scale
 
-    def divergence(then_WE):
-        # E.g. at float32 memory of bfloat16 vectors: the cast back is exact.
-        both = jnp.concatenate([hidden_WE, then_WE.astype(hidden_WE.dtype)])
-        logits = chunk_logits(network, params, both)
-        return kl_divergence(logits, num_chunks(network), scale)
+    def divergence(earlier_WE):
+        # A policy's memory may hold bfloat16 vectors as float32: the cast back is
+        # exact.
+        both = jnp.concatenate([hidden_WE, earlier_WE.astype(hidden_WE.dtype)])
+        logits = chunk_logits(model, params, both)
+        return kl_divergence(logits, num_chunks(model), scale)
 
     def shadow_at(ids_W):
-        shadow = network.shadow
+        shadow = model.shadow
         assert shadow is not None, "the policy did not ask for a shadow"
-        logits = chunk_logits(network, params, shadow(hidden_WE))
-        return token_log_odds(logits, num_chunks(network), scale, ids_W)
+        logits = chunk_logits(model, params, shadow(hidden_WE))
+        return token_log_odds(logits, num_chunks(model), scale, ids_W)
 
     return ModelQueries(hidden_WE, logits_at, divergence, shadow_at)
 
 
 def num_noise_depths(spec: "DecodeSpec") -> int:
-    """Depths of future noise that drafts need; without noise all depths are one."""
+    """The number of future steps whose noise drafts need.
+
+    Args:
+        spec: The decode.
+
+    Returns:
+        D; 1 without noise, as all steps are alike then.
+    """
     return max(spec.max_num_drafts - 1, 1) if spec.sampling.noisy else 1
 
 
 def empty_prediction(spec: "DecodeSpec") -> Prediction:
-    """No prediction, [D, L]."""
+    """The absence of predictions for a window.
+
+    Args:
+        spec: The decode.
+
+    Returns:
+        Arrays [D, L] with a token of -1 everywhere.
+    """
     shape = (num_noise_depths(spec), spec.layout.window_length)
     low: Any = jnp.full(shape, NEG_INF)
-    none: Any = jnp.full(shape, -1, jnp.int32)
-    return Prediction(none, low, low, low, low, none, low)
+    no_token: Any = jnp.full(shape, -1, jnp.int32)
+    return Prediction(
+        token=no_token,
+        score=low,
+        gap=low,
+        margin=low,
+        entropy=low,
+        runner_up=no_token,
+        lead=low,
+    )

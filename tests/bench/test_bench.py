@@ -29,7 +29,8 @@ def rows(acceptance: float, *caps: int):
     )  # fmt: skip
     params = fake_model.scaled(config, 0)
     return [
-        generate(fake_model.capped(decoder, c), params, [PROMPT]).rows[0] for c in caps
+        generate(fake_model.capped(decoder, c), params, [PROMPT]).completions[0]
+        for c in caps
     ]
 
 

@@ -169,7 +169,7 @@ def test_train_writes_a_checkpoint_that_loads(run, tmp_path, monkeypatch):
             shutil.copy(checkpoint_folders.TOKENIZER / name, folder / name)
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
-    config = train_command.chosen("demo", None).config
+    config = train_command.select_recipe("demo", None).config
     params = checkpoint_folders.random(config)
     monkeypatch.setattr("jaxdave.training.loop.train", train)
     monkeypatch.setattr("jaxdave.training.tokenizer.build_tokenizer", build_tokenizer)
@@ -182,8 +182,8 @@ def test_train_writes_a_checkpoint_that_loads(run, tmp_path, monkeypatch):
 
 
 def test_long_runs_keep_the_phases_of_the_recipe():
-    usual = train_command.chosen("demo", None)
-    longer = train_command.chosen("demo", usual.steps * 2)
+    usual = train_command.select_recipe("demo", None)
+    longer = train_command.select_recipe("demo", usual.steps * 2)
     assert (longer.warmup_steps, longer.decay_steps) == (
         usual.warmup_steps,
         usual.decay_steps,
@@ -200,7 +200,7 @@ def test_help_and_version(run):
 
 def test_compiled_programs_are_kept_unless_told_otherwise(tmp_path, monkeypatch):
     script = (
-        "import jax\nfrom jaxdave.cli import options\noptions.keep_compiled({off})\n"
+        "import jax\nfrom jaxdave.cli import options\noptions.enable_jax_cache({off})\n"
         "print(jax.config.jax_compilation_cache_dir)"
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

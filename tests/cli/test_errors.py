@@ -129,7 +129,7 @@ def test_an_interrupt_is_one_line(capsys, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxdave.cli.policies.run", interrupt)
+    monkeypatch.setattr("jaxdave.policies.registry.listing", interrupt)
     with pytest.raises(SystemExit) as caught:
         main.main(["policies"])
     assert caught.value.code == 130

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from jaxdave.engine import decode_config
+from jaxdave.engine.decode_config import DecodeConfig
+from jaxdave.engine.decoders import make_decoder
 from jaxdave.models.presets import preset
 
 PROMPT = "Mia has 3 pens. She buys 4 more pens. How many pens does Mia have now?"
 CONFIG = preset("llada-1m")
-PLAIN = decode_config.DecodeConfig(max_new_tokens=32)
+PLAIN = DecodeConfig(max_new_tokens=32)
 LAST = replace(PLAIN, stop_last=True)
 
 
@@ -33,12 +34,10 @@ def test_the_help_names_both(run):
 )
 def test_any_method_and_policy_can_put_end_tokens_last(changes, inner):
     plain, last = replace(PLAIN, **changes), replace(LAST, **changes)
-    for settings in (plain, last):
-        decode_config.check_config(settings)
-    name = decode_config.make_decoder(CONFIG, plain).spec.policy.name
+    name = make_decoder(CONFIG, plain).spec.policy.name
     if inner is not None:
         assert name == inner
-    decoder = decode_config.make_decoder(CONFIG, last)
+    decoder = make_decoder(CONFIG, last)
     assert decoder.spec.policy.name == f"demote({name}, 772+774)"
     is_drafted = changes.get("method", "freedave") == "freedave"
     assert (decoder.max_num_drafts > 1) == is_drafted

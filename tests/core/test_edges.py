@@ -42,9 +42,11 @@ def test_drafts_may_fill_the_whole_window(policy, drafts, length):
     prompts, net = prompts_of([5, 8, 3]), weights(1, **VARIANTS["fixed"])
     plain = generate(capped(decoder, 1), net, prompts)
     quicker = generate(decoder, net, prompts)
-    assert [row.steps for row in quicker.rows] == [row.steps for row in plain.rows]
+    assert [row.steps for row in quicker.completions] == [
+        row.steps for row in plain.completions
+    ]
     assert texts(quicker) == texts(plain)
-    assert all(sum(row.accepted) == row.steps - 1 for row in quicker.rows)
+    assert all(sum(row.accepted) == row.steps - 1 for row in quicker.completions)
 
 
 @quick
@@ -65,7 +67,7 @@ def test_calls_have_a_formula(drafts, length):
         net = weights(5, **VARIANTS[variant])
         for cap in {1, 2, drafts}:
             cap = min(cap, drafts)
-            for row in generate(capped(decoder, cap), net, prompts).rows:
+            for row in generate(capped(decoder, cap), net, prompts).completions:
                 assert row.steps == 37
                 assert row.nfe.prefill == 1
                 assert row.nfe.total == 1 + -(-36 // cap)
@@ -87,7 +89,7 @@ def test_plain_decoding_in_its_own_shape(noisy):
     plain = build(policies.static(1), 1, 4, 16, **NOISY)
     result = generate(plain, weights(2), prompts, seed=1)
     assert texts(result) == said
-    assert all(row.nfe.total == row.steps == 16 for row in result.rows)
+    assert all(row.nfe.total == row.steps == 16 for row in result.completions)
 
 
 @quick
@@ -109,7 +111,7 @@ def test_more_room_only_extends(noisy):
     _, prompts, said = noisy
     roomy = build(policies.static(1), 8, 4, 32, **NOISY)
     for row, short in zip(
-        generate(roomy, weights(2), prompts, seed=1).rows, said, strict=True
+        generate(roomy, weights(2), prompts, seed=1).completions, said, strict=True
     ):
         assert len(row.token_ids) == 32
         assert row.token_ids[:16] == short[0]
@@ -130,9 +132,10 @@ def test_a_stream_says_the_same(noisy, variant):
         assert update.call >= last_call[row]
         said[row].extend(update.token_ids)
         last_call[row] = update.call
-    assert [tuple(ids) for ids in said] == [row.token_ids for row in result.rows]
+    assert [tuple(ids) for ids in said] == [row.token_ids for row in result.completions]
     assert all(
-        call <= row.nfe.verify for call, row in zip(last_call, result.rows, strict=True)
+        call <= row.nfe.verify
+        for call, row in zip(last_call, result.completions, strict=True)
     )
 
 
@@ -143,7 +146,7 @@ def test_an_end_token_waits_for_masks_on_its_left():
         net = weights(salt, **VARIANTS["stops"])
         prompts = prompts_of([3, 14, 21], salt, MASK)
         for row, prompt in zip(
-            generate(decoder, net, prompts).rows, prompts, strict=True
+            generate(decoder, net, prompts).completions, prompts, strict=True
         ):
             want = oracle.oracle(net, prompt, 40, 8, "static(1)")
             assert row.token_ids == want.token_ids
@@ -157,7 +160,7 @@ def test_an_end_token_waits_for_masks_on_its_left():
 def test_stop_ids_in_a_prompt_end_nothing(noisy):
     decoder = noisy[0]
     prompts = [[STOP] * 3, [1, STOP], [STOP, STOP, 2, 3, STOP]]
-    for row in generate(decoder, weights(0), prompts).rows:
+    for row in generate(decoder, weights(0), prompts).completions:
         assert (row.finish_reason, len(row.token_ids)) == ("length", 16)
 
 
@@ -167,7 +170,7 @@ def test_more_drafts_than_masks(room):
     decoder = build(policies.static(1), 32, 4, room)
     net, prompts = weights(4), prompts_of([4, 6, 7])
     result, canvases = fake_model.decode(decoder, net, prompts)
-    for row, prompt, canvas in zip(result.rows, prompts, canvases, strict=True):
+    for row, prompt, canvas in zip(result.completions, prompts, canvases, strict=True):
         want = oracle.oracle(net, prompt, room, 4, "static(1)")
         assert row.token_ids == want.token_ids
         assert (canvas[len(prompt) + room :] == MASK).all()
@@ -202,7 +205,7 @@ def test_no_draft_function_can_change_the_text(temperature):
         plain = generate(capped(decoder, 1), net, prompts)
         assert texts(generate(decoder, net, prompts)) == texts(plain)
         if temperature == 0:
-            for row, prompt in zip(plain.rows, prompts, strict=True):
+            for row, prompt in zip(plain.completions, prompts, strict=True):
                 want = oracle.oracle(net, prompt, 24, 4, policy.name)
                 assert row.token_ids == want.token_ids
 
@@ -230,7 +233,7 @@ def test_tiny_transformers_keep_their_text(policy, drafts, length, sampling):
             result, others = fake_model.decode(capped(decoder, cap), params, prompts)
             assert texts(result) == texts(plain)
             assert (canvases == others).all()
-        for a, b in zip(result.rows, plain.rows, strict=True):
+        for a, b in zip(result.completions, plain.completions, strict=True):
             assert a.nfe.total <= b.nfe.total == b.steps
             assert all(0 <= i < 36 for i in a.token_ids)
             saved += b.nfe.total - a.nfe.total

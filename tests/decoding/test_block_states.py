@@ -107,7 +107,7 @@ def test_nested_drafts_always_fit(drafts, length):
     decoder = fake_model.build(policies.static(1), drafts, length, 40)
     # Whatever is said without a context stays said: drafts are always right.
     still = fake_model.weights(fixed=16.0, context=0.0)
-    row = generate(decoder, still, [[1, 2, 3]]).rows[0]
+    row = generate(decoder, still, [[1, 2, 3]]).completions[0]
     assert row.nfe.total == 1 + -(-(row.steps - 1) // drafts)
 
 
@@ -128,8 +128,8 @@ def test_a_piece_has_one_set_of_bits(hidden):
     @jax.jit
     def evaluate(tokens_MP, block_M, chain_MJ, start, cache):
         cut = BlockStates(tokens_MP, block_M, chain_MJ)
-        assert net.block_states is not None
-        return net.block_states(params, cut, start, start, cache)
+        assert net.evaluate_blocks is not None
+        return net.evaluate_blocks(params, cut, start, start, cache)
 
     def seen(seats, start, cache, at):
         """The line of blocks 0, 1, 2 from block `at` on, in the seats given."""
@@ -159,14 +159,14 @@ def test_the_self_check_looks_at_pieces():
     spec = decoders.freedave(
         fake_model.TINY, draft_steps=8, block_length=4, numerics="exact"
     ).spec
-    evaluate, seen = spec.model.block_states, []
+    evaluate, seen = spec.model.evaluate_blocks, []
     assert evaluate is not None
 
     def spy(params, cut, *rest):
         seen.append(cut.tokens_MP.shape)
         return evaluate(params, cut, *rest)
 
-    network = spec.model._replace(block_states=spy)
+    network = spec.model._replace(evaluate_blocks=spy)
     watched = spec.__class__(**{**vars(spec), "network": network})
     assert slot_probe(watched, fake_model.tiny_params(0)).holds
     assert set(seen) == {(block_states.max_block_states(8, 5), 4)}

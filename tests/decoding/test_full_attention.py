@@ -55,7 +55,7 @@ def against_the_oracle(shape, batch):
     truth = [fake_full_model.oracle(net, p, room, *asked) for p in prompts]
     for cap in sorted({1, drafts}):
         result, canvases = fake_model.decode(capped(decoder, cap), net, prompts)
-        rows = zip(prompts, truth, result.rows, canvases, strict=True)
+        rows = zip(prompts, truth, result.completions, canvases, strict=True)
         for prompt, want, row, canvas in rows:
             assert canvas[: len(prompt) + room].tolist() == want.states[-1]
             assert row.finish_reason == want.reason
@@ -117,7 +117,7 @@ def test_noise_is_the_policys_own(shape, temperature, batch):
     assert texts(quick) == texts(plain)
     turned = generate(decoder, net, prompts[::-1], seed=3)
     assert texts(turned) == texts(plain)[::-1]
-    for a, b in zip(quick.rows, plain.rows, strict=True):
+    for a, b in zip(quick.completions, plain.completions, strict=True):
         assert a.nfe.total <= b.nfe.total == b.steps
 
 
@@ -140,9 +140,9 @@ def test_streams_say_what_generate_says_and_a_batch_what_a_row_says(cache, shift
     said: list[list[int]] = [[], [], []]
     for update in stream(decoder, net, prompts):
         said[update.row].extend(update.token_ids)
-    assert said == [list(row.token_ids) for row in whole.rows]
-    for prompt, row in zip(prompts, whole.rows, strict=True):
-        assert generate(decoder, net, [prompt]).rows[0] == row
+    assert said == [list(row.token_ids) for row in whole.completions]
+    for prompt, row in zip(prompts, whole.completions, strict=True):
+        assert generate(decoder, net, [prompt]).completions[0] == row
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_has_been_streamed_is_never_taken_back(policy):
         for update in stream(decoder, net, prompts):
             said[update.row].extend(update.token_ids)
             places[update.row].extend(update.positions)
-        rows = generate(decoder, net, prompts).rows
+        rows = generate(decoder, net, prompts).completions
         assert said == [list(row.token_ids) for row in rows]
         assert all(found == sorted(set(found)) for found in places)
 
@@ -175,7 +175,9 @@ def test_what_has_been_streamed_is_never_taken_back(policy):
 def test_calls_have_a_formula(drafts, length, cache):
     """Perfect drafts: the refresh takes a block's first step, a call d of the rest."""
     decoder = build(policies.static(1), drafts, length, 32, cache)
-    for row in generate(decoder, weights(5, **VARIANTS["fixed"]), prompts_of([3])).rows:
+    for row in generate(
+        decoder, weights(5, **VARIANTS["fixed"]), prompts_of([3])
+    ).completions:
         inner = -(-(length - 1) // drafts)
         per_block = (1 + inner) * (32 // length)
         assert row.nfe.total == (per_block if cache != "none" else 1 + -(-31 // drafts))

@@ -53,7 +53,7 @@ def against_the_oracle(policy, drafts, length, room, batch):
     for cap in sorted({1, (drafts + 1) // 2, drafts}):
         result, canvases = fake_model.decode(capped(decoder, cap), net, prompts)
         for prompt, want, row, canvas in zip(
-            prompts, truth, result.rows, canvases, strict=True
+            prompts, truth, result.completions, canvases, strict=True
         ):
             same = want.token_ids, want.finish_reason, len(want.token_ids), want.steps
             assert fake_model.text(row) == same
@@ -93,14 +93,14 @@ def with_noise(policy, drafts, length, room, sampling, cases):
     decoder = build(policy, drafts, length, room, **sampling)
     for prompts, net in cases:
         plain, canvases = fake_model.decode(capped(decoder, 1), net, prompts, seed=3)
-        assert all(row.nfe.total == row.steps for row in plain.rows)
+        assert all(row.nfe.total == row.steps for row in plain.completions)
         for cap in sorted({(drafts + 1) // 2, drafts}):
             quick, others = fake_model.decode(
                 capped(decoder, cap), net, prompts, seed=3
             )
             assert texts(quick) == texts(plain)
             np.testing.assert_array_equal(others, canvases)
-            for a, b in zip(quick.rows, plain.rows, strict=True):
+            for a, b in zip(quick.completions, plain.completions, strict=True):
                 assert a.nfe.total <= b.nfe.total
         turned = generate(decoder, net, prompts[::-1], seed=3)
         assert texts(turned) == texts(plain)[::-1]

@@ -180,7 +180,7 @@ def test_no_draft_text_can_change_the_text(name, told, salt):
         quick, others = fake_model.decode(decoder, net, prompts, draft_text=some)
         assert texts(quick) == texts(plain)
         np.testing.assert_array_equal(others, canvases)
-        for a, b in zip(quick.rows, plain.rows, strict=True):
+        for a, b in zip(quick.completions, plain.completions, strict=True):
             assert a.nfe.total <= b.nfe.total == b.steps
 
 
@@ -197,10 +197,13 @@ def test_a_right_draft_text_saves_calls(kind):
         decoder = fake_full_model.build(policy, 8, 16, 32, kind, False, draft=draft)
     prompts, net = prompts_of([5, 9, 30]), weights(3, fixed=2.0, context=6.0)
     own = generate(decoder, net, prompts)
-    answer = [row.token_ids for row in own.rows]
+    answer = [row.token_ids for row in own.completions]
     shifted = [(1, 2, 3, *ids) for ids in answer]
     calls = [
-        sum(row.nfe.total for row in generate(decoder, net, prompts, draft_text=t).rows)
+        sum(
+            row.nfe.total
+            for row in generate(decoder, net, prompts, draft_text=t).completions
+        )
         for t in (None, answer, shifted)
     ]
     assert calls[1] < calls[0] and calls[2] < calls[0]

@@ -116,9 +116,11 @@ def test_trees_keep_the_text(kind):
         quick, others = fake_model.decode(decoder, net, prompts)
         assert texts(quick) == texts(plain)
         assert (canvases == others).all()
-        for a, b in zip(quick.rows, plain.rows, strict=True):
+        for a, b in zip(quick.completions, plain.completions, strict=True):
             assert a.nfe.total <= b.nfe.total == b.steps
-    assert sum(r.nfe.total for r in quick.rows) < sum(r.steps for r in quick.rows)
+    assert sum(r.nfe.total for r in quick.completions) < sum(
+        r.steps for r in quick.completions
+    )
 
 
 @quick
@@ -130,7 +132,7 @@ def test_a_table_of_nested_sets_drafts_what_nested_does():
     )
     for salt in range(4):
         prompts = prompts_of([6, 3, 11], salt)
-        rows = [generate(d, weights(salt), prompts).rows for d in same]
+        rows = [generate(d, weights(salt), prompts).completions for d in same]
         assert rows[0] == rows[1]
 
 
@@ -142,7 +144,7 @@ def test_a_tree_made_of_a_network_saves_calls_there():
     table = calibration.calibrate(plain, net, [prompts], lambda n: None)
     decoder = fake_full_model.build(ONE, 6, 16, 16, "dual", draft=tree.tree(table))
     calls = [
-        sum(row.nfe.total for row in generate(d, net, prompts).rows)
+        sum(row.nfe.total for row in generate(d, net, prompts).completions)
         for d in (plain, decoder)
     ]
     assert calls[1] < calls[0]

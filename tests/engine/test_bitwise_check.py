@@ -18,13 +18,13 @@ def spec():
 
 def broken(spec, hidden_of):
     """The program with its hidden states passed through a function of [M, P, E]."""
-    pieces = spec.model.block_states
+    pieces = spec.model.evaluate_blocks
 
     def changed(params, cut, start, end, cache):
         hidden, kv = pieces(params, cut, start, end, cache)
         return hidden_of(hidden), kv
 
-    network = spec.model._replace(block_states=changed)
+    network = spec.model._replace(evaluate_blocks=changed)
     return dataclasses.replace(spec, network=network)
 
 

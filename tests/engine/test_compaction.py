@@ -87,9 +87,11 @@ def test_texts_are_those_of_the_whole_batch(monkeypatch, temperature, weights):
     with monkeypatch.context() as patch:
         patch.setattr(compaction, "compaction_threshold", lambda loop, params: 0)
         whole = generate(made, params, PROMPTS, seed=3)
-    assert plain(moved.rows) == plain(whole.rows)
+    assert plain(moved.completions) == plain(whole.completions)
     again = generate(made, params, PROMPTS, seed=3)
-    assert again.compile_seconds == 0 and plain(again.rows) == plain(moved.rows)
+    assert again.compile_seconds == 0 and plain(again.completions) == plain(
+        moved.completions
+    )
 
 
 @pytest.mark.usefixtures("never")
@@ -104,7 +106,7 @@ def test_a_loop_is_made_once_waiting_has_cost_as_much():
     whole.idle_seconds = 100.0
     later = generate(made, params, PROMPTS)
     assert len(loops(made.spec)) > 1
-    assert plain(later.rows) == plain(first.rows)
+    assert plain(later.completions) == plain(first.completions)
 
 
 def test_a_loop_at_hand_is_measured_once_waiting_was_worth_it(monkeypatch):
@@ -154,7 +156,7 @@ def test_one_loop_of_a_size_whoever_leads_there(monkeypatch):
     two = generate(made, params, PROMPTS[1:])
     assert {shape[-1] for shape, _ in measured} == {1, 2}
     assert sum(is_new for _, is_new in measured) == 2
-    assert plain(three.rows)[1:] == plain(two.rows)
+    assert plain(three.completions)[1:] == plain(two.completions)
 
 
 @pytest.mark.usefixtures("always")
@@ -162,7 +164,7 @@ def test_parameters_of_another_dtype_have_loops_of_their_own():
     made, params = decoder(numerics="exact", draft_steps=1), fake_model.tiny_params(1)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
     for some in (params, half, params):
-        assert len(generate(made, some, PROMPTS).rows) == 3
+        assert len(generate(made, some, PROMPTS).completions) == 3
 
 
 @pytest.mark.usefixtures("always")
@@ -185,7 +187,7 @@ def test_what_cannot_be_made_costs_time_only(monkeypatch):
 
     compaction._ACCOUNTS.clear()
     monkeypatch.setattr(compaction, "_compile_smaller", fails)
-    assert plain(generate(made, params, PROMPTS).rows) == plain(want.rows)
+    assert plain(generate(made, params, PROMPTS).completions) == plain(want.completions)
     (whole,) = loops(made.spec).values()
     assert whole.compile_seconds == float("inf")
 
@@ -197,7 +199,7 @@ def test_exact_rows_move_when_alone_and_fast_ones_never(monkeypatch, numerics, r
     moved = generate(made, params, PROMPTS)
     assert set(loops(made.spec)) == rows
     monkeypatch.setattr(compaction, "compaction_threshold", lambda loop, params: 0)
-    assert moved.rows == generate(made, params, PROMPTS).rows
+    assert moved.completions == generate(made, params, PROMPTS).completions
 
 
 @pytest.mark.usefixtures("always")

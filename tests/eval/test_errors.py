@@ -107,12 +107,15 @@ def test_a_benchmark_file_that_is_another_is_refused(run, model, tmp_path):
 def test_code_of_models_runs_only_if_allowed(run):
     code, out, err = run("eval", "--tasks", "demo-math,mbpp")
     assert (code, out) == (2, "") and "say --allow-code-execution" in err
-    eval_config.check(eval_config.Wanted(tasks=("mbpp",), allow_code_execution=True))
+    config = eval_config.EvalConfig(tasks=("mbpp",), allow_code_execution=True)
+    eval_config.check(config)
 
 
 def test_a_policy_is_statics_and_freedaves():
-    asked = eval_config.Wanted(policy="entropy:steps=16", methods=(*METHODS,))
-    given = eval_config.settings(asked, {"tokens_per_step": 2})
+    asked = eval_config.EvalConfig(
+        overrides={"policy": "entropy:steps=16"}, methods=(*METHODS,)
+    )
+    given = eval_config.decode_config(asked, {"tokens_per_step": 2})
     chosen = [method.choose(given, 0.9) for method in eval_config.methods_of(asked)]
     assert [s.policy for s in chosen] == [given.policy, None, given.policy, None]
     assert [s.threshold for s in chosen] == [None, 0.9, None, 0.9]

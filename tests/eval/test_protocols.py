@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxdave.engine import decode_config
+from jaxdave.engine.decode_config import DecodeConfig
+from jaxdave.engine.decoders import make_decoder
 from jaxdave.eval.benchmarks.registry import TASKS, open_task
 from jaxdave.eval.protocols.registry import NAMES, PRESETS, open_preset
 from jaxdave.grading.types import Item
@@ -16,11 +17,10 @@ SUM = Item("gsm8k/0", "What is 1+1?", "2", {"index": 0})
 def test_every_setting_makes_a_decoder(name: str, model: str) -> None:
     config = model_preset(model)
     for task in TASKS.values():
-        fields = PRESETS[name].settings(config.family, task)
-        settings = decode_config.DecodeConfig(method="threshold", **fields)
-        decode_config.check_config(settings)
-        decoder = decode_config.make_decoder(config, settings)
-        assert decoder.max_new_tokens == fields["max_new_tokens"]
+        given = PRESETS[name].settings(config.family, task)
+        settings = DecodeConfig(method="threshold", **given)
+        made = make_decoder(config, settings)
+        assert made.max_new_tokens == given["max_new_tokens"]
 
 
 def test_settings_of_the_paper() -> None:

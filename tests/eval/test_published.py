@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from helpers import checkpoint_folders, replays
 from helpers import reference_policies as rules
-from helpers.replays import WIDE, film, play, replay
+from helpers.replays import WIDE, random_trace, run_policy, run_rule
 
 from jaxdave import policies
 from jaxdave.core.prediction import ErrorBound, Prediction
@@ -19,7 +19,7 @@ from jaxdave.eval.protocols import registry as protocol_registry
 from jaxdave.eval.protocols.deviations import ProtocolDeviations
 from jaxdave.eval.protocols.registry import open_preset
 from jaxdave.eval.run import command, plan
-from jaxdave.eval.run.eval_config import Wanted, methods_of
+from jaxdave.eval.run.eval_config import EvalConfig, methods_of
 from jaxdave.eval.run.progress import progress_display
 from jaxdave.io import checkpoint
 from jaxdave.models.presets import preset as model_preset
@@ -40,7 +40,7 @@ def model(tmp_path_factory) -> checkpoint.Model:
     return checkpoint.load(str(path))
 
 
-def chosen(model, wanted: Wanted) -> dict[str, DecodeConfig]:
+def chosen(model, wanted: EvalConfig) -> dict[str, DecodeConfig]:
     """The settings of every method, on GSM8K."""
     preset = open_preset("paper-2025", as_published=wanted.as_published)
     made = plan._chosen(wanted, model, preset, TASKS["gsm8k"])
@@ -48,9 +48,9 @@ def chosen(model, wanted: Wanted) -> dict[str, DecodeConfig]:
 
 
 def test_rows_over_a_threshold_were_sampled_and_others_greedy(model):
-    corrected = chosen(model, Wanted(methods=MANY))
+    corrected = chosen(model, EvalConfig(methods=MANY))
     assert {(s.temperature, s.top_k) for s in corrected.values()} == {(0.0, 0)}
-    paper = chosen(model, Wanted(methods=MANY, as_published=True))
+    paper = chosen(model, EvalConfig(methods=MANY, as_published=True))
     for name, settings in paper.items():
         filtered = 0 if "threshold" in name else 1
         assert (settings.temperature, settings.top_k) == (1.0, filtered)
@@ -60,7 +60,9 @@ def test_rows_over_a_threshold_were_sampled_and_others_greedy(model):
 @pytest.mark.parametrize("asked", [None, 16])
 def test_dreams_rows_over_a_threshold_had_short_blocks(model, asked):
     dream = dataclasses.replace(model, config=model_preset("dream-7b"))
-    wanted = Wanted(methods=MANY, as_published=True, block_length=asked)
+    wanted = EvalConfig(
+        methods=MANY, as_published=True, overrides={"block_length": asked}
+    )
     block_lengths = {name: s.block_length for name, s in chosen(dream, wanted).items()}
     usual, short = asked or 32, asked or 4
     assert block_lengths == dict(zip(MANY, (usual, short, usual, short), strict=True))
@@ -79,18 +81,20 @@ def test_confidence_behind_top_k_1_is_a_tie():
 
 
 def test_a_certain_model_is_decoded_from_the_left(quick_compiles):
-    def rule(inner, seen, memory):
-        seen.odds, seen.entropy = [1e30] * WIDE, [0.0] * WIDE
-        return inner(seen, memory)
+    def rule(inner, view, memory):
+        view.odds, view.entropy = [1e30] * WIDE, [0.0] * WIDE
+        return inner(view, memory)
 
     for policy, inner in (
         (policies.low_confidence(5), rules.low_confidence(5)),
         (policies.threshold(0.999999), rules.threshold(0.999999)),
         (policies.entropy(7), rules.dream("entropy", 7, 1e-3)),
     ):
-        want = replay(functools.partial(rule, inner), film("grid"))
-        assert (play(policies.certain(policy), film("grid")) == want).all()
-        assert (play(policy, film("grid")) != want).any()
+        want = run_rule(functools.partial(rule, inner), random_trace("grid"))
+        assert (
+            run_policy(policies.certain(policy), random_trace("grid")) == want
+        ).all()
+        assert (run_policy(policy, random_trace("grid")) != want).any()
 
 
 def test_a_certain_model_leaves_nothing_in_doubt():
@@ -105,13 +109,13 @@ def test_a_certain_model_leaves_nothing_in_doubt():
     for plain in (policies.static(1), policies.low_confidence(3)):
         tied, memory = policies.certain(plain), plain.init(4, 6)
         assert tied.is_certain is not None and plain.is_certain is not None
-        assert tied.is_certain(view, memory, ErrorBound.every(jnp.float32(9)))
-        assert not plain.is_certain(view, memory, ErrorBound.every(jnp.float32(9)))
+        assert tied.is_certain(view, memory, ErrorBound.uniform(jnp.float32(9)))
+        assert not plain.is_certain(view, memory, ErrorBound.uniform(jnp.float32(9)))
     # What is random by itself is not made certain.
     drawn = policies.certain(policies.maskgit_plus(4, alg_temp=1e-30))
     assert drawn.is_certain is not None
     assert not drawn.is_certain(
-        view, drawn.init(4, 6), ErrorBound.every(jnp.float32(0))
+        view, drawn.init(4, 6), ErrorBound.uniform(jnp.float32(0))
     )
     assert policies.certain(policies.wino()).is_certain is None
 
@@ -158,10 +162,12 @@ def decoded(model, monkeypatch, quick_compiles):
         deviations=lambda family, _: paper.deviations(family, math),
     )
     monkeypatch.setattr(plan, "preset_of", lambda _: mixed)
-    wanted = Wanted(
-        tasks=("demo-math",), limit=2, batch_size=2, draft_steps="2",
-        max_new_tokens=ROOM, threshold=0.02,
-    )  # fmt: skip
+    wanted = EvalConfig(
+        tasks=("demo-math",),
+        limit=2,
+        batch_size=2,
+        overrides={"draft_steps": "2", "max_new_tokens": ROOM, "threshold": 0.02},
+    )
     with progress_display() as display:
         results = command._run_cells(plan.cells(wanted, model), model, display)
     names = [method.name for method in methods_of(wanted)]

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from helpers import checkpoint_folders, compiling
 
-from jaxdave.cli import main
 from jaxdave.cli.console import run_app
-from jaxdave.engine import decode_config
+from jaxdave.cli.main import app
+from jaxdave.engine.decode_config import DecodeConfig
+from jaxdave.engine.decoders import make_decoder
 from jaxdave.engine.generation import generate
 from jaxdave.eval.benchmarks import demo
 from jaxdave.eval.report import report
@@ -96,7 +97,7 @@ def finished(model, tmp_path_factory):
     printed, errors = io.StringIO(), io.StringIO()
     command_line = ["eval", "--model", model, *SMALL, *BOTH, "--out", out]
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
-        assert run_app(main.app, "jaxdave", [*map(str, command_line)]) == 0
+        assert run_app(app, "jaxdave", [*map(str, command_line)]) == 0
     return out, printed.getvalue(), errors.getvalue()
 
 
@@ -157,13 +158,15 @@ def test_numbers_are_those_of_the_decodes(model, finished):
     cells = results(finished[0])["cells"]
     loaded = checkpoint.load(model)
     items = demo.TASKS["demo-math"].items(None)[:LIMIT]
-    common = decode_config.DecodeConfig(draft_steps=2, max_new_tokens=ROOM)
+    asked = DecodeConfig(draft_steps=2, max_new_tokens=ROOM)
     for cell, method in zip(cells, ("static", "freedave"), strict=True):
-        settings = dataclasses.replace(common, method=method)
-        decoder = decode_config.make_decoder(loaded.config, settings, loaded.tables)
+        settings = dataclasses.replace(asked, method=method)
+        decoder = make_decoder(loaded.config, settings, tables=loaded.tables)
         prompts = [loaded.codec.encode_prompt(i.question) for i in reversed(items)]
         pairs = (prompts[:2], prompts[2:4], prompts[4:])
-        rows = [r for p in pairs for r in generate(decoder, loaded.params, p).rows]
+        rows = [
+            r for p in pairs for r in generate(decoder, loaded.params, p).completions
+        ]
         calls = sum(row.nfe.total for row in rows)
         tokens = sum(len(row.token_ids) for row in rows)
         assert cell["valid_tokens"] == tokens

@@ -74,7 +74,7 @@ def network(is_shifted: bool) -> ModelFns:
     return fake_model.network(4)._replace(
         forward=forward,
         prefill=prefill,
-        block_states=None,
+        evaluate_blocks=None,
         recheck=None,
         fast_prefill=None,
     )
@@ -82,11 +82,16 @@ def network(is_shifted: bool) -> ModelFns:
 
 def build(policy, draft_steps, length, room, cache, is_shifted=False, **rest):
     """FreeDave on the hash network under a cache rule."""
-    return decoders.build_decoder(
-        SHIFTED if is_shifted else CONFIG, policy, draft_steps, draft_steps,
-        block_length=length, max_new_tokens=room, cache=cache,
-        network=network(is_shifted), **rest,
-    )  # fmt: skip
+    return decoders.freedave(
+        SHIFTED if is_shifted else CONFIG,
+        policy,
+        draft_steps=draft_steps,
+        block_length=length,
+        max_new_tokens=room,
+        cache=cache,
+        network=network(is_shifted),
+        **rest,
+    )
 
 
 class Rule(NamedTuple):

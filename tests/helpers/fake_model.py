@@ -1,8 +1,8 @@
 """Stand-ins for a model: a network that is a hash table, and tiny random transformers.
 
 The hash network's logits at a position depend on the position and on every token up to
-the end of its block, and on nothing else. It keeps the tokens themselves in the key
-cache. `dense_logits` says the same in numpy, from a whole canvas, without a cache.
+the end of its block, and on nothing else. Its cache holds the tokens themselves.
+`dense_logits` computes the same in numpy, from a whole canvas, without a cache.
 """
 
 import dataclasses
@@ -42,8 +42,9 @@ class Weights(NamedTuple):
 
     fixed, context: size of the part that ignores the tokens, and of the part that does
     not; peak: size of a gap of 40 to 71; mask: bias of every id that must never come
-    out; stop: bias of the stop id. Multiples of 1/8, so that sums are exact. fuzz: how
-    far logits of pieces are off, a hash of their seat; those of chunks are not.
+    out; stop: bias of the stop id. Multiples of 1/8, so that sums are exact. fuzz: the
+    numerical error of logits of block states, a hash of their seat (their index in the
+    call); those of prefill chunks have none.
     """
 
     salt: jax.Array
@@ -110,8 +111,8 @@ def as_where(flag, a, b):
     return (np if isinstance(flag, np.ndarray) else jnp).where(flag, a, b)
 
 
-OPENING = np.uint32(1 << 20)
-"""Stands for the seat of a state that a loose prefill has evaluated."""
+FAST_PREFILL_SEAT = np.uint32(1 << 20)
+"""The seat number of a state that the fast prefill has evaluated."""
 
 
 @functools.cache
@@ -136,32 +137,32 @@ def network(length: int, chunk: int = CHUNK) -> ModelFns:
         stored = tokens_KL[None, :, :, None, None]
         return hidden, KVCache(stored, stored)
 
-    def block_states(params, cut: BlockStates, start, end, cache: KVCache):
+    def evaluate_blocks(params, states: BlockStates, start, end, cache: KVCache):
         del end
-        size, total = cut.chain_MJ.shape[1] * length, cache.k.shape[1]
+        size, total = states.chain_MJ.shape[1] * length, cache.k.shape[1]
         place_T = jnp.arange(total, dtype=jnp.uint32)
         old_T = token_hash(cache.k[0, :, 0, 0].astype(jnp.uint32), place_T)
         before_T = place_T < start.astype(jnp.uint32)
         prefix = jnp.sum(jnp.where(before_T, old_T, np.uint32(0)), dtype=jnp.uint32)
         place_JP = (start + jnp.arange(size, dtype=jnp.int32)).reshape(-1, length)
-        place_MP = place_JP.astype(jnp.uint32)[cut.block_M]
-        new_MP = token_hash(cut.tokens_MP.astype(jnp.uint32), place_MP)
+        place_MP = place_JP.astype(jnp.uint32)[states.block_M]
+        new_MP = token_hash(states.tokens_MP.astype(jnp.uint32), place_MP)
         block_M = jnp.sum(new_MP, axis=1, dtype=jnp.uint32)
-        seen_MJ = jnp.arange(cut.chain_MJ.shape[1])[None] <= cut.block_M[:, None]
-        chain_MJ = jnp.where(seen_MJ, block_M[cut.chain_MJ], np.uint32(0))
+        seen_MJ = jnp.arange(states.chain_MJ.shape[1])[None] <= states.block_M[:, None]
+        chain_MJ = jnp.where(seen_MJ, block_M[states.chain_MJ], np.uint32(0))
         context_M = prefix + jnp.sum(chain_MJ, axis=1, dtype=jnp.uint32)
         context_MP = jnp.broadcast_to(context_M[:, None], place_MP.shape)
         seat_M1 = jnp.arange(1, new_MP.shape[0] + 1, dtype=jnp.uint32)[:, None]
         seat_MP = jnp.broadcast_to(seat_M1, new_MP.shape)
         hidden = vectors(context_MP, place_MP, as_masked(new_MP, place_MP), seat_MP)
-        stored = cut.tokens_MP[None, :, :, None, None]
+        stored = states.tokens_MP[None, :, :, None, None]
         return hidden, KVCache(stored, stored)
 
     def logits(params, hidden_RE, first):
         ids = (first + jnp.arange(chunk, dtype=jnp.int32)).astype(jnp.uint32)
         as_float = lambda a: a.astype(jnp.float32)  # noqa: E731
-        said = table(params, hidden_RE[:, :1], hidden_RE[:, 1:2], ids[None], as_float)
-        return said + off(params, hidden_RE, ids[None])
+        exact = table(params, hidden_RE[:, :1], hidden_RE[:, 1:2], ids[None], as_float)
+        return exact + numerical_error(params, hidden_RE, ids[None])
 
     def empty_cache(params, capacity):
         del params
@@ -173,17 +174,25 @@ def network(length: int, chunk: int = CHUNK) -> ModelFns:
         return table(params, hidden_RE[:, :1], hidden_RE[:, 1:2], ids, as_float)
 
     def fast_prefill(*args):
-        hidden_LE, cache = prime(*args)
-        # As if computed where no piece ever sits.
-        return hidden_LE.at[:, np.array([2, 5])].set(OPENING), cache
+        hidden_LE, cache = prefill(*args)
+        # As if computed in a seat that no block state ever has.
+        return hidden_LE.at[:, np.array([2, 5])].set(FAST_PREFILL_SEAT), cache
 
     chunks = PrefillChunks(forward, TILE, lambda params: VECTOR)
-    prime = chunked_prefill(chunks, empty_cache)
+    prefill = chunked_prefill(chunks, empty_cache)
     plain = ModelFns(
-        forward, prime, logits, logits_at, ROWS, SIZE, (MASK,), chunk,
-        block_states=block_states, recheck=chunked_recheck(chunks),
+        forward=forward,
+        prefill=prefill,
+        logits=logits,
+        logits_at=logits_at,
+        vocab_rows=ROWS,
+        vocab_size=SIZE,
+        suppressed_ids=(MASK,),
+        head_chunk=chunk,
+        evaluate_blocks=evaluate_blocks,
+        recheck=chunked_recheck(chunks),
         fast_prefill=fast_prefill,
-    )  # fmt: skip
+    )
     return split_shadow(plain)
 
 
@@ -197,17 +206,17 @@ def as_masked(hash_KL, place_L):
 
 
 def vectors(context, place, gain, seat=None):
-    """Vectors [..., 6] of two halves: the network's say, and its shadow's.
+    """Vectors [..., 6] of two halves: the network's own, and its shadow's.
 
-    seat: where a piece sits in its call, from 1.
+    seat: the index of a block state in its call, from 1; 0: not from such a call.
     """
     seat = jnp.zeros_like(context) if seat is None else seat
     parts = context, place, seat, context + gain, place, seat
     return jnp.stack(parts, axis=-1)
 
 
-def off(net: Weights, hidden_RE, id_1X):
-    """How far logits [R, X] are off for where they were computed."""
+def numerical_error(net: Weights, hidden_RE, id_1X):
+    """The error of logits [R, X] that comes from where in a call they were computed."""
     home_R1 = mix(hidden_RE[:, :1] + hidden_RE[:, 1:2] * np.uint32(77))
     share = mix(home_R1 + mix(hidden_RE[:, 2:3] * np.uint32(991) + id_1X))
     unit = (share >> np.uint32(8)).astype(jnp.float32) * np.float32(2**-23) - 1
@@ -249,10 +258,15 @@ def build(policy, draft_steps, length, room, **rest):
     """FreeDave on the hash network, under exact numerics unless said otherwise."""
     net = network(length)
     rest = {"numerics": "exact", **rest}
-    return decoders.build_decoder(
-        CONFIG, policy, draft_steps, 32, block_length=length, max_new_tokens=room,
-        network=net, **rest,
-    )  # fmt: skip
+    return decoders.freedave(
+        CONFIG,
+        policy,
+        draft_steps=draft_steps,
+        block_length=length,
+        max_new_tokens=room,
+        network=net,
+        **rest,
+    )
 
 
 def capped(decoder, cap):
@@ -261,25 +275,25 @@ def capped(decoder, cap):
 
 
 def text(row):
-    """What no draft may change."""
+    """The parts of a result that no draft may change."""
     return row.token_ids, row.finish_reason, row.valid_tokens, row.steps
 
 
 def texts(result):
-    return [text(row) for row in result.rows]
+    return [text(row) for row in result.completions]
 
 
 def decode(decoder, params, prompts, **settings):
     """`generate`, and the canvases as they were left: (Result, tokens_BT)."""
-    seen = []
+    canvases = []
 
     def spy(rows, **kinds):
-        seen.append(np.asarray(rows.tokens_T))
-        return run_read_rows(rows, **kinds)
+        canvases.append(np.asarray(rows.tokens_T))
+        return _read_rows(rows, **kinds)
 
     with mock.patch.object(generation, "read_rows", spy):
         result = generate(decoder, params, prompts, **settings)
-    return result, seen[0]
+    return result, canvases[0]
 
 
-run_read_rows = generation.read_rows
+_read_rows = generation.read_rows

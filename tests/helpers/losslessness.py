@@ -59,13 +59,15 @@ def saved_calls(decoder, cap: int, params, prompts, seed: int = 0) -> int:
     quick, others = fake_model.decode(capped(decoder, cap), params, prompts, seed=seed)
     assert texts(quick) == texts(plain)
     np.testing.assert_array_equal(others, canvases)
-    for a, b in zip(quick.rows, plain.rows, strict=True):
+    for a, b in zip(quick.completions, plain.completions, strict=True):
         assert unguarded(a) <= unguarded(b)
         # A policy that weighs candidates asks for calls that commit nothing.
         assert decoder.spec.policy.scoring or unguarded(b) == b.steps
     turned = generate(capped(decoder, cap), params, prompts[::-1], seed=seed)
-    assert list(turned.rows) == list(quick.rows)[::-1]
-    return sum(map(unguarded, plain.rows)) - sum(map(unguarded, quick.rows))
+    assert list(turned.completions) == list(quick.completions)[::-1]
+    return sum(map(unguarded, plain.completions)) - sum(
+        map(unguarded, quick.completions)
+    )
 
 
 def unguarded(row) -> int:

@@ -77,8 +77,8 @@ def choosing(network: ModelFns) -> ModelFns:
         hidden, added = network.forward(chosen.params, *args)
         return marked(hidden, chosen.index.astype(hidden.dtype)), added
 
-    def block_states(chosen: Chosen, *args):
-        hidden, added = network.block_states(chosen.params, *args)  # pyright: ignore
+    def evaluate_blocks(chosen: Chosen, *args):
+        hidden, added = network.evaluate_blocks(chosen.params, *args)  # pyright: ignore
         return marked(hidden, chosen.index.astype(hidden.dtype)), added
 
     def prefill(chosen: Chosen, *args):
@@ -101,7 +101,7 @@ def choosing(network: ModelFns) -> ModelFns:
         logits=logits,
         logits_at=logits_at,
         shadow=network.shadow and shadow,
-        block_states=network.block_states and block_states,
+        evaluate_blocks=network.evaluate_blocks and evaluate_blocks,
     )
 
 
@@ -122,8 +122,12 @@ def programs(
     for names in filter(None, groups):
         group = tuple(policies[name] for name in names)
         policy = merged(group) if can_merge(group[0]) else group[0]
-        decoder = decoders.build_decoder(
-            config, policy, draft_steps, draft_steps,
-            network=choosing(network_of(policy)), numerics="exact", **settings,
-        )  # fmt: skip
+        decoder = decoders.freedave(
+            config,
+            policy,
+            draft_steps=draft_steps,
+            network=choosing(network_of(policy)),
+            numerics="exact",
+            **settings,
+        )
         yield decoder, [(name, jnp.int32(at)) for at, name in enumerate(names)]

@@ -1,27 +1,27 @@
-"""The rules with memory in plain Python; see `policy_rules`."""
+"""The published rules with memory in plain Python; see `reference_policies`."""
 
 import math
 from decimal import Decimal, getcontext
 
 import numpy as np
-from helpers.reference_policies import best, dream, low_confidence, p, said
+from helpers.reference_policies import best, dream, fill, low_confidence, p
 from helpers.replays import MASK, VOCAB, WIDE
 
 getcontext().prec = 60
 
 
-def deferred(window: int, tau: float, most: int):
-    """The window kept as two edges that move with what is committed, as published."""
+def deferred(window: int, tau: float, max_window: int):
+    """The window as two edges that move with what is committed, as published."""
 
-    def rule(seen, memory):
-        left = seen.open[0]
-        right = memory.get("right", seen.open[0])
-        while right < WIDE and len([i for i in seen.open if i < right]) < window:
+    def rule(view, memory):
+        left = view.open[0]
+        right = memory.get("right", view.open[0])
+        while right < WIDE and len([i for i in view.open if i < right]) < window:
             right += 1
-        memory["right"] = right = min(right, left + most)
-        inside = [i for i in seen.open if i < right]
-        sure = [i for i in inside if p(seen.odds[i]) >= tau]
-        return said(seen, sure or best(inside, seen.odds))
+        memory["right"] = right = min(right, left + max_window)
+        inside = [i for i in view.open if i < right]
+        sure = [i for i in inside if p(view.odds[i]) >= tau]
+        return fill(view, sure or best(inside, view.odds))
 
     return rule
 
@@ -34,80 +34,80 @@ def log_sum(z) -> float:
 def credit(tau: float, alpha: float, gamma: float, beta: float, kept: int = VOCAB):
     """With all ids as published, or with the best few of each position."""
 
-    def rule(seen, memory):
-        held = memory.setdefault("credit", np.zeros((WIDE, VOCAB))) * beta
-        for i in seen.open:
-            known = np.flatnonzero(held[i])
-            if len(known) == kept and seen.token[i] not in known:
-                held[i, known[np.argmin(held[i, known])]] = 0
-            held[i, seen.token[i]] += p(seen.odds[i]) ** gamma
-        memory["credit"] = held
-        lifted = seen.logits.astype(float) + alpha * np.log(held + 1)
-        token = np.argmax(lifted, axis=1).tolist()
+    def rule(view, memory):
+        credits = memory.setdefault("credit", np.zeros((WIDE, VOCAB))) * beta
+        for i in view.open:
+            ids = np.flatnonzero(credits[i])
+            if len(ids) == kept and view.token[i] not in ids:
+                credits[i, ids[np.argmin(credits[i, ids])]] = 0
+            credits[i, view.token[i]] += p(view.odds[i]) ** gamma
+        memory["credit"] = credits
+        boosted = view.logits.astype(float) + alpha * np.log(credits + 1)
+        token = np.argmax(boosted, axis=1).tolist()
         odds = [
-            lifted[i, token[i]] - log_sum(np.delete(lifted[i], token[i]).tolist())
+            boosted[i, token[i]] - log_sum(np.delete(boosted[i], token[i]).tolist())
             for i in range(WIDE)
         ]
-        sure = [i for i in seen.open if p(odds[i]) >= tau] or best(seen.open, odds)
+        sure = [i for i in view.open if p(odds[i]) >= tau] or best(view.open, odds)
         return {i: token[i] for i in sure}
 
     return rule
 
 
-def klass(tau: float, most: float, length: int):
-    def rule(seen, memory):
-        z = seen.logits.astype(float)
+def klass(tau: float, kl_bound: float, length: int):
+    def rule(view, memory):
+        z = view.logits.astype(float)
         log_now = np.array([row - log_sum(row.tolist()) for row in z])
         history = memory.setdefault("history", [])
-        if "then" in memory:
-            apart = np.exp(log_now) * (log_now - memory["then"])
-            history.append(np.sum(apart, axis=1))
-        memory["then"] = log_now
+        if "before" in memory:
+            kl = np.exp(log_now) * (log_now - memory["before"])
+            history.append(np.sum(kl, axis=1))
+        memory["before"] = log_now
         recent = history[-length:] if len(history) >= length else [[math.inf] * WIDE]
         ready = [
             i
-            for i in seen.open
-            if p(seen.odds[i]) > tau and all(kl[i] < most for kl in recent)
+            for i in view.open
+            if p(view.odds[i]) > tau and all(kl[i] < kl_bound for kl in recent)
         ]
-        return said(seen, ready or best(seen.open, seen.odds))
+        return fill(view, ready or best(view.open, view.odds))
 
     return rule
 
 
 def prophet(steps: int, bounds, start: int, length: int):
-    def rule(seen, memory):
-        places = seen.open
+    def rule(view, memory):
+        positions = view.open
         if start >= 0:
             span = range(start, start + length)
-            places = [i for i in range(WIDE) if seen.start + i in span]
-            places = places if len(places) == length else []
-        progress = seen.index / steps
+            positions = [i for i in range(WIDE) if view.start + i in span]
+            positions = positions if len(positions) == length else []
+        progress = view.index / steps
         phase = 0 if progress < 1 / 3 else 1 if progress < 2 / 3 else 2
-        if places and np.mean([seen.gap[i] for i in places]) >= bounds[phase]:
-            return said(seen, seen.open)
-        return low_confidence(steps)(seen, memory)
+        if positions and np.mean([view.gap[i] for i in positions]) >= bounds[phase]:
+            return fill(view, view.open)
+        return low_confidence(steps)(view, memory)
 
     return rule
 
 
 def sched(steps, high, low, mode, k, progress, patience, ratio, eps):
-    def rule(seen, memory):
-        t = seen.index / (steps - 1)
+    def rule(view, memory):
+        t = view.index / (steps - 1)
         tau = {
             "cosine": low + (high - low) * 0.5 * (1 + math.cos(math.pi * t)),
             "linear": high + (low - high) * t,
             "exp": low + (high - low) * math.exp(-k * t),
         }[mode]
-        then = memory.get("then")
-        changed = [i for i in seen.open if then is None or seen.token[i] != then[i]]
-        memory["then"] = seen.token
-        steady = 1 - len(seen.open) / WIDE >= progress
-        steady &= len(changed) / len(seen.open) <= ratio
+        before = memory.get("before")
+        changed = [i for i in view.open if before is None or view.token[i] != before[i]]
+        memory["before"] = view.token
+        steady = 1 - len(view.open) / WIDE >= progress
+        steady &= len(changed) / len(view.open) <= ratio
         memory["steady"] = memory.get("steady", 0) + 1 if steady else 0
-        clear = np.mean([seen.gap[i] for i in seen.open]) >= tau
+        clear = np.mean([view.gap[i] for i in view.open]) >= tau
         if clear and memory["steady"] > patience:
-            return said(seen, seen.open)
-        return dream("entropy", steps, eps)(seen, memory)
+            return fill(view, view.open)
+        return dream("entropy", steps, eps)(view, memory)
 
     return rule
 
@@ -120,43 +120,43 @@ def exact(odds) -> Decimal:
 def saber(n: int):
     """In decimals, where no confidence rounds to 1."""
 
-    def rule(seen, memory):
-        c = [exact(odds) for odds in seen.odds]
+    def rule(view, memory):
+        c = [exact(odds) for odds in view.odds]
         last = memory.get("last", [Decimal(0)] * WIDE)
         final, memory["last"] = memory.setdefault("final", {}), c
-        taken = []
+        chosen = []
         if final:
-            taken = [i for i in seen.open if sum(c[i] - v for v in final.values()) > 0]
-        taken = taken if len(taken) >= n else best(seen.open, c, n)
-        final.update({i: c[i] for i in taken})
-        moved = said(seen, taken)
-        if len(taken) < len(seen.open):
-            k = len(taken)
+            chosen = [i for i in view.open if sum(c[i] - v for v in final.values()) > 0]
+        chosen = chosen if len(chosen) >= n else best(view.open, c, n)
+        final.update({i: c[i] for i in chosen})
+        filled = fill(view, chosen)
+        if len(chosen) < len(view.open):
+            k = len(chosen)
             back = min(k - 1, max(n // 2, math.ceil(k / 8)))
-            rise = {i: c[i] - last[i] for i in [*seen.decoded, *taken]}
+            rise = {i: c[i] - last[i] for i in [*view.decoded, *chosen]}
             order = sorted(rise, key=lambda i: (rise[i], i))
-            moved.update({i: MASK for i in order[:back]})
-        return moved
+            filled.update({i: MASK for i in order[:back]})
+        return filled
 
     return rule
 
 
 def wino(tau: float, back: float):
-    def rule(seen, memory):
+    def rule(view, memory):
         last = memory.get("last", 30)
-        most = min(max(int(len(seen.open) * 0.7), 5), 20)
-        sure = [i for i in seen.open if p(seen.odds[i]) > tau]
-        if len(sure) > most:
-            sure = best(sure, seen.odds, most)
-        sure = sure or best(seen.open, seen.odds)
+        max_tokens = min(max(int(len(view.open) * 0.7), 5), 20)
+        sure = [i for i in view.open if p(view.odds[i]) > tau]
+        if len(sure) > max_tokens:
+            sure = best(sure, view.odds, max_tokens)
+        sure = sure or best(view.open, view.odds)
         memory["last"] = len(sure)
-        moved = said(seen, sure)
+        filled = fill(view, sure)
         if len(sure) > 1:
-            shadow = {i: seen.logits[i][seen.block[i]] for i in seen.decoded}
+            shadow = {i: view.logits[i][view.block[i]] for i in view.decoded}
             doubted = [i for i in shadow if exact(shadow[i]) < Decimal(back)]
             if len(doubted) >= last:
                 doubted = sorted(shadow, key=lambda i: (shadow[i], i))[: last - 1]
-            moved.update({i: MASK for i in doubted})
-        return moved
+            filled.update({i: MASK for i in doubted})
+        return filled
 
     return rule

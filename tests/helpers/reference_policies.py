@@ -1,6 +1,6 @@
 """The published rules in plain Python, from their formulas and not from our code.
 
-Each maker returns rule(seen, memory) -> {position: token}; see `policy_films.replay`.
+Each maker returns rule(view, memory) -> {position: token}; see `replays.run_rule`.
 """
 
 import functools
@@ -16,43 +16,44 @@ def p(odds: float) -> float:
     return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
 
 
-def best(places, score, count: int = 1) -> list[int]:
+def best(positions, score, count: int = 1) -> list[int]:
     """The first `count` by (score descending, position); at least one."""
-    return sorted(places, key=lambda i: (-score[i], i))[: max(count, 1)]
+    return sorted(positions, key=lambda i: (-score[i], i))[: max(count, 1)]
 
 
-def said(seen, places) -> dict[int, int]:
-    return {i: seen.token[i] for i in places}
+def fill(view, positions) -> dict[int, int]:
+    """The predicted tokens at some positions."""
+    return {i: view.token[i] for i in positions}
 
 
 def static(count: int):
-    return lambda seen, memory: said(seen, best(seen.open, seen.odds, count))
+    return lambda view, memory: fill(view, best(view.open, view.odds, count))
 
 
 def left_to_right(count: int):
-    return lambda seen, memory: said(seen, seen.open[:count])
+    return lambda view, memory: fill(view, view.open[:count])
 
 
 def threshold(tau: float):
-    def rule(seen, memory):
-        sure = [i for i in seen.open if p(seen.odds[i]) >= tau]
-        return said(seen, sure or best(seen.open, seen.odds))
+    def rule(view, memory):
+        sure = [i for i in view.open if p(view.odds[i]) >= tau]
+        return fill(view, sure or best(view.open, view.odds))
 
     return rule
 
 
 def factor(f: float):
-    def rule(seen, memory):
-        order, n = best(seen.open, seen.odds, WIDE), 1
-        while n < len(order) and p(seen.odds[order[n]]) >= 1 - f / (n + 2):
+    def rule(view, memory):
+        order, n = best(view.open, view.odds, WIDE), 1
+        while n < len(order) and p(view.odds[order[n]]) >= 1 - f / (n + 2):
             n += 1
-        return said(seen, order[:n])
+        return fill(view, order[:n])
 
     return rule
 
 
 def split(total: int, steps: int, index: int) -> int:
-    """S3, written as the list of all steps; nothing is left after the last one."""
+    """The even split, as the list of all steps; nothing is left after the last one."""
     counts = [total // steps] * steps
     for k in range(total % steps):
         counts[k] += 1
@@ -60,20 +61,20 @@ def split(total: int, steps: int, index: int) -> int:
 
 
 def low_confidence(steps: int):
-    def rule(seen, memory):
-        count = split(seen.masks, steps, seen.index)
-        return said(seen, best(seen.open, seen.odds, count))
+    def rule(view, memory):
+        count = split(view.masks, steps, view.index)
+        return fill(view, best(view.open, view.odds, count))
 
     return rule
 
 
-def drawn(seen, kind: str) -> list[float]:
+def random_numbers(view, kind: str) -> list[float]:
     """The numbers of (request, step, position) that the interface promises."""
-    return np.asarray(_draws(seen.case, seen.n, seen.start, kind)).tolist()
+    return np.asarray(_random_numbers(view.case, view.n, view.start, kind)).tolist()
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def _draws(case, n, start, kind):
+def _random_numbers(case, n, start, kind):
     keys = jax.vmap(lambda place: jax.random.fold_in(key_of(case, n), place))
     draw = {
         "uniform": jax.random.uniform,
@@ -83,15 +84,18 @@ def _draws(case, n, start, kind):
 
 
 def random(steps: int):
-    def rule(seen, memory):
-        count = split(seen.masks, steps, seen.index)
-        return said(seen, best(seen.open, drawn(seen, "uniform"), count))
+    def rule(view, memory):
+        count = split(view.masks, steps, view.index)
+        return fill(view, best(view.open, random_numbers(view, "uniform"), count))
 
     return rule
 
 
 def first_hitting():
-    return lambda seen, memory: said(seen, best(seen.open, drawn(seen, "uniform")))
+    def rule(view, memory):
+        return fill(view, best(view.open, random_numbers(view, "uniform")))
+
+    return rule
 
 
 def share(steps: int, eps: float, index: int) -> float:
@@ -101,103 +105,103 @@ def share(steps: int, eps: float, index: int) -> float:
 
 
 def origin(steps: int, eps: float):
-    def rule(seen, memory):
-        u = drawn(seen, "uniform")
-        taken = [i for i in seen.open if u[i] < share(steps, eps, seen.index)]
-        return said(seen, taken or [min(seen.open, key=lambda i: (u[i], i))])
+    def rule(view, memory):
+        u = random_numbers(view, "uniform")
+        chosen = [i for i in view.open if u[i] < share(steps, eps, view.index)]
+        return fill(view, chosen or [min(view.open, key=lambda i: (u[i], i))])
 
     return rule
 
 
 def dream(kind: str, steps: int, eps: float, alg_temp: float = 0.0):
-    def rule(seen, memory):
+    def rule(view, memory):
         order = {
-            "maskgit_plus": seen.odds,
-            "topk_margin": seen.margin,
-            "entropy": [-h for h in seen.entropy],
+            "maskgit_plus": view.odds,
+            "topk_margin": view.margin,
+            "entropy": [-h for h in view.entropy],
         }[kind]
         if alg_temp:
-            noise = drawn(seen, "gumbel")
+            noise = random_numbers(view, "gumbel")
             weigh = {
                 "maskgit_plus": p,
                 "topk_margin": lambda m: 1 - math.exp(-m),
                 "entropy": lambda h: h,
             }[kind]
             order = [weigh(c) / alg_temp + noise[i] for i, c in enumerate(order)]
-        count = int(len(seen.open) * share(steps, eps, seen.index))
-        return said(seen, best(seen.open, order, count))
+        count = int(len(view.open) * share(steps, eps, view.index))
+        return fill(view, best(view.open, order, count))
 
     return rule
 
 
 def sequential(steps: int):
-    def rule(seen, memory):
-        count = max(1, split(WIDE, steps, seen.index))
-        slots = range(seen.open[0], seen.open[0] + count)
-        return said(seen, [i for i in seen.open if i in slots])
+    def rule(view, memory):
+        count = max(1, split(WIDE, steps, view.index))
+        slots = range(view.open[0], view.open[0] + count)
+        return fill(view, [i for i in view.open if i in slots])
 
     return rule
 
 
 def low_confidence_static(steps: int):
-    def rule(seen, memory):
-        count = split(WIDE, steps, seen.index)
-        return said(seen, best(seen.open, seen.odds, count))
+    def rule(view, memory):
+        count = split(WIDE, steps, view.index)
+        return fill(view, best(view.open, view.odds, count))
 
     return rule
 
 
 def low_confidence_dynamic(steps: int, tau: float):
-    def rule(seen, memory):
-        count = max(1, split(WIDE, steps, seen.index))
-        high = [i for i in seen.open if p(seen.odds[i]) > tau]
+    def rule(view, memory):
+        count = max(1, split(WIDE, steps, view.index))
+        high = [i for i in view.open if p(view.odds[i]) > tau]
         enough = len(high) >= count
-        return said(seen, high if enough else best(seen.open, seen.odds, count))
+        return fill(view, high if enough else best(view.open, view.odds, count))
 
     return rule
 
 
 def entropy_bounded(bound: float):
-    def rule(seen, memory):
-        order = best(seen.open, [-h for h in seen.entropy], WIDE)
-        sums = np.cumsum([seen.entropy[i] for i in order])
-        return said(seen, order[: max(1, int(np.searchsorted(sums, bound)))])
+    def rule(view, memory):
+        order = best(view.open, [-h for h in view.entropy], WIDE)
+        sums = np.cumsum([view.entropy[i] for i in order])
+        return fill(view, order[: max(1, int(np.searchsorted(sums, bound)))])
 
     return rule
 
 
 def eb_sampler(gamma: float, proxy: str):
-    def rule(seen, memory):
-        score = seen.odds if proxy == "confidence" else [-h for h in seen.entropy]
-        order, k = best(seen.open, score, WIDE), 1
+    def rule(view, memory):
+        score = view.odds if proxy == "confidence" else [-h for h in view.entropy]
+        order, k = best(view.open, score, WIDE), 1
         for j in range(1, len(order) + 1):
-            h = [seen.entropy[i] for i in order[:j]]
+            h = [view.entropy[i] for i in order[:j]]
             k = j if sum(h) - max(h) <= gamma else k
-        return said(seen, order[:k])
+        return fill(view, order[:k])
 
     return rule
 
 
 def hierarchical(high: float, low: float):
-    def rule(seen, memory):
+    def rule(view, memory):
         runs, last = [], None
-        for i in seen.open:
+        for i in view.open:
             runs = [*runs[:-1], [*runs[-1], i]] if i - 1 == last else [*runs, [i]]
             last = i
-        heads = [best(run, seen.odds)[0] for run in runs]
-        taken = {i for i in heads if p(seen.odds[i]) > low}
-        taken |= {i for i in seen.open if p(seen.odds[i]) > high}
-        return said(seen, taken | set(best(seen.open, seen.odds)))
+        heads = [best(run, view.odds)[0] for run in runs]
+        chosen = {i for i in heads if p(view.odds[i]) > low}
+        chosen |= {i for i in view.open if p(view.odds[i]) > high}
+        return fill(view, chosen | set(best(view.open, view.odds)))
 
     return rule
 
 
 def local_leap(high: float, low: float, radius: int):
-    def rule(seen, memory):
-        anchors = [i for i in seen.open if p(seen.odds[i]) >= high]
+    def rule(view, memory):
+        anchors = [i for i in view.open if p(view.odds[i]) >= high]
         near = {j for i in anchors for j in range(i - radius, i + radius + 1)}
-        taken = {i for i in seen.open if i in near and p(seen.odds[i]) >= low}
-        taken |= set(anchors) | set(best(seen.open, seen.odds))
-        return said(seen, taken)
+        chosen = {i for i in view.open if i in near and p(view.odds[i]) >= low}
+        chosen |= set(anchors) | set(best(view.open, view.odds))
+        return fill(view, chosen)
 
     return rule

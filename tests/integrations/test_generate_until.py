@@ -63,7 +63,9 @@ def test_answers_end_at_their_own_stop_strings_in_any_batch():
 
     def complete(max_new_tokens, prompt):
         decoder = toy_decoder(max_new_tokens)
-        return letters(fake_model.generate(decoder, params, [prompt]).rows[0].token_ids)
+        return letters(
+            fake_model.generate(decoder, params, [prompt]).completions[0].token_ids
+        )
 
     whole = [complete(24, p) for p in prompts]
     stops = [(), (whole[1][2:4],), (whole[2][-1],), ("xyz",), (whole[4][0],)]
@@ -154,14 +156,16 @@ def test_options_are_read_as_the_harness_parses_them():
         }
     )  # fmt: skip
     s = read.settings
-    assert (s.model, s.draft_steps, s.threshold, s.batch_size) == ("7", 4, 1.0, 8)
+    assert (read.load.model, s.draft_steps, s.threshold, read.batch_size) == (
+        "7",
+        4,
+        1.0,
+        8,
+    )
     assert type(s.threshold) is float and s.method == "threshold"
     assert (read.scoring.mc_num, read.reading.add_bos_token) == (3, True)
     assert "threshold" in read.given and "temperature" not in read.given
-    assert (
-        options.read({"draft_steps": "auto", "batch_size": "3"}).settings.batch_size
-        == 3
-    )
+    assert options.read({"draft_steps": "auto", "batch_size": "3"}).batch_size == 3
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_task_of_texts_goes_round():
         MODEL.config, draft_steps=4, max_new_tokens=MAX_NEW_TOKENS, numerics="fast"
     )
     prompts = [MODEL.codec.encode_prompt(p.prompt) for p in PROBLEMS]
-    rows = jaxdave.generate(decoder, MODEL.params, prompts).rows
+    rows = jaxdave.generate(decoder, MODEL.params, prompts).completions
     assert texts == [MODEL.codec.decode(row.token_ids) for row in rows]
 
 

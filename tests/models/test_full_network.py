@@ -1,4 +1,4 @@
-"""Full attention's networks against the plainest reading of the model, on bits too."""
+"""Full-attention networks against the whole-canvas forward pass, on bits too."""
 
 import functools
 
@@ -34,26 +34,26 @@ def canvas(seed: int = 0):
     return jnp.asarray(rng.integers(0, 48, CAPACITY).astype(np.int32))
 
 
-def primed(net, params, tokens_T, start, window):
+def prefilled(net, params, tokens_T, start, window):
     at = (jnp.int32(x) for x in (BEGIN, start, END))
     return jax.jit(lambda t: net.prefill(params, t, *at, window, CAPACITY))(tokens_T)
 
 
 @functools.cache
-def whole_of(config):
+def jitted_forward(config):
     return jax.jit(forward(config))
 
 
 def expected(config, params, tokens_T, start, window):
     """Logits of a window by the model over the whole canvas, nothing cached."""
-    said = whole_of(config)(params, tokens_T[None, :END])[0]
-    return np.asarray(said)[start : start + window]
+    logits_TV = jitted_forward(config)(params, tokens_T[None, :END])[0]
+    return np.asarray(logits_TV)[start : start + window]
 
 
 def logits(net, params, hidden):
     flat = hidden.reshape(-1, hidden.shape[-1])
-    said = np.asarray(net.logits(params, flat, jnp.int32(0)))
-    return said.reshape(*hidden.shape[:-1], -1)
+    logits_RV = np.asarray(net.logits(params, flat, jnp.int32(0)))
+    return logits_RV.reshape(*hidden.shape[:-1], -1)
 
 
 def pairs(first, second):
@@ -70,11 +70,11 @@ NAMES = "llada-1m", "dream-1m"
 
 @pytest.mark.parametrize(("name", "numerics"), pairs(NAMES, ("exact", "fast")))
 @pytest.mark.parametrize("kind", MAKERS)
-def test_priming_says_what_the_whole_model_says(kind, name, numerics):
+def test_prefill_gives_the_logits_of_the_whole_model(kind, name, numerics):
     config, params = model(name)
     net = MAKERS[kind](config, numerics=numerics, positions=256)
     for start, window in ((BEGIN, 32), (BEGIN + BLOCK, BLOCK)):
-        hidden, _ = primed(net, params, canvas(), start, window)
+        hidden, _ = prefilled(net, params, canvas(), start, window)
         want = expected(config, params, canvas(), start, window)
         np.testing.assert_allclose(logits(net, params, hidden), want, atol=2e-5)
 
@@ -83,42 +83,42 @@ def test_priming_says_what_the_whole_model_says(kind, name, numerics):
 def test_a_window_without_a_cache_is_the_whole_model(name, numerics):
     config, params = model(name)
     net = uncached_model(config, numerics=numerics, positions=256)
-    _, cache = primed(net, params, canvas(), BEGIN, 32)
+    _, cache = prefilled(net, params, canvas(), BEGIN, 32)
     drafts = np.random.default_rng(1).integers(0, 48, (3, 32)).astype(np.int32)
     args = jnp.asarray(drafts), jnp.int32(BEGIN), jnp.int32(END), cache
     hidden, added = jax.jit(net.forward)(params, *args)
     assert added is None
-    for draft, said in zip(drafts, logits(net, params, hidden), strict=True):
+    for draft, found in zip(drafts, logits(net, params, hidden), strict=True):
         tokens = canvas().at[BEGIN:END].set(draft)
         want = expected(config, params, tokens, BEGIN, 32)
-        np.testing.assert_allclose(said, want, atol=2e-5)
+        np.testing.assert_allclose(found, want, atol=2e-5)
 
 
 @pytest.mark.parametrize(("name", "window"), pairs(NAMES, (8, 32)))
 def test_a_frozen_cache_is_read_alike_by_both_attentions(name, window):
-    """A window as it was primed gives the whole model's logits; a changed one gives the
-    same by tiles and in two parts, which share no line, and differs from no cache."""
+    """An unchanged window gives the whole model's logits. A changed one gives the same
+    by tiles and in two parts, which share no line, and not what no cache gives."""
     config, params = model(name)
     start = BEGIN + 8
     changed = np.random.default_rng(2).integers(0, 48, window).astype(np.int32)
     same = np.asarray(canvas()[start : start + window])
-    said = {}
+    result = {}
     for numerics in ("exact", "fast"):
         net = cached_model(config, numerics=numerics, positions=256)
-        _, cache = primed(net, params, canvas(), start, window)
+        _, cache = prefilled(net, params, canvas(), start, window)
         drafts = jnp.asarray(np.stack([same, changed]))
         args = drafts, jnp.int32(start), jnp.int32(END), cache
-        said[numerics] = logits(net, params, jax.jit(net.forward)(params, *args)[0])
+        result[numerics] = logits(net, params, jax.jit(net.forward)(params, *args)[0])
         inside = slice(1, min(window, END - start))  # a first token may lie outside
         want = expected(config, params, canvas(), start, window)
-        np.testing.assert_allclose(said[numerics][0, inside], want[inside], atol=2e-5)
+        np.testing.assert_allclose(result[numerics][0, inside], want[inside], atol=2e-5)
     inside = slice(1, min(window, END - start))
     np.testing.assert_allclose(
-        said["exact"][1, inside], said["fast"][1, inside], atol=2e-5
+        result["exact"][1, inside], result["fast"][1, inside], atol=2e-5
     )
     tokens = canvas().at[start : start + window].set(changed)
     fresh = expected(config, params, tokens, start, window)
-    assert np.abs(said["exact"][1, inside] - fresh[inside]).max() > 1e-2
+    assert np.abs(result["exact"][1, inside] - fresh[inside]).max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -128,7 +128,7 @@ def test_capacity_and_garbage_past_the_end_do_not_change_bits(kind):
     longer = jnp.concatenate([canvas(), canvas(1)])[:256].at[END:192].set(5)
     bits = []
     for tokens_T in (canvas(), longer):
-        hidden, cache = primed(net, params, tokens_T, BEGIN, 32)
+        hidden, cache = prefilled(net, params, tokens_T, BEGIN, 32)
         drafts = jnp.stack([tokens_T[BEGIN:END]] * 2).at[:, 3].set(47)
         args = drafts, jnp.int32(BEGIN), jnp.int32(END), cache
         later, _ = jax.jit(net.forward)(params, *args)
@@ -141,12 +141,12 @@ def test_guidance_mixes_the_logits_of_two_canvases():
     config, params = model("llada-1m")
     plain = cached_model(config, positions=256)
     net = with_guidance(plain, 1.5, config.mask_id)
-    hidden, cache = primed(net, params, canvas(), BEGIN, 8)
-    blind = canvas().at[:BEGIN].set(config.mask_id)
-    told, untold = (
-        expected(config, params, tokens, BEGIN, 8) for tokens in (canvas(), blind)
+    hidden, cache = prefilled(net, params, canvas(), BEGIN, 8)
+    masked = canvas().at[:BEGIN].set(config.mask_id)
+    conditional, unconditional = (
+        expected(config, params, tokens, BEGIN, 8) for tokens in (canvas(), masked)
     )
-    want = untold + 2.5 * (told - untold)
+    want = unconditional + 2.5 * (conditional - unconditional)
     np.testing.assert_allclose(logits(net, params, hidden), want, atol=1e-4)
     args = canvas()[None, BEGIN : BEGIN + 8], jnp.int32(BEGIN), jnp.int32(END), cache
     again, _ = jax.jit(net.forward)(params, *args)

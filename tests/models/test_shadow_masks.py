@@ -65,7 +65,7 @@ def canvas(seed: int = 0):
     return jnp.asarray(rng.integers(0, 48, CAPACITY).astype(np.int32))
 
 
-def primed(net, params, tokens_T, start, window):
+def prefilled(net, params, tokens_T, start, window):
     at = (jnp.int32(x) for x in (BEGIN, start, END))
     return jax.jit(lambda t: net.prefill(params, t, *at, window, 128))(tokens_T)
 
@@ -75,11 +75,11 @@ def forwarded(net, params, tokens_KL, start, cache):
     return jax.jit(net.forward)(params, *args)[0]
 
 
-def says(net, params, hidden):
+def logits_of_halves(net, params, hidden):
     """Logits of both halves, [2, ..., L, V]."""
     flat = hidden.reshape(-1, hidden.shape[-1])
-    said = [net.logits(params, h, jnp.int32(0)) for h in (flat, net.shadow(flat))]
-    return np.asarray(said).reshape(2, *hidden.shape[:-1], -1)
+    halves = [net.logits(params, h, jnp.int32(0)) for h in (flat, net.shadow(flat))]
+    return np.asarray(halves).reshape(2, *hidden.shape[:-1], -1)
 
 
 def expected(config, params, tokens_T, start, window):
@@ -87,57 +87,65 @@ def expected(config, params, tokens_T, start, window):
     causal = config.attention == "block_causal"
     end = start + window if causal else END
     shift = int(config.logits_shift != "none")
-    told = np.arange(start, start + window)
-    place = np.concatenate([np.arange(end), told - shift])
-    may = lambda q, k: not causal or k // BLOCK <= q // BLOCK  # noqa: E731
-    see = np.zeros((len(place), len(place)), bool)
-    for a, q in enumerate(place):
-        for b, k in enumerate(place):
+    predicted = np.arange(start, start + window)
+    position = np.concatenate([np.arange(end), predicted - shift])
+
+    def may(q, k):
+        return not causal or k // BLOCK <= q // BLOCK
+
+    mask = np.zeros((len(position), len(position)), bool)
+    for a, q in enumerate(position):
+        for b, k in enumerate(position):
             if b < end:
-                see[a, b] = may(q, k) and (a < end or k != told[a - end])
+                mask[a, b] = may(q, k) and (a < end or k != predicted[a - end])
             elif a >= end:
                 same = (a - end) // BLOCK == (b - end) // BLOCK
-                see[a, b] = same and may(q, k)
+                mask[a, b] = same and may(q, k)
     tokens = jnp.concatenate([tokens_T[:end], jnp.full(window, 47, jnp.int32)])
-    cos, sin = (jnp.asarray(t)[place] for t in rope_table(config, CAPACITY))
+    cos, sin = (jnp.asarray(t)[position] for t in rope_table(config, CAPACITY))
     bound = Binder(config)(params)
-    attend = lambda extra, q, k, v: dense_attention(q, k, v, jnp.asarray(see)[None])  # noqa: E731
+
+    def attend(_, q, k, v):
+        return dense_attention(q, k, v, jnp.asarray(mask)[None])
+
     hidden, _ = bound.hidden(tokens[None], (cos, sin), attend, None)
-    said = np.asarray(bound.logits(hidden))[0]
-    return np.stack([said[told - shift], said[end:]])
+    logits = np.asarray(bound.logits(hidden))[0]
+    return np.stack([logits[predicted - shift], logits[end:]])
 
 
 @pytest.mark.parametrize(("kind", "numerics"), CASES)
-def test_both_calls_say_what_dense_attention_says(kind, numerics):
+def test_both_calls_agree_with_dense_attention(kind, numerics):
     config, params, make = model(kind)
     net = make(config, numerics=numerics, positions=256)
     start, window = BEGIN + BLOCK, 16
-    hidden, cache = primed(net, params, canvas(), start, window)
+    hidden, cache = prefilled(net, params, canvas(), start, window)
     want = expected(config, params, canvas(), start, window)
-    np.testing.assert_allclose(says(net, params, hidden), want, atol=1e-4)
+    np.testing.assert_allclose(logits_of_halves(net, params, hidden), want, atol=1e-4)
     tokens_L = np.asarray(canvas()[start : start + window])
     drafts = np.stack([tokens_L, (tokens_L + 1) % 47])
-    said = says(net, params, forwarded(net, params, drafts, start, cache))
+    logits = logits_of_halves(net, params, forwarded(net, params, drafts, start, cache))
     # A first token's own predictor may lie outside the window, its shadow does not.
-    np.testing.assert_allclose(said[0, 0, 1:], want[0, 1:], atol=1e-4)
-    np.testing.assert_allclose(said[1, 0], want[1], atol=1e-4)
+    np.testing.assert_allclose(logits[0, 0, 1:], want[0, 1:], atol=1e-4)
+    np.testing.assert_allclose(logits[1, 0], want[1], atol=1e-4)
     if "cached" not in kind:
         tokens_T = canvas().at[start : start + window].set(drafts[1])
         want = expected(config, params, tokens_T, start, window)
-        np.testing.assert_allclose(said[0, 1, 1:], want[0, 1:], atol=1e-4)
-        np.testing.assert_allclose(said[1, 1], want[1], atol=1e-4)
+        np.testing.assert_allclose(logits[0, 1, 1:], want[0, 1:], atol=1e-4)
+        np.testing.assert_allclose(logits[1, 1], want[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llada cached", "dream cached"])
 def test_a_frozen_cache_is_read_alike_by_both_attentions(kind):
     config, params, make = model(kind)
-    said, start, window = [], BEGIN + BLOCK, BLOCK
+    logits, start, window = [], BEGIN + BLOCK, BLOCK
     changed = np.random.default_rng(2).integers(0, 48, (DRAFTS, window), np.int32)
     for numerics in ("exact", "fast"):
         net = make(config, numerics=numerics, positions=256)
-        _, cache = primed(net, params, canvas(), start, window)
-        said.append(says(net, params, forwarded(net, params, changed, start, cache)))
-    np.testing.assert_allclose(said[0][:, :, 1:], said[1][:, :, 1:], atol=1e-4)
+        _, cache = prefilled(net, params, canvas(), start, window)
+        logits.append(
+            logits_of_halves(net, params, forwarded(net, params, changed, start, cache))
+        )
+    np.testing.assert_allclose(logits[0][:, :, 1:], logits[1][:, :, 1:], atol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "numerics"), CASES)
@@ -146,7 +154,7 @@ def test_a_shadow_does_not_look_at_its_own_token(kind, numerics):
     config, params, make = model(kind, 1)
     net = make(config, numerics=numerics, positions=256)
     tokens_L = np.asarray(canvas()[BEGIN:END])
-    _, cache = primed(net, params, canvas(), BEGIN, 32)
+    _, cache = prefilled(net, params, canvas(), BEGIN, 32)
     place = np.arange(32)
     drafts = np.stack([tokens_L] + [np.where(place == i, 11, tokens_L) for i in place])
     hidden = forwarded(net, params, drafts.astype(np.int32), BEGIN, cache)
@@ -162,16 +170,18 @@ def test_a_shadow_does_not_look_at_its_own_token(kind, numerics):
 
 def test_odds_are_those_against_all_others():
     """Tempered, in chunks, without the ids that may not be predicted."""
-    decoder = fake_model.build(policies.wino(), 1, 8, 16, temperature=0.5, never=(3,))
-    program, net = decoder.spec, fake_model.weights(4, peak=1.0)
+    decoder = fake_model.build(
+        policies.wino(), 1, 8, 16, temperature=0.5, suppressed_ids=(3,)
+    )
+    spec, net = decoder.spec, fake_model.weights(4, peak=1.0)
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.integers(0, 1 << 32, (64, 6), np.uint64), jnp.uint32)
     every = jnp.tile(jnp.arange(fake_model.ROWS, dtype=jnp.int32)[None], (64, 1))
-    z = program.model.logits_at(net, hidden[:, jnp.array([3, 4, 5, 0, 1, 2])], every)
+    z = spec.model.logits_at(net, hidden[:, jnp.array([3, 4, 5, 0, 1, 2])], every)
     z = 2 * np.asarray(z, np.float64)
     z[:, [3, fake_model.MASK, *range(fake_model.SIZE, fake_model.ROWS)]] = -np.inf
     ids = rng.integers(0, fake_model.SIZE, 64).astype(np.int32)
-    got = np.asarray(model_queries(program, net, hidden).shadow_at(jnp.asarray(ids)))
+    got = np.asarray(model_queries(spec, net, hidden).shadow_at(jnp.asarray(ids)))
     never = np.isin(ids, (3, fake_model.MASK))
     assert never.any() and (got[never] < -1e29).all()
     for i in np.flatnonzero(~never):
@@ -184,16 +194,18 @@ def test_odds_are_those_against_all_others():
 def test_guidance_mixes_what_the_shadows_of_two_canvases_say():
     config, params, make = model("llada cached")
     net = with_guidance(make(config, positions=256), 1.5, config.mask_id)
-    hidden, cache = primed(net, params, canvas(), BEGIN, BLOCK)
-    blind = canvas().at[:BEGIN].set(config.mask_id)
-    told, untold = (
-        expected(config, params, tokens, BEGIN, BLOCK) for tokens in (canvas(), blind)
+    hidden, cache = prefilled(net, params, canvas(), BEGIN, BLOCK)
+    masked = canvas().at[:BEGIN].set(config.mask_id)
+    conditional, unconditional = (
+        expected(config, params, tokens, BEGIN, BLOCK) for tokens in (canvas(), masked)
     )
-    want = untold + 2.5 * (told - untold)
-    np.testing.assert_allclose(says(net, params, hidden), want, atol=2e-4)
+    want = unconditional + 2.5 * (conditional - unconditional)
+    np.testing.assert_allclose(logits_of_halves(net, params, hidden), want, atol=2e-4)
     tokens_KL = canvas()[None, BEGIN : BEGIN + BLOCK]
     again = forwarded(net, params, tokens_KL, BEGIN, cache)
-    np.testing.assert_allclose(says(net, params, again)[:, 0], want, atol=2e-4)
+    np.testing.assert_allclose(
+        logits_of_halves(net, params, again)[:, 0], want, atol=2e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,5 +231,5 @@ def test_drafts_keep_the_text_of_real_networks(kind):
     plain = generate(fake_model.capped(decoder, 1), params, prompts)
     quick = generate(decoder, params, prompts)
     assert fake_model.texts(quick) == fake_model.texts(plain)
-    for a, b in zip(quick.rows, plain.rows, strict=True):
+    for a, b in zip(quick.completions, plain.completions, strict=True):
         assert a.nfe.total <= b.nfe.total == b.steps <= 16

@@ -1,4 +1,4 @@
-"""What other machines compute otherwise than a CPU, tried on a CPU."""
+"""Code paths of accelerators (one read of the cache, split activations), on a CPU."""
 
 import functools
 
@@ -20,33 +20,40 @@ from jaxdave.numerics import quantization, weight_layout
 HEADS, GROUPS, WIDE, WINDOW, DRAFTS = 4, 2, 16, 12, 3
 
 
-@pytest.mark.parametrize("room", [64, 192, 512])
+@pytest.mark.parametrize("capacity", [64, 192, 512])
 @pytest.mark.parametrize("start", [0, 20, 48])
-def test_a_cache_read_at_once_is_a_cache_read_by_tiles_and_dense_attention(room, start):
-    draw = lambda seed, shape: jax.random.normal(jax.random.key(seed), shape)  # noqa: E731
+def test_a_cache_read_at_once_is_a_cache_read_by_tiles_and_dense_attention(
+    capacity, start
+):
+    def draw(seed, shape):
+        return jax.random.normal(jax.random.key(seed), shape)
+
     q = draw(0, (DRAFTS, WINDOW, HEADS, WIDE))
     k, v = (draw(seed, (DRAFTS, WINDOW, GROUPS, WIDE)) for seed in (1, 2))
-    cache = KVCache(*(draw(seed, (room, GROUPS, WIDE)) for seed in (3, 4)))
-    place_L = start + jnp.arange(WINDOW, dtype=jnp.int32)
-    see, reach = block_causal_mask(place_L[None], 4), jnp.int32(start + WINDOW)
+    cache = KVCache(*(draw(seed, (capacity, GROUPS, WIDE)) for seed in (3, 4)))
+    position_L = start + jnp.arange(WINDOW, dtype=jnp.int32)
+    mask_fn, keys_end = (
+        block_causal_mask(position_L[None], 4),
+        jnp.int32(start + WINDOW),
+    )
 
     @functools.partial(jax.jit, static_argnums=0)
-    def found(tile):
-        stored = LayerCache(jax.tree.map(lambda a: a[None], cache), 0)
+    def attend(tile):
+        layer_cache = LayerCache(jax.tree.map(lambda a: a[None], cache), 0)
         return two_part_attention(
-            q, k, v, stored, jnp.int32(start), see, reach, tile=tile
+            q, k, v, layer_cache, jnp.int32(start), mask_fn, keys_end, tile=tile
         )
 
-    whole, tiles = found(None), found(64)
+    whole, tiles = attend(None), attend(64)
     np.testing.assert_allclose(whole, tiles, atol=2e-6)
 
-    def laid(stored, window):
-        before = jnp.broadcast_to(stored[None, :start], (DRAFTS, start, GROUPS, WIDE))
+    def canvas_of(cached, window):
+        before = jnp.broadcast_to(cached[None, :start], (DRAFTS, start, GROUPS, WIDE))
         return jnp.concatenate([before, window], axis=1)
 
-    see_1LS = see(jnp.arange(start + WINDOW, dtype=jnp.int32))
-    see_KLS = jnp.broadcast_to(see_1LS, (DRAFTS, *see_1LS.shape[1:]))
-    want = dense_attention(q, laid(cache.k, k), laid(cache.v, v), see_KLS)
+    mask_1LS = mask_fn(jnp.arange(start + WINDOW, dtype=jnp.int32))
+    mask_KLS = jnp.broadcast_to(mask_1LS, (DRAFTS, *mask_1LS.shape[1:]))
+    want = dense_attention(q, canvas_of(cache.k, k), canvas_of(cache.v, v), mask_KLS)
     np.testing.assert_allclose(whole, want, atol=2e-6)
 
 
@@ -58,9 +65,9 @@ def test_activations_in_two_parts_lose_less_than_a_bfloat16(monkeypatch, spec, s
     kernel = jax.random.normal(jax.random.key(1), shape).astype(jnp.bfloat16)
     want = quantization.einsum_kernel(spec, x, kernel)
     monkeypatch.setattr(quantization, "on_cpu", lambda: False)
-    found = jax.jit(functools.partial(quantization.einsum_kernel, spec))(x, kernel)
+    result = jax.jit(functools.partial(quantization.einsum_kernel, spec))(x, kernel)
     size = np.abs(want).max()
-    assert np.abs(found - want).max() < 2**-15 * size
+    assert np.abs(result - want).max() < 2**-15 * size
     rough = quantization.einsum_kernel(spec, x.astype(jnp.bfloat16), kernel)
     assert np.abs(rough - want).max() > 2**-12 * size
 

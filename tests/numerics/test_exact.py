@@ -1,5 +1,8 @@
-"""What `exact` numerics promise, tested on bits: a state's hidden vectors depend on the
-state alone, not on the draft's index, its neighbours, the window or the cache."""
+"""The guarantee of `exact` numerics, tested on bits.
+
+A state's hidden vectors depend on the state alone, not on the draft's index, its
+neighbours, the window's start or the capacity of the cache.
+"""
 
 import jax
 import jax.numpy as jnp

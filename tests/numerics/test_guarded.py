@@ -1,7 +1,7 @@
-"""Guarded numerics: drafts are evaluated loosely, and the text is the trusted one.
+"""Guarded numerics: drafts are evaluated in any shape, the text is the trusted one.
 
-The hash network's pieces are off by a hash of their seat, its chunks never are: they
-are the shape that is trusted. The oracle only knows the trusted numbers.
+In the hash network logits of block states have an error, a hash of their index in the
+call; prefill chunks, the trusted shape, have none. The oracle only knows exact logits.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 FUZZ = 0.25
 
 
-def truths(net, prompts, room, length, policy):
+def oracle_results(net, prompts, room, length, policy):
     return [oracle.oracle(net, p, room, length, policy.name) for p in prompts]
 
 
@@ -41,16 +41,18 @@ def truths(net, prompts, room, length, policy):
     ],
     ids=lambda x: getattr(x, "name", str(x)),
 )
-def test_loose_numbers_give_the_trusted_text(policy, drafts, length):
+def test_inexact_logits_give_the_trusted_text(policy, drafts, length):
     decoder = build(policy, drafts, length, 30, numerics="guarded")
     assert decoder.spec.guarded
     prompts = prompts_of([3, 17, 9], length)
     for seed in range(12):
         net = weights(seed, fuzz=FUZZ)
         result = generate(decoder, net, prompts)
-        want = truths(net, prompts, 30, length, policy)
-        assert [row.token_ids for row in result.rows] == [w.token_ids for w in want]
-        for row, truth in zip(result.rows, want, strict=True):
+        want = oracle_results(net, prompts, 30, length, policy)
+        assert [row.token_ids for row in result.completions] == [
+            w.token_ids for w in want
+        ]
+        for row, truth in zip(result.completions, want, strict=True):
             assert row.steps == truth.steps
             # The prefill takes the first step, or leaves it to a recheck call.
             assert row.steps - sum(row.accepted) in (0, 1)
@@ -73,24 +75,28 @@ def test_the_text_is_that_of_every_draft_length_and_batch(temperature):
     assert texts(alone) == want[1:2]
 
 
-def test_without_doubt_loose_numbers_change_the_text():
+def test_without_rechecks_inexact_logits_change_the_text():
     decoder = build(policies.static(1), 8, 4, 30, numerics="guarded")
     spec = dataclasses.replace(decoder.spec, guarded=False)
     loose = dataclasses.replace(decoder, spec=spec, numerics="fast")
     prompts, changed = prompts_of([3, 17, 9], 1), 0
     for seed in range(4):
         net = weights(seed, fuzz=FUZZ)
-        want = [t.token_ids for t in truths(net, prompts, 30, 4, policies.static(1))]
-        found = [row.token_ids for row in generate(loose, net, prompts).rows]
+        want = [
+            t.token_ids for t in oracle_results(net, prompts, 30, 4, policies.static(1))
+        ]
+        found = [row.token_ids for row in generate(loose, net, prompts).completions]
         changed += found != want
-        guards = [row.nfe.recheck for row in generate(decoder, net, prompts).rows]
+        guards = [
+            row.nfe.recheck for row in generate(decoder, net, prompts).completions
+        ]
         assert all(guards)
     assert changed
 
 
-def test_numbers_that_agree_are_not_doubted():
+def test_exact_logits_need_no_recheck():
     decoder = build(policies.left_to_right(1), 8, 4, 30, numerics="guarded")
-    rows = generate(decoder, weights(1), prompts_of([3, 17], 1)).rows
+    rows = generate(decoder, weights(1), prompts_of([3, 17], 1)).completions
     assert [row.nfe.recheck for row in rows] == [0, 0]
 
 
@@ -100,7 +106,7 @@ def test_streamed_is_generated():
     sent = [[], []]
     for update in stream(decoder, net, prompts):
         sent[update.row] += update.token_ids
-    rows = generate(decoder, net, prompts).rows
+    rows = generate(decoder, net, prompts).completions
     assert [tuple(row) for row in sent] == [row.token_ids for row in rows]
 
 
@@ -124,13 +130,13 @@ def test_transformers_keep_their_text_in_any_shape(cache, dtype):
     common = {"block_length": 4, "max_new_tokens": 24, "cache": cache}
     params = jax.tree.map(lambda a: a.astype(dtype), fake_model.tiny_params(1))
     plain = decoders.static(config, **common)
-    want = generate(plain, params, prompts).rows
+    want = generate(plain, params, prompts).completions
     assert plain.numerics == "guarded"
     decoder = decoders.freedave(config, draft_steps=(2, 6), **common)
-    rows = generate(decoder, params, prompts).rows
+    rows = generate(decoder, params, prompts).completions
     assert [r.token_ids for r in rows] == [r.token_ids for r in want]
     assert sum(r.nfe.total for r in rows) < sum(r.nfe.total for r in want)
-    alone = generate(decoder, params, prompts[:1]).rows[0]
+    alone = generate(decoder, params, prompts[:1]).completions[0]
     assert alone.token_ids == want[0].token_ids
 
 
@@ -155,8 +161,8 @@ def test_other_rules_have_one_text_too(rule):
     changed = 0
     for seed in range(6):
         net = weights(seed, fuzz=FUZZ)
-        want = generate(plain, net, prompts).rows
-        found = generate(drafted, net, prompts).rows
+        want = generate(plain, net, prompts).completions
+        found = generate(drafted, net, prompts).completions
         assert [row.token_ids for row in found] == [row.token_ids for row in want]
         changed += texts(generate(loose, net, prompts)) != [w.token_ids for w in want]
     assert changed, "numbers as loose must change the text that nobody guards"

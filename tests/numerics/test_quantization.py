@@ -9,7 +9,6 @@ import pytest
 from helpers import checkpoint_folders, fake_model
 from helpers.losslessness import saved_calls
 
-from jaxdave import policies
 from jaxdave.engine import decoders
 from jaxdave.engine.bitwise_check import slot_probe
 from jaxdave.engine.decode_layout import decode_layout
@@ -21,6 +20,7 @@ from jaxdave.numerics.quantization import (
     Int8,
     channel_axis,
     einsum_kernel,
+    is_int8,
     quantize_param,
     quantize_params,
 )
@@ -35,18 +35,16 @@ def random(*shape: int) -> jax.Array:
 
 
 def dense(params):
-    """What int8 parameters stand for, as float32 arrays."""
-
-    is_int8 = lambda leaf: isinstance(leaf, Int8)  # noqa: E731
+    """Int8 parameters dequantised to float32 arrays."""
 
     def one(path, leaf):
         axis = channel_axis(jax.tree_util.keystr(path, simple=True, separator="/"))
-        return spelled_out(leaf, axis) if is_int8(leaf) else leaf
+        return dequantized(leaf, axis) if is_int8(leaf) else leaf
 
     return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_int8)
 
 
-def spelled_out(made, axis: int | None):
+def dequantized(made, axis: int | None):
     assert axis is not None
     return made.values.astype(jnp.float32) * jnp.expand_dims(made.scale, axis)
 
@@ -62,7 +60,7 @@ def test_values_are_half_a_level_off_at_most(path, axis):
     made = quantize_param(path, leaf)
     assert isinstance(made, Int8)
     assert made.values.dtype == jnp.int8 and made.scale.dtype == jnp.float32
-    away = jnp.abs(spelled_out(made, axis) - leaf)
+    away = jnp.abs(dequantized(made, axis) - leaf)
     assert jnp.all(away <= jnp.expand_dims(made.scale, axis) * 0.5001)
     assert jnp.all(jnp.isfinite(made.scale))
     # Every channel uses all of the range, unless it is nothing but zeros.
@@ -80,7 +78,7 @@ def test_norms_and_biases_stay():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_scale_after_the_product_is_a_scale_before_it(dtype):
     x, kernel = random(4, 16).astype(dtype), quantize_param("o/kernel", random(16, 6))
-    wide = np.asarray(spelled_out(kernel, -2))
+    wide = np.asarray(dequantized(kernel, -2))
     want = np.asarray(x.astype(jnp.float32)) @ wide
     found = einsum_kernel("ri,io->ro", x, kernel)
     assert found.dtype == jnp.float32
@@ -93,7 +91,7 @@ def test_a_tied_table_looks_up_what_the_head_compares_with():
     assert isinstance(table, Int8)
     ids = jnp.arange(TIED.vocab_rows, dtype=jnp.int32)
     found = embed(params["embedding"], ids, jnp.float32)
-    np.testing.assert_array_equal(found, spelled_out(table, -1))
+    np.testing.assert_array_equal(found, dequantized(table, -1))
 
 
 @pytest.mark.parametrize("config", [fake_model.TINY, TIED, FULL])
@@ -118,10 +116,14 @@ def test_logits_are_those_of_the_rounded_weights(config):
 )
 def test_drafts_keep_the_text(cache, temperature, dtype):
     config = fake_model.TINY if cache is None else FULL
-    decoder = decoders.build_decoder(
-        config, policies.static(1), 8, 8, max_new_tokens=16, block_length=4,
-        cache=cache, temperature=temperature,
-    )  # fmt: skip
+    decoder = decoders.freedave(
+        config,
+        draft_steps=8,
+        max_new_tokens=16,
+        block_length=4,
+        cache=cache,
+        temperature=temperature,
+    )
     saved = 0
     for seed, cap, lengths in ((0, 2, [33, 2]), (1, 8, [5, 40]), (2, 5, [3, 17])):
         drawn = fake_model.scaled(config, seed)
@@ -132,7 +134,7 @@ def test_drafts_keep_the_text(cache, temperature, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_drafts_place_does_not_show(dtype):
+def test_a_drafts_index_does_not_change_bits(dtype):
     spec = decoders.freedave(fake_model.TINY, draft_steps=4).spec
     half = jax.tree.map(lambda a: a.astype(dtype), fake_model.tiny_params(0))
     assert slot_probe(spec, quantize_params(half)).holds
@@ -144,7 +146,7 @@ def test_chunked_logits_are_those_of_the_whole_head():
     params, hidden = int8_of(config), random(3, config.hidden)
     want = Binder(config)(params).logits(hidden)
     np.testing.assert_allclose(
-        made.logits(params, hidden, jnp.int32(0)), want[:, : made.chunk], rtol=1e-5
+        made.logits(params, hidden, jnp.int32(0)), want[:, : made.head_chunk], rtol=1e-5
     )
     ids = jnp.asarray([[1, 5], [0, 39], [7, 7]], jnp.int32)
     np.testing.assert_allclose(

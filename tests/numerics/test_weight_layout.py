@@ -1,4 +1,4 @@
-"""Parameters as a CPU reads them: the same numbers, and nothing copied on the way."""
+"""The CPU layout of parameters: the same numbers, and no copies at run time."""
 
 import dataclasses
 import functools
@@ -10,7 +10,6 @@ import pytest
 from helpers import checkpoint_folders, fake_model
 from helpers.losslessness import saved_calls
 
-from jaxdave import policies
 from jaxdave.core.config import NOISE_CHUNK
 from jaxdave.engine import decoders
 from jaxdave.io import checkpoint
@@ -41,7 +40,7 @@ WIDE = dataclasses.replace(
 )
 TIED = dataclasses.replace(WIDE, tie_embeddings=True)
 CONFIGS = [pytest.param(c, id=i) for c, i in ((WIDE, "head"), (TIED, "tied"))]
-drawn = functools.cache(fake_model.scaled)
+random_params = functools.cache(fake_model.scaled)
 KINDS = {"float32": lambda params: params, "int8": quantize_params}
 
 
@@ -57,21 +56,23 @@ def order(request, monkeypatch) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_same_numbers_come_back(config, kind, order):
-    params = KINDS[kind](drawn(config, 0))
-    laid = to_device_layout(params, config)
-    down = laid["blocks"]["mlp"]["down"]["kernel"]
+    params = KINDS[kind](random_params(config, 0))
+    laid_out = to_device_layout(params, config)
+    down = laid_out["blocks"]["mlp"]["down"]["kernel"]
     table = "embedding" if config.tie_embeddings else "head"
     assert isinstance(down, PerLayer) and len(down.layers) == config.num_layers
     assert isinstance(down.layers[0], RowMajor) == (order == "large")
-    assert isinstance(laid["blocks"]["attn"]["q"]["kernel"], FusedKernels)
-    assert isinstance(laid[table], ChunkedTable) and len(laid[table].chunks) == 3
-    checkpoint_folders.assert_equal(laid, params)
-    checkpoint_folders.assert_equal(to_device_layout(laid, config), params)
+    assert isinstance(laid_out["blocks"]["attn"]["q"]["kernel"], FusedKernels)
+    assert (
+        isinstance(laid_out[table], ChunkedTable) and len(laid_out[table].chunks) == 3
+    )
+    checkpoint_folders.assert_equal(laid_out, params)
+    checkpoint_folders.assert_equal(to_device_layout(laid_out, config), params)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_product_is_that_of_the_layers_own_matrix(kind, order):
-    params = KINDS[kind](drawn(fake_model.TINY, 0))
+    params = KINDS[kind](random_params(fake_model.TINY, 0))
     stack = params["blocks"]["mlp"]["down"]["kernel"]
     apart = to_device_layout(params, fake_model.TINY)["blocks"]["mlp"]["down"]["kernel"]
     x = np.random.default_rng(0).normal(size=(3, 5, 64)).astype(np.float32)
@@ -85,8 +86,8 @@ def test_a_product_is_that_of_the_layers_own_matrix(kind, order):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_of_a_cut_table_are_those_of_the_whole_one(kind):
-    params = KINDS[kind](drawn(TIED, 0))
+def test_rows_of_a_chunked_table_are_those_of_the_whole_one(kind):
+    params = KINDS[kind](random_params(TIED, 0))
     whole_one, cut = params["embedding"], to_device_layout(params, TIED)["embedding"]
     edges = [
         0,
@@ -111,26 +112,26 @@ def test_rows_of_a_cut_table_are_those_of_the_whole_one(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_cut_head_says_what_the_whole_one_says(config, kind):
-    params = KINDS[kind](drawn(config, 0))
-    laid = to_device_layout(params, config)
+def test_a_chunked_head_gives_the_logits_of_the_whole_one(config, kind):
+    params = KINDS[kind](random_params(config, 0))
+    laid_out = to_device_layout(params, config)
     tokens = jnp.asarray(fake_model.prompts_of([24], most=34), jnp.int32)
     logits = jax.jit(forward(config))
     np.testing.assert_allclose(
-        logits(laid, tokens), logits(params, tokens), rtol=1e-4, atol=1e-4
+        logits(laid_out, tokens), logits(params, tokens), rtol=1e-4, atol=1e-4
     )
     model = DecodeModel(config, 64, exact=False, wide=False)
     hidden = jax.random.normal(jax.random.key(0), (4, config.hidden))
     want = Binder(config)(params).logits(hidden)
     part = jax.jit(model.logits)
     for first in (0, NOISE_CHUNK, ROWS - NOISE_CHUNK):
-        found = part(laid, hidden, jnp.int32(first))
+        found = part(laid_out, hidden, jnp.int32(first))
         np.testing.assert_allclose(
             found, want[:, first : first + NOISE_CHUNK], rtol=1e-4, atol=1e-4
         )
     ids = jnp.asarray([[1, NOISE_CHUNK + 5]] * 4, jnp.int32)
     np.testing.assert_allclose(
-        model.logits_at(laid, hidden, ids),
+        model.logits_at(laid_out, hidden, ids),
         jnp.take_along_axis(want, ids, axis=1),
         rtol=1e-4, atol=1e-4,
     )  # fmt: skip
@@ -145,10 +146,10 @@ def test_drafts_keep_the_text(numerics, monkeypatch):
     config = dataclasses.replace(
         TIED, vocab_rows=NOISE_CHUNK + 40, vocab_size=NOISE_CHUNK
     )
-    decoder = decoders.build_decoder(
-        config, policies.static(1), 8, 8, max_new_tokens=16, numerics=numerics
+    decoder = decoders.freedave(
+        config, draft_steps=8, max_new_tokens=16, numerics=numerics
     )
-    params = to_device_layout(drawn(config, 0), config)
+    params = to_device_layout(random_params(config, 0), config)
     assert saved_calls(decoder, 8, params, fake_model.prompts_of([3, 20, 33])) > 0
 
 
@@ -164,7 +165,7 @@ def test_nothing_is_copied_out_of_a_stack():
     decoder = decoders.static(config, max_new_tokens=8, numerics="fast")
     found = []
     for made in (to_device_layout, lambda params, _: params):
-        params = made(drawn(config, 0), config)
+        params = made(random_params(config, 0), config)
         fake_model.decode(decoder, params, [[1, 2, 3]])
         made = compilation.memory_analysis(decoder.spec, "run")
         found.append(made.temp_size_in_bytes)
@@ -175,34 +176,34 @@ def test_nothing_is_copied_out_of_a_stack():
 
 def test_saved_and_trained_from_as_any(tmp_path, order):
     params = checkpoint_folders.random()
-    laid = to_device_layout(params, checkpoint_folders.CONFIG)
-    for name, some in (("a", params), ("b", laid)):
+    laid_out = to_device_layout(params, checkpoint_folders.CONFIG)
+    for name, some in (("a", params), ("b", laid_out)):
         checkpoint.save(
             tmp_path / name, checkpoint_folders.CONFIG, some, dtype="float32"
         )
     a, b = (tmp_path / name / "model.safetensors" for name in "ab")
     assert a.read_bytes() == b.read_bytes()
     checkpoint_folders.assert_equal(
-        warm_start_params(checkpoint_folders.CONFIG, to_stacked(laid)), params
+        warm_start_params(checkpoint_folders.CONFIG, to_stacked(laid_out)), params
     )
 
 
 def test_what_needs_stacks_says_so(tmp_path):
-    laid = to_device_layout(drawn(TIED, 0), TIED)
-    with pytest.raises(ValueError, match="use `placing.stacked`") as caught:
-        quantize_params(laid)
+    laid_out = to_device_layout(random_params(TIED, 0), TIED)
+    with pytest.raises(ValueError, match="use `weight_layout.to_stacked`") as caught:
+        quantize_params(laid_out)
     assert "\n" not in str(caught.value)
     mesh = jax.make_mesh((1,), ("model",))
     with pytest.raises(ValueError, match="use `weight_layout.to_stacked`"):
-        shardings(laid, TIED, mesh)
-    for broken in ({}, {"blocks": {}}, {**laid, "blocks": {"attn": {}}}):
+        shardings(laid_out, TIED, mesh)
+    for broken in ({}, {"blocks": {}}, {**laid_out, "blocks": {"attn": {}}}):
         with pytest.raises(ValueError, match="do not have the shapes of config"):
             checkpoint.save(tmp_path / "m", TIED, broken, dtype="float32")
 
 
 def test_elsewhere_stacks_stay(monkeypatch):
     monkeypatch.setattr(weight_layout, "on_cpu", lambda: False)
-    params = drawn(TIED, 0)
-    laid = to_device_layout(params, TIED)
-    assert jax.tree.structure(laid) == jax.tree.structure(params)
-    assert jax.tree.structure(to_stacked(laid)) == jax.tree.structure(params)
+    params = random_params(TIED, 0)
+    laid_out = to_device_layout(params, TIED)
+    assert jax.tree.structure(laid_out) == jax.tree.structure(params)
+    assert jax.tree.structure(to_stacked(laid_out)) == jax.tree.structure(params)

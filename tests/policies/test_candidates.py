@@ -1,5 +1,5 @@
 # pyright: reportCallIssue=false
-"""Policies that weigh candidates: their rules in plain Python, and law 1 for them."""
+"""Policies that score candidates: their rules in plain Python, and losslessness."""
 
 import functools
 import math
@@ -33,12 +33,12 @@ from jaxdave.sampling.noise import request_key
 MAKERS = makers()
 
 quick = pytest.mark.usefixtures("quick_compiles")
-SEED, ROOM = 5, 16
+SEED, NEW_TOKENS = 5, 16
 CLOSE = 1e-4
-"""Worths of different candidates that are as close as this decide nothing here."""
+"""Candidates whose scores are as close as this are not compared here."""
 
 
-def said(logits):
+def predictions(logits):
     """(token, probability, 1 - probability, entropy) of each row, in float64."""
     logits = logits.astype(np.float64)
     logits[:, [MASK, *range(SIZE, ROWS)]] = -np.inf
@@ -63,22 +63,22 @@ def order_of(doubts, places) -> list[int]:
     return sorted(range(len(places)), key=lambda i: (doubts[i], places[i]))
 
 
-def info_gain(n, begin, places, said_now, count: int):
-    """(indices that each candidate commits, their merits)."""
-    _, p, doubt, entropy = said_now
+def info_gain(n, begin, places, prediction, count: int):
+    """(indices that each candidate commits, their prior scores)."""
+    _, p, doubt, entropy = prediction
     if all(x >= 0.8 for x in p):
         return [list(range(len(places)))] * count, [-sum(entropy)] * count
     picks = [order_of(doubt, places)[:1]]
     for draw in range(count - 1):
-        worth = [
+        scores = [
             p[i] / 0.2 + noise(n, draw, places[i] - begin) for i in range(len(places))
         ]
-        picks.append([int(np.argmax(worth))])
+        picks.append([int(np.argmax(scores))])
     return picks, [-entropy[pick[0]] for pick in picks]
 
 
-def lopa(n, begin, places, said_now, count: int):
-    _, p, doubt, _ = said_now
+def lopa(n, begin, places, prediction, count: int):
+    _, p, doubt, _ = prediction
     order = order_of(doubt, places)
     anchor = [i for i in order if p[i] >= 0.7] or order[:1]
     rest = [i for i in order if i not in anchor]
@@ -94,18 +94,18 @@ POLICIES = {
 
 
 class Stage:
-    """A request on a hash network: what is open, what is said, when it is over."""
+    """A request on a hash network: open positions, predictions, the end."""
 
     def __init__(self, net, prompt, length: int, cache: str | None):
         self.net, self.length, self.cache = net, length, cache
-        self.begin, self.end = len(prompt), len(prompt) + ROOM
+        self.begin, self.end = len(prompt), len(prompt) + NEW_TOKENS
         self.rule = Rule(self.begin, self.end, length, cache or "", False)
         self.frozen, self.block = [], -1
 
     def first(self, prompt):
         if self.cache is None:
-            return oracle.blank(prompt, ROOM, self.length)
-        return [*prompt, *[MASK] * ROOM]
+            return oracle.blank(prompt, NEW_TOKENS, self.length)
+        return [*prompt, *[MASK] * NEW_TOKENS]
 
     def is_over(self, canvas) -> bool:
         return bool(oracle.finished(canvas, self.begin, self.end))
@@ -119,18 +119,19 @@ class Stage:
         return [p for p in range(lo, min(hi, self.end)) if canvas[p] == MASK]
 
     def begins_block(self, canvas) -> bool:
-        """Whether a cache must be made of this very state."""
+        """True if the cache must be refreshed from this very state."""
         return not self.is_over(canvas) and self.is_past(canvas)
 
     def is_past(self, canvas) -> bool:
-        """Whether nothing is left that may be decoded under the cache at hand."""
+        """True if nothing is left that may be decoded under the present cache."""
         if MASK not in canvas[: self.end]:
             return True
         if self.cache in (None, "none"):
             return False
         return self.rule.block(canvas) != self.block
 
-    def say(self, canvas, places):
+    def predict(self, canvas, places):
+        """The predictions at some positions, see `predictions`."""
         if self.cache is None:
             logits = fake_model.dense_logits(self.net, canvas, places, self.length)
         else:
@@ -138,18 +139,18 @@ class Stage:
             logits = fake_full_model.logits(
                 self.net, self.rule, canvas, self.frozen, block, places
             )
-        return said(logits)
+        return predictions(logits)
 
 
-def weigh(stage: Stage, kind: str, fills, merits):
+def best_candidate(stage: Stage, kind: str, fills, priors):
     """The state that the policy goes to; None where two are too close to tell."""
-    worths = []
-    for state, merit in zip(fills, merits, strict=True):
+    scores = []
+    for state, prior in zip(fills, priors, strict=True):
         places = [] if stage.is_past(state) else stage.places(state)
-        doubts = stage.say(state, places)[RULES[kind][1]] if places else [0.0]
-        worths.append(merit - sum(doubts) / len(doubts))
-    best = max(range(len(worths)), key=lambda i: (worths[i], -i))
-    rivals = [s for s, w in zip(fills, worths, strict=True) if w > worths[best] - CLOSE]
+        doubts = stage.predict(state, places)[RULES[kind][1]] if places else [0.0]
+        scores.append(prior - sum(doubts) / len(doubts))
+    best = max(range(len(scores)), key=lambda i: (scores[i], -i))
+    rivals = [s for s, w in zip(fills, scores, strict=True) if w > scores[best] - CLOSE]
     return fills[best] if all(s == fills[best] for s in rivals) else None
 
 
@@ -163,17 +164,17 @@ def path(kind: str, net, prompt, length: int, cache):
             stage.frozen, calls = state, calls + 1
             stage.block = stage.rule.block(state) if cache else -1
         places = stage.places(state)
-        now = stage.say(state, places)
-        picks, merits = RULES[kind][0](n, stage.begin, places, now, 4)
+        prediction = stage.predict(state, places)
+        picks, priors = RULES[kind][0](n, stage.begin, places, prediction, 4)
         fills = [list(state) for _ in picks]
         for fill, pick in zip(fills, picks, strict=True):
             for i in pick:
-                fill[places[i]] = now[0][i]
+                fill[places[i]] = prediction[0][i]
         state, n = fills[0], n + 1
         is_one = all(f == fills[0] for f in fills)
         if not (is_one and (stage.is_over(state) or stage.begins_block(state))):
             calls += 1
-            state = weigh(stage, kind, fills, merits)
+            state = best_candidate(stage, kind, fills, priors)
         if state is None:
             return None
         states.append(state)
@@ -184,17 +185,17 @@ def built(kind: str, drafts: int, length: int, cache, **rest):
     """FreeDave over a branching policy on a hash network."""
     settings = {"lossy": True, **rest}
     if cache is None:
-        return fake_model.build(POLICIES[kind], drafts, length, ROOM, **settings)
+        return fake_model.build(POLICIES[kind], drafts, length, NEW_TOKENS, **settings)
     return fake_full_model.build(
-        POLICIES[kind], drafts, length, ROOM, cache, **settings
+        POLICIES[kind], drafts, length, NEW_TOKENS, cache, **settings
     )
 
 
-def cases(*kept):
-    """Every (kind, cache); those that are not kept are slow."""
+def cases(*quick_cases):
+    """Every (kind, cache); those that are not listed are slow."""
     return [
         pytest.param(
-            kind, cache, marks=() if (kind, cache) in kept else pytest.mark.slow
+            kind, cache, marks=() if (kind, cache) in quick_cases else pytest.mark.slow
         )
         for kind in sorted(RULES)
         for cache in (None, "none", "prefix", "dual")
@@ -207,24 +208,24 @@ def cases(*kept):
     cases(("info_gain", None), ("info_gain", "none"), ("lopa", "dual")),
 )
 def test_a_candidate_is_weighed_as_the_rule_says(kind, cache):
-    decoder, told, chosen = built(kind, 3, 8, cache), 0, set()
+    decoder, compared, lengths = built(kind, 3, 8, cache), 0, set()
     for salt in range(12):
         net = weights(salt, **VARIANTS[("table", "stops", "chaotic")[salt % 3]])
         prompt = prompts_of([5 + salt], salt)[0]
-        truth = path(kind, net, prompt, 8, cache)
-        if truth is None:
+        expected = path(kind, net, prompt, 8, cache)
+        if expected is None:
             continue
-        states, calls = truth
+        states, calls = expected
         plain, canvases = fake_model.decode(
             capped(decoder, 1), net, [prompt], seed=SEED
         )
-        end = len(prompt) + ROOM
+        end = len(prompt) + NEW_TOKENS
         assert canvases[0][:end].tolist() == states[-1][:end]
-        assert plain.rows[0].steps == len(states) - 1
-        assert plain.rows[0].nfe.total == calls
-        told, chosen = told + 1, chosen | {len(states)}
-    assert told >= 8
-    assert len(chosen) > 1
+        assert plain.completions[0].steps == len(states) - 1
+        assert plain.completions[0].nfe.total == calls
+        compared, lengths = compared + 1, lengths | {len(states)}
+    assert compared >= 8
+    assert len(lengths) > 1
 
 
 @quick
@@ -243,7 +244,7 @@ def test_drafts_keep_the_text_of_a_policy_that_weighs(kind, cache):
         quick, others = fake_model.decode(decoder, net, prompts, seed=SEED)
         assert texts(quick) == texts(plain)
         assert (canvases == others).all()
-        for a, b in zip(quick.rows, plain.rows, strict=True):
+        for a, b in zip(quick.completions, plain.completions, strict=True):
             assert a.nfe.total <= b.nfe.total
             saved += b.nfe.total - a.nfe.total
         assert (
@@ -268,7 +269,7 @@ def test_a_candidate_that_fills_the_window_is_evaluated_by_the_next_call(tempera
         plain, _ = fake_model.decode(capped(decoder, 1), net, prompts, seed=SEED)
         drafted, _ = fake_model.decode(decoder, net, prompts, seed=SEED)
         assert texts(drafted) == texts(plain)
-        for a, b in zip(drafted.rows, plain.rows, strict=True):
+        for a, b in zip(drafted.completions, plain.completions, strict=True):
             assert a.nfe.total < b.nfe.total
 
 
@@ -277,13 +278,13 @@ def test_streams_and_wrappers_take_policies_that_weigh():
     net, prompts = weights(3, **VARIANTS["stops"]), prompts_of([6, 11], 3)
     inner = policies.demote(policies.info_gain(candidates=3), (fake_model.STOP,))
     policy = policies.small_blocks(inner, 2)
-    decoder = fake_full_model.build(policy, 4, 8, ROOM, "dual", True)
+    decoder = fake_full_model.build(policy, 4, 8, NEW_TOKENS, "dual", True)
     plain = generate(capped(decoder, 1), net, prompts, seed=SEED)
     assert texts(generate(decoder, net, prompts, seed=SEED)) == texts(plain)
     sent = [[], []]
     for update in stream(decoder, net, prompts, seed=SEED):
         sent[update.row] += update.token_ids
-    assert [tuple(row) for row in sent] == [row.token_ids for row in plain.rows]
+    assert [tuple(row) for row in sent] == [row.token_ids for row in plain.completions]
 
 
 @quick
@@ -313,12 +314,12 @@ def test_a_lossy_policy_is_refused_unless_asked_for():
         decoders.freedave(fake_model.TINY, policies.lopa())
     wrapped = policies.small_blocks(policies.lopa(), 2)
     with pytest.raises(ValueError, match="lossy=True"):
-        decoders.build_decoder(fake_model.TINY, wrapped, 1, 1)
+        decoders.freedave(fake_model.TINY, wrapped, draft_steps=1)
     assert decoders.freedave(fake_model.TINY, policies.lopa(), lossy=True)
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda: policies.info_gain(candidates=0), "candidates=0 must be"),
         (lambda: policies.info_gain(temperature=0.0), "temperature=0 must be above"),
@@ -328,6 +329,6 @@ def test_a_lossy_policy_is_refused_unless_asked_for():
         (lambda: policies.lopa(threshold=-0.1), r"threshold=-0.1 must be"),
     ],
 )
-def test_parameters_out_of_range_are_refused(make, says):
-    with pytest.raises(ValueError, match=says):
+def test_parameters_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

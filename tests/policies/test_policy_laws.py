@@ -1,5 +1,5 @@
 # pyright: reportCallIssue=false
-"""Law 1 for every policy: drafts change the number of calls and nothing else.
+"""Losslessness of every policy: drafts change the number of calls and nothing else.
 
 Here on hash networks, which cost little; test_policy_laws_real.py has transformers.
 """
@@ -32,10 +32,10 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 class Shape(NamedTuple):
-    """What a program is compiled for; steps: of the policies that have a schedule."""
+    """What a program is compiled for; `steps` is for policies with a schedule."""
 
     length: int
-    room: int
+    max_new_tokens: int
     drafts: int
     is_shifted: bool
     temperature: float
@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What a program is run on; cap: how many drafts it may use."""
+    """What a program is run on; `cap` is how many drafts it may use."""
 
     salt: int
     variant: str
@@ -87,7 +87,7 @@ def programs(kind: str, shape: Shape, names):
     chosen = {name: made(name, shape.steps) for name in names}
     common: dict[str, Any] = {
         "block_length": shape.length,
-        "max_new_tokens": shape.room,
+        "max_new_tokens": shape.max_new_tokens,
         "temperature": shape.temperature,
     }
     if kind == "causal":
@@ -104,7 +104,7 @@ def programs(kind: str, shape: Shape, names):
 
 
 def holds(kind: str, shape: Shape, names, cases) -> dict[str, int]:
-    """How many calls drafts have saved each policy, the text the same in every case."""
+    """The calls that drafts save each policy; checks that the text stays the same."""
     saved = dict.fromkeys(names, 0)
     for decoder, chosen in programs(kind, shape, names):
         for name, index in chosen:
@@ -155,10 +155,22 @@ def test_drafts_keep_the_text_of_every_policy_everywhere(kind):
 def test_a_shifted_block_causal_model_decides_first_tokens_alone():
     """Fast-dLLM v2: at a prompt of whole blocks, too, and with small blocks inside."""
     config = preset(
-        "fast-dllm-v2-7b", num_layers=2, hidden=32, inter=40, heads=4, kv_heads=2,
-        head_dim=8, rotary_dim=8, vocab_rows=40, vocab_size=37, mask_id=36, pad_id=35,
-        stop_ids=(34,), block_length=8, max_positions=512,
-    )  # fmt: skip
+        "fast-dllm-v2-7b",
+        num_layers=2,
+        hidden=32,
+        inter=40,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        rotary_dim=8,
+        vocab_rows=40,
+        vocab_size=37,
+        mask_id=36,
+        pad_id=35,
+        stop_ids=(34,),
+        block_length=8,
+        max_positions=512,
+    )
     params = fake_model.scaled(config, 0)
     policy = policies.small_blocks(policies.threshold(0.3), 4)
     decoder = decoders.freedave(
@@ -168,15 +180,15 @@ def test_a_shifted_block_causal_model_decides_first_tokens_alone():
     plain = generate(capped(decoder, 1), params, prompts)
     quick = generate(decoder, params, prompts)
     assert texts(quick) == texts(plain)
-    for prompt, row in zip(prompts, plain.rows, strict=True):
-        told = dict(zip(range(len(prompt), 512), row.committed_at, strict=False))
+    for prompt, row in zip(prompts, plain.completions, strict=True):
+        call_of = dict(zip(range(len(prompt), 512), row.committed_at, strict=False))
         for place in range(-(-len(prompt) // 8) * 8, len(prompt) + 24, 8):
-            if place in told:
-                assert list(told.values()).count(told[place]) == 1
+            if place in call_of:
+                assert list(call_of.values()).count(call_of[place]) == 1
 
 
 def test_a_policy_in_a_merged_program_is_itself():
-    """KLASS, which reads all that a policy may look at, and keeps vectors."""
+    """KLASS, which reads all of the view, and has vectors in its memory."""
     shape = Shape(8, 8, 4, False, 0.0, 5)
     ((decoder, chosen),) = programs("dual", shape, ["static", "klass"])
     own = fake_full_model.build(made("klass", 5), 4, 8, 8, "dual")

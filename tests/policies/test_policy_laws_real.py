@@ -1,5 +1,5 @@
 # pyright: reportCallIssue=false
-"""Law 1 on random transformers, under the numerics that promise it bit for bit.
+"""Losslessness on random transformers, under exact numerics, bit for bit.
 
 Both kinds of attention, every cache rule, Dream's shift and Fast-dLLM v2's.
 """
@@ -28,10 +28,20 @@ from jaxdave.engine.generation import generate
 from jaxdave.models.presets import preset
 
 SMALL = dict(
-    num_layers=2, hidden=32, inter=40, heads=4, kv_heads=2, head_dim=8, rotary_dim=8,
-    vocab_rows=40, vocab_size=37, mask_id=36, pad_id=35, stop_ids=(34, 33),
+    num_layers=2,
+    hidden=32,
+    inter=40,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    rotary_dim=8,
+    vocab_rows=40,
+    vocab_size=37,
+    mask_id=36,
+    pad_id=35,
+    stop_ids=(34, 33),
     max_positions=512,
-)  # fmt: skip
+)
 FAMILIES = {
     "causal": ("sdar-1m", "fast-dllm-v2-7b"),
     **dict.fromkeys(("none", "prefix", "dual"), ("llada-1m", "dream-1m")),
@@ -43,7 +53,7 @@ class Shape(NamedTuple):
 
     model: str
     length: int
-    room: int
+    max_new_tokens: int
     drafts: int
     temperature: float
     steps: int
@@ -91,12 +101,12 @@ def programs(kind: str, shape: Shape, names):
     policies = {name: made(name, shape.steps) for name in names}
     common: dict[str, Any] = {
         "block_length": shape.length,
-        "max_new_tokens": shape.room,
+        "max_new_tokens": shape.max_new_tokens,
         "temperature": shape.temperature,
         "cache": cache,
     }
     net = functools.partial(
-        network, config, shape.length, cache, shape.drafts, shape.room
+        network, config, shape.length, cache, shape.drafts, shape.max_new_tokens
     )
     return config, official_loops.programs(
         config, net, policies, shape.drafts, **common
@@ -104,7 +114,7 @@ def programs(kind: str, shape: Shape, names):
 
 
 def holds(kind: str, shape: Shape, names, cases, also_alone: bool) -> int:
-    """How many calls drafts have saved, the text the same in every case.
+    """The calls that drafts save; checks that the text stays the same.
 
     also_alone: every row is decoded without its neighbours, too, in another program.
     """
@@ -124,9 +134,9 @@ def _saved(decoder, config, index, case: Case, also_alone: bool) -> int:
     prompts = prompts_of(case.lengths, case.seed, 33)
     quick = capped(decoder, min(case.cap, decoder.max_num_drafts))
     if also_alone:
-        rows = generate(quick, params, prompts, seed=case.seed).rows
+        rows = generate(quick, params, prompts, seed=case.seed).completions
         alone = [generate(quick, params, [p], seed=case.seed) for p in prompts]
-        assert [result.rows[0] for result in alone] == list(rows)
+        assert [result.completions[0] for result in alone] == list(rows)
     return saved_calls(quick, quick.max_num_drafts, params, prompts, case.seed)
 
 
@@ -165,7 +175,7 @@ def test_drafts_keep_the_text_of_transformers_everywhere(kind):
 @pytest.mark.usefixtures("quick_compiles")
 def test_saber_keeps_its_text_on_a_shifted_block_causal_model():
     """What predicts a block's first token lies in the window or before it, depending
-    on where the window stands; SABER would ask for it once the token is decided."""
+    on where the window stands; Saber would read it after the token is decided."""
     shape = Shape("fast-dllm-v2-7b", 8, 24, 6, 0.7, 5)
     cases = [Case(at, [9, 16, 18], 6, at) for at in range(33, 39)]
     holds("causal", shape, ["saber"], cases, False)

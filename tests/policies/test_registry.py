@@ -1,11 +1,21 @@
-"""Policies by name, from text, and parameters that are refused."""
+"""The registry of policies: names, parsing, entry points, and what is refused."""
 
+import functools
 import math
+from importlib import metadata
 
+import jax.numpy as jnp
 import pytest
+from helpers import fake_model
+from helpers.fake_model import VARIANTS, prompts_of, texts, weights
 
 from jaxdave import policies
-from jaxdave.policies.registry import makers
+from jaxdave.core.policy_api import CandidateScoring, Policy
+from jaxdave.engine import decoders
+from jaxdave.engine.generation import generate
+from jaxdave.policies import common
+from jaxdave.policies.registry import makers, memoized
+from jaxdave.policies.validation import check_policy
 
 MAKERS = makers()
 
@@ -13,17 +23,16 @@ MAKERS = makers()
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_name_alone_and_a_name_with_defaults_are_the_policy(name):
     (entry,) = [e for e in policies.listing() if e.name == name]
-    assert entry.line.endswith(".") and entry.lossless == MAKERS[name]().lossless
+    assert entry.summary.endswith(".") and entry.lossless == MAKERS[name]().lossless
     assert policies.parse(name).name == MAKERS[name]().name
-    given = ",".join(f"{k}={v}" for k, v in entry.parameters.items())
-    assert policies.parse(f"{name}:{given}" if given else name).name == entry_name(
-        entry
-    )
+    text = ",".join(f"{k}={v}" for k, v in entry.parameters.items())
+    parsed = policies.parse(f"{name}:{text}" if text else name)
+    assert parsed.name == entry_name(entry)
     for key, value in entry.parameters.items():
         other = {"entropy": "confidence", "cosine": "exp"}.get(value)
         other = other or (0.5 if isinstance(value, float) else 3)
         changed = MAKERS[name](**{key: other}).name
-        assert changed != MAKERS[name]().name, "decoders are cached by the name"
+        assert changed != MAKERS[name]().name, "names tell parameters"
         assert policies.parse(f"{name}: {key} = {other}").name == changed
 
 
@@ -32,12 +41,12 @@ def entry_name(entry) -> str:
 
 
 def test_small_blocks_can_be_asked_of_any_policy():
-    made = policies.parse("threshold:small_blocks=8,threshold=0.8")
-    assert made.name == policies.small_blocks(policies.threshold(0.8), 8).name
+    policy = policies.parse("threshold:small_blocks=8,threshold=0.8")
+    assert policy.name == policies.small_blocks(policies.threshold(0.8), 8).name
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "message"),
     [
         ("", "policy '' is unknown; use one of static"),
         ("best", "policy 'best' is unknown; use one of static"),
@@ -92,10 +101,10 @@ def test_small_blocks_can_be_asked_of_any_policy():
         ("wino:threshold_back=nan", "threshold_back=nan"),
     ],
 )
-def test_bad_policies_are_refused_in_one_line(text, named):
+def test_bad_policies_are_refused_in_one_line(text, message):
     with pytest.raises(ValueError) as caught:
         policies.parse(text)
-    assert named in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_makers_and_wrappers_refuse_what_they_cannot_do():
@@ -107,3 +116,192 @@ def test_makers_and_wrappers_refuse_what_they_cannot_do():
             make(0)
     with pytest.raises(ValueError, match="ids is empty"):
         policies.demote(policies.static(), [])
+
+
+LENGTH, NEW_TOKENS = 4, 16
+
+
+def scored_policy(name: str, score_of) -> Policy:
+    """A policy from outside the package: the open position of the highest score."""
+
+    def step(view, memory):
+        chosen_W = common.best_positions(view, 1, score_of(view))
+        return common.fill_positions(view, chosen_W), memory
+
+    return Policy(name, step)
+
+
+def freedave_over(policy: Policy):
+    """FreeDave over a policy on the hash network."""
+    return decoders.freedave(
+        fake_model.CONFIG,
+        policy,
+        draft_steps=2,
+        block_length=LENGTH,
+        max_new_tokens=NEW_TOKENS,
+        numerics="exact",
+        network=fake_model.network(LENGTH),
+    )
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_two_policies_of_one_name_decode_as_themselves():
+    """The second one of a notebook cell that was edited and run again, for instance."""
+
+    def from_left(view):
+        return jnp.zeros_like(view.pred.score)
+
+    def by_confidence(view):
+        return view.pred.score
+
+    scores = (from_left, by_confidence)
+    namesakes = [scored_policy("mine", score) for score in scores]
+    others = [scored_policy(f"mine {i}", score) for i, score in enumerate(scores)]
+    first, second = map(freedave_over, namesakes)
+    assert first.spec is not second.spec
+    assert first.spec.policy is namesakes[0]
+    assert second.spec.policy is namesakes[1]
+    net, prompts = weights(3, **VARIANTS["chaotic"]), prompts_of([5, 9], 3)
+    decoded = [
+        generate(freedave_over(policy), net, prompts)
+        for policy in (*namesakes, *others)
+    ]
+    assert texts(decoded[0]) == texts(decoded[2])
+    assert texts(decoded[1]) == texts(decoded[3])
+    assert texts(decoded[0]) != texts(decoded[1])
+    # A decoder of equal parts still shares its compiled programs.
+    assert freedave_over(namesakes[0]).spec is first.spec
+
+
+@pytest.fixture
+def entry_points(monkeypatch):
+    """Install entry points: a function of name -> value."""
+
+    def install(**values: str) -> None:
+        points = [
+            metadata.EntryPoint(name, value, "jaxdave.policies")
+            for name, value in values.items()
+        ]
+
+        def entry_points(*, group: str):
+            return metadata.EntryPoints(points).select(group=group)
+
+        monkeypatch.setattr(metadata, "entry_points", entry_points)
+        makers.cache_clear()
+
+    yield install
+    monkeypatch.undo()
+    makers.cache_clear()
+
+
+def leftmost(tokens_per_step: int = 2) -> Policy:
+    """The leftmost tokens, from outside the package."""
+    return policies.left_to_right(tokens_per_step)._replace(name="leftmost")
+
+
+def test_an_entry_point_adds_a_policy(entry_points, monkeypatch):
+    monkeypatch.setattr(math, "leftmost", leftmost, raising=False)
+    entry_points(leftmost="math:leftmost")
+    assert list(makers())[:2] == ["static", "left_to_right"]
+    assert policies.parse("leftmost:tokens_per_step=3").name == "leftmost"
+    assert policies.parse("leftmost") is policies.parse("leftmost:tokens_per_step=2")
+    (entry,) = [e for e in policies.listing() if e.name == "leftmost"]
+    assert entry.parameters == {"tokens_per_step": 2}
+    assert entry.summary == "The leftmost tokens, from outside the package."
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("mine", "no_such_module:maker", r"No module named 'no_such_module'"),
+        ("mine", "math:no_such_maker", "no_such_maker"),
+        ("mine", "math:pi", "is not a callable"),
+        ("static", "math:exp", "name of a policy that is known; rename it"),
+    ],
+)
+def test_an_entry_point_that_cannot_be_used_is_named(
+    entry_points, name, value, message
+):
+    entry_points(**{name: value})
+    for use in (makers, policies.listing, functools.partial(policies.parse, "static")):
+        with pytest.raises(ValueError, match=message) as caught:
+            use()
+        text = str(caught.value)
+        assert f"entry point {name!r} of jaxdave.policies ({value})" in text
+        assert "\n" not in text
+
+
+def test_a_maker_is_memoized_by_its_arguments_and_their_types():
+    calls = []
+
+    @memoized
+    def maker(a: float = 1, ids=()) -> Policy:
+        """A policy."""
+        calls.append((a, ids))
+        return Policy(f"maker({a})", policies.static(1).step)
+
+    assert maker() is maker(1) is maker(a=1, ids=())
+    assert maker(ids=[3, 4]) is maker(1, ids=[3, 4]) is not maker()
+    assert calls == [(1, ()), (1, [3, 4])]
+    # Equal, but the policies have other names.
+    assert maker(1.0) is not maker(1) and maker(1.0).name == "maker(1.0)"
+    assert maker(True) is not maker(1)
+    assert (maker.__name__, maker.__doc__) == ("maker", "A policy.")
+    assert policies.static(2) is policies.static(tokens_per_step=2)
+    assert policies.threshold(1) is not policies.threshold(1.0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("static", r"policy='static' has no 'name'; give a Policy, e\.g\. policies"),
+        (policies.static, r"policy=<function static .*> has no 'name'; give a Policy"),
+        (jnp.zeros((3, 3)), r"policy=Array.* has no 'name'; give a Policy"),
+        (
+            Policy("mine", None),  # pyright: ignore
+            r"policy 'mine': step=None must be a function; make it with Policy\(name",
+        ),
+        (
+            policies.static(1)._replace(step="best"),
+            r"policy 'static\(1\)': step='best' must be a function; .*step=\.\.\.\)",
+        ),
+        (policies.static(1)._replace(init=()), r"init=\(\) must be a function"),
+        (
+            policies.static(1)._replace(is_certain=True),
+            "is_certain=True must be a function, or None",
+        ),
+        (
+            policies.static(1)._replace(scoring=4),
+            "scoring=4 must be a CandidateScoring with a score_fn, or None",
+        ),
+        (
+            policies.lopa()._replace(scoring=CandidateScoring(8, None)),  # pyright: ignore
+            r"scoring=CandidateScoring\(.*\) must be a CandidateScoring with",
+        ),
+    ],
+)
+def test_a_policy_that_cannot_be_decoded_with_is_refused(policy, message):
+    for build in (
+        check_policy,
+        functools.partial(decoders.freedave, fake_model.TINY, lossy=True),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            build(policy)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_policy_without_a_step_is_refused():
+    class Stepless:
+        name = "mine"
+
+        def __repr__(self) -> str:
+            return "Stepless()"
+
+    with pytest.raises(ValueError, match=r"policy=Stepless\(\) has no 'step'; give"):
+        decoders.freedave(fake_model.TINY, Stepless())  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_policy_is_one_that_can_be_decoded_with(name):
+    check_policy(MAKERS[name]())
+    check_policy(policies.small_blocks(MAKERS[name](), 4))

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 from helpers import reference_memory as memories
 from helpers import reference_policies as rules
-from helpers.replays import MASK, PROMPT, film, play, replay
+from helpers.replays import MASK, PROMPT, random_trace, run_policy, run_rule
 
 from jaxdave import policies
 from jaxdave.core.prediction import Prediction
-from jaxdave.policies.credit import NO_CREDIT, fused
+from jaxdave.policies.credit import NO_CREDIT, best_with_bonus
 from jaxdave.policies.registry import makers
 
 MAKERS = makers()
 
-reel = functools.cache(film)
+trace = functools.cache(random_trace)
 SUMS = ("entropy_bounded", "eb_sampler", "prophet", "sched", "saber")
 """Policies that add floats: compiled as they are when they decode."""
 GRIDS = ("grid", "sure")
 DIRECT = [name for name in MAKERS if MAKERS[name]().scoring is None]
-"""Policies whose step commits; those that weigh candidates are in test_branching.py."""
+"""Policies whose step commits; the others are in test_candidates.py."""
 CASES = [
     (policies.static(1), rules.static(1), GRIDS),
     (policies.static(3), rules.static(3), GRIDS),
@@ -134,8 +134,8 @@ def test_a_policy_commits_what_its_rule_says(policy, rule, kinds, request):
     if policy.name.split("(")[0] not in SUMS:
         request.getfixturevalue("quick_compiles")
     for kind in kinds:
-        want = replay(rule, reel(kind))
-        got = play(policy, reel(kind))
+        want = run_rule(rule, trace(kind))
+        got = run_policy(policy, trace(kind))
         for case, (mine, theirs) in enumerate(zip(got, want, strict=True)):
             apart = np.flatnonzero((mine != theirs).any(axis=1))
             assert not apart.size, (kind, case, apart[0], mine[apart[0]].tolist())
@@ -147,11 +147,17 @@ def test_tied_ids_go_to_the_lowest_and_odds_count_the_unlisted():
     others = float(np.log(np.exp(2) + 2 * np.e))
     odds = jnp.array([2 - others], jnp.float32)
     pred = Prediction(
-        jnp.array([4], jnp.int32), odds, odds, odds, odds, jnp.array([-1]), odds
+        token=jnp.array([4], jnp.int32),
+        score=odds,
+        gap=odds,
+        margin=odds,
+        entropy=odds,
+        runner_up=jnp.array([-1]),
+        lead=odds,
     )
-    same = fused(pred, ids, logits, jnp.zeros((1, 4)))
+    same = best_with_bonus(pred, ids, logits, jnp.zeros((1, 4)))
     assert int(same[0][0]) == 1 and np.isclose(float(same[1][0]), 2 - others)
-    lifted = fused(pred, ids, logits, jnp.array([[0.0, 0.0, 3.0, 0.0]]))
+    lifted = best_with_bonus(pred, ids, logits, jnp.array([[0.0, 0.0, 3.0, 0.0]]))
     others = float(np.log(2 * np.exp(2) + np.e))
     assert int(lifted[0][0]) == 3 and np.isclose(float(lifted[1][0]), 4 - others)
 
@@ -164,29 +170,30 @@ def test_every_policy_has_a_case():
 @pytest.mark.parametrize("name", DIRECT)
 def test_a_policy_makes_progress_and_touches_nothing_else(name):
     policy = MAKERS[name]()
-    states = play(policy, reel("logits"))
-    assert (states == play(policy, reel("logits"))).all()
+    states = run_policy(policy, trace("logits"))
+    assert (states == run_policy(policy, trace("logits"))).all()
     finished = 0
     for case, blocks in enumerate(states):
-        prompt, room = int(reel("logits").prompt[case]), int(reel("logits").room[case])
+        prompt = int(trace("logits").prompt[case])
+        end = int(trace("logits").max_new_tokens[case])
         start, block = -prompt, [PROMPT] * prompt + [MASK] * (len(blocks[0]) - prompt)
-        steps = most = 0
-        for moved in blocks.tolist():
-            inside = [i for i in range(len(block)) if 0 <= start + i < room]
+        steps = max_steps = 0
+        for after in blocks.tolist():
+            inside = [i for i in range(len(block)) if 0 <= start + i < end]
             masks = [i for i in inside if block[i] == MASK]
-            left = [i for i in inside if moved[i] == MASK]
+            left = [i for i in inside if after[i] == MASK]
             # A step may take back more than it fills, if the block ends in time.
-            steps, most = (steps + 1, most) if steps else (1, len(masks))
-            assert steps <= most or not masks
+            steps, max_steps = (steps + 1, max_steps) if steps else (1, len(masks))
+            assert steps <= max_steps or not masks
             if not policy.revises:
                 assert len(left) < len(masks) or not masks
                 assert all(
-                    a == b for a, b in zip(block, moved, strict=True) if a != MASK
+                    a == b for a, b in zip(block, after, strict=True) if a != MASK
                 )
             outside = [i for i in range(len(block)) if i not in inside]
-            assert all(block[i] == moved[i] for i in outside)
-            block = moved
-            if not left and start + len(block) < room:
+            assert all(block[i] == after[i] for i in outside)
+            block = after
+            if not left and start + len(block) < end:
                 start, block, steps = start + len(block), [MASK] * len(block), 0
         finished += not left
     assert finished == len(states)

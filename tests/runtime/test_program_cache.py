@@ -69,7 +69,7 @@ def test_a_kept_program_is_the_program(cache, monkeypatch):
     clear_executables()
     autotune.MEASUREMENTS.clear()
     again = generate(decoder(), params(), PROMPTS)
-    assert again.rows == first.rows
+    assert again.completions == first.completions
     assert traced == []
 
 
@@ -183,7 +183,7 @@ def test_what_differs_in_any_part_has_another_name():
         "warmer": decoder(temperature=0.7),
         "exact": decoder(numerics="exact"),
         "block": decoder(block_length=2),
-        "never": decoder(never=(7,)),
+        "never": decoder(suppressed_ids=(7,)),
         "copy": decoder(draft=lambda *a: nested.propose_nested(*a)),
     }
     names = {key: sign(d.spec) for key, d in decoders_by_name.items()}
@@ -285,7 +285,7 @@ decoder = decoders.freedave(
 )
 with compiling.quickly():
     result = generate(decoder, params, [[5, 3, 8, 1]])
-print(len(traces), result.rows[0].token_ids)
+print(len(traces), result.completions[0].token_ids)
 """
 
 
@@ -324,7 +324,9 @@ def test_a_policy_that_cannot_be_named_still_decodes(cache, monkeypatch, caplog)
 
     mine = decoder(rule._replace(name="mine", step=step), draft_steps=1)
     plain = decoder(rule, draft_steps=1)
-    rows = [generate(d, params(), PROMPTS).rows[0].token_ids for d in (mine, plain)]
+    rows = [
+        generate(d, params(), PROMPTS).completions[0].token_ids for d in (mine, plain)
+    ]
     assert rows[0] == rows[1]
     (line,) = [r.getMessage() for r in caplog.records if r.name == "jaxdave"]
     assert "not kept on disk" in line and "builtins.object" in line
@@ -350,7 +352,7 @@ def test_a_memory_that_cannot_be_pickled_is_not_kept(cache, monkeypatch, caplog)
         is_certain=None,
     )  # fmt: skip
     result = generate(decoder(mine, draft_steps=1), params(), PROMPTS)
-    assert len(result.rows[0].token_ids) > 0
+    assert len(result.completions[0].token_ids) > 0
     (line,) = [r.getMessage() for r in caplog.records if r.name == "jaxdave"]
     assert "Memory" in line and "at the top of a module" in line
 

@@ -61,7 +61,7 @@ def test_numpy_parameters_decode_too():
     decoder = decoders.static(CONFIG, max_new_tokens=4)
 
     rows = [
-        generate(decoder, params, [[1, 2]]).rows
+        generate(decoder, params, [[1, 2]]).completions
         for params in (PARAMS, jax.tree.map(np.asarray, PARAMS))
     ]
     assert rows[0] == rows[1]
@@ -75,8 +75,8 @@ def test_bfloat16_keeps_its_cache_in_bfloat16():
     decoder = decoders.freedave(CONFIG, draft_steps=4, **settings)
     twin = decoders.static(CONFIG, slots=4, **settings)
     prompts = [[1, 2, 3], [9] * 6]
-    assert [r.token_ids for r in generate(decoder, half, prompts).rows] == [
-        r.token_ids for r in generate(twin, half, prompts).rows
+    assert [r.token_ids for r in generate(decoder, half, prompts).completions] == [
+        r.token_ids for r in generate(twin, half, prompts).completions
     ]
 
 

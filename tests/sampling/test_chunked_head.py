@@ -1,4 +1,4 @@
-"""Reading predictions: chunks, scores that do not saturate, filters, keyed noise."""
+"""The chunked head: chunks, scores that do not saturate, filters, keyed noise."""
 
 import functools
 
@@ -17,28 +17,28 @@ ROWS, SIZE = 12, 48
 
 
 def keys(rows=ROWS, seed=0, request=0, step=0):
-    place = jnp.arange(rows, dtype=jnp.int32)
+    position = jnp.arange(rows, dtype=jnp.int32)
     key = request_key(jnp.uint32(seed), jnp.uint32(request))
-    return position_keys(key, jnp.full(rows, step, jnp.int32), place)
+    return position_keys(key, jnp.full(rows, step, jnp.int32), position)
 
 
-def take(logits_RV, chunk, sampling, key_R=None):
-    """`read` of explicit logits, in chunks."""
+def sample(logits_RV, chunk, sampling, key_R=None):
+    """`sample_and_score` of explicit logits [R, V], cut into chunks."""
     key_R = keys(logits_RV.shape[0]) if key_R is None else key_R
-    return taken(jnp.asarray(logits_RV, jnp.float32), key_R, chunk, sampling)
+    return _jitted_sample(jnp.asarray(logits_RV, jnp.float32), key_R, chunk, sampling)
 
 
-def told(table_RV, key_R, chunk, sampling):
-    def part(index):
+def sample_table(table_RV, key_R, chunk, sampling):
+    def logits(index):
         return jax.lax.dynamic_slice_in_dim(table_RV, index * chunk, chunk, axis=1)
 
-    return sample_and_score(part, table_RV.shape[1] // chunk, chunk, sampling, key_R)
+    return sample_and_score(logits, table_RV.shape[1] // chunk, chunk, sampling, key_R)
 
 
-taken = jax.jit(told, static_argnums=(2, 3))
+_jitted_sample = jax.jit(sample_table, static_argnums=(2, 3))
 
 
-def drawn(seed=0, scale=3.0):
+def random_logits(seed=0, scale=3.0):
     return np.random.default_rng(seed).normal(size=(ROWS, SIZE)).astype("f") * scale
 
 
@@ -53,8 +53,8 @@ def log_odds(logits_RV, token_R):
 
 @pytest.mark.parametrize("chunk", [8, 16, 48])
 def test_best_token_and_score_by_chunks(chunk):
-    table = drawn()
-    token, score = take(table, chunk, SamplingConfig())[:2]
+    table = random_logits()
+    token, score = sample(table, chunk, SamplingConfig())[:2]
     np.testing.assert_array_equal(token, table.argmax(axis=1))
     np.testing.assert_allclose(score, log_odds(table, np.asarray(token)), atol=2e-5)
 
@@ -63,63 +63,63 @@ def test_best_token_and_score_by_chunks(chunk):
 @pytest.mark.parametrize("scale", [1.0, 6.0, 30.0, 400.0])
 @pytest.mark.parametrize("chunk", [8, 16, 48])
 def test_features_are_those_of_the_unfiltered_distribution(chunk, scale, temperature):
-    """Gap, margin and entropy in float64, sharp distributions and banned ids too."""
-    table = drawn(1, scale)
+    """Gap, margin and entropy in float64; sharp distributions, suppressed ids."""
+    table = random_logits(1, scale)
     table[:, 8:16] = table[:, 40] = NEG_INF  # a whole chunk of 8 among them
-    found = take(
+    pred = sample(
         table, chunk, SamplingConfig(temperature, top_k=3 if temperature else 0)
     )
     z = np.where(table > NEG_INF, table.astype(np.float64), -np.inf)
     z = np.sort(z / (temperature or 1.0), axis=1)[:, ::-1]
     weight = np.exp(z - z[:, :1])
     rest = weight[:, 1:].sum(axis=1)
-    np.testing.assert_allclose(found.gap, z[:, 0] - z[:, 1], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(pred.gap, z[:, 0] - z[:, 1], rtol=2e-5, atol=2e-5)
     # From the second best on, whose own weight is too small for a float64.
     later = np.exp(z[:, 1:] - z[:, 1:2]).sum(axis=1)
     margin = np.log1p(rest) + z[:, 0] - z[:, 1] - np.log1p(later)
-    np.testing.assert_allclose(found.margin, margin, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(pred.margin, margin, rtol=2e-5, atol=2e-5)
     below = np.where(np.isfinite(z), z[:, :1] - z, 0.0)
     entropy = np.log1p(rest) + (weight * below).sum(axis=1) / (1 + rest)
-    np.testing.assert_allclose(found.entropy, entropy, rtol=2e-4, atol=1e-30)
+    np.testing.assert_allclose(pred.entropy, entropy, rtol=2e-4, atol=1e-30)
 
 
 @pytest.mark.parametrize("chunk", [8, 48])
 def test_ties_go_to_the_lowest_id(chunk):
     table = np.zeros((ROWS, SIZE), "f")
     table[:, [7, 20, 41]] = 2.0
-    token, _ = take(table, chunk, SamplingConfig())[:2]
+    token, _ = sample(table, chunk, SamplingConfig())[:2]
     np.testing.assert_array_equal(token, 7)
 
 
 @pytest.mark.parametrize("chunk", [8, 16, 48])
 @pytest.mark.parametrize("values", [3, 40])
-def test_the_runner_is_the_best_of_the_rest(chunk, values):
+def test_the_runner_up_is_the_best_of_the_rest(chunk, values):
     """Many ties inside and across chunks: the lowest id first, then the next one."""
     table = np.random.default_rng(values).integers(0, values, (ROWS, SIZE)).astype("f")
     table[:, 8:16] = NEG_INF
-    found = take(table, chunk, SamplingConfig())
+    pred = sample(table, chunk, SamplingConfig())
     order = np.argsort(-table, axis=1, kind="stable")
-    np.testing.assert_array_equal(found.token, order[:, 0])
-    np.testing.assert_array_equal(found.runner_up, order[:, 1])
+    np.testing.assert_array_equal(pred.token, order[:, 0])
+    np.testing.assert_array_equal(pred.runner_up, order[:, 1])
 
 
 @pytest.mark.parametrize("chunk", [8, 48])
-def test_the_runner_is_what_would_be_drawn_without_the_token(chunk):
-    table = drawn()
-    found = take(table, chunk, SamplingConfig(0.9))
-    table[np.arange(ROWS), found.token] = NEG_INF
-    again = take(table, chunk, SamplingConfig(0.9))
-    np.testing.assert_array_equal(found.runner_up, again.token)
+def test_the_runner_up_is_what_would_be_drawn_without_the_token(chunk):
+    table = random_logits()
+    pred = sample(table, chunk, SamplingConfig(0.9))
+    table[np.arange(ROWS), pred.token] = NEG_INF
+    again = sample(table, chunk, SamplingConfig(0.9))
+    np.testing.assert_array_equal(pred.runner_up, again.token)
 
 
-def test_there_may_be_no_runner():
-    table = drawn()
+def test_there_may_be_no_runner_up():
+    table = random_logits()
     np.testing.assert_array_equal(
-        take(table, 16, SamplingConfig(1.0, top_k=1)).runner_up, -1
+        sample(table, 16, SamplingConfig(1.0, top_k=1)).runner_up, -1
     )
     table[:, 1:] = NEG_INF
     for sampling in (SamplingConfig(), SamplingConfig(1.0)):
-        np.testing.assert_array_equal(take(table, 16, sampling).runner_up, -1)
+        np.testing.assert_array_equal(sample(table, 16, sampling).runner_up, -1)
 
 
 @pytest.mark.parametrize("gap", [20.0, 25.0, 40.0, 60.0])
@@ -127,26 +127,26 @@ def test_scores_do_not_saturate(gap):
     table = np.zeros((2, SIZE), "f")
     table[0, 3], table[1, 3] = gap, gap + 0.5
     assert float(jax.nn.softmax(jnp.asarray(table[0]))[3]) > 0.9999999
-    _, score = take(table, 16, SamplingConfig())[:2]
+    _, score = sample(table, 16, SamplingConfig())[:2]
     assert score[1] > score[0]
     np.testing.assert_allclose(score[1] - score[0], 0.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_banned_ids_never_come_out(temperature):
-    table = drawn(scale=0.1)
+def test_suppressed_ids_never_come_out(temperature):
+    table = random_logits(scale=0.1)
     table[:, 10:] = NEG_INF
     # All steps in one call: 20 rows of keys for every row of the table.
     key_R = jnp.concatenate([keys(step=step) for step in range(20)])
     table = np.tile(table, (20, 1))
-    token, score = take(table, 16, SamplingConfig(temperature), key_R)[:2]
+    token, score = sample(table, 16, SamplingConfig(temperature), key_R)[:2]
     assert (np.asarray(token) < 10).all() and np.isfinite(score).all()
 
 
 def test_top_one_is_the_best_token_with_its_own_confidence():
-    table = drawn()
-    best, plain = take(table, 16, SamplingConfig())[:2]
-    token, score = take(table, 16, SamplingConfig(1.0, top_k=1))[:2]
+    table = random_logits()
+    best, plain = sample(table, 16, SamplingConfig())[:2]
+    token, score = sample(table, 16, SamplingConfig(1.0, top_k=1))[:2]
     np.testing.assert_array_equal(token, best)
     np.testing.assert_allclose(score, plain, atol=1e-5)
 
@@ -155,10 +155,10 @@ def test_top_one_is_the_best_token_with_its_own_confidence():
     ("top_k", "top_p"), [(3, 1.0), (0, 0.5), (5, 0.6), (0, 0.01), (40, 0.9)]
 )
 def test_filters_keep_exactly_their_tokens(top_k, top_p):
-    table = drawn(seed=3, scale=1.5)[:2]
+    table = random_logits(seed=3, scale=1.5)[:2]
     sampling = SamplingConfig(0.7, top_k, top_p)
     rows = 4000
-    seen = take(np.repeat(table, rows, 0), 16, sampling, keys(2 * rows, seed=5))[0]
+    seen = sample(np.repeat(table, rows, 0), 16, sampling, keys(2 * rows, seed=5))[0]
     for row, tokens in enumerate(np.asarray(seen).reshape(2, rows)):
         z = np.sort(table[row].astype(np.float64) / 0.7)[::-1]
         z = z[: top_k or None]
@@ -172,9 +172,9 @@ def test_filters_keep_exactly_their_tokens(top_k, top_p):
 
 
 def test_samples_follow_the_tempered_distribution():
-    table = drawn(seed=1, scale=1.0)[:1, :16]
+    table = random_logits(seed=1, scale=1.0)[:1, :16]
     rows = 20000
-    token, _ = take(
+    token, _ = sample(
         np.repeat(table, rows, 0), 8, SamplingConfig(0.8), keys(rows, seed=2)
     )[:2]
     share = np.exp(table[0].astype(np.float64) / 0.8)
@@ -186,11 +186,13 @@ def test_samples_follow_the_tempered_distribution():
 
 def test_noise_depends_on_seed_request_step_and_position_alone():
     flat = np.zeros((ROWS, SIZE), "f")
-    base = np.asarray(take(flat, 16, SamplingConfig(1.0), keys())[0])
-    again = take(flat[:5], 16, SamplingConfig(1.0), keys()[:5])[0]
+    base = np.asarray(sample(flat, 16, SamplingConfig(1.0), keys())[0])
+    again = sample(flat[:5], 16, SamplingConfig(1.0), keys()[:5])[0]
     np.testing.assert_array_equal(again, base[:5])
     for other in (keys(seed=1), keys(request=1), keys(step=1)):
-        assert (np.asarray(take(flat, 16, SamplingConfig(1.0), other)[0]) != base).any()
+        assert (
+            np.asarray(sample(flat, 16, SamplingConfig(1.0), other)[0]) != base
+        ).any()
     assert len(set(base.tolist())) > 1
 
 
@@ -213,12 +215,12 @@ def test_noise_does_not_depend_on_how_much_is_drawn_at_once():
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(0.7, top_k=5)])
 def test_chunks_spelled_out_are_read_as_chunks_in_a_loop(monkeypatch, sampling):
-    table, found = jnp.asarray(drawn()), []
-    for most in (0, SIZE):
+    table, results = jnp.asarray(random_logits()), []
+    for limit in (0, SIZE):
         monkeypatch.setattr(
-            sampling_module, "max_unrolled_chunks", lambda most=most: most
+            sampling_module, "max_unrolled_chunks", lambda limit=limit: limit
         )
-        anew = functools.partial(told, chunk=8, sampling=sampling)
-        found.append(jax.jit(anew)(table, keys()))
-    for one, other in zip(*found, strict=True):
+        fresh = functools.partial(sample_table, chunk=8, sampling=sampling)
+        results.append(jax.jit(fresh)(table, keys()))
+    for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)

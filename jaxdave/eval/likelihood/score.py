@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import ModelConfig
+from jaxdave.core.config import ModelConfig, Numerics
 from jaxdave.core.model_api import ModelFns
 from jaxdave.models.block_causal import block_causal_model
-from jaxdave.models.decode_model import NumericsName
 from jaxdave.models.full_attention import uncached_model
 from jaxdave.models.guidance import with_guidance
 from jaxdave.sampling.chunked_head import chunk_logits, num_chunks, token_log_odds
@@ -73,7 +72,7 @@ class Scorer:
 def make_scorer(
     config: ModelConfig,
     *,
-    numerics: NumericsName = "guarded",
+    numerics: Numerics | str = Numerics.GUARDED,
     block_length: int | None = None,
     guidance: float = 0.0,
 ) -> Scorer:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jaxdave.core.config import ModelConfig
     from jaxdave.core.policy_api import Policy
     from jaxdave.engine.decode_config import DecodeConfig
-    from jaxdave.engine.results import Row
+    from jaxdave.engine.results import Completion
     from jaxdave.io.tokenizer import Codec
 
 
@@ -29,7 +29,9 @@ class GradedOutput(NamedTuple):
     tokens: int
 
 
-def answer_only(codec: "Codec", prompt: Sequence[int], row: "Row") -> GradedOutput:
+def answer_only(
+    codec: "Codec", prompt: Sequence[int], row: "Completion"
+) -> GradedOutput:
     """Return the answer up to its end token, without the prompt.
 
     Args:
@@ -45,7 +47,7 @@ def answer_only(codec: "Codec", prompt: Sequence[int], row: "Row") -> GradedOutp
 
 
 def prompt_and_answer(
-    codec: "Codec", prompt: Sequence[int], row: "Row"
+    codec: "Codec", prompt: Sequence[int], row: "Completion"
 ) -> GradedOutput:
     """Return the prompt and the whole answer, without stop, pad and mask ids.
 
@@ -139,4 +141,6 @@ class ProtocolDeviations(NamedTuple):
     method_settings: Mapping[str, Mapping[str, Any]] = {}
     wrap_policy: "Callable[[DecodeConfig, Policy], Policy]" = unchanged_policy
     adapt_model: "Callable[[ModelConfig], ModelConfig]" = unchanged_model
-    extract_output: "Callable[[Codec, Sequence[int], Row], GradedOutput]" = answer_only
+    extract_output: "Callable[[Codec, Sequence[int], Completion], GradedOutput]" = (
+        answer_only
+    )

@@ -14,7 +14,7 @@ import jaxdave
 from jaxdave.eval.report import metrics
 from jaxdave.eval.run import memory
 from jaxdave.eval.run.cells import EvalCell
-from jaxdave.eval.run.eval_config import Wanted
+from jaxdave.eval.run.eval_config import EvalConfig
 from jaxdave.eval.run.plan import drawn_task
 from jaxdave.eval.run.records import Record
 
@@ -49,7 +49,7 @@ def reproducible_part(value: Any) -> Any:
     return value
 
 
-def make_report(config: Wanted, results: CellRecords) -> dict[str, Any]:
+def make_report(config: EvalConfig, results: CellRecords) -> dict[str, Any]:
     """Make the report of a run.
 
     Args:

@@ -59,6 +59,7 @@ class EvalCell(NamedTuple):
     path: Path | None
     header: Header
     extract_output: Callable[..., GradedOutput] = answer_only
+    batch_size: int = 1
 
 
 def encode_item(
@@ -150,10 +151,10 @@ def make_batches(cell: EvalCell) -> list[list[PromptedItem]]:
         cell: The cell.
 
     Returns:
-        Lists of at most `cell.settings.batch_size` items.
+        Lists of at most `cell.batch_size` items.
     """
     ordered = sorted(cell.entries, key=lambda entry: -_padded_length(cell, entry))
-    size = cell.settings.batch_size
+    size = cell.batch_size
     return [ordered[at : at + size] for at in range(0, len(ordered), size)]
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from jaxdave.eval.report import figures, report, tables
 from jaxdave.eval.run import plan, runner
 from jaxdave.eval.run.cells import EvalCell
-from jaxdave.eval.run.eval_config import Wanted
+from jaxdave.eval.run.eval_config import EvalConfig
 from jaxdave.eval.run.progress import ProgressDisplay, progress_display
 from jaxdave.eval.run.records import Record
 from jaxdave.eval.run.runner import VerdictCache
@@ -27,7 +27,7 @@ LOCK = ".lock"
 """Name of the file that keeps a second run out of an output folder."""
 
 
-def run(config: Wanted) -> None:
+def run(config: EvalConfig) -> None:
     """Evaluate and print; files go to the output folder, where there is one.
 
     Args:
@@ -38,10 +38,10 @@ def run(config: Wanted) -> None:
             earlier run are wrong. Nothing has been written then.
     """
     model = checkpoint.load(
-        config.model,
-        dtype=config.dtype,
-        block_length=config.block_length,
-        quantize=config.quantize,
+        config.load.model,
+        dtype=config.load.dtype,
+        block_length=config.overrides.get("block_length"),
+        quantize=config.load.quantize,
     )
     out = config.out
     with contextlib.ExitStack() as stack:

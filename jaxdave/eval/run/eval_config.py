@@ -1,4 +1,4 @@
-"""What a command line wants evaluated, checked as far as it goes without a model."""
+"""What an evaluation runs, checked as far as it can be without a model."""
 
 import dataclasses
 import importlib.util
@@ -6,25 +6,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdave.engine import decode_config
-from jaxdave.engine.decode_config import DecodeConfig
+from jaxdave.engine.decode_config import DecodeConfig, LoadConfig, check_batch_size
 from jaxdave.eval.benchmarks import demo
 from jaxdave.eval.benchmarks import registry as benchmark_registry
 from jaxdave.eval.protocols import registry as protocol_registry
-from jaxdave.eval.run.methods import METHODS, Method
+from jaxdave.eval.run.methods import DEFAULT_THRESHOLD, METHODS, Method
 from jaxdave.eval.types import Preset, Task
 
 SWEEP = (1, 2, 4, 8, 16, 32)
-"""Draft lengths of the paper's Figure 3."""
+"""Draft steps of the paper's Figure 3."""
 SWEEPS = ("draft_steps",)
 USUAL_PRESET = "paper-2025"
 
 
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-    """The options of `jaxdave eval`; None: the preset's or the model's own."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What `jaxdave eval` runs.
 
-    model: str | None = None
+    Attributes:
+        load: The model.
+        overrides: Fields of `DecodeConfig` that go before those of the preset; a value
+            of None leaves the preset's.
+        tasks: Names of benchmarks.
+        methods: Names of ways to decode, the rows of the tables.
+        preset: The published protocol; None: the demo's for its own tasks, else the
+            FreeDave paper's.
+        as_published: With the defects of the published harness.
+        data_dir: Folder of the benchmark files; None: from the Hub.
+        limit: Only the first items of each benchmark; None: all.
+        out: Folder for items, tables and figures; None: nothing is written.
+        allow_code_execution: Code that the model writes may be run.
+        sweep: "draft_steps" decodes with drafts at every length of `SWEEP`; or None.
+        trajectory: Id of an item whose positions are drawn against calls; or None.
+        batch_size: Prompts decoded together.
+    """
+
+    load: LoadConfig = LoadConfig()
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tasks: tuple[str, ...] = ("demo-math", "demo-code")
     methods: tuple[str, ...] = ("static", "threshold", "freedave")
     preset: str | None = None
@@ -33,121 +51,160 @@ class Wanted:
     limit: int | None = None
     out: Path | None = None
     allow_code_execution: bool = False
-    threshold: float | None = None
-    draft_steps: str | None = None
-    draft: str = "tree"
-    policy: str | None = None
     sweep: str | None = None
     trajectory: str | None = None
-    block_length: int | None = None
-    max_new_tokens: int | None = None
     batch_size: int = 1
-    seed: int = 0
-    dtype: str = "float32"
-    quantize: str | None = None
-    numerics: str = "guarded"
 
     @property
-    def draws(self) -> bool:
-        """Whether there will be figures."""
+    def has_figures(self) -> bool:
+        """True if figures are drawn."""
         return self.sweep is not None or self.trajectory is not None
 
 
-def check(wanted: Wanted) -> None:
-    """Raise ValueError for what is wrong whatever the model is."""
-    w = wanted
-    methods_of(w)
-    _check_tasks(w)
-    preset_of(w)
-    if w.limit is not None and w.limit < 1:
-        raise ValueError(f"limit={w.limit} must be at least 1; leave it out for all")
-    if w.out is not None and w.out.exists() and not w.out.is_dir():
-        raise ValueError(f"out={w.out} is a file and must be a folder; choose another")
-    if w.data_dir is not None and not w.data_dir.is_dir():
-        raise ValueError(
-            f"data_dir={w.data_dir} is no folder; give the one with the benchmark files"
-        )
-    if w.sweep is not None and w.sweep not in SWEEPS:
-        raise ValueError(f"sweep={w.sweep!r} is unknown; use {', '.join(SWEEPS)}")
-    if w.draws and w.out is None:
-        raise ValueError("figures are files, so say where with --out FOLDER")
-    if w.draws and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("figures need matplotlib; pip install 'jaxdave[eval]'")
-    for method in methods_of(w):
-        decode_config.check_config(method.choose(settings(w, {}), 0.9))
-    _check_drawn(w)
+def check(config: EvalConfig) -> None:
+    """Check what can be checked without the model.
+
+    Args:
+        config: What is to be run.
+
+    Raises:
+        ValueError: A name is unknown, a value is out of range, or two exclude each
+            other.
+    """
+    methods = methods_of(config)
+    _check_tasks(config)
+    preset_of(config)
+    _check_folders(config)
+    _check_figures(config)
+    check_batch_size(config.batch_size)
+    for method in methods:
+        method.choose(decode_config(config, {}), DEFAULT_THRESHOLD)
+    _check_trajectory(config)
 
 
-def _check_tasks(w: Wanted) -> None:
-    for task in tasks_of(w):
-        if task.runs_code and not w.allow_code_execution:
+def _check_tasks(config: EvalConfig) -> None:
+    for task in tasks_of(config):
+        if task.runs_code and not config.allow_code_execution:
             raise ValueError(
                 f"task {task.name} runs code that the model writes; say "
                 "--allow-code-execution, best inside a container"
             )
 
 
-def _check_drawn(w: Wanted) -> None:
-    if w.sweep is not None and not any(m.drafted for m in methods_of(w)):
+def _check_folders(config: EvalConfig) -> None:
+    limit, out, data_dir = config.limit, config.out, config.data_dir
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} must be at least 1; leave it out for all")
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"out={out} is a file and must be a folder; choose another")
+    if data_dir is not None and not data_dir.is_dir():
         raise ValueError(
-            f"sweep={w.sweep!r} is over drafts, and methods={','.join(w.methods)} "
-            "have none; add freedave"
+            f"data_dir={data_dir} is no folder; give the one with the benchmark files"
         )
-    if w.trajectory is not None and not {"static", "freedave"} <= {*w.methods}:
+
+
+def _check_figures(config: EvalConfig) -> None:
+    if config.sweep is not None and config.sweep not in SWEEPS:
+        raise ValueError(f"sweep={config.sweep!r} is unknown; use {', '.join(SWEEPS)}")
+    if config.has_figures and config.out is None:
+        raise ValueError("figures are files, so say where with --out FOLDER")
+    if config.has_figures and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("figures need matplotlib; pip install 'jaxdave[eval]'")
+
+
+def _check_trajectory(config: EvalConfig) -> None:
+    if config.sweep is not None and not any(m.drafted for m in methods_of(config)):
+        raise ValueError(
+            f"sweep={config.sweep!r} is over drafts, and "
+            f"methods={','.join(config.methods)} have none; add freedave"
+        )
+    has_both = {"static", "freedave"} <= {*config.methods}
+    if config.trajectory is not None and not has_both:
         raise ValueError(
             "a trajectory shows static and freedave side by side; add both to --methods"
         )
 
 
-def methods_of(wanted: Wanted) -> tuple[Method, ...]:
-    """The methods by name. Raises ValueError for one that does not exist."""
-    odd = [name for name in wanted.methods if name not in METHODS]
-    if odd:
-        raise ValueError(f"method {odd[0]!r} is unknown; use {', '.join(METHODS)}")
-    return tuple(METHODS[name] for name in wanted.methods)
+def methods_of(config: EvalConfig) -> tuple[Method, ...]:
+    """The methods by name.
+
+    Args:
+        config: What is to be run.
+
+    Returns:
+        The methods, in their order.
+
+    Raises:
+        ValueError: There is no such method.
+    """
+    unknown = [name for name in config.methods if name not in METHODS]
+    if unknown:
+        raise ValueError(f"method {unknown[0]!r} is unknown; use {', '.join(METHODS)}")
+    return tuple(METHODS[name] for name in config.methods)
 
 
-def tasks_of(wanted: Wanted) -> tuple[Task, ...]:
-    """The tasks by name. Raises ValueError for one that does not exist."""
-    given = {
-        "preset": _preset_name(wanted),
-        "as_published": wanted.as_published,
-        "allow_code_execution": wanted.allow_code_execution,
-    }
-    return tuple(benchmark_registry.open_task(name, **given) for name in wanted.tasks)
+def tasks_of(config: EvalConfig) -> tuple[Task, ...]:
+    """The benchmarks by name.
 
+    Args:
+        config: What is to be run.
 
-def preset_of(wanted: Wanted) -> Preset:
-    """The preset by name. Raises ValueError for one that does not exist."""
-    return protocol_registry.open_preset(
-        _preset_name(wanted), folder=wanted.data_dir, as_published=wanted.as_published
+    Returns:
+        The benchmarks, in their order.
+
+    Raises:
+        ValueError: There is no such benchmark.
+    """
+    return tuple(
+        benchmark_registry.open_task(
+            name,
+            preset=_preset_name(config),
+            as_published=config.as_published,
+            allow_code_execution=config.allow_code_execution,
+        )
+        for name in config.tasks
     )
 
 
-def _preset_name(wanted: Wanted) -> str:
-    usual = "demo" if {*wanted.tasks} <= {*demo.TASKS} else USUAL_PRESET
-    return usual if wanted.preset is None else wanted.preset
+def preset_of(config: EvalConfig) -> Preset:
+    """The preset by name.
 
+    Args:
+        config: What is to be run.
 
-def settings(wanted: Wanted, given: Mapping[str, Any]) -> DecodeConfig:
-    """The decoders' settings: the command line's before those that a preset gives.
+    Returns:
+        The preset.
 
-    Raises ValueError for a setting that no decoder has.
+    Raises:
+        ValueError: There is no such preset.
     """
-    w, fields = wanted, {field.name for field in dataclasses.fields(DecodeConfig)}
-    odd = sorted({*given} - fields)
-    if odd:
-        raise ValueError(f"a preset asks for {odd[0]!r}, which no decoder has")
-    asked = {
-        "draft_steps": w.draft_steps and decode_config.parse_draft_steps(w.draft_steps),
-        "block_length": w.block_length,
-        "max_new_tokens": w.max_new_tokens,
-    }
-    asked = {name: value for name, value in asked.items() if value is not None}
-    own = {
-        name: getattr(w, name)
-        for name in "model draft policy batch_size seed dtype quantize numerics".split()
-    }
+    return protocol_registry.open_preset(
+        _preset_name(config), folder=config.data_dir, as_published=config.as_published
+    )
+
+
+def _preset_name(config: EvalConfig) -> str:
+    if config.preset is not None:
+        return config.preset
+    return "demo" if {*config.tasks} <= {*demo.TASKS} else USUAL_PRESET
+
+
+def decode_config(config: EvalConfig, preset: Mapping[str, Any]) -> DecodeConfig:
+    """The settings of a decode: the user's, then a preset's, then the defaults.
+
+    Args:
+        config: What is to be run.
+        preset: Fields of `DecodeConfig` that a preset gives.
+
+    Returns:
+        The configuration of a decode, before a method changes it.
+
+    Raises:
+        ValueError: A field is unknown or out of range.
+    """
+    own = {name: x for name, x in config.overrides.items() if x is not None}
+    # The methods alone say what has a threshold (`Method.choose`).
+    own.pop("threshold", None)
     # A policy says itself how many tokens a step commits.
-    own |= {} if w.policy is None else {"tokens_per_step": None}
-    return DecodeConfig(**{**given, **asked, **own})
+    own |= {"tokens_per_step": None} if "policy" in own else {}
+    return DecodeConfig.from_dict({**preset, **own})

@@ -4,17 +4,20 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jaxdave.engine.decode_config import DEFAULT_THRESHOLD as DEFAULT_THRESHOLD
 from jaxdave.engine.decode_config import DecodeConfig
-
-THRESHOLD = 0.9
-"""Where neither the command line nor the preset says."""
 
 
 class Method(NamedTuple):
     """A way to decode.
 
-    title: what tables print. base: the method whose text this one must give. drafted:
-    whether calls carry drafts. choose(settings, threshold): its own settings.
+    Attributes:
+        name: What `--methods` calls it.
+        title: What tables print for its configuration.
+        base: The method whose text this one must give.
+        drafted: Calls carry drafts.
+        choose: (what all methods share, the threshold of those that have one) -> the
+            configuration of this method.
     """
 
     name: str
@@ -24,48 +27,78 @@ class Method(NamedTuple):
     choose: Callable[[DecodeConfig, float], DecodeConfig]
 
 
-def _static(settings: DecodeConfig, _: float) -> DecodeConfig:
-    return dataclasses.replace(settings, method="static", threshold=None)
+def _static(config: DecodeConfig, _: float) -> DecodeConfig:
+    return dataclasses.replace(config, method="static", threshold=None)
 
 
-def _threshold(settings: DecodeConfig, threshold: float) -> DecodeConfig:
+def _threshold(config: DecodeConfig, threshold: float) -> DecodeConfig:
     return dataclasses.replace(
-        settings, method="threshold", threshold=threshold, tokens_per_step=None,
+        config,
+        method="threshold",
+        threshold=threshold,
+        tokens_per_step=None,
         policy=None,
-    )  # fmt: skip
+    )
 
 
-def _freedave(settings: DecodeConfig, _: float) -> DecodeConfig:
-    return dataclasses.replace(settings, method="freedave", threshold=None)
+def _freedave(config: DecodeConfig, _: float) -> DecodeConfig:
+    return dataclasses.replace(config, method="freedave", threshold=None)
 
 
-def _both(settings: DecodeConfig, threshold: float) -> DecodeConfig:
-    return dataclasses.replace(_threshold(settings, threshold), method="freedave")
+def _freedave_threshold(config: DecodeConfig, threshold: float) -> DecodeConfig:
+    return dataclasses.replace(_threshold(config, threshold), method="freedave")
 
 
-def _over(settings: DecodeConfig) -> str:
-    return f" over {settings.policy}" if settings.policy else ""
+def _static_title(config: DecodeConfig) -> str:
+    return str(config.policy or "static")
+
+
+def _threshold_title(config: DecodeConfig) -> str:
+    return f"threshold {config.threshold:g}"
+
+
+def _freedave_title(config: DecodeConfig) -> str:
+    over = f" over {config.policy}" if config.policy else ""
+    return f"FreeDave d={config.draft_steps}{over}"
+
+
+def _freedave_threshold_title(config: DecodeConfig) -> str:
+    return f"FreeDave++ d={config.draft_steps}, {config.threshold:g}"
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method("static", lambda s: s.policy or "static", "static", False, _static),
         Method(
-            "threshold", lambda s: f"threshold {s.threshold:g}", "threshold", False,
-            _threshold,
+            name="static",
+            title=_static_title,
+            base="static",
+            drafted=False,
+            choose=_static,
         ),
         Method(
-            "freedave", lambda s: f"FreeDave d={s.draft_steps}{_over(s)}", "static",
-            True, _freedave,
+            name="threshold",
+            title=_threshold_title,
+            base="threshold",
+            drafted=False,
+            choose=_threshold,
         ),
         Method(
-            "freedave-threshold",
-            lambda s: f"FreeDave++ d={s.draft_steps}, {s.threshold:g}",
-            "threshold", True, _both,
+            name="freedave",
+            title=_freedave_title,
+            base="static",
+            drafted=True,
+            choose=_freedave,
+        ),
+        Method(
+            name="freedave-threshold",
+            title=_freedave_threshold_title,
+            base="threshold",
+            drafted=True,
+            choose=_freedave_threshold,
         ),
     )
-}  # fmt: skip
-"""`static` is the policy that was asked for, and its own where none was.
+}
+"""`static` is the user's policy, and one token a step where there is none.
 `freedave-threshold`: FreeDave over the threshold policy, the public code's
 FreeDave++."""

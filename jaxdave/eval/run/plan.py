@@ -1,4 +1,4 @@
-"""All that a command line wants decoded, checked before the first item is."""
+"""Every decode of an evaluation, checked before the first item is decoded."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,8 @@ import jax
 import jaxdave
 from jaxdave.engine import autotune
 from jaxdave.engine.batching import check_room
-from jaxdave.engine.decode_config import DecodeConfig, make_decoder
+from jaxdave.engine.decode_config import DecodeConfig
+from jaxdave.engine.decoders import make_decoder
 from jaxdave.eval.run import records
 from jaxdave.eval.run.cells import (
     EvalCell,
@@ -21,138 +22,174 @@ from jaxdave.eval.run.cells import (
 )
 from jaxdave.eval.run.eval_config import (
     SWEEP,
-    Wanted,
+    EvalConfig,
+    decode_config,
     methods_of,
     preset_of,
-    settings,
     tasks_of,
 )
-from jaxdave.eval.run.methods import THRESHOLD, Method
+from jaxdave.eval.run.methods import DEFAULT_THRESHOLD, Method
 from jaxdave.eval.types import Preset, Task
 from jaxdave.io.checkpoint import Model
 
 
-def cells(wanted: Wanted, model: Model) -> tuple[EvalCell, ...]:
-    """Every row of the tables, in their order.
+def cells(config: EvalConfig, model: Model) -> tuple[EvalCell, ...]:
+    """Every row of the tables.
 
-    Raises ValueError for whatever would go wrong later: data, prompts, settings, and
-    records of another run.
+    Args:
+        config: What is to be run.
+        model: The model.
+
+    Returns:
+        The rows, in their order.
+
+    Raises:
+        ValueError: Data, prompts, settings or records of another run would fail later.
     """
-    preset, of_weights = preset_of(wanted), _weights(model)
-    made = tuple(
-        _cell(wanted, model, preset, task, method, chosen, entries, of_weights)
-        for task in tasks_of(wanted)
-        for entries in [_entries(wanted, model, preset, task)]
-        for method, chosen in _chosen(wanted, model, preset, task)
+    preset, weights = preset_of(config), _weights_digest(model)
+    rows = tuple(
+        _cell(config, model, preset, task, method, settings, entries, weights)
+        for task in tasks_of(config)
+        for entries in [_entries(config, model, preset, task)]
+        for method, settings in _chosen(config, model, preset, task)
     )
-    for cell in made:
+    for cell in rows:
         read_finished(cell)
-    if wanted.trajectory is not None:
-        drawn_task(wanted.trajectory, made)
-    return made
+    if config.trajectory is not None:
+        drawn_task(config.trajectory, rows)
+    return rows
 
 
-def drawn_task(item: str, made: Sequence[EvalCell]) -> Task:
-    """The first task that has an item. Raises ValueError where none has."""
-    for cell in made:
+def drawn_task(item: str, rows: Sequence[EvalCell]) -> Task:
+    """The first benchmark that has an item.
+
+    Args:
+        item: The item's id.
+        rows: Rows of the tables.
+
+    Returns:
+        The benchmark.
+
+    Raises:
+        ValueError: None has the item.
+    """
+    for cell in rows:
         if any(one.item.id == item for one in cell.entries):
             return cell.task
     raise ValueError(
         f"trajectory={item!r} is no item of this run; one is "
-        f"{made[0].entries[0].item.id!r}"
+        f"{rows[0].entries[0].item.id!r}"
     )
 
 
 def _entries(
-    w: Wanted, model: Model, preset: Preset, task: Task
+    config: EvalConfig, model: Model, preset: Preset, task: Task
 ) -> tuple[PromptedItem, ...]:
-    """The items as they are asked."""
-    family, items = model.config.family, task.items(w.data_dir)[: w.limit]
-    room = _settings(w, model, preset, task)[0].max_new_tokens
-    found = []
+    """The items with their prompts."""
+    family, items = model.config.family, task.items(config.data_dir)[: config.limit]
+    room = _settings(config, model, preset, task)[0].max_new_tokens
+    assert room is not None
+    entries = []
     for index, item in enumerate(items):
-        asked = preset.prompt(family, task, item)
-        one = encode_item(model.codec, task, item, index, asked)
-        assert room is not None
+        prompt = preset.prompt(family, task, item)
+        one = encode_item(model.codec, task, item, index, prompt)
         try:
             check_room(one.prompt, model, room)
         except ValueError as error:
             raise ValueError(
                 f"{task.name}, item {item.id}: {error} (--max-new-tokens)"
             ) from error
-        found.append(one)
-    return tuple(found)
+        entries.append(one)
+    return tuple(entries)
 
 
 def _settings(
-    w: Wanted, model: Model, preset: Preset, task: Task, base: str = "static"
+    config: EvalConfig, model: Model, preset: Preset, task: Task, base: str = "static"
 ) -> tuple[DecodeConfig, float]:
     """What all methods of a base share, and the threshold of those that have one."""
     family = model.config.family
-    own = preset.deviations(family, task).method_settings.get(base, {})
-    given = {**preset.settings(family, task), **own}
-    said = given.pop("threshold", THRESHOLD)
-    made = settings(w, {"max_new_tokens": model.max_new_tokens, **given})
-    return made, said if w.threshold is None else w.threshold
+    of_base = preset.deviations(family, task).method_settings.get(base, {})
+    fields = {**preset.settings(family, task), **of_base}
+    threshold = fields.pop("threshold", DEFAULT_THRESHOLD)
+    shared = decode_config(config, {"max_new_tokens": model.max_new_tokens, **fields})
+    override = config.overrides.get("threshold")
+    return shared, threshold if override is None else override
 
 
 def _chosen(
-    w: Wanted, model: Model, preset: Preset, task: Task
+    config: EvalConfig, model: Model, preset: Preset, task: Task
 ) -> Iterator[tuple[Method, DecodeConfig]]:
     """Methods and their settings; under a sweep drafted ones at every length."""
-    for method in methods_of(w):
-        common, threshold = _settings(w, model, preset, task, method.base)
-        chosen = method.choose(common, threshold)
-        swept = SWEEP if w.sweep is not None and method.drafted else ()
-        for steps in swept or (chosen.draft_steps,):
-            yield method, dataclasses.replace(chosen, draft_steps=steps)
+    for method in methods_of(config):
+        shared, threshold = _settings(config, model, preset, task, method.base)
+        settings = method.choose(shared, threshold)
+        swept = SWEEP if config.sweep is not None and method.drafted else ()
+        for steps in swept or (settings.draft_steps,):
+            yield method, dataclasses.replace(settings, draft_steps=steps)
 
 
 def _cell(
-    w: Wanted, model, preset, task, method, chosen, entries, of_weights
+    config: EvalConfig,
+    model: Model,
+    preset: Preset,
+    task: Task,
+    method: Method,
+    settings: DecodeConfig,
+    entries: tuple[PromptedItem, ...],
+    weights: str,
 ) -> EvalCell:
     deviations = preset.deviations(model.config.family, task)
+    policy = deviations.wrap_policy(settings, settings.make_policy())
     decoder = make_decoder(
         deviations.adapt_model(model.config),
-        chosen,
-        model.tables,
-        wrap=deviations.wrap_policy,
+        settings.with_policy(policy),
+        tables=model.tables,
     )
-    said = {**dataclasses.asdict(chosen), "model": model.name, "weights": of_weights}
+    steps = f".d{settings.draft_steps}" if method.drafted else ""
+    name = f"{model.name}.{task.name}.{method.name}{steps}.jsonl".replace("/", "_")
+    fields = {
+        "format": records.FORMAT,
+        "jaxdave": jaxdave.__version__,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "task": task.name,
+        "preset": preset.name,
+        "as_published": config.as_published,
+        "row": method.name,
+        **settings.to_dict(),
+        **config.load.to_dict(),
+        "batch_size": config.batch_size,
+        "model": model.name,
+        "weights": weights,
+    }
+    # No preset suppresses ids, and older files do not name them.
+    del fields["suppressed_ids"]
     if not (method.drafted or decoder.numerics == "exact"):
         # What is not in force must not make two runs differ.
-        said |= {"draft_steps": 1, "draft": "none"}
-    header = _plain(
-        {
-            "format": records.FORMAT,
-            "jaxdave": jaxdave.__version__,
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
-            "task": task.name,
-            "preset": preset.name,
-            "as_published": w.as_published,
-            "row": method.name,
-            **said,
-            "numerics": decoder.numerics,
-        }
-    )
-    steps = f".d{chosen.draft_steps}" if method.drafted else ""
-    name = f"{model.name}.{task.name}.{method.name}{steps}.jsonl".replace("/", "_")
-    path = None if w.out is None else w.out / name
+        fields |= {"draft_steps": 1, "draft": "none"}
+    fields["numerics"] = decoder.numerics
     return EvalCell(
-        task, method, chosen, decoder, entries, path, header, deviations.extract_output
+        task=task,
+        method=method,
+        settings=settings,
+        decoder=decoder,
+        entries=entries,
+        path=None if config.out is None else config.out / name,
+        header=_as_json(fields),
+        extract_output=deviations.extract_output,
+        batch_size=config.batch_size,
     )
 
 
-def _weights(model: Model) -> str:
-    """A digest of what decides the text and the calls beside the settings."""
+def _weights_digest(model: Model) -> str:
+    """A digest of what decides text and calls beside the settings."""
     facts = repr((model.config, sorted(model.tables.items()))).encode()
     digest = hashlib.sha256(facts)
-    for some in autotune.sample_weights(model.params):
-        digest.update(some.tobytes())
+    for values in autotune.sample_weights(model.params):
+        digest.update(values.tobytes())
     return digest.hexdigest()[:16]
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """A value as JSON gives it back."""
     return json.loads(json.dumps(value))

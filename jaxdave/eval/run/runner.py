@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxdave.engine.generation import generate, stream
-from jaxdave.engine.results import Result, Row
+from jaxdave.engine.results import Completion, Result
 from jaxdave.eval.protocols.deviations import GradedOutput
 from jaxdave.eval.run import memory, records
 from jaxdave.eval.run.cells import (
@@ -173,12 +173,12 @@ def _run_batch(
     result = generate(**_decode_arguments(cell, compiled.model, batch))
     outputs = [
         _graded_output(compiled, entry, row)
-        for entry, row in zip(batch, result.rows, strict=True)
+        for entry, row in zip(batch, result.completions, strict=True)
     ]
     grades = _grade(cell.task, batch, [output.text for output in outputs], verdicts)
     first, *rest = (
         _record(cell, *parts, result)
-        for parts in zip(batch, outputs, grades, result.rows, strict=True)
+        for parts in zip(batch, outputs, grades, result.completions, strict=True)
     )
     warmup = warmups.pop(batch_shape(cell, batch), WarmupCost(0.0, None))
     first = dataclasses.replace(
@@ -190,7 +190,7 @@ def _run_batch(
 
 
 def _graded_output(
-    compiled: CompiledCell, entry: PromptedItem, row: Row
+    compiled: CompiledCell, entry: PromptedItem, row: Completion
 ) -> GradedOutput:
     """What is graded and counted; the text begins with the opening from the prompt."""
     output = compiled.cell.extract_output(compiled.model.codec, entry.prompt, row)
@@ -217,7 +217,7 @@ def _record(
     entry: PromptedItem,
     output: GradedOutput,
     verdict: Verdict,
-    row: Row,
+    row: Completion,
     result: Result,
 ) -> Record:
     nfe = row.nfe
@@ -243,6 +243,6 @@ def _record(
         rows=nfe.total - nfe.verify + verified,
         reference_nfe=row.reference_nfe,
         steps=row.steps,
-        batch_rows=len(result.rows),
-        seconds=result.seconds / len(result.rows),
+        batch_rows=len(result.completions),
+        seconds=result.seconds / len(result.completions),
     )

@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 from jaxdave.cli.console import run
-from jaxdave.cli.options import keep_compiled
+from jaxdave.cli.options import enable_jax_cache
 
 
 def main() -> NoReturn:
@@ -32,5 +32,5 @@ def _evaluate() -> None:
         ) from error
     import jaxdave.integrations.lm_eval.model  # noqa: F401  registers the model
 
-    keep_compiled(False)
+    enable_jax_cache(False)
     cli_evaluate()

@@ -18,9 +18,8 @@ from lm_eval.api.registry import register_model  # pyright: ignore
 from tqdm import tqdm
 
 import jaxdave
-from jaxdave.engine import decode_config
 from jaxdave.engine.decode_config import DecodeConfig
-from jaxdave.engine.decoders import Decoder
+from jaxdave.engine.decoders import Decoder, make_decoder
 from jaxdave.engine.generation import generate
 from jaxdave.eval.likelihood import masks
 from jaxdave.eval.likelihood.batching import Question, log_likelihoods
@@ -35,21 +34,35 @@ class JaxDave(TemplateLM):
     """A masked diffusion model, decoded with drafts."""
 
     def __init__(self, model: str | checkpoint.Model | None = None, **args: Any):
-        """args: as `--model_args` (`options.py`). Raises ValueError for bad ones."""
+        """Load the model, unless it is loaded.
+
+        Args:
+            model: A name, folder or Hub id, or a model; None: as `args` say.
+            **args: As `--model_args` (`options.read`).
+
+        Raises:
+            ValueError: An argument is unknown or out of range, or does not fit the
+                model.
+        """
         super().__init__()
         if isinstance(model, str):
             args["model"] = model
         self.options = options.read(args)
-        s, reading = self.options.settings, self.options.reading
-        self.model = model if isinstance(model, checkpoint.Model) else checkpoint.load(
-            s.model, dtype=s.dtype, block_length=s.block_length,
-            mask_id=reading.mask_id, quantize=s.quantize,
-        )  # fmt: skip
+        settings, reading = self.options.settings, self.options.reading
+        if not isinstance(model, checkpoint.Model):
+            load = self.options.load
+            model = checkpoint.load(
+                load.model,
+                dtype=load.dtype,
+                block_length=settings.block_length,
+                mask_id=reading.mask_id,
+                quantize=load.quantize,
+            )
+        self.model = model
         self.codec = self.model.codec
         # What is out of range is said here, before any task is loaded.
-        self._decoder(
-            lm_requests.with_max_new_tokens(s, self.model, s.max_new_tokens or 1)
-        )
+        room = settings.max_new_tokens or 1
+        self._decoder(lm_requests.with_max_new_tokens(settings, self.model, room))
         bos = special_tokens_map(self.model.folder).get("bos_token")
         if reading.add_bos_token and bos is None:
             raise ValueError(
@@ -60,7 +73,7 @@ class JaxDave(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness adds to its results."""
-        settings = dataclasses.asdict(self.options.settings)
+        settings = self.options.to_dict()
         return {"jaxdave_version": jaxdave.__version__, "jaxdave_settings": settings}
 
     # Texts and ids.
@@ -114,19 +127,23 @@ class JaxDave(TemplateLM):
             )
             for one in requests
         ]
-        s, found = self.options.settings, [""] * len(requests)
-        made = generate_until(
-            self._decoder, self.model.params, self.codec.decode, asked,
-            batch_size=s.batch_size, seed=s.seed,
-        )  # fmt: skip
-        for index, text in _bar(made, len(requests), "texts", disable_tqdm):
-            found[index] = text
+        texts = [""] * len(requests)
+        results = generate_until(
+            self._decoder,
+            self.model.params,
+            self.codec.decode,
+            asked,
+            batch_size=self.options.batch_size,
+            seed=self.options.settings.seed,
+        )
+        for index, text in _bar(results, len(requests), "texts", disable_tqdm):
+            texts[index] = text
             self.cache_hook.add_partial("generate_until", requests[index].args, text)
-        return found
+        return texts
 
     def _decoder(self, settings: DecodeConfig) -> Decoder:
         model = self.model
-        return decode_config.make_decoder(model.config, settings, model.tables)
+        return make_decoder(model.config, settings, tables=model.tables)
 
     # Log-likelihoods.
 
@@ -134,73 +151,79 @@ class JaxDave(TemplateLM):
         return lm_requests.encode_pair(self.tok_encode, context, continuation)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs):
-        most = lm_requests.max_length(self.options, self.model)
+        max_length = lm_requests.max_length(self.options, self.model)
         questions = [
             lm_requests.likelihood_question(
-                context or [self.prefix_token_id], target, most
+                context or [self.prefix_token_id], target, max_length
             )
             for _, context, target in requests
         ]
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        results: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         for index, value in self._scores(questions, disable_tqdm):
-            found[index] = value, self._is_greedy(questions[index])
+            results[index] = value, self._is_greedy(questions[index])
             args = requests[index][0]
-            self.cache_hook.add_partial("loglikelihood", args, found[index])
-        return found
+            self.cache_hook.add_partial("loglikelihood", args, results[index])
+        return results
 
     def loglikelihood_rolling(
         self, requests, disable_tqdm: bool = False
     ) -> list[float]:
         """The sum over windows of each text; a window does not see those before."""
-        most = lm_requests.max_length(self.options, self.model)
-        cut = [
+        max_length = lm_requests.max_length(self.options, self.model)
+        windows_of = [
             lm_requests.rolling_windows(
-                self.tok_encode(one.args[0]), self.prefix_token_id, most
+                self.tok_encode(one.args[0]), self.prefix_token_id, max_length
             )
             for one in requests
         ]
-        owner = [index for index, windows in enumerate(cut) for _ in windows]
-        flat = [window for windows in cut for window in windows]
-        left, found = Counter(owner), [0.0] * len(requests)
-        for at, value in self._scores(flat, disable_tqdm):
+        owner = [index for index, windows in enumerate(windows_of) for _ in windows]
+        windows = [window for windows in windows_of for window in windows]
+        pending, sums = Counter(owner), [0.0] * len(requests)
+        for at, value in self._scores(windows, disable_tqdm):
             index = owner[at]
-            left[index] -= 1
-            found[index] += value
-            if not left[index]:
+            pending[index] -= 1
+            sums[index] += value
+            if not pending[index]:
                 args = requests[index].args
-                self.cache_hook.add_partial("loglikelihood_rolling", args, found[index])
-        return found
+                self.cache_hook.add_partial("loglikelihood_rolling", args, sums[index])
+        return sums
 
     def _scores(self, questions: Sequence[Question], disable_tqdm: bool):
         """(index, log-likelihood) of those that are not empty."""
-        s, scoring = self.options.settings, self.options.scoring
+        settings, scoring = self.options.settings, self.options.scoring
         is_chain = scoring.likelihood == "chain"
         rule = masks.chain if is_chain else masks.bound(scoring.mc_num)
         full = [index for index, one in enumerate(questions) if one.target]
-        of = make_scorer(
-            self.model.config, numerics=s.numerics, block_length=s.block_length,
-            guidance=s.guidance,
-        )  # fmt: skip
-        made = log_likelihoods(
-            of, self.model.params, [questions[index] for index in full], rule,
-            seed=s.seed, batch_size=s.batch_size,
-        )  # fmt: skip
-        for at, value in _bar(made, len(full), "log-likelihoods", disable_tqdm):
+        score = make_scorer(
+            self.model.config,
+            numerics=settings.numerics,
+            block_length=settings.block_length,
+            guidance=settings.guidance,
+        )
+        results = log_likelihoods(
+            score,
+            self.model.params,
+            [questions[index] for index in full],
+            rule,
+            seed=settings.seed,
+            batch_size=self.options.batch_size,
+        )
+        for at, value in _bar(results, len(full), "log-likelihoods", disable_tqdm):
             yield full[at], value
 
     def _is_greedy(self, question: Question) -> bool:
-        """Whether the model, decoded greedily with this much room, writes the target.
+        """True if the model, decoded greedily with this much room, writes the target.
 
-        Where that was not asked for: False.
+        False unless `Scoring.is_greedy`.
         """
         if not self.options.scoring.is_greedy:
             return False
-        s = dataclasses.replace(self.options.settings, temperature=0.0)
+        greedy = dataclasses.replace(self.options.settings, temperature=0.0)
         count = len(question.target)
         room = 1 << (count - 1).bit_length()  # one program for many lengths
-        s = lm_requests.with_max_new_tokens(s, self.model, room)
-        row = generate(self._decoder(s), self.model.params, [question.context]).rows[0]
-        return row.token_ids[:count] == question.target
+        greedy = lm_requests.with_max_new_tokens(greedy, self.model, room)
+        result = generate(self._decoder(greedy), self.model.params, [question.context])
+        return result.completions[0].token_ids[:count] == question.target
 
 
 # Not as a decorator, which would hide from type checkers what the class can do.

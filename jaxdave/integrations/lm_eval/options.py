@@ -1,4 +1,7 @@
-"""The `model_args` of lm-evaluation-harness, checked."""
+"""The `model_args` of lm-evaluation-harness, checked.
+
+Beside `Scoring` and `Reading` they are the fields of `DecodeConfig` and `LoadConfig`.
+"""
 
 import dataclasses
 import types
@@ -6,21 +9,30 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdave.engine import decode_config
-from jaxdave.engine.decode_config import DecodeConfig
+from jaxdave.engine.decode_config import (
+    DecodeConfig,
+    LoadConfig,
+    check_batch_size,
+    options,
+)
 
 IGNORED = ("device", "max_batch_size")
-"""What the harness adds of its own: jax chooses devices, and batches are as asked."""
-BATCH = 8
-"""Rows side by side where the harness says "auto"."""
+"""What the harness adds of its own: JAX chooses devices, and batches are as given."""
+AUTO_BATCH_SIZE = 8
+"""Rows of a batch where the harness says "auto"."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
     """How texts are scored.
 
-    mc_num: samples of the bound. likelihood: "bound" or "chain" (left to right, exact).
-    is_greedy: whether to find out if a text is what the model would write.
+    Attributes:
+        mc_num: Samples of the bound.
+        likelihood: "bound", or "chain" (left to right, exact).
+        is_greedy: Find out if a text is what the model would write.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     mc_num: int = 128
@@ -40,8 +52,13 @@ class Scoring:
 class Reading:
     """How texts are read.
 
-    max_length: tokens of prompt and answer together; None: what the model allows.
-    mask_id: goes before what the folder says. add_bos_token: begin every text with it.
+    Attributes:
+        max_length: Tokens of prompt and answer together; None: what the model allows.
+        mask_id: Goes before what the folder says.
+        add_bos_token: Begin every text with it.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     max_length: int | None = None
@@ -55,53 +72,85 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """All of them. given: the names that were given, which go before a task's."""
+    """All of the model's arguments.
+
+    Attributes:
+        settings: What decides a decode.
+        load: The model.
+        batch_size: Rows of a batch.
+        scoring: How texts are scored.
+        reading: How texts are read.
+        given: Names of the arguments that were there, which go before a task's.
+    """
 
     settings: DecodeConfig
+    load: LoadConfig
+    batch_size: int
     scoring: Scoring
     reading: Reading
     given: frozenset[str]
 
-
-_PARTS = (DecodeConfig, Scoring, Reading)
+    def to_dict(self) -> dict[str, Any]:
+        """How texts are decoded, as JSON values."""
+        return {
+            **self.settings.to_dict(),
+            **self.load.to_dict(),
+            "batch_size": self.batch_size,
+        }
 
 
 def read(args: Mapping[str, Any]) -> Options:
     """The options of keyword arguments, such as the harness makes of its command line.
 
-    Raises ValueError for a name that is unknown and a value of the wrong kind.
+    Args:
+        args: Values by name, of their types or as a command line has them.
+
+    Returns:
+        The options.
+
+    Raises:
+        ValueError: A name is unknown, or a value is of the wrong type or out of range.
     """
     args = {name: value for name, value in args.items() if name not in IGNORED}
     if "pretrained" in args:  # what the harness's other models call it
         args.setdefault("model", args.pop("pretrained"))
     args["batch_size"] = _batch_size(args.get("batch_size", 1))
-    kinds = {name: kind for part in _PARTS for name, kind in _fields(part).items()}
+    types_of = {
+        DecodeConfig: {option.name: option.type for option in options(DecodeConfig)},
+        LoadConfig: {option.name: option.type for option in options(LoadConfig)},
+        Scoring: typing.get_type_hints(Scoring),
+        Reading: typing.get_type_hints(Reading),
+    }
+    kinds = {"batch_size": int}
+    for fields in types_of.values():
+        kinds |= fields
     unknown = sorted(set(args) - set(kinds))
     if unknown:
         raise ValueError(
             f"model_args: {unknown[0]!r} is unknown; use {', '.join(sorted(kinds))}"
         )
-    checked = {name: _checked(name, args[name], kinds[name]) for name in args}
+    values = {name: _checked(name, args[name], kinds[name]) for name in args}
+    check_batch_size(values["batch_size"])
 
-    def part(kind):
-        return kind(
-            **{name: checked[name] for name in _fields(kind) if name in checked}
-        )
+    def part(record: type) -> Any:
+        fields = types_of[record]
+        return record(**{name: x for name, x in values.items() if name in fields})
 
-    settings = part(DecodeConfig)
-    decode_config.check_config(settings)
-    return Options(settings, part(Scoring), part(Reading), frozenset(args))
+    return Options(
+        settings=part(DecodeConfig),
+        load=part(LoadConfig),
+        batch_size=values["batch_size"],
+        scoring=part(Scoring),
+        reading=part(Reading),
+        given=frozenset(args),
+    )
 
 
-def _fields(part: type) -> dict[str, Any]:
-    return typing.get_type_hints(part)
-
-
-def _batch_size(said: Any) -> Any:
+def _batch_size(value: Any) -> Any:
     """The rows of "auto" and "auto:4", and the number that a text holds."""
-    if isinstance(said, str) and said.startswith("auto"):
-        return BATCH
-    return int(said) if isinstance(said, str) and said.isdigit() else said
+    if isinstance(value, str) and value.startswith("auto"):
+        return AUTO_BATCH_SIZE
+    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
@@ -114,8 +163,8 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
         return str(value)
     if any(_fits(value, one) for one in kinds):
         return value
-    wanted = " or ".join(_named(one) for one in kinds)
-    raise ValueError(f"model_args: {name}={value!r} must be {wanted}")
+    allowed = " or ".join(_named(one) for one in kinds)
+    raise ValueError(f"model_args: {name}={value!r} must be {allowed}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
