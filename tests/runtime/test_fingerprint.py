@@ -102,13 +102,13 @@ def step(view, memory=Memory(), *, bias=21):
     return [inner(y) for y in view], RULE(bias), even(4), memory.doubled()
 
 
-def made(size):
+def with_size(size):
     def inside(x):
         return x + size
     return inside
 
 
-closure = made(31)
+closure = with_size(31)
 
 
 def unrelated():
@@ -283,8 +283,8 @@ def test_a_name_depends_on_globals_as_they_are_now(load):
 
 def test_a_closure_is_what_it_captures(load):
     module = load(RULES)
-    assert fingerprint(module.closure) == fingerprint(module.made(31)) is not None
-    assert fingerprint(module.closure) != fingerprint(module.made(32))
+    assert fingerprint(module.closure) == fingerprint(module.with_size(31)) is not None
+    assert fingerprint(module.closure) != fingerprint(module.with_size(32))
 
 
 def test_instances_are_their_class_and_their_fields(load):
@@ -312,16 +312,17 @@ def test_a_module_of_one_file_counts_by_its_source_and_what_is_used(load):
     assert fingerprint(load(text).step) not in (None, name)
 
 
-def test_packages_of_jaxdave_that_no_program_is_made_of_are_foreign(load):
-    """Their sources are not in the digest, so their functions are looked into."""
-    from jaxdave.eval.likelihood import batching
-
-    module = load("def power(x):\n    return x\n")
-    before = fingerprint(batching.padded_batches)
-    assert before is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batching, "_power", module.power)
-        assert fingerprint(batching.padded_batches) not in (None, before)
+@pytest.mark.parametrize(("home", "is_looked_into"), [("eval", True), ("core", False)])
+def test_code_of_jaxdave_is_looked_into_where_its_sources_are_not_digested(
+    load, home, is_looked_into
+):
+    """An edit of a helper in eval/ must change the names of the programs there."""
+    text = "def helper(x):\n    return x + 1\ndef score(x):\n    return helper(x)\n"
+    names = [
+        fingerprint(load(some, f"jaxdave.{home}.invented").score)
+        for some in (text, text.replace("+", "-"))
+    ]
+    assert None not in names and (names[0] != names[1]) is is_looked_into
 
 
 REFUSED = [

@@ -50,27 +50,27 @@ def params():
 
 def traces(monkeypatch) -> list[str]:
     """Names of the functions that are traced from now on."""
-    made = []
+    names = []
     real = jax.jit
 
     def counting(function, **settings):
-        made.append(getattr(function, "__name__", str(function)))
+        names.append(getattr(function, "__name__", str(function)))
         return real(function, **settings)
 
     monkeypatch.setattr(compilation.jax, "jit", counting)
-    return made
+    return names
 
 
 def test_a_kept_program_is_the_program(cache, monkeypatch):
     first = generate(decoder(), params(), PROMPTS)
     files = sorted((cache / "jaxdave" / program_cache.PROGRAM_FOLDER).iterdir())
     assert len(files) == 3  # the loop, the prefill, the sample of the weights
-    made = traces(monkeypatch)
+    traced = traces(monkeypatch)
     clear_executables()
     autotune.MEASUREMENTS.clear()
     again = generate(decoder(), params(), PROMPTS)
     assert again.completions == first.completions
-    assert made == []
+    assert traced == []
 
 
 def sample(size: int):
@@ -89,21 +89,21 @@ def ones(size: int):
 
 
 def test_a_broken_file_is_made_anew(cache, monkeypatch):
-    made = traces(monkeypatch)
-    assert sample(3) == sample(3) == [1.0] * 3 and len(made) == 1
+    traced = traces(monkeypatch)
+    assert sample(3) == sample(3) == [1.0] * 3 and len(traced) == 1
     (path,) = (cache / "jaxdave" / program_cache.PROGRAM_FOLDER).iterdir()
     path.write_bytes(path.read_bytes()[:-100])
-    assert sample(3) == [1.0] * 3 and len(made) == 2
-    assert sample(3) == [1.0] * 3 and len(made) == 2
+    assert sample(3) == [1.0] * 3 and len(traced) == 2
+    assert sample(3) == [1.0] * 3 and len(traced) == 2
 
 
 def test_nothing_is_kept_where_that_is_off_or_cannot_be(cache, monkeypatch):
-    made = traces(monkeypatch)
+    traced = traces(monkeypatch)
     monkeypatch.setenv(NO_CACHE, "1")
-    assert sample(3) == sample(3) and len(made) == 2
+    assert sample(3) == sample(3) and len(traced) == 2
     monkeypatch.delenv(NO_CACHE)
     (cache / "jaxdave").write_text("a file where the folder should be")
-    assert sample(3) == sample(3) and len(made) == 4
+    assert sample(3) == sample(3) and len(traced) == 4
 
 
 def test_what_comes_out_of_the_cache_of_jax_is_not_kept(tmp_path):
@@ -149,8 +149,8 @@ def test_only_what_is_on_the_first_of_many_devices_is_kept(tmp_path):
         "    x = jax.device_put(jnp.ones(4), device)\n"
         "    request = CompileRequest(None, 'sample', _first_values, ([x],))\n"
         "    f, _ = get_executable(request)\n"
-        "    (made,) = f([x])\n"
-        "    assert made.devices() == {device}, (made, device)\n"
+        "    (sample,) = f([x])\n"
+        "    assert sample.devices() == {device}, (sample, device)\n"
     )
     env = {k: v for k, v in os.environ.items() if k != NO_CACHE} | {
         "XDG_CACHE_HOME": str(tmp_path),
@@ -173,7 +173,7 @@ def test_old_files_make_room(cache, monkeypatch):
 
 
 def test_what_differs_in_any_part_has_another_name():
-    made = {
+    decoders_by_name = {
         "plain": decoder(),
         "d": decoder(draft_steps=3),
         "two": decoder(policies.static(2)),
@@ -186,7 +186,7 @@ def test_what_differs_in_any_part_has_another_name():
         "never": decoder(suppressed_ids=(7,)),
         "copy": decoder(draft=lambda *a: nested.propose_nested(*a)),
     }
-    names = {key: sign(d.spec) for key, d in made.items()}
+    names = {key: sign(d.spec) for key, d in decoders_by_name.items()}
     assert None not in names.values()
     assert len(set(names.values())) == len(names)
     assert sign(decoder().spec) == names["plain"]

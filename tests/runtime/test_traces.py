@@ -183,8 +183,8 @@ def test_presets_have_the_published_number_of_parameters(name, parameters):
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_shapes_of_parameters_are_those_of_the_module(name):
     config = preset(name)
-    made = jax.eval_shape(lambda: transformer.init(config, 0, jnp.bfloat16))
-    assert param_shapes(config, jnp.bfloat16) == made
+    shapes = jax.eval_shape(lambda: transformer.init(config, 0, jnp.bfloat16))
+    assert param_shapes(config, jnp.bfloat16) == shapes
 
 
 def test_loading_and_building_leave_flax_alone():
