@@ -5,13 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxdave.cli.options import (
-    BatchSize,
-    Fields,
-    NoCache,
-    disable_cache,
-    expand_fields,
-)
+from jaxdave.cli.options import BatchSize, Fields, NoCache, disable_cache, expand_fields
 from jaxdave.engine.decode_config import DecodeConfig, LoadConfig
 
 _OVERRIDES = Fields(
@@ -114,7 +108,7 @@ def evaluate(
     )
     check(config)
     disable_cache(no_compile_cache)
-    from jaxdave.eval.run import command
+    from jaxdave.eval import command
 
     command.run(config)
 

@@ -7,22 +7,81 @@ which takes token ids and returns them.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from jaxdave.core.config import ModelConfig
+from jaxdave.drafting.tree_table import TreeTable
 from jaxdave.engine import generation
 from jaxdave.engine.batching import TokenIds, check_room
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.decoders import Decoder, make_decoder
 from jaxdave.engine.results import Result, TextCompletion
 
-if TYPE_CHECKING:
-    from jaxdave.io.checkpoint import Model
-    from jaxdave.io.tokenizer import Codec, Messages
+Messages = Sequence[Mapping[str, str]]
+"""A conversation: messages with "role" and "content"."""
+Prompt = str | Messages | Sequence[int]
+"""One user turn, a conversation, or token ids."""
 
-    Prompt = str | Messages | Sequence[int]
-    # One user turn, a conversation, or token ids.
+
+class TextCodec(Protocol):
+    """What a sampler needs of a tokenizer; `jaxdave.io.tokenizer.Codec` has it."""
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of one user turn and the opening of its answer."""
+        ...
+
+    def encode_messages(self, messages: Any) -> list[int]:
+        """The ids of a conversation and the opening of its next answer."""
+        ...
+
+    def encode_answer(self, text: str) -> list[int]:
+        """The ids of a text as part of an answer."""
+        ...
+
+    def decode(self, ids: Any) -> str:
+        """The text of ids."""
+        ...
+
+
+class TextModel(Protocol):
+    """What a sampler needs of a model; `jaxdave.load` returns one."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its architecture."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def quantize(self) -> str | None:
+        """How its weights are quantised, if they are."""
+        ...
+
+    @property
+    def params(self) -> Any:
+        """Its parameters."""
+        ...
+
+    @property
+    def codec(self) -> TextCodec:
+        """Its tokenizer."""
+        ...
+
+    @property
+    def tables(self) -> Mapping[str, TreeTable]:
+        """Its calibrated draft trees."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Its usual length of an answer."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +102,7 @@ class Sampler:
         print(sampler("Mia has 3 pens. She buys 4 more pens. How many are left?"))
     """
 
-    model: "Model"
+    model: TextModel
     config: DecodeConfig = DecodeConfig()
 
     def __post_init__(self) -> None:
@@ -55,7 +114,7 @@ class Sampler:
 
     def __call__(
         self,
-        prompt: "Prompt",
+        prompt: Prompt,
         *,
         request: int = 0,
         draft_text: str | None = None,
@@ -80,7 +139,7 @@ class Sampler:
 
     def batch(
         self,
-        prompts: "Sequence[Prompt]",
+        prompts: Sequence[Prompt],
         *,
         requests: Sequence[int] | None = None,
         draft_texts: Sequence[str | None] | None = None,
@@ -116,7 +175,7 @@ class Sampler:
 
     def stream(
         self,
-        prompt: "Prompt",
+        prompt: Prompt,
         *,
         request: int = 0,
         draft_text: str | None = None,
@@ -156,7 +215,7 @@ class Sampler:
         """
         return Sampler(self.model, self.config.undrafted())
 
-    def encode(self, prompt: "Prompt") -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt.
 
         Args:
@@ -239,7 +298,7 @@ class TextStream(Iterator[str]):
     """
 
     def __init__(
-        self, codec: "Codec", updates: Iterator[generation.StreamUpdate]
+        self, codec: TextCodec, updates: Iterator[generation.StreamUpdate]
     ) -> None:
         """Args: codec: decodes ids; updates: those of one row."""
         self.token_ids: list[int] = []
@@ -271,7 +330,7 @@ class TextStream(Iterator[str]):
         return piece
 
 
-def split_text(codec: "Codec", token_ids: Sequence[int]) -> list[str]:
+def split_text(codec: TextCodec, token_ids: Sequence[int]) -> list[str]:
     """The text that each token adds to an answer.
 
     Args:
@@ -290,7 +349,7 @@ def split_text(codec: "Codec", token_ids: Sequence[int]) -> list[str]:
     return pieces
 
 
-def check_prompt_ids(value: Any, model: "Model") -> list[int]:
+def check_prompt_ids(value: Any, model: TextModel) -> list[int]:
     """Check that a prompt is token ids of a model.
 
     Args:

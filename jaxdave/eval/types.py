@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxdave.eval.protocols.deviations import ProtocolDeviations
+from jaxdave.eval.deviations import ProtocolDeviations
 from jaxdave.grading.types import Item, Verdict
 from jaxdave.io.tokenizer import Messages
 

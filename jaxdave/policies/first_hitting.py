@@ -2,12 +2,7 @@
 
 from jaxdave.core.policy_api import Policy, PolicyView
 from jaxdave.policies.common import best_positions, position_uniforms
-from jaxdave.policies.intervals import (
-    Interval,
-    IntervalView,
-    interval_policy,
-    point,
-)
+from jaxdave.policies.intervals import Interval, IntervalView, interval_policy, point
 from jaxdave.policies.registry import register
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxdave.core.policy_api import Memory, Policy, PolicyView
 from jaxdave.core.prediction import NEG_INF, ErrorBound
-from jaxdave.policies.registry import memoized
+from jaxdave.policies.memoize import memoized
 from jaxdave.policies.validation import check_count
 
 

@@ -15,6 +15,7 @@ Equal keys mean equal programs; an edit outside of these packages changes no key
 
 import functools
 import hashlib
+import importlib.resources
 import logging
 import os
 import platform
@@ -27,7 +28,6 @@ from typing import Any
 
 import jax
 
-import jaxdave
 from jaxdave.runtime.content_digest import (
     PROGRAM_PACKAGES,
     VERSIONED_PACKAGES,
@@ -37,7 +37,7 @@ from jaxdave.runtime.content_digest import (
 
 LOGGER = logging.getLogger("jaxdave")
 
-PACKAGE_ROOT = Path(jaxdave.__file__).parent
+PACKAGE_ROOT = Path(str(importlib.resources.files("jaxdave")))
 """The folder of the package, wherever this module is moved to."""
 
 
@@ -109,7 +109,7 @@ def _versions() -> tuple[str, ...]:
     """The versions of everything that is identified by its name."""
     packages = [name for name in VERSIONED_PACKAGES if name != "builtins"]
     return (
-        jaxdave.__version__,
+        _package_version(),
         platform.python_implementation(),
         platform.python_version(),
         # `python -O` leaves assertions out.
@@ -166,3 +166,10 @@ def warn_not_kept(reason: str) -> None:
         "compiled programs are not kept on disk, so every process compiles anew: %s",
         reason,
     )
+
+
+def _package_version() -> str:
+    try:
+        return metadata.version("jaxdave")
+    except metadata.PackageNotFoundError:  # a source tree that is not installed
+        return "0+unknown"

@@ -5,8 +5,9 @@ import os
 import pytest
 from helpers import checkpoint_folders
 
+from jaxdave.eval import command
 from jaxdave.eval.benchmarks import demo
-from jaxdave.eval.run import cells, command, eval_config
+from jaxdave.eval.run import cells, eval_config
 from jaxdave.eval.run.methods import METHODS
 from jaxdave.eval.types import Prompt
 from jaxdave.grading.types import Item

@@ -5,9 +5,8 @@ import importlib.util
 import pytest
 from helpers.benchmark_data import DATA, needs_data
 
-from jaxdave.eval.benchmarks import fewshot
 from jaxdave.eval.benchmarks.registry import TASKS, open_task
-from jaxdave.eval.protocols import prompts
+from jaxdave.eval.protocols import fewshot, prompts
 from jaxdave.eval.protocols.registry import NAMES, PRESETS, open_preset
 from jaxdave.eval.types import Prompt
 from jaxdave.grading.types import Item

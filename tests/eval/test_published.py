@@ -12,17 +12,18 @@ from helpers.replays import WIDE, random_trace, run_policy, run_rule
 from jaxdave import policies
 from jaxdave.core.prediction import ErrorBound, Prediction
 from jaxdave.engine.decode_config import DecodeConfig
+from jaxdave.eval import command, deviations
 from jaxdave.eval.benchmarks import demo
 from jaxdave.eval.benchmarks.registry import TASKS
-from jaxdave.eval.protocols import deviations
+from jaxdave.eval.deviations import ProtocolDeviations
 from jaxdave.eval.protocols import registry as protocol_registry
-from jaxdave.eval.protocols.deviations import ProtocolDeviations
 from jaxdave.eval.protocols.registry import open_preset
-from jaxdave.eval.run import command, plan
+from jaxdave.eval.run import plan
 from jaxdave.eval.run.eval_config import EvalConfig, methods_of
 from jaxdave.eval.run.progress import progress_display
 from jaxdave.io import checkpoint
 from jaxdave.models.presets import preset as model_preset
+from jaxdave.policies import wino
 
 ROOM = 8
 MANY = ("static", "threshold", "freedave", "freedave-threshold")
@@ -117,7 +118,7 @@ def test_a_certain_model_leaves_nothing_in_doubt():
     assert not drawn.is_certain(
         view, drawn.init(4, 6), ErrorBound.uniform(jnp.float32(0))
     )
-    assert policies.certain(policies.wino()).is_certain is None
+    assert policies.certain(wino()).is_certain is None
 
 
 @pytest.mark.parametrize("name", protocol_registry.NAMES)

@@ -14,7 +14,8 @@ from jaxdave.core.policy_api import CandidateScoring, Policy
 from jaxdave.engine import decoders
 from jaxdave.engine.generation import generate
 from jaxdave.policies import common
-from jaxdave.policies.registry import makers, memoized
+from jaxdave.policies.memoize import memoized
+from jaxdave.policies.registry import makers
 from jaxdave.policies.validation import check_policy
 
 MAKERS = makers()

@@ -11,6 +11,16 @@ from helpers.replays import MASK, PROMPT, random_trace, run_policy, run_rule
 
 from jaxdave import policies
 from jaxdave.core.prediction import Prediction
+from jaxdave.policies import (
+    credit,
+    deferred,
+    first_hitting,
+    hierarchical,
+    klass,
+    local_leap,
+    saber,
+    wino,
+)
 from jaxdave.policies.credit import NO_CREDIT, best_with_bonus
 from jaxdave.policies.registry import makers
 
@@ -34,7 +44,7 @@ CASES = [
     (policies.low_confidence(5), rules.low_confidence(5), GRIDS),
     (policies.low_confidence(128), rules.low_confidence(128), GRIDS),
     (policies.random(4), rules.random(4), ("grid",)),
-    (policies.first_hitting(), rules.first_hitting(), ("grid",)),
+    (first_hitting(), rules.first_hitting(), ("grid",)),
     (policies.origin(6, 1e-3), rules.origin(6, 1e-3), ("grid",)),
     (policies.origin(40, 0.2), rules.origin(40, 0.2), ("grid",)),
     (policies.maskgit_plus(7), rules.dream("maskgit_plus", 7, 1e-3), GRIDS),
@@ -75,22 +85,22 @@ CASES = [
         rules.eb_sampler(0.125, "confidence"),
         GRIDS,
     ),
-    (policies.hierarchical(0.9, 0.4), rules.hierarchical(0.9, 0.4), GRIDS),
-    (policies.hierarchical(0.99, 0.8), rules.hierarchical(0.99, 0.8), GRIDS),
-    (policies.local_leap(0.9, 0.75, 1), rules.local_leap(0.9, 0.75, 1), GRIDS),
-    (policies.local_leap(), rules.local_leap(0.9, 0.75, 4), GRIDS),
-    (policies.deferred(4, 0.8, 6), memories.deferred(4, 0.8, 6), GRIDS),
-    (policies.deferred(3, 0.9, 128), memories.deferred(3, 0.9, 128), GRIDS),
-    (policies.credit(), memories.credit(0.9, 0.7, 0.2, 0.8), ("logits",)),
-    (policies.credit(0.6, 3.0, 1.0, 0.5), memories.credit(0.6, 3, 1, 0.5), ("logits",)),
+    (hierarchical(0.9, 0.4), rules.hierarchical(0.9, 0.4), GRIDS),
+    (hierarchical(0.99, 0.8), rules.hierarchical(0.99, 0.8), GRIDS),
+    (local_leap(0.9, 0.75, 1), rules.local_leap(0.9, 0.75, 1), GRIDS),
+    (local_leap(), rules.local_leap(0.9, 0.75, 4), GRIDS),
+    (deferred(4, 0.8, 6), memories.deferred(4, 0.8, 6), GRIDS),
+    (deferred(3, 0.9, 128), memories.deferred(3, 0.9, 128), GRIDS),
+    (credit(), memories.credit(0.9, 0.7, 0.2, 0.8), ("logits",)),
+    (credit(0.6, 3.0, 1.0, 0.5), memories.credit(0.6, 3, 1, 0.5), ("logits",)),
     (
-        policies.credit(0.8, 2.0, 0.2, 0.8, 2),
+        credit(0.8, 2.0, 0.2, 0.8, 2),
         memories.credit(0.8, 2.0, 0.2, 0.8, 2),
         ("logits",),
     ),
-    (policies.klass(), memories.klass(0.9, 0.01, 2), ("logits",)),
-    (policies.klass(0.5, 0.3, 3), memories.klass(0.5, 0.3, 3), ("logits",)),
-    (policies.klass(0.5, 3.0, 2), memories.klass(0.5, 3.0, 2), ("logits",)),
+    (klass(), memories.klass(0.9, 0.01, 2), ("logits",)),
+    (klass(0.5, 0.3, 3), memories.klass(0.5, 0.3, 3), ("logits",)),
+    (klass(0.5, 3.0, 2), memories.klass(0.5, 3.0, 2), ("logits",)),
     (policies.prophet(9), memories.prophet(9, (7.5, 5, 2.5), -1, 5), GRIDS),
     (
         policies.prophet(12, 6.0, 4.5, 3.0, 3, 4),
@@ -117,13 +127,13 @@ CASES = [
         memories.sched(9, 9, 1, "exp", 2, 0, 0, 1, 1e-3),
         GRIDS,
     ),
-    (policies.saber(2), memories.saber(2), ("grid", "apart")),
-    (policies.saber(5), memories.saber(5), ("grid", "apart")),
-    (policies.saber(1), memories.saber(1), ("grid", "apart")),
-    (policies.wino(), memories.wino(0.6, 0.9), ("grid", "shadows")),
-    (policies.wino(0.3, 1.0), memories.wino(0.3, 1.0), ("grid", "shadows")),
-    (policies.wino(0.5, 0.5), memories.wino(0.5, 0.5), ("shadows",)),
-    (policies.wino(0.0, 0.95), memories.wino(0.0, 0.95), ("shadows",)),
+    (saber(2), memories.saber(2), ("grid", "apart")),
+    (saber(5), memories.saber(5), ("grid", "apart")),
+    (saber(1), memories.saber(1), ("grid", "apart")),
+    (wino(), memories.wino(0.6, 0.9), ("grid", "shadows")),
+    (wino(0.3, 1.0), memories.wino(0.3, 1.0), ("grid", "shadows")),
+    (wino(0.5, 0.5), memories.wino(0.5, 0.5), ("shadows",)),
+    (wino(0.0, 0.95), memories.wino(0.0, 0.95), ("shadows",)),
 ]
 
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from jaxdave import policies
 from jaxdave.core.prediction import Prediction
+from jaxdave.policies import deferred, hierarchical, local_leap, wino
 from jaxdave.policies.block_rules import BlockClock, even_split, time_shares
 from jaxdave.policies.registry import makers
 
@@ -83,13 +84,13 @@ def test_a_tie_goes_to_the_lowest_position(size, value):
 def test_wino_commits_no_more_than_a_share_of_the_masks(masks, max_tokens):
     open_W, scores = np.arange(48) < masks, np.arange(48) / 8 + 1
     last = list(range(masks - max_tokens, masks))
-    assert commits(policies.wino(), open_W, scores) == last
-    assert commits(policies.wino(1.0), open_W, scores) == [masks - 1]
+    assert commits(wino(), open_W, scores) == last
+    assert commits(wino(1.0), open_W, scores) == [masks - 1]
 
 
 def test_a_first_token_decided_alone_is_not_taken_back():
     """Nothing but the call that began the block could predict it again."""
-    policy = policies.first_alone(policies.wino(0.0, 1.0))
+    policy = policies.first_alone(wino(0.0, 1.0))
     trace = random_trace("shadows")
     blocks = run_policy(policy, trace._replace(prompt=np.zeros_like(trace.prompt)))
     assert (blocks[:, 0, 0] != MASK).all()
@@ -113,28 +114,28 @@ def test_threshold_bounds():
     assert commits(policies.threshold(1), open_W, scores) == [3]
     dynamic = policies.low_confidence_dynamic(4, 1.0)
     assert commits(dynamic, open_W, scores) == [3]
-    assert commits(policies.hierarchical(1.0, 1.0), open_W, scores) == [3]
+    assert commits(hierarchical(1.0, 1.0), open_W, scores) == [3]
 
 
 def test_a_bound_that_is_met_exactly_counts_where_the_source_says_so():
     open_W, scores = np.ones(4, bool), np.array([0.0, 1.0, 0.0, -1.0])
     for policy in (
         policies.threshold(0.5),
-        policies.local_leap(0.5, 0.5),
-        policies.local_leap(0.7, 0.5),
-        policies.deferred(32, 0.5),
+        local_leap(0.5, 0.5),
+        local_leap(0.7, 0.5),
+        deferred(32, 0.5),
     ):
         assert commits(policy, open_W, scores) == [0, 1, 2]
     for policy in (
         policies.low_confidence_dynamic(9, 0.5),
-        policies.hierarchical(0.5, 0.5),
-        policies.hierarchical(0.7, 0.5),
+        hierarchical(0.5, 0.5),
+        hierarchical(0.7, 0.5),
     ):
         assert commits(policy, open_W, scores) == [1]
     # Position 2 is decoded, so the last one is a run of its own.
     open_W, scores = np.array([True, True, False, True]), np.array([1.0, -1, 9, 0])
-    assert commits(policies.hierarchical(0.9, 0.5), open_W, scores) == [0]
-    assert commits(policies.hierarchical(0.9, 0.4), open_W, scores) == [0, 3]
+    assert commits(hierarchical(0.9, 0.5), open_W, scores) == [0]
+    assert commits(hierarchical(0.9, 0.4), open_W, scores) == [0, 3]
     clear = policies.sched(8, max_change_ratio=1.0)
     for policy in (clear, policies.prophet(8)):
         assert commits(policy, open_W, scores, gap=np.full(4, 7.5)) == [0, 1, 3]
@@ -231,7 +232,7 @@ def test_demoted_tokens_come_last():
         (policies.threshold(0.7), rules.threshold(0.7)),
         (policies.factor(1.0), rules.factor(1.0)),
         (policies.entropy(7), rules.dream("entropy", 7, 1e-3)),
-        (policies.local_leap(), rules.local_leap(0.9, 0.75, 4)),
+        (local_leap(), rules.local_leap(0.9, 0.75, 4)),
     ):
         wrapped = policies.demote(policy, [4, 1])
         want = run_rule(functools.partial(rule, inner), random_trace("grid"))

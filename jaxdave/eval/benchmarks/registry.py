@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from jaxdave.eval.benchmarks import demo, items
-from jaxdave.eval.protocols.registry import check_published
+from jaxdave.eval.deviations import check_published
 from jaxdave.eval.types import Task
 from jaxdave.grading import extract, mathematics, programs
 from jaxdave.grading.types import Item, Verdict

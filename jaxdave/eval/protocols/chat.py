@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdave.eval.benchmarks import demo, fewshot, items
-from jaxdave.eval.protocols import prompts
+from jaxdave.eval.benchmarks import demo, items
+from jaxdave.eval.protocols import fewshot, prompts
 from jaxdave.eval.types import Prompt, Task
 from jaxdave.grading.types import Item
 

@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdave.eval.benchmarks import demo
-from jaxdave.eval.protocols import prompts
-from jaxdave.eval.protocols.deviations import (
+from jaxdave.eval.deviations import (
+    DLLM_RL,
+    PAPER,
+    THINKING,
     ProtocolDeviations,
     confidence_after_top_k,
     prompt_and_answer,
     without_stop_ids,
 )
+from jaxdave.eval.protocols import prompts
 from jaxdave.eval.types import Prompt, Task
 from jaxdave.grading.types import Item
 
@@ -24,8 +27,7 @@ Settings = Mapping[str, Any]
 
 PUBLISHED_PROMPT_TOKENS = 200
 """Prompt length, in token ids, after which the paper's evaluation of TraDo cuts."""
-PAPER, THINKING, DLLM_RL = "paper-2025", "paper-2025-thinking", "dllm-rl"
-NAMES = (PAPER, THINKING, DLLM_RL)
+
 
 _THRESHOLDS = {"sdar": 0.9, "dream": 0.95, "llada": 0.95}
 _MAX_NEW_TOKENS = {

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from jaxdave.eval import deviations
 from jaxdave.eval.benchmarks import demo
+from jaxdave.eval.deviations import check_published
 from jaxdave.eval.protocols import chat, freedave
 from jaxdave.eval.types import Preset
 
-NAMES = (*freedave.NAMES, *chat.PROMPTS, "demo")
+NAMES = (*deviations.PUBLISHED_NAMES, *chat.PROMPTS, "demo")
 
 
 def open_preset(
@@ -44,7 +46,7 @@ def open_preset(
     check_published(name, as_published)
     if name == "demo":
         return demo.PRESETS["demo"]
-    if name in freedave.NAMES:
+    if name in deviations.PUBLISHED_NAMES:
         return Preset(
             name=name,
             prompt=functools.partial(freedave.prompt, name, as_published),
@@ -56,23 +58,6 @@ def open_preset(
         prompt=functools.partial(chat.prompt, name, folder),
         settings=functools.partial(chat.settings, name),
     )
-
-
-def check_published(name: str, as_published: bool) -> None:
-    """Check that a protocol has the form that is asked for.
-
-    Args:
-        name: One of `NAMES`.
-        as_published: True if the published form is asked for.
-
-    Raises:
-        ValueError: There is no published form beside the corrected one.
-    """
-    if as_published and name not in freedave.NAMES:
-        raise ValueError(
-            f"preset {name!r} has no published form of its own; leave --as-published "
-            f"out, or use one of {', '.join(freedave.NAMES)}"
-        )
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(

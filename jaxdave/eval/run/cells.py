@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxdave.engine.batching import bucket_length
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.decoders import Decoder
-from jaxdave.eval.protocols.deviations import GradedOutput, answer_only
+from jaxdave.eval.deviations import GradedOutput, answer_only
 from jaxdave.eval.run import records
 from jaxdave.eval.run.methods import Method
 from jaxdave.eval.run.records import Header, Record

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdave.engine.decode_config import DecodeConfig, LoadConfig, check_batch_size
+from jaxdave.engine.decode_config import (
+    DEFAULT_THRESHOLD,
+    DecodeConfig,
+    LoadConfig,
+    check_batch_size,
+)
 from jaxdave.eval.benchmarks import demo
 from jaxdave.eval.benchmarks import registry as benchmark_registry
 from jaxdave.eval.protocols import registry as protocol_registry
-from jaxdave.eval.run.methods import DEFAULT_THRESHOLD, METHODS, Method
+from jaxdave.eval.run.methods import METHODS, Method
 from jaxdave.eval.types import Preset, Task
 
 SWEEP = (1, 2, 4, 8, 16, 32)

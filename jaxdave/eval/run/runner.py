@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jaxdave.engine.generation import generate, stream
 from jaxdave.engine.results import Completion, Result
-from jaxdave.eval.protocols.deviations import GradedOutput
+from jaxdave.eval.deviations import GradedOutput
 from jaxdave.eval.run import memory, records
 from jaxdave.eval.run.cells import (
     EvalCell,

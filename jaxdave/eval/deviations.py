@@ -144,3 +144,26 @@ class ProtocolDeviations(NamedTuple):
     extract_output: "Callable[[Codec, Sequence[int], Completion], GradedOutput]" = (
         answer_only
     )
+
+
+PAPER, THINKING, DLLM_RL = "paper-2025", "paper-2025-thinking", "dllm-rl"
+
+
+PUBLISHED_NAMES = (PAPER, THINKING, DLLM_RL)
+
+
+def check_published(name: str, as_published: bool) -> None:
+    """Check that a protocol has the form that is asked for.
+
+    Args:
+        name: One of `NAMES`.
+        as_published: True if the published form is asked for.
+
+    Raises:
+        ValueError: There is no published form beside the corrected one.
+    """
+    if as_published and name not in PUBLISHED_NAMES:
+        raise ValueError(
+            f"preset {name!r} has no published form of its own; leave --as-published "
+            f"out, or use one of {', '.join(PUBLISHED_NAMES)}"
+        )
