@@ -336,6 +336,8 @@ def _check_draft_steps(c: DecodeConfig) -> None:
     steps = c.draft_steps
     if steps == "auto":
         return
+    if isinstance(steps, int) and steps < 1:
+        raise ValueError(f"draft_steps={steps} must be at least 1; try 8")
     numbers = (steps,) if isinstance(steps, int) else tuple(steps)
     if not numbers or numbers != tuple(sorted(set(numbers))):
         raise ValueError(

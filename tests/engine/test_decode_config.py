@@ -56,7 +56,7 @@ def test_nothing_can_be_changed():
         ({"numerics": "loose"}, "numerics='loose' is unknown"),
         ({"cache": "all"}, "cache='all' is unknown"),
         ({"draft_steps": "two"}, "draft_steps='two' must be a whole number"),
-        ({"draft_steps": 0}, "draft_steps=0 must be in 1..32, or 'auto'"),
+        ({"draft_steps": 0}, "draft_steps=0 must be at least 1; try 8"),
         ({"draft_steps": 33}, "draft_steps=33 must be in 1..32"),
         ({"draft_steps": (4, 1)}, "must ascend"),
         ({"draft_steps": (1, 4), "numerics": "exact"}, "exact numerics tell apart"),

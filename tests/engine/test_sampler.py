@@ -99,7 +99,7 @@ def test_the_room_is_the_model_s_where_none_is_given():
         ([1, 10**6], "must be token ids in 0.."),
         ([True, 1], "must be token ids"),
         ([{"role": "user"}], "messages must be a list"),
-        ("word " * 600, "the prompt has"),
+        ("word " * 3000, "the prompt has"),
     ],
 )
 def test_bad_prompts_are_one_line(sampler, prompt, words):

@@ -92,11 +92,10 @@ class Options:
 
     def to_dict(self) -> dict[str, Any]:
         """How texts are decoded, as JSON values."""
-        return {
-            **self.settings.to_dict(),
-            **self.load.to_dict(),
-            "batch_size": self.batch_size,
-        }
+        fields = {**self.settings.to_dict(), **self.load.to_dict()}
+        # No argument of the harness suppresses ids.
+        del fields["suppressed_ids"]
+        return {**fields, "batch_size": self.batch_size}
 
 
 def read(args: Mapping[str, Any]) -> Options:
