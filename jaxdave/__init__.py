@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from jaxdave import drafting as drafting
     from jaxdave import policies as policies
     from jaxdave.core.config import ModelConfig as ModelConfig
+    from jaxdave.core.draft_api import DraftedParams as DraftedParams
+    from jaxdave.core.draft_api import DraftFn as DraftFn
     from jaxdave.engine.bitwise_check import SlotProbe as SlotProbe
     from jaxdave.engine.bitwise_check import slot_probe as slot_probe
     from jaxdave.engine.decode_config import DecodeConfig as DecodeConfig
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 _MODULES = ("decoding", "drafting", "policies")
 _HOMES = {
     "core.config": ("ModelConfig",),
+    "core.draft_api": ("DraftFn", "DraftedParams"),
     "engine.bitwise_check": ("SlotProbe", "slot_probe"),
     "engine.decode_config": ("DecodeConfig", "LoadConfig"),
     "engine.decoders": (

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxdave.core.config import ModelConfig
+from jaxdave.core.draft_api import DraftedParams
 from jaxdave.drafting.tree_table import TreeTable
 from jaxdave.engine import generation
 from jaxdave.engine.batching import TokenIds, check_room
@@ -92,6 +93,7 @@ class Sampler:
         model: What `jaxdave.load` returns.
         config: What decides the decode. Where it leaves `max_new_tokens` out, the
             model's is used.
+        draft_params: Parameters of a draft function that takes some (a draft model).
 
     Raises:
         ValueError: The configuration does not fit the model, in one line.
@@ -104,6 +106,7 @@ class Sampler:
 
     model: TextModel
     config: DecodeConfig = DecodeConfig()
+    draft_params: Any = None
 
     def __post_init__(self) -> None:
         if self.config.max_new_tokens is None:
@@ -161,7 +164,7 @@ class Sampler:
         ids = [self.encode(prompt) for prompt in prompts]
         result = generation.generate(
             self.decoder if draft_texts is None else self._text_decoder,
-            self.model.params,
+            self._params,
             ids,
             seed=self.config.seed,
             requests=requests,
@@ -196,7 +199,7 @@ class Sampler:
         drafts = None if draft_text is None else [draft_text]
         updates = generation.stream(
             self.decoder if drafts is None else self._text_decoder,
-            self.model.params,
+            self._params,
             [self.encode(prompt)],
             seed=self.config.seed,
             requests=[request],
@@ -213,7 +216,7 @@ class Sampler:
         Returns:
             The sampler.
         """
-        return Sampler(self.model, self.config.undrafted())
+        return Sampler(self.model, self.config.undrafted(), self.draft_params)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt.
@@ -243,6 +246,13 @@ class Sampler:
         """What `jaxdave.generate` takes to decode as this sampler does."""
         model = self.model
         return make_decoder(model.config, self.config, tables=model.tables)
+
+    @property
+    def _params(self) -> Any:
+        """What the functional layer takes as parameters."""
+        if self.draft_params is None:
+            return self.model.params
+        return DraftedParams(model=self.model.params, draft=self.draft_params)
 
     @functools.cached_property
     def _text_decoder(self) -> Decoder:
