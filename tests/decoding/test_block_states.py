@@ -166,7 +166,7 @@ def test_the_self_check_looks_at_pieces():
         seen.append(cut.tokens_MP.shape)
         return evaluate(params, cut, *rest)
 
-    network = spec.model._replace(evaluate_blocks=spy)
-    watched = spec.__class__(**{**vars(spec), "network": network})
+    model = spec.model._replace(evaluate_blocks=spy)
+    watched = spec.__class__(**{**vars(spec), "model": model})
     assert slot_probe(watched, fake_model.tiny_params(0)).holds
     assert set(seen) == {(block_states.max_block_states(8, 5), 4)}

@@ -24,8 +24,8 @@ def broken(spec, hidden_of):
         hidden, kv = pieces(params, cut, start, end, cache)
         return hidden_of(hidden), kv
 
-    network = spec.model._replace(evaluate_blocks=changed)
-    return dataclasses.replace(spec, network=network)
+    model = spec.model._replace(evaluate_blocks=changed)
+    return dataclasses.replace(spec, model=model)
 
 
 def test_the_real_network_passes(spec):
