@@ -61,7 +61,7 @@ def test_any_draft_model_keeps_the_text(policy, temperature):
 
 @quick
 def test_the_memory_is_that_of_the_committed_tokens():
-    """After every prefill it is what reading the committed prefix from nothing gives."""
+    """After a prefill it is what reading the committed prefix from nothing gives."""
     decoder, params = decoder_of(policies.left_to_right(1)), params_of(3)
     state = prefill_prompts(decoder, params, prompts_of([5, 12], 3))
     rows = jax.device_get(state.rows)
