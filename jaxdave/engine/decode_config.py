@@ -281,10 +281,10 @@ class DecodeConfig(_Record):
         if isinstance(self.policy, str):
             return policies.parse(self.policy)
         if self.policy is not None:
-            raise ValueError(
-                f"policy={self.policy!r} is no policy; give a name, such as "
-                "'static(1)', or a `jaxdave.core.policy_api.Policy`"
-            )
+            from jaxdave.policies.validation import check_policy
+
+            check_policy(self.policy)
+            return self.policy
         if self.is_by_threshold:
             rule = DEFAULT_THRESHOLD if self.threshold is None else self.threshold
             return policies.threshold(rule)

@@ -59,7 +59,7 @@ def test_a_path_is_followed_to_its_first_surprise():
     seen = list(calibration.visited_nodes(film[0], film[1:]))
     assert seen == [(2,), (0, 2), (0, 2, 5)]
     assert list(calibration.visited_nodes(film[0], [])) == []
-    ended = film[2]._replace(rests=np.bool_(True))
+    ended = film[2]._replace(is_resting=np.bool_(True))
     assert list(calibration.visited_nodes(film[0], [film[1], ended])) == [(2,)]
 
 

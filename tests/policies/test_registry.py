@@ -255,7 +255,6 @@ def test_a_maker_is_memoized_by_its_arguments_and_their_types():
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ("static", r"policy='static' has no 'name'; give a Policy, e\.g\. policies"),
         (policies.static, r"policy=<function static .*> has no 'name'; give a Policy"),
         (jnp.zeros((3, 3)), r"policy=Array.* has no 'name'; give a Policy"),
         (
