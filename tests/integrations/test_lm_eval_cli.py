@@ -13,7 +13,7 @@ from jaxdave.integrations.lm_eval import cli
     [
         ({"colour": "red"}, "model_args: 'colour' is unknown; use add_bos_token"),
         ({"threshold": "high"}, "threshold='high' must be a number or none"),
-        ({"draft_steps": 0}, "draft_steps=0 must be in 1..32"),
+        ({"draft_steps": 0}, "draft_steps=0 must be at least 1"),
         ({"mc_num": 0}, "mc_num=0 must be at least 1"),
         ({"likelihood": "exact"}, "likelihood='exact' is unknown"),
         ({"block_length": 3}, "block_length=3 must divide 64"),
