@@ -106,7 +106,7 @@ def test_a_memory_follows_the_accepted_path_and_nothing_else():
 
 @quick
 def test_right_guesses_of_a_model_save_calls():
-    """Parameters that know the next token: its embedding is a permutation's."""
+    """Guesses that are the answer itself, as sure as their parameters say."""
     decoder = fake_model.build(policies.left_to_right(1), 8, 4, 32)
     net, prompts = weights(3, fixed=2.0, context=6.0, stop=-64.0), prompts_of([9], 3)
     plain = generate(capped(decoder, 1), net, prompts).completions[0]
