@@ -91,7 +91,7 @@ def test_an_unknown_keyword_is_named():
     ("config", "words"),
     [
         (DecodeConfig(policy="magic"), "policy 'magic' is unknown"),
-        (DecodeConfig(policy=3), "policy=3 is no policy"),  # pyright: ignore
+        (DecodeConfig(policy=3), "policy=3 has no 'name'"),  # pyright: ignore
         (DecodeConfig(policy="lopa"), "say lossy=True"),
         (DecodeConfig(threshold=2.0), "threshold=2.0 must be"),
         (DecodeConfig(guidance=1.0), "needs full attention"),

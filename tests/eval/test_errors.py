@@ -72,7 +72,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_decoding(
     run, model, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "jaxdave.eval.run.command._run_cells", lambda *_: pytest.fail("decodes")
+        "jaxdave.eval.command._run_cells", lambda *_: pytest.fail("decodes")
     )
     file, options = tmp_path / "file", ("eval", "--model", model, "--limit", 1, "--out")
     file.write_text("mine")
