@@ -7,6 +7,7 @@ else. Everything here is index arithmetic on one row.
 
 import dataclasses
 import enum
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,10 +152,20 @@ class WindowLayout:
         """The block of each position of the window, int32 [L]."""
         return jnp.arange(self.window_length, dtype=jnp.int32) // self.block_length
 
-    def block_slice(self, array_L: jax.Array, block: jax.Array) -> jax.Array:
-        """One block [W, ...] of an array [L, ...] along the window."""
+    def block_slice(self, tree_L: Any, block: jax.Array) -> Any:
+        """One block of the arrays of a pytree.
+
+        Args:
+            tree_L: Arrays [L, ...] along the window.
+            block: Index of the block, int32 scalar.
+
+        Returns:
+            The same pytree, arrays [W, ...].
+        """
         first, size = block * self.block_length, self.block_length
-        return jax.lax.dynamic_slice_in_dim(array_L, first, size)
+        return jax.tree.map(
+            lambda array_L: jax.lax.dynamic_slice_in_dim(array_L, first, size), tree_L
+        )
 
     def with_block(self, tokens_L: jax.Array, block_W: jax.Array, block: jax.Array):
         """The window's tokens [L] with one block replaced by `block_W`."""

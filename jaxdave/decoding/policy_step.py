@@ -58,8 +58,7 @@ def states_to_evaluate(
     if spec.policy.scoring is None:
         return state.tokens_L[None]
     block, open_L = layout.active_block(state.tokens_L, row)
-    tokens_W = layout.block_slice(state.tokens_L, block)
-    open_W = layout.block_slice(open_L, block)
+    tokens_W, open_W = layout.block_slice((state.tokens_L, open_L), block)
     blocks_NW = jnp.where(open_W[None], state.memory.tokens_NW, tokens_W[None])
     return jax.vmap(lambda block_W: layout.with_block(state.tokens_L, block_W, block))(
         blocks_NW
@@ -171,12 +170,13 @@ def _policy_view(
     """What the policy sees of an evaluated state, and the index of its active block."""
     layout = spec.layout
     block, open_L = layout.active_block(state.tokens_L, row)
-    tokens_W = layout.block_slice(state.tokens_L, block)
-    position_W = layout.block_slice(layout.positions(row), block) - row.begin
+    tokens_W, open_W, position_W = layout.block_slice(
+        (state.tokens_L, open_L, layout.positions(row) - row.begin), block
+    )
     key = jax.random.fold_in(jax.random.fold_in(row.key, state.n), POLICY_NOISE)
     view = PolicyView(
         tokens_W=tokens_W,
-        open_W=layout.block_slice(open_L, block),
+        open_W=open_W,
         decoded_W=(position_W >= 0) & (tokens_W != layout.mask_id),
         pred=pred,
         position_W=position_W,

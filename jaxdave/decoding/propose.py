@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.core.draft_api import DraftContext, DraftSet, DraftState, draft_params
-from jaxdave.core.prediction import Prediction
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import PolicyState, RowState, RuntimeParams
 from jaxdave.core.window import CacheRule
@@ -121,10 +120,8 @@ def simulate_step(
 
     def read(candidate):
         block, _ = layout.active_block(tokens_NL[candidate], row)
-        pred = Prediction(
-            *(layout.block_slice(part[depth], block) for part in row.pred)
-        )
-        return pred, layout.block_slice(row.hidden_LE, block)
+        pred_L = jax.tree.map(lambda part_DL: part_DL[depth], row.pred)
+        return layout.block_slice((pred_L, row.hidden_LE), block)
 
     candidate, target = choose_and_step(spec, params, row, state, tokens_NL, read)
     open_L = layout.active_block(tokens_NL[candidate], row)[1]

@@ -58,7 +58,7 @@ def _observed_error(
 ) -> ErrorBound:
     """How far the fast call's prediction was from the one in the trusted shape."""
     layout = spec.layout
-    fast = Prediction(*(layout.block_slice(part[0], block) for part in row.pred))
+    fast = layout.block_slice(jax.tree.map(lambda part_DL: part_DL[0], row.pred), block)
     trusted = Prediction(*(part[0] for part in pred_SW))
     open_L = layout.active_block(layout.window_tokens(row), row)[1]
     return prediction_error(trusted, fast, layout.block_slice(open_L, block))

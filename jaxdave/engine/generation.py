@@ -199,9 +199,13 @@ def prepare(
     # The loop is traced while the prefill is being compiled.
     prefill, run, seconds = get_executable_pair(request, loop_request)
 
+    # Packed when something is first measured, which most decodes do not.
+    packed_probes = functools.cache(
+        lambda: pack_prompts(decoder, probe_prompts(decoder, prompts))[0]
+    )
+
     def fresh(runtime: RuntimeParams) -> DecodeState:
-        probes, _ = pack_prompts(decoder, probe_prompts(decoder, prompts))
-        return prefill(params, runtime, probes)
+        return prefill(params, runtime, packed_probes())
 
     shapes = request.name, *((a.shape, str(a.dtype)) for a in packed)
     runtime, measured = tuned_params(spec, runtime, run, params, fresh, shapes)

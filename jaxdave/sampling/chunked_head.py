@@ -176,7 +176,7 @@ def sample_and_score(
     Returns:
         Arrays [R]. Scores are those of the unfiltered tempered distribution.
     """
-    scale = logit_scale(sampling)
+    scale, noisy = logit_scale(sampling), sampling.noisy
 
     def tempered(index):
         raw = logits(index)
@@ -190,7 +190,7 @@ def sample_and_score(
     def summarize(index) -> _Summary:
         z = tempered(index)
         y = z
-        if sampling.noisy:
+        if noisy:
             y = jnp.where(
                 z >= floor_R[:, None], z + gumbel(key_R, index, chunk), -jnp.inf
             )
@@ -208,7 +208,7 @@ def sample_and_score(
     best, stats = summary
     runner_R = jnp.where(best.runner_y > NEG_INF, best.runner_up, -1)
     gap, margin, entropy = gap_margin_entropy(stats)
-    lead = best.y - best.runner_y if sampling.noisy else gap
+    lead = best.y - best.runner_y if noisy else gap
     return Prediction(
         token=best.token,
         score=best.z - best.others,
