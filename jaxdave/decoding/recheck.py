@@ -54,8 +54,7 @@ def recheck_row(
     # No error bound: the trusted shape's decision is the definition of what is right.
     next_row, pred_SW, evaluated = step_from_tokens(spec, params, row, hidden_LE, None)
     error = _observed_error(spec, row, pred_SW, evaluated.block_S[0])
-    # Kept as a running maximum; `autotune` reads it to set the bound, and results
-    # report it.
+    # Kept as a running maximum, which `autotune` reads to set the bound.
     error = jax.tree.map(jnp.maximum, stats.error, error)
     stats = next_row.stats._replace(error=error)
     return dataclasses.replace(next_row, stats=stats), cache
