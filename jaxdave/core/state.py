@@ -146,8 +146,8 @@ class DecodeState(NamedTuple):
             The same pytree of numpy arrays [B, ...].
         """
         host = jax.device_get(arrays)
-        # Hosts always see a batch, so that results are read in one way for any number
-        # of rows.
+        # Hosts always see a batch, so that results
+        # are read in one way for any number of rows.
         return jax.tree.map(lambda a: a[None], host) if self.is_single else host
 
     def take(self, index_R: jax.Array) -> "DecodeState":

@@ -156,8 +156,8 @@ def query_model(
     else:
         tokens = query
         result = model.forward(params, tokens, row.start, row.end, cache)
-    # [M, P, E] or [S, L, E]: a model from elsewhere is caught here, not in a reshape
-    # later.
+    # [M, P, E] or [S, L, E]: a model from elsewhere
+    # is caught here, not in a reshape later.
     chex.assert_shape(result[0], (*tokens.shape, None))
     return result
 
@@ -285,13 +285,13 @@ def distinct_block_states(
     # The lookahead comes last: where room is short it makes way.
     tokens_SJP = jnp.concatenate([tokens_SJP, tokens_SJP[deepest][None]])
     needed_SJ = jnp.concatenate([needed_SJ, jnp.ones((1, blocks), bool)])
-    # 2. Give equal pairs one number, in order of states: earlier drafts are served
-    # first. The first draft comes first of all and always fits, so decoding cannot
-    # stall.
+    # 2. Give equal pairs one number, in order of states: earlier
+    # drafts are served first. The first draft comes first of all
+    # and always fits, so decoding cannot stall.
     number_SJ, is_new_SJ = _number_states(tokens_SJP, needed_SJ)
     block_states = _gather_states(tokens_SJP, number_SJ, is_new_SJ, size)
-    # A state counts only if its whole chain was evaluated; [:states] drops the
-    # lookahead.
+    # A state counts only if its whole chain was
+    # evaluated; [:states] drops the lookahead.
     fits_S = jnp.all((number_SJ < size) | ~needed_SJ, axis=1)[:states]
     # 3. For each state its own active block, and for each block of the window whose
     # vectors the next drafts are made of.

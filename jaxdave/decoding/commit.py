@@ -82,8 +82,8 @@ def _move_window(
     )
     # Apart from what decides, so that no draft can touch a decision.
     pred = predict_window(spec, params, hidden_LE, row)
-    # Where nothing was evaluated there is no prediction: -1 ends chains of drafts
-    # there.
+    # Where nothing was evaluated there is no
+    # prediction: -1 ends chains of drafts there.
     pred = pred._replace(token=jnp.where(evaluated_L[None], pred.token, -1))
     return dataclasses.replace(row, pred=pred)
 

@@ -112,8 +112,8 @@ def step(
         state = refresh_stale_rows(spec, params, state)
     if spec.guarded:
         state = recheck_uncertain_rows(spec, params, state)
-    # A refresh or recheck may have ended a row or, where a block is one token, made its
-    # new cache stale again.
+    # A refresh or recheck may have ended a row or, where a block is
+    # one token, made its new cache stale again.
     resting_B |= state.rows.done | state.rows.needs_refresh
     result = _verify_rows(spec, params, runtime, state, resting_B)
     return _commit_rows(spec, params, state, result, resting_B)
@@ -153,8 +153,8 @@ def run(
     Returns:
         The state after the last step, with a batch axis if `state` had one.
     """
-    # A batch of one runs without its axis: see `DecodeState` for what XLA does
-    # otherwise.
+    # A batch of one runs without its axis: see
+    # `DecodeState` for what XLA does otherwise.
     if state.rows.done.shape == (1,):
         single = run(spec, params, runtime, state.without_batch_axis())
         return single.with_batch_axis()
@@ -198,8 +198,8 @@ def refresh_stale_rows(
         rows = replace_rows(refresh_one, state.rows, state.cache, stale_B, one_by_one)
         return DecodeState(*rows)
 
-    # A refresh evaluates whole sequences, so a round in which no row needs one skips
-    # it.
+    # A refresh evaluates whole sequences, so a
+    # round in which no row needs one skips it.
     return jax.lax.cond(jnp.any(stale_B), refreshed, lambda state: state, state)
 
 
@@ -221,8 +221,8 @@ def recheck_uncertain_rows(
         return recheck_row(spec, params, row, cache)
 
     rows = state.rows
-    # A stale row gets a refresh in place of a recheck: that decides in the trusted
-    # shape too.
+    # A stale row gets a refresh in place of a
+    # recheck: that decides in the trusted shape too.
     uncertain_B = rows.needs_recheck & ~rows.done & ~rows.needs_refresh
     return DecodeState(*update_rows(recheck_one, rows, state.cache, uncertain_B))
 

@@ -158,8 +158,8 @@ def _choose_candidate(
         return scoring.score_fn(view)
 
     score_N = jax.vmap(score)(jnp.arange(count, dtype=jnp.int32))
-    # Argmax takes the first maximum, which is the tie rule that `CandidateScoring`
-    # states.
+    # Argmax takes the first maximum, which is the
+    # tie rule that `CandidateScoring` states.
     return jnp.argmax(state.memory.prior_N + score_N).astype(jnp.int32)
 
 
@@ -186,8 +186,8 @@ def _await_scores(
     goes_on = jnp.any(open_W) & ~layout.is_ended(state.tokens_L, row)
     is_known = goes_on & is_last & jnp.all(blocks_NW == blocks_NW[:1])
     tokens_L = jnp.where(is_known, only_L, state.tokens_L)
-    # The index counts steps, as the noise is keyed by it. A state that is over takes
-    # none.
+    # The index counts steps, as the noise is keyed
+    # by it. A state that is over takes none.
     n = state.n + goes_on.astype(jnp.int32)
     return PolicyState(tokens_L, memory._replace(tokens_NW=blocks_NW), n)
 

@@ -72,8 +72,8 @@ def refresh_row(spec: DecodeSpec, params: Any, row: RowState) -> tuple[RowState,
         (the row after the step, its KV cache).
     """
     sequence = row.tokens_T, row.begin, row.start, row.end
-    # Full attention: every key depends on every token, so the whole sequence is
-    # evaluated.
+    # Full attention: every key depends on every
+    # token, so the whole sequence is evaluated.
     size = row.tokens_T.shape[0]
     hidden_LE, cache = _evaluate_tokens(
         spec, spec.model.prefill, params, sequence, size
@@ -150,8 +150,8 @@ def _initial_row(
         end=prompt.end_B,
         draft_text_T=prompt.draft_text_BT,
         start=layout.first_start(prompt.begin_B),
-        # A placeholder, as is the empty prediction: the commit that ends the prefill
-        # replaces both.
+        # A placeholder, as is the empty prediction: the
+        # commit that ends the prefill replaces both.
         needs_refresh=jnp.bool_(True),
         n=zero,
         memory=spec.policy.init(layout.block_length, width),

@@ -34,13 +34,13 @@ def recheck_row(
     Returns:
         (the row after the step, its cache).
     """
-    # As long as a call of one draft: nothing but the policy's next step is decided
-    # here.
+    # As long as a call of one draft: nothing but
+    # the policy's next step is decided here.
     recheck, length = spec.model.recheck, spec.layout.used_length(1)
     assert recheck is not None, "guarded numerics need a model that can recheck"
-    # In a block-causal model the cache since the last recheck is remade as well: its
-    # entries come from fast calls, whose rounding would otherwise reach this decision
-    # through attention.
+    # In a block-causal model the cache since the last recheck is remade as
+    # well: its entries come from fast calls, whose rounding would
+    # otherwise reach this decision through attention.
     hidden_LE, cache = recheck(
         params, row.tokens_T, row.verified_until, row.start, row.end, length, cache
     )

@@ -126,8 +126,8 @@ def update_rows(
         carry = rows, cache, chosen_B
         return jax.lax.while_loop(lambda carry: carry[2], update_single, carry)[:2]
 
-    # Rows are taken off the list one by one, so that the cost is that of the chosen
-    # rows only.
+    # Rows are taken off the list one by one, so that
+    # the cost is that of the chosen rows only.
     def update(carry):
         rows, cache, chosen_B = carry
         index = jnp.argmax(chosen_B).astype(jnp.int32)

@@ -254,8 +254,8 @@ def longest_accepted_path(
             draft, path.target, candidate, target, certain, path.num_hops + 1
         )
 
-    # Of the start only `target` and `num_hops` matter; the rest has the right types for
-    # the carry of the loop.
+    # Of the start only `target` and `num_hops` matter; the rest has
+    # the right types for the carry of the loop.
     zero = jnp.int32(0)
     start = AcceptedPath(zero, first, zero, first, jnp.bool_(True), jnp.int32(-1))
     return hop(start) if count == 1 else jax.lax.while_loop(goes_on, hop, start)
@@ -281,9 +281,9 @@ def count_call(
     stats = row.stats._replace(
         verify=row.stats.verify + 1, size_Z=row.stats.size_Z.at[index].add(1)
     )
-    # A rejection is a draft that was there for the next step and was not taken. Where
-    # no draft lay one step deeper, the path ended for want of drafts, which is no
-    # rejection.
+    # A rejection is a draft that was there for the next step and was
+    # not taken. Where no draft lay one step deeper, the path ended
+    # for want of drafts, which is no rejection.
     deeper_K = drafts.valid_K & (drafts.depth_K == drafts.depth_K[path.draft] + 1)
     # An uncertain step says nothing about the drafts behind it.
     is_missed = path.is_certain & jnp.any(deeper_K)

@@ -131,8 +131,8 @@ def draft_model(config: DraftModelConfig, base: DraftFn = nested) -> DraftFn:
         params = DraftedParams(model=model.params, draft=draft_params)
         jaxdave.generate(decoder, params, [prompt_ids])
     """
-    # A base without state compares equal to one that is rebuilt from its `propose`
-    # alone.
+    # A base without state compares equal to one
+    # that is rebuilt from its `propose` alone.
     if base.takes_params or base != DraftFn(base.propose, reads_text=base.reads_text):
         raise ValueError(
             f"base={base!r} has a memory or parameters of its own, and a draft model "

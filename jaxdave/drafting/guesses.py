@@ -58,8 +58,8 @@ def with_guesses(base: DraftFn, guess: GuessFn, reads_text: bool = False) -> Dra
         model_L = context.pred.token[0]
         # The model's odds are exp(score); where it predicts nothing they are none.
         score_L = jnp.where(model_L >= 0, context.pred.score[0], -jnp.inf)
-        # The model's token against the guessed one, as if no third could come: odds to
-        # odds. [L]
+        # The model's token against the guessed one, as
+        # if no third could come: odds to odds. [L]
         share_L = guessed.odds / (guessed.odds + jnp.exp(score_L))
         differs_L = (guessed.token_L >= 0) & (guessed.token_L != model_L)
         differs_L &= (share_L >= MIN_SHARE) & context.open_L
@@ -74,9 +74,9 @@ def with_guesses(base: DraftFn, guess: GuessFn, reads_text: bool = False) -> Dra
             worth_K = drafts.worth_K * jnp.prod(factor_KL, axis=1)
             return drafts._replace(worth_K=worth_K)
 
-        # The base is asked twice, for tokens of the model and of the guess, and the
-        # better half of both is kept: the number of drafts, and with it the cost of the
-        # call, stays the same.
+        # The base is asked twice, for tokens of the model and of the guess,
+        # and the better half of both is kept: the number of drafts, and with
+        # it the cost of the call, stays the same.
         own = weighted(base.propose(context, first, num_drafts))
         guess_context = context.with_tokens(jnp.where(differs_L, token_L, -1))
         others = weighted(base.propose(guess_context, first, num_drafts))
@@ -109,7 +109,7 @@ def merge_drafts(a: DraftSet, b: DraftSet, num_drafts: int) -> DraftSet:
     rank_K = jnp.where(valid_K, worth_K, -1.0).at[0].set(2.0)
     # Among equals a draft follows those that lie on the way to it.
     order_K = jnp.lexsort((both.depth_K, -rank_K))[:num_drafts]
-    # Draft 0 occurs in both sets and is no repetition of itself: its own validity
-    # stands.
+    # Draft 0 occurs in both sets and is no
+    # repetition of itself: its own validity stands.
     merged = both._replace(valid_K=valid_K.at[0].set(both.valid_K[0]), worth_K=worth_K)
     return jax.tree.map(lambda x: x[order_K], merged)

@@ -55,8 +55,8 @@ def prompt_lookup(context: DraftContext) -> TokenGuess:
     Source: prompt lookup decoding (n-gram drafts), with the text so far as its source.
     """
     first_open = _first_open_position(context)
-    # The source ends where the open positions begin: a text must not be its own
-    # continuation.
+    # The source ends where the open positions begin:
+    # a text must not be its own continuation.
     return _continuation(
         context,
         context.row.tokens_T,
@@ -152,15 +152,15 @@ def _continuation(
         min_match: Tokens that must match.
     """
     row, size = context.row, context.open_L.shape[0]
-    # 1. Where to continue from: the index of the source before which it reads like the
-    # text.
+    # 1. Where to continue from: the index of the
+    # source before which it reads like the text.
     match_T = _match_lengths(source_T, row, first_open)
     index_T = jnp.arange(source_T.shape[0], dtype=jnp.int32)
     # Longest match first, then the nearest one; both are exact in whole numbers.
     distance_T = jnp.abs(index_T - expected)
     rank_T = match_T * (2 * source_T.shape[0]) - distance_T
-    # -2**30 is below any rank: matches are at most `MAX_MATCH`, distances below the
-    # length.
+    # -2**30 is below any rank: matches are at most
+    # `MAX_MATCH`, distances below the length.
     rank_T = jnp.where(index_T < source_end, rank_T, -(2**30))
     begin = jnp.argmax(rank_T).astype(jnp.int32)
     match = match_T[begin]
@@ -188,9 +188,9 @@ def _match_lengths(
 
     At most `MAX_MATCH` are compared.
     """
-    # Token n before each index of the source [T, N], and before the open position [N].
-    # -1 and -2 stand for tokens before the beginning, which match nothing, not even
-    # each other.
+    # Token n before each index of the source [T, N], and before the open
+    # position [N]. -1 and -2 stand for tokens before the beginning,
+    # which match nothing, not even each other.
     back_N = jnp.arange(1, MAX_MATCH + 1, dtype=jnp.int32)
     index_TN = jnp.arange(source_T.shape[0], dtype=jnp.int32)[:, None] - back_N[None]
     source_TN = jnp.where(index_TN >= 0, source_T.at[index_TN].get(mode="clip"), -1)

@@ -43,9 +43,9 @@ def draft_order(context: DraftContext) -> jax.Array:
     """
     score_L, block_L, open_L = context.pred.score[0], context.block_L, context.open_L
     index_L = jnp.arange(score_L.shape[0], dtype=jnp.int32)
-    # [i, j]: position j comes before position i. Ranks are counted and not sorted, with
-    # the tie rule of `policies.common.rank`, so that the order is the one in which the
-    # policy would commit.
+    # [i, j]: position j comes before position i. Ranks are counted and not
+    # sorted, with the tie rule of `policies.common.rank`, so that the order is
+    # the one in which the policy would commit.
     is_tied_LL = score_L[None, :] == score_L[:, None]
     before_LL = score_L[None, :] > score_L[:, None]
     before_LL |= is_tied_LL & (index_L[None, :] < index_L[:, None])
@@ -87,8 +87,8 @@ def score_gaps(context: DraftContext, order_L: jax.Array) -> jax.Array:
     has_rank_PL = (order_L[None] == rank_P[:, None]) & known_L[None]
     score_P = jnp.sum(jnp.where(has_rank_PL, context.pred.score[:1], 0.0), axis=1)
     block_P = jnp.max(jnp.where(has_rank_PL, context.block_L[None], -1), axis=1)
-    # A new block begins at its own best place: its score says nothing of the order in
-    # the block before it.
+    # A new block begins at its own best place: its score says
+    # nothing of the order in the block before it.
     same_P = (block_P[:-1] == block_P[1:]) & (block_P[:-1] >= 0)
     return jnp.where(same_P, score_P[:-1] - score_P[1:], jnp.inf)
 
@@ -112,8 +112,8 @@ def tree(table: TreeTable) -> DraftFn:
         is_close = score_gaps(context, order_L) < table.edge
         close = jnp.where(jnp.any(is_close), jnp.argmax(is_close), NUM_GAPS)
         leaf = open_count_index(context), close.astype(jnp.int32)
-        # All contexts are constants of the program, [open, close, K, P]; this row's is
-        # picked.
+        # All contexts are constants of the program,
+        # [open, close, K, P]; this row's is picked.
         code_KP, worth_K = (jnp.asarray(a)[leaf] for a in pack(table, num_drafts))
         # code: 0 leaves a place open, 1 drafts its best token, 2 its runner-up.
         # From places to positions, [K, P] -> [K, L], by each position's rank.
@@ -159,8 +159,8 @@ def subsets(length: int) -> DraftFn:
         tuple((s, 0.8 ** len(s)) for s in sets if all(one < 2 * left for one in s))
         for left in (*OPEN_COUNTS, MAX_PLACES)
     )
-    # An edge of 0 makes no gap a close call, so the leaf of the last column is always
-    # used.
+    # An edge of 0 makes no gap a close call, so
+    # the leaf of the last column is always used.
     return tree(TreeTable(0.0, tuple((leaf,) * CONTEXT_SHAPE[1] for leaf in by_left)))
 
 

@@ -141,8 +141,8 @@ def fill_with_nested(leaf: Leaf, count: int) -> Leaf:
     """
     chosen = list(leaf[:count])
     known = {slot for slot, _ in chosen}
-    # Below the last calibrated node, and less with each step: drafts are ranked by
-    # worth.
+    # Below the last calibrated node, and less
+    # with each step: drafts are ranked by worth.
     worth = chosen[-1][1] if chosen else 1.0
     # Nodes of the leaf are nested, too, where the order held; those are not repeated.
     for size in range(1, MAX_PLACES + 1):
@@ -169,15 +169,15 @@ def grow(paths: Sequence[Sequence[TreeNode]], most: int = MAX_LEAF_NODES) -> Lea
     chosen: dict[TreeNode, float] = {}
     waiting, likely = [path for path in paths if path], 1.0
     while waiting and len(chosen) < most:
-        # How many paths each node would take one step further, if it was the next to be
-        # chosen.
+        # How many paths each node would take one step
+        # further, if it was the next to be chosen.
         gains = Counter(path[0] for path in waiting)
         # Of equals the smaller node, then the first by its numbers, so that equal
         # counts give an equal table on every machine.
         best = min(gains, key=lambda slot: (-gains[slot], len(slot), slot))
-        # Choosing a node brings its paths to the next one, so that a later count can be
-        # higher than an earlier one. Shares are capped, as none may be likelier than
-        # one on the way to it.
+        # Choosing a node brings its paths to the next one, so that a later
+        # count can be higher than an earlier one. Shares are capped, as none
+        # may be likelier than one on the way to it.
         likely = min(likely, gains[best] / len(paths))
         chosen[best] = round(likely, 4)
         # Paths move on past every chosen node, and those that are used up drop out.

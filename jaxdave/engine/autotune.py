@@ -135,8 +135,8 @@ def measure(
             checked = runtime._replace(
                 max_calls=host_array(np.int32(CHECKED_ROUNDS)), error_bound=check_all
             )
-            # `filled` comes out of the timing runs, in which fast calls have written
-            # its cache.
+            # `filled` comes out of the timing runs, in
+            # which fast calls have written its cache.
             for state in (fresh(checked), filled):
                 observed = run(params, checked, state).rows.stats.error
                 largest = [np.max(field) for field in jax.device_get(observed)]
@@ -153,8 +153,8 @@ def sample_weights(params: Any) -> list[np.ndarray]:
     Returns:
         Arrays on the host, the first `SAMPLED_VALUES` values of each leaf.
     """
-    # Through the program cache: under a plain `jit` each process would compile it
-    # again.
+    # Through the program cache: under a plain
+    # `jit` each process would compile it again.
     request = CompileRequest(None, "sample", _first_values, (params,))
     return jax.device_get(get_executable(request)[0](params))
 
@@ -171,8 +171,8 @@ def _time_rounds(
     # A fresh state each time, as the loop takes the buffers of the one that it is
     # given. The fastest run counts: whatever else the machine does can only add time.
     for _ in range(REPEATS):
-        # JAX returns before the device has finished; the clock starts and stops on
-        # arrays that are there.
+        # JAX returns before the device has finished; the clock
+        # starts and stops on arrays that are there.
         state = jax.block_until_ready(fresh(runtime))
         start = time.perf_counter()
         state = jax.block_until_ready(run(params, runtime, state))
@@ -221,8 +221,8 @@ def _measurement_key(spec: DecodeSpec, params: Any, shapes: Any) -> str | None:
     """A name for all that a measurement depends on; None where it cannot be named."""
     if cache_folder(MEASUREMENT_FOLDER) is None:
         return None
-    # Shapes and shardings are those of the device layout, which decides how fast calls
-    # are.
+    # Shapes and shardings are those of the device
+    # layout, which decides how fast calls are.
     layout = [
         (leaf.shape, str(leaf.dtype), str(getattr(leaf, "sharding", None)))
         for leaf in jax.tree.leaves(params)

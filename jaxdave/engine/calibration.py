@@ -127,9 +127,9 @@ def _paths(
 
     plain: the decode without drafts, which visits every state of the path.
     """
-    # By step index: the plain decode visits every one, so that an observation of a
-    # drafted decode finds its own future there. Of observations of one index, the first
-    # counts.
+    # By step index: the plain decode visits every one, so that an
+    # observation of a drafted decode finds its own future there. Of
+    # observations of one index, the first counts.
     after = {int(seen.n): plain[i + 1 :] for i, seen in reversed([*enumerate(plain)])}
     for observation in (one for decode in decodes for one in decode):
         if not observation.is_resting:
@@ -150,13 +150,13 @@ def visited_nodes(
         Nodes; the path ends where a step commits more than one token, a token that was
         neither the best nor the runner-up, or a position outside the window.
     """
-    # Follow the plain decode state by state, and write down what each step has filled
-    # in the terms of the observation: its places, and whether token was best or
-    # runner-up.
+    # Follow the plain decode state by state, and write down what
+    # each step has filled in the terms of the observation: its
+    # places, and whether token was best or runner-up.
     now, node = observation, ()
     for then in after:
-        # A tree drafts steps of one token, and no draft reaches past the end of a row
-        # or past a refresh.
+        # A tree drafts steps of one token, and no draft reaches
+        # past the end of a row or past a refresh.
         changed = np.flatnonzero(now.tokens_T != then.tokens_T)
         if then.is_resting or len(changed) != 1:
             return
@@ -219,8 +219,8 @@ def _observer(decoder: Decoder, params: Any) -> _Observer:
         )
 
     def step(params, limit, state):
-        # The limit is a runtime argument: one program serves all observed draft
-        # lengths.
+        # The limit is a runtime argument: one
+        # program serves all observed draft lengths.
         runtime = spec.runtime(1)._replace(max_num_drafts=limit)
         return decode_loop.step(spec, params, runtime, state)[0]
 
@@ -233,8 +233,8 @@ def _observations(
 ) -> Iterator[Observation]:
     """Every row after each call, on the host; a call uses at most `limit` drafts."""
     state = prefill_prompts(decoder, params, prompts)
-    # Every call takes at least one policy step, so that rows end within this many
-    # calls.
+    # Every call takes at least one policy step,
+    # so that rows end within this many calls.
     for _ in range(decoder.max_new_tokens + 1):
         yield Observation(*jax.device_get(observer.observe(state.rows)))
         if state.rows.done.all():

@@ -106,8 +106,8 @@ def run_to_end(
     """
     threshold, idle_share = compaction_threshold(loop, params), 0.0
     while True:
-        # 1. Run until few enough rows are left, and charge what the finished ones have
-        # cost.
+        # 1. Run until few enough rows are left, and
+        # charge what the finished ones have cost.
         start = time.perf_counter()
         state, rows = _run_until(loop, params, state, threshold)
         seconds = time.perf_counter() - start
@@ -115,8 +115,8 @@ def run_to_end(
         live_R = np.flatnonzero(~rows.done)
         if not 0 < live_R.size <= threshold:
             return rows, 0.0
-        # 2. Find the smaller loop. If it does not pay yet, go on in this one until half
-        # as many rows are left.
+        # 2. Find the smaller loop. If it does not pay yet, go on in
+        # this one until half as many rows are left.
         count = 1 << (live_R.size - 1).bit_length()
         smaller = _smaller_loop(loop, params, state, count)
         if smaller is not None:

@@ -71,8 +71,8 @@ def decode_layout(
         window_length=block_length if cache == "dual" else max_new_tokens,
         mask_id=config.mask_id,
         stop_ids=config.stop_ids,
-        # Blocks of full attention only order the decoding, so they begin where the
-        # answer does.
+        # Blocks of full attention only order the
+        # decoding, so they begin where the answer does.
         anchored=True,
         cache_rule=CacheRule.NONE,
     )

@@ -84,8 +84,8 @@ def generate(
     """
     prepared = prepare(decoder, params, prompts, seed, requests, draft_text)
     start = time.perf_counter()
-    # Two programs: the prefill returns the state that the loop then owns (and
-    # overwrites).
+    # Two programs: the prefill returns the state
+    # that the loop then owns (and overwrites).
     state = prepared.prefill(params, prepared.loop.runtime, prepared.prompts)
     host_rows, compile_seconds = run_to_end(prepared.loop, params, state)
     seconds = time.perf_counter() - start - compile_seconds
@@ -193,8 +193,8 @@ def prepare(
     """
     spec = decoder.spec
     check_params(spec, params)
-    # Everything is compiled for a bucket of shapes, never for the lengths of these
-    # prompts.
+    # Everything is compiled for a bucket of shapes,
+    # never for the lengths of these prompts.
     request = _prefill_request(decoder, params, prompts, seed, requests, draft_text)
     runtime, packed = request.args[1:]
     run_loop = functools.partial(decode_loop.run, spec)

@@ -206,9 +206,9 @@ class DecodeModel:
         """
         chex.assert_rank(tokens_KQ, 2)
 
-        # Keys of this call come from the call itself, arranged as the window that each
-        # part sees; keys of all other positions come from the cache. The layer's cache
-        # is not sliced out.
+        # Keys of this call come from the call itself, arranged as the window
+        # that each part sees; keys of all other positions come from the
+        # cache. The layer's cache is not sliced out.
         def attend(index, q, k, v):
             k, v, layer_cache = window_of(k), window_of(v), LayerCache(cache, index)
             return self.attend(q, k, v, layer_cache, start, mask_fn, keys_end)
@@ -330,9 +330,9 @@ def draft_and_trusted_models(
         trusted_model: Fast under "fast", else exact: it makes caches and decides again
             what was too close to call.
     """
-    # Guarded numerics keep float32 activations in both models: their difference, the
-    # error bound, must be as small as float32 rounding for most decisions to be
-    # certified.
+    # Guarded numerics keep float32 activations in both models: their
+    # difference, the error bound, must be as small as float32
+    # rounding for most decisions to be certified.
     guarded = numerics == Numerics.GUARDED
     trusted = DecodeModel(
         config, positions, exact=numerics != Numerics.FAST, wide=guarded

@@ -96,8 +96,8 @@ def uncached_model(
 
     def forward_of(model: DecodeModel) -> ForwardFn:
         def forward(params, tokens_KL, start, end, cache):
-            # The window of the draft over the canvas of the row, which the "cache"
-            # holds.
+            # The window of the draft over the canvas
+            # of the row, which the "cache" holds.
             def evaluate_draft(tokens_L):
                 canvas_T = jax.lax.dynamic_update_slice(cache[0], tokens_L, (start,))
                 size = tokens_L.shape[0]
@@ -109,8 +109,8 @@ def uncached_model(
 
         return forward
 
-    # Without a cache, prefill, refresh and recheck are one: the window of the canvas in
-    # the trusted shape.
+    # Without a cache, prefill, refresh and recheck are one: the
+    # window of the canvas in the trusted shape.
     recheck = _recheck_with_frozen_cache(forward_of(trusted_model))
 
     def prefill(

@@ -120,9 +120,9 @@ def _run_chunks(
     num_chunks = (start + window_length + size - 1) // size
     buffer_chunk = jnp.maximum(start - 1, 0) // size
 
-    # 2. Evaluate a chunk against the cache of those before it, and append its keys. The
-    # cache has room for whole chunks: a slice past its end would be moved back in
-    # silence.
+    # 2. Evaluate a chunk against the cache of those before it, and
+    # append its keys. The cache has room for whole chunks: a slice
+    # past its end would be moved back in silence.
     def run_chunk(index, carry):
         cache, hidden_QE = carry
         at = index * size

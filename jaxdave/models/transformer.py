@@ -45,8 +45,8 @@ class Transformer(nnx.Module):
         table = init(rngs.params(), (config.vocab_rows, config.hidden), dtype)
         self.embedding = nnx.Param(table)
 
-        # N blocks of one structure, their parameters stacked [N, ...], each from a key
-        # of its own.
+        # N blocks of one structure, their parameters
+        # stacked [N, ...], each from a key of its own.
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def stack(rngs: nnx.Rngs) -> Block:
@@ -79,8 +79,8 @@ class Transformer(nnx.Module):
         """
         layer, layers = self._layers(rope, attend)
         x = self._embed(tokens, dtype)
-        # The carry is the residual stream; what each layer emits, keys and values, is
-        # stacked.
+        # The carry is the residual stream; what each
+        # layer emits, keys and values, is stacked.
         x, kv = jax.lax.scan(layer, x, (layers, per_layer))
         return self.norm(x), kv
 

@@ -174,8 +174,8 @@ class PerLayer(LayerStack):
 
     def to_stacked(self) -> Any:
         """One array [N, in, out], or an `Int8` of one."""
-        # Large matrices are stored transposed; the stacked form is [N, in, out] for
-        # all.
+        # Large matrices are stored transposed; the
+        # stacked form is [N, in, out] for all.
         layers = (
             matrix.to_input_major() if isinstance(matrix, RowMajor) else matrix
             for matrix in self.layers

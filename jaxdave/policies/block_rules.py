@@ -87,9 +87,9 @@ def block_policy(
     def enter_block(view: PolicyView, memory: Memory) -> tuple[BlockClock, Memory]:
         start, inner = memory
         is_new_block = start.position != view.position_W[0]
-        # A block is known by its first position. At a new one the memory is replaced
-        # leaf by leaf, not by `cond`, of which both branches run under `vmap` in any
-        # case.
+        # A block is known by its first position. At a new one the
+        # memory is replaced leaf by leaf, not by `cond`, of which
+        # both branches run under `vmap` in any case.
         start_here = BlockStart(
             view.position_W[0], view.step, count(masked_positions(view))
         )
@@ -111,8 +111,8 @@ def block_policy(
     def is_certain_in_block(
         view: PolicyView, memory: Memory, error_bound: ErrorBound
     ) -> jax.Array:
-        # The memory that the step would enter with; what it leaves is not needed to
-        # certify it.
+        # The memory that the step would enter with;
+        # what it leaves is not needed to certify it.
         clock, (_, inner) = enter_block(view, memory)
         return is_certain(view, clock, inner, error_bound)
 
@@ -213,8 +213,8 @@ def time_shares(steps: int, eps: float) -> np.ndarray:
         1 - t_{i+1} / t_i for t = linspace(1, eps, steps + 1), and 1 in the last step;
         float32 [steps].
     """
-    # On the host in float64, then rounded once: shares must have the same bits
-    # everywhere.
+    # On the host in float64, then rounded once:
+    # shares must have the same bits everywhere.
     times = np.linspace(1.0, eps, steps + 1)
     return np.append(1.0 - times[1:-1] / times[:-2], 1.0).astype(np.float32)
 

@@ -145,8 +145,8 @@ def parse(text: str) -> Policy:
         'maskgit_plus(steps=32, eps=0.001, alg_temp=0.2)'
     """
     name, colon, rest = text.strip().partition(":")
-    # Foreign makers are imported here, not with the package: a broken one fails this
-    # call.
+    # Foreign makers are imported here, not with
+    # the package: a broken one fails this call.
     known_makers = makers()
     if name not in known_makers:
         raise ValueError(

@@ -70,8 +70,8 @@ def saber(n: int = 2) -> Policy:
         view: PolicyView, clock: BlockClock, memory: Memory
     ) -> tuple[jax.Array, Memory]:
         score_W = view.pred.score
-        # 1. Adaptive acceleration: the bar is the mean confidence of what was committed
-        # so far.
+        # 1. Adaptive acceleration: the bar is the mean
+        # confidence of what was committed so far.
         sure_W = view.open_W & _above_mean(score_W, memory)
         few = count(sure_W) < n
         chosen_W = jnp.where(few, best_positions(view, n, score_W), sure_W)

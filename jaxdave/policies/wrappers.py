@@ -79,8 +79,8 @@ def small_blocks(policy: Policy, length: int = 8) -> Policy:
 
     def change(view: PolicyView) -> PolicyView:
         size = view.open_W.shape[0]
-        # Counted from the block's start, so that the partition does not move as masks
-        # are filled.
+        # Counted from the block's start, so that the
+        # partition does not move as masks are filled.
         small_block_W = jnp.arange(size, dtype=jnp.int32) // length
         first = jnp.min(jnp.where(view.open_W, small_block_W, size))
         return view._replace(open_W=view.open_W & (small_block_W == first))

@@ -187,8 +187,8 @@ class JaxDave(TemplateLM):
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs):
         max_length = lm_requests.max_length(self.options, self.model)
-        # A target is scored after a context: where the harness gives none, after one
-        # token.
+        # A target is scored after a context: where
+        # the harness gives none, after one token.
         questions = [
             lm_requests.likelihood_question(
                 context or [self.prefix_token_id], target, max_length
