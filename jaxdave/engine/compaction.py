@@ -193,8 +193,7 @@ def _smaller_loop(
         smaller = _compile_smaller(loop, params, state, count, request)
     except jax.errors.JaxRuntimeError:
         # E.g. no memory for it. These rows need not move.
-        # An infinite price: whatever finished rows waste, this loop is not compiled
-        # again.
+        # An infinite price: from here on only loops compiled already are tried.
         account.compile_seconds = float("inf")
         return None
     account.moved_to.add(count)
