@@ -120,6 +120,8 @@ def run_plan(
         try:
             _fill_folder(plan, work, verify_count, on_progress, on_message)
         except BaseException as error:
+            # Finished files are worth keeping for the
+            # next run; a folder without any is not.
             finished = resume_record.read_record(work, plan)
             if not finished:
                 shutil.rmtree(work)
@@ -127,6 +129,8 @@ def run_plan(
                 message = _disk_full_message(plan, dst, error, finished)
                 raise ValueError(message) from error
             raise
+        # Only a complete folder gets here. Renaming
+        # it is the one step that others can see.
         resume_record.remove_record(work)
     replace_folder(work, dst)
 
@@ -162,6 +166,7 @@ def _fill_folder(
     on_message: OnMessage,
 ) -> None:
     """Makes the whole checkpoint in the work folder, from where the last run ended."""
+    # 1. Take up the last run of this very conversion, or start with empty arrays.
     finished = resume_record.read_record(work, plan)
     if finished is None:
         if (work / resume_record.RECORD_FILE).exists():
@@ -172,6 +177,7 @@ def _fill_folder(
         zarr_layout.make_empty_arrays(work, plan)
         finished = {}
         resume_record.write_record(work, plan, finished)
+    # 2. Copy file by file. A file that has changed since it was recorded is read again.
     for shard in plan.source.shards:
         mark = resume_record.file_mark(plan.source.folder, shard)
         if shard.file in finished and finished[shard.file].mark == mark:
@@ -184,6 +190,8 @@ def _fill_folder(
         finished[shard.file] = _convert_shard(plan, shard, work, mark, on_progress)
         # `copy_shard` has waited for the disk, so the record holds after a crash too.
         resume_record.write_record(work, plan, finished)
+    # 3. What can only be checked once all files
+    # are there; then everything but the weights.
     _check_tied_head(plan, finished)
     orbax_io.check_arrays(work, param_shapes(plan.config))
     hashes = {file: shard.sha256 for file, shard in finished.items()}

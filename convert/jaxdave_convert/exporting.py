@@ -80,6 +80,8 @@ def _fill_folder(
     weight_map: dict[str, str] = {}
     total_size, is_narrowed = 0, False
     for shard in record["shards"]:
+        # The original header says which tensors a file holds, in which order and dtype:
+        # it is written back byte for byte, so that the file can equal the original.
         original = (src / SOURCE_FOLDER / f"{shard['source']}.header").read_bytes()
         tensors = safetensors_header.parse_tensors(original, shard["source"])
         header = _narrow_header(original, tensors, dtype)
@@ -149,6 +151,8 @@ def _write_shard(
 def _read_rows(weights: Path, grid: ChunkGrid, dtype: str) -> Iterator[np.ndarray]:
     """Yields a tensor [out, in] in runs of rows, put together from its chunks."""
     item = np.dtype(DTYPES[dtype])
+    # A tensor [out, in] was cut into a grid of chunks; each row of the grid gives a run
+    # of rows, read in buffers and joined along the columns.
     height, width = grid.rows // grid.row_parts, grid.cols // grid.col_parts
     max_rows = max(1, _BUFFER_BYTES // (grid.cols * item.itemsize))
     for row in range(grid.row_parts):

@@ -90,6 +90,7 @@ def plan_conversion(src: str, options: ConversionOptions) -> ConversionPlan:
     """
     if options.dtype is not None:
         check_dtype(options.dtype)
+    # A wrong config raises at once: without one, nothing can be said of the tensors.
     source, problems = open_source(src)
     family = _choose_family(source, options.family, is_broken=bool(problems))
     config = model_config(
@@ -101,6 +102,7 @@ def plan_conversion(src: str, options: ConversionOptions) -> ConversionPlan:
         mask_id=options.mask_id,
     )
     targets = families.checkpoint_tensors(family, config)
+    # Some checkpoints store a tied head all the same. It has no place of its own.
     tied_head = family.tensor_names["head"] if config.tie_embeddings else None
     tied_head = tied_head if tied_head in source.tensor_names else None
     problems += _mismatches(

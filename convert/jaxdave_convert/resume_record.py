@@ -95,6 +95,7 @@ def read_record(work: Path, plan: ConversionPlan) -> dict[str, FinishedShard] | 
             return None
         shards = record["shards"].items()
         return {file: FinishedShard(**fields) for file, fields in shards}
+    # A record that is broken or of another version counts as none: the run starts over.
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -149,6 +150,8 @@ def file_mark(folder: Path, shard: Shard) -> dict[str, Any]:
       Its size in bytes, time of change and hash of its header; equal marks mean that
       the file has not changed.
     """
+    # Hashing a file of gigabytes to see that it is
+    # unchanged would take as long as copying it.
     status = (folder / shard.file).stat()
     return {
         "size": status.st_size,

@@ -74,6 +74,8 @@ def read_shard(path: Path, file: str) -> Shard:
     with path.open("rb") as stream:
         prefix = stream.read(_LENGTH_BYTES)
         length = int.from_bytes(prefix, "little")
+        # Checked before that many bytes are read:
+        # a damaged length could ask for anything.
         max_length = min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES)
         if len(prefix) < _LENGTH_BYTES or not 2 <= length <= max_length:
             raise ValueError(f"{file}: truncated or unreadable file (no whole header)")
@@ -195,6 +197,7 @@ def parse_tensors(header: bytes, file: str) -> tuple[TensorEntry, ...]:
         ) from error
     # Tensors without bytes sort before the one that starts at the same place.
     tensors.sort(key=lambda tensor: (tensor.start, tensor.size))
+    # Each tensor begins where the last one ends: neither overlaps nor holes.
     end = len(header)
     for tensor in tensors:
         if tensor.start != end:

@@ -87,6 +87,8 @@ def copy_shard(
     tensor_hashers = {
         t.name: hashlib.sha256() for t in shard.tensors if t.name in hashed
     }
+    # Blocks of whole rows, decided for the whole file first: the reader then yields
+    # them in order, and each tensor takes as many as are its own.
     row_counts = [block_rows(tensor, grids[tensor.name]) for tensor in shard.tensors]
     byte_counts = [
         [rows * tensor.size // grids[tensor.name].rows for rows in counts]
@@ -109,6 +111,7 @@ def copy_shard(
                 syncs.append(disk.submit(_sync, chunk_path))
         # The reader is a generator; only past its last block does it finish its hash.
         next(views, None)
+        # A failed sync raises here, before the file is recorded as finished.
         for future in syncs:
             future.result()
     return ShardHashes(
@@ -236,6 +239,8 @@ def _write_chunks(
         paths = [weights / grid.file(row, col) for col in range(grid.col_parts)]
         with ExitStack() as stack:
             files = [stack.enter_context(path.open("wb")) for path in paths]
+            # All chunks of a row of the grid are written side by side, as a block of
+            # rows has a part of each of them.
             for array in itertools.islice(arrays, len(row_counts) // grid.row_parts):
                 _write_columns(array, files)
         written += paths

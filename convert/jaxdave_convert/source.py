@@ -76,6 +76,7 @@ def open_source(src: str) -> tuple[CheckpointSource, list[str]]:
     shards = _read_shards(folder, files, problems)
     suffix = Path(weights_file).suffix
     _check_against_index(folder, shards, index, suffix, problems)
+    # Files that a link leads out of the folder are not taken along.
     names = {path.name for glob in _SIDECARS for path in folder.glob(glob)}
     hub_hashes = {
         shard.file: sha256
@@ -164,6 +165,8 @@ def _check_against_index(
     `suffix` is that of weight files.
     """
     if index is not None:
+        # A weight file that the index leaves out
+        # may be what is left of another download.
         known = {shard.file for shard in shards} | set(index.values())
         for path in sorted(folder.glob(f"*{suffix}")):
             if path.name not in known:

@@ -45,6 +45,7 @@ def read_shard(path: Path, file: str) -> Shard:
             f"{file}: tensor {unknown[0]} has dtype {kinds[unknown[0]][0]}, not "
             f"{'/'.join(safetensors_header.ITEM_SIZES)}"
         )
+    # A .bin file is treated as the safetensors file of its tensors from here on.
     header = safetensors_header.build_header(kinds, {"format": "pt"})
     entries, end = [], len(header)
     for name, (dtype, shape) in kinds.items():

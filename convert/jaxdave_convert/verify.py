@@ -80,6 +80,7 @@ def _is_equal(
     converted = np.asarray(
         array.read().result() if target.layer is None else array[target.layer]
     )
+    # Back from [in, out] to PyTorch's [out, in], in which the source is compared.
     converted = converted.T if target.is_transposed else converted
     original = _read_source(plan, shard, tensor)
     bits = np.uint32 if plan.dtype == "float32" else np.uint16

@@ -70,6 +70,8 @@ class ChunkGrid:
         if self.rows == 1:
             index += [col]
         else:
+            # The zarr array of a kernel is [in, out],
+            # transposed, and so are the chunk's indices.
             index += [col, row] if self.order == "F" else [row, col]
         return f"{array}/{'.'.join(map(str, index))}"
 
@@ -106,6 +108,9 @@ def chunk_grid(target: TensorTarget) -> ChunkGrid:
             row_parts=1,
             col_parts=1,
         )
+    # Cut along the axis that `io.sharding` splits: the rows of
+    # PyTorch's [out, in] are the outputs of column-parallel matrices,
+    # its columns the inputs of row-parallel ones.
     by_columns = target.path in _CUT_BY_COLUMNS
     num_parts = math.gcd(cols if by_columns else rows[0], MAX_CHUNKS)
     return ChunkGrid(

@@ -44,7 +44,14 @@ class Fields:
         return [fields[name] for name in self.names or fields]
 
     def build(self, values: Mapping[str, Any]) -> Any:
-        """The command's argument from the values of the options."""
+        """The command's argument from the values of its options.
+
+        Args:
+            values: Values by option name, as typer passes them.
+
+        Returns:
+            A record; under `unset` a dict without the options that were left out.
+        """
         if self.unset is None:
             return self.record.from_dict(values)  # pyright: ignore
         return {
@@ -54,11 +61,19 @@ class Fields:
         }
 
     def parameter(self, option: Option) -> inspect.Parameter:
-        """The option as a parameter that typer understands."""
+        """One option as a parameter that typer understands.
+
+        Args:
+            option: A field of the record.
+
+        Returns:
+            A keyword-only parameter, annotated with typer's option.
+        """
         help, kind, default = option.help, option.type, option.default
         if self.unset is not None and option.name in self.unset:
             help, default = self.unset[option.name], None
             kind = kind | None
+        # A word that is parsed later: typer itself must not try to convert it.
         if option.parse is not None:
             kind = str if default is not None else str | None
         # A flag that is off by default needs no twin that turns it off.

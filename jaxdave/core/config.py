@@ -112,6 +112,8 @@ class ModelConfig:
                 f"rotary_dim={self.rotary_dim} must be even and at most "
                 f"head_dim={self.head_dim}"
             )
+        # Only there is the block a part of the network: exact attention folds over
+        # tiles, and a block must not straddle two of them.
         if self.attention == "block_causal":
             check_block_length(self.block_length)
         elif self.block_length < 1:

@@ -87,13 +87,30 @@ ProposeFn = Callable[[DraftContext, DraftState, int], DraftSet]
 
 
 def no_memory(params: Any, row: RowState) -> DraftMemory:
-    """The initial memory of a draft function that remembers nothing."""
+    """The initial memory of a draft function that remembers nothing.
+
+    Args:
+        params: Ignored.
+        row: Ignored.
+
+    Returns:
+        The empty tuple, a pytree without leaves.
+    """
     del params, row
     return ()
 
 
 def keep_memory(params: Any, memory: DraftMemory, row: RowState) -> DraftMemory:
-    """The update of a draft function that remembers nothing."""
+    """The update of a draft function that remembers nothing.
+
+    Args:
+        params: Ignored.
+        memory: The memory before the call.
+        row: Ignored.
+
+    Returns:
+        The same memory.
+    """
     del params, row
     return memory
 
@@ -138,7 +155,14 @@ class DraftedParams(NamedTuple):
 
 
 def draft_params(params: Any) -> Any:
-    """The draft function's part of a decode's parameters; None where it has none."""
+    """The draft function's part of a decode's parameters.
+
+    Args:
+        params: A model's parameters, or `DraftedParams`.
+
+    Returns:
+        `DraftedParams.draft`; None where the draft function has no parameters.
+    """
     return params.draft if isinstance(params, DraftedParams) else None
 
 
@@ -156,6 +180,8 @@ def as_draft_fn(draft: Any) -> DraftFn:
     """
     if isinstance(draft, DraftFn):
         parts = {name: getattr(draft, name) for name in ("propose", "init", "update")}
+        # Checked here, on the host: inside the traced loop a part that cannot be called
+        # would fail with an error that names neither the argument nor the part.
         broken = [name for name, part in parts.items() if not callable(part)]
         if broken:
             raise ValueError(

@@ -59,9 +59,24 @@ class DecodeSpec:
         return self.num_drafts * (1 if scoring is None else scoring.count)
 
     def with_num_drafts(self, num_drafts: int) -> "DecodeSpec":
-        """This spec for calls of another draft length."""
+        """This spec for calls of another draft length.
+
+        Args:
+            num_drafts: Drafts of a call, one of `draft_steps`.
+
+        Returns:
+            A spec that differs in `num_drafts` only.
+        """
         return dataclasses.replace(self, num_drafts=num_drafts)
 
     def runtime(self, max_num_drafts: int, max_calls: int = 0) -> RuntimeParams:
-        """Runtime parameters before anything is measured (see `RuntimeParams`)."""
+        """Runtime parameters before anything is measured (see `RuntimeParams`).
+
+        Args:
+            max_num_drafts: How many drafts of a call may be used.
+            max_calls: Rounds of the loop at most.
+
+        Returns:
+            Parameters as host arrays.
+        """
         return default_runtime_params(max_num_drafts, max_calls, len(self.draft_steps))

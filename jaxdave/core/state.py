@@ -137,19 +137,44 @@ class DecodeState(NamedTuple):
         return DecodeState(rows, cache)
 
     def fetch(self, arrays: Any) -> Any:
-        """Arrays of `rows` on the host, always with their batch axis [B, ...]."""
+        """Arrays of `rows` on the host, always with their batch axis.
+
+        Args:
+            arrays: A pytree of arrays of `rows`, [B, ...] or of a single row [...].
+
+        Returns:
+            The same pytree of numpy arrays [B, ...].
+        """
         host = jax.device_get(arrays)
+        # Hosts always see a batch, so that results
+        # are read in one way for any number of rows.
         return jax.tree.map(lambda a: a[None], host) if self.is_single else host
 
     def take(self, index_R: jax.Array) -> "DecodeState":
-        """Some rows of a batch, int32 [R]; one row comes without a batch axis."""
+        """Some rows of a batch and their caches.
+
+        Args:
+            index_R: Indices of the rows to take, int32 [R].
+
+        Returns:
+            A state of R rows; one row comes without a batch axis.
+        """
         rows = jax.tree.map(lambda a: a[index_R], self.rows)
+        # Caches are stacked layers first, [N, B, T, ...]: a layer scan then slices its
+        # leading axis, and rows lie on axis 1.
         cache = jax.tree.map(lambda a: a[:, index_R], self.cache)
         chosen = DecodeState(rows, cache)
         return chosen.without_batch_axis() if index_R.shape == (1,) else chosen
 
     def take_shapes(self, count: int) -> "DecodeState":
-        """Shapes and dtypes of `take` of so many rows, without computing it."""
+        """Shapes and dtypes of `take` of so many rows, without computing it.
+
+        Args:
+            count: Rows to take, R.
+
+        Returns:
+            A state of `jax.ShapeDtypeStruct`s.
+        """
         size = () if count == 1 else (count,)
 
         def shapes(tree: Any, axis: int) -> Any:
@@ -163,7 +188,15 @@ class DecodeState(NamedTuple):
 
 
 def squeeze_axis(tree: Any, axis: int) -> Any:
-    """Remove an axis of size one from every array of a pytree."""
+    """Remove an axis of size one from every array of a pytree.
+
+    Args:
+        tree: A pytree of arrays.
+        axis: The axis to remove, 0 for rows and 1 for caches.
+
+    Returns:
+        The same pytree without the axis.
+    """
     return jax.tree.map(lambda a: jax.lax.squeeze(a, (axis,)), tree)
 
 
@@ -237,5 +270,11 @@ def host_array(value: np.ndarray | np.generic) -> jax.Array:
 
     All of a call's go together then: putting each on the device first costs a third of
     a millisecond, and `jnp.asarray` would compile a program for its shape.
+
+    Args:
+        value: A numpy array or scalar.
+
+    Returns:
+        The same object, typed as what the program takes.
     """
     return value  # pyright: ignore[reportReturnType]

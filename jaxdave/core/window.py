@@ -86,13 +86,31 @@ class WindowLayout:
         return self.window_length // self.block_length
 
     def used_length(self, num_drafts: int) -> int:
-        """How much of the window calls with so many drafts make use of."""
+        """How much of the window calls with so many drafts make use of.
+
+        The window is as long as the largest call needs. A smaller call of a
+        block-causal model evaluates only the part that its own drafts can reach.
+
+        Args:
+            num_drafts: Drafts of a call.
+
+        Returns:
+            Positions from the window's start, a multiple of `block_length`.
+        """
         if self.cache_rule is not CacheRule.EXACT:
             return self.window_length
         return min(self.window_length, lookahead_length(num_drafts, self.block_length))
 
     def first_start(self, begin: jax.Array) -> jax.Array:
-        """Where the first window starts, given the first generated position."""
+        """Where the first window starts.
+
+        Args:
+            begin: First generated position, int32.
+
+        Returns:
+            That position where blocks are anchored at it; else the start of its block,
+            which may lie inside the prompt. int32.
+        """
         block = begin // self.block_length * self.block_length
         return begin if self.anchored else block
 
@@ -110,21 +128,48 @@ class WindowLayout:
         """
         if self.cache_rule is CacheRule.NONE:
             return jnp.int32(0), jnp.bool_(False)
+        # Keys and values of a block are those of the call that evaluated it. The
+        # committed state is one step ahead of that: moving past a block that only it
+        # completes would leave keys of masks in the cache.
         if self.cache_rule is CacheRule.EXACT:
             return self.complete_blocks(evaluated_L, row), jnp.bool_(False)
+        # A refresh evaluates the committed state from its tokens, so that nothing has
+        # to be evaluated before the window moves.
         blocks = self.complete_blocks(committed_L, row)
         return blocks, blocks > 0
 
     def window_tokens(self, row: RowState) -> jax.Array:
-        """The tokens of the row's window, int32 [L]."""
+        """The tokens of the row's window.
+
+        Args:
+            row: One row.
+
+        Returns:
+            int32 [L].
+        """
         return self.slice_window(row.tokens_T, row)
 
     def slice_window(self, array_T: jax.Array, row: RowState) -> jax.Array:
-        """The part of an array over the whole sequence that the window covers, [L]."""
+        """The part of an array over the whole sequence that the window covers.
+
+        Args:
+            array_T: An array along the sequence, [T].
+            row: The row whose window it is.
+
+        Returns:
+            An array [L].
+        """
         return jax.lax.dynamic_slice_in_dim(array_T, row.start, self.window_length)
 
     def positions(self, row: RowState) -> jax.Array:
-        """The positions of the window in the sequence, int32 [L]."""
+        """The positions of the window in the sequence.
+
+        Args:
+            row: One row.
+
+        Returns:
+            int32 [L].
+        """
         return row.start + jnp.arange(self.window_length, dtype=jnp.int32)
 
     def active_block(self, tokens_L: jax.Array, row: RowState):
@@ -139,11 +184,22 @@ class WindowLayout:
             [L], True at its masked positions before the row's end).
         """
         masked_L, block_L = self.open_positions(tokens_L, row), self.block_indices()
+        # The last block stands in where nothing is open: callers slice a block in any
+        # case, and `open_L` is then False everywhere.
         block = jnp.min(jnp.where(masked_L, block_L, self.num_blocks - 1))
         return block, masked_L & (block_L == block)
 
     def open_positions(self, tokens_L: jax.Array, row: RowState) -> jax.Array:
-        """Positions that may be decoded before the window moves, bool [L]."""
+        """Positions that may be decoded before the window moves.
+
+        Args:
+            tokens_L: A state of the window, int32 [L].
+            row: The row whose window it is.
+
+        Returns:
+            bool [L], True at masked positions before the row's end and inside the
+            decodable part of the window.
+        """
         end = row.start + (self.decodable_length or self.window_length)
         is_inside_L = self.positions(row) < jnp.minimum(row.end, end)
         return (tokens_L == self.mask_id) & is_inside_L
@@ -168,12 +224,29 @@ class WindowLayout:
         )
 
     def with_block(self, tokens_L: jax.Array, block_W: jax.Array, block: jax.Array):
-        """The window's tokens [L] with one block replaced by `block_W`."""
+        """The window's tokens with one block replaced.
+
+        Args:
+            tokens_L: A state of the window, int32 [L].
+            block_W: The block's new tokens, int32 [W].
+            block: Index of the block, int32.
+
+        Returns:
+            int32 [L].
+        """
         first = block * self.block_length
         return jax.lax.dynamic_update_slice(tokens_L, block_W, (first,))
 
     def complete_blocks(self, tokens_L: jax.Array, row: RowState) -> jax.Array:
-        """Count the blocks at the front of the window that have no mask left."""
+        """Count the blocks at the front of the window that have no mask left.
+
+        Args:
+            tokens_L: A state of the window, int32 [L].
+            row: The row whose window it is.
+
+        Returns:
+            The number of blocks, int32.
+        """
         masked_L = tokens_L == self.mask_id
         # Positions past the row's end are never decoded. Where blocks are counted from
         # the first generated position the answer is whole blocks: they do not count.
@@ -186,11 +259,21 @@ class WindowLayout:
 
         It does when an end token has everything to its left committed, or when nothing
         before the row's end is masked.
+
+        Args:
+            tokens_L: A state of the window, int32 [L].
+            row: The row whose window it is.
+
+        Returns:
+            A bool scalar.
         """
         position_L = self.positions(row)
         masked_L = tokens_L == self.mask_id
         index_L = jnp.arange(self.window_length)
         is_left_of_masks_L = index_L < self._first_true(masked_L)
+        # An end token with a mask to its left does not end the row yet: a token that is
+        # decoded there may be an earlier end. Prompts hold end tokens of their chat
+        # template, which do not count.
         stop_L = jnp.isin(tokens_L, jnp.asarray(self.stop_ids, jnp.int32))
         is_stopped = jnp.any(is_left_of_masks_L & stop_L & (position_L >= row.begin))
         is_full = ~jnp.any(masked_L & (position_L < row.end))

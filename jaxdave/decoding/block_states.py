@@ -94,7 +94,16 @@ def evaluate(
 def states_to_query(
     spec: DecodeSpec, row: RowState, drafts: DraftSet
 ) -> jax.Array | BlockStateSet:
-    """What a call evaluates: distinct block states, or windows int32 [S, L]."""
+    """What a call evaluates.
+
+    Args:
+        spec: Its model decides: one that evaluates block states gets distinct ones.
+        row: One row.
+        drafts: Drafts [K, N, L].
+
+    Returns:
+        The distinct block states, or whole windows int32 [S, L] with S = K N.
+    """
     layout = spec.layout
     tokens_SL = drafts.tokens_KNL.reshape(-1, layout.window_length)
     if spec.model.evaluate_blocks is None:
@@ -105,6 +114,8 @@ def states_to_query(
     needed_S = jnp.repeat(drafts.valid_K.at[0].set(True), candidates)
     # The next drafts are made of what the deepest draft sees to its right.
     deepest = jnp.argmax(depth_K).astype(jnp.int32) * candidates
+    # The number of block states is fixed by the draft length, so that one program
+    # serves any drafts; states that do not fit are marked and cannot be accepted.
     return distinct_block_states(
         tokens_SL.reshape(-1, layout.num_blocks, layout.block_length),
         _active_blocks(spec, row, drafts),
@@ -122,7 +133,19 @@ def query_model(
     query: jax.Array | BlockStateSet,
     cache: Any,
 ) -> tuple[jax.Array, Any]:
-    """The network call: (hidden vectors of the query, what it adds to the cache)."""
+    """The network call.
+
+    Args:
+        spec: Its model is called.
+        params: The model's parameters.
+        row: One row.
+        query: What to evaluate (see `states_to_query`).
+        cache: The row's KV cache, [N, T, ...].
+
+    Returns:
+        (hidden vectors of the query, [M, P, E] or [S, L, E]; what the query adds to the
+        cache, with the query's axes after that of the layers, or None).
+    """
     model = spec.model
     if isinstance(query, BlockStateSet):
         assert model.evaluate_blocks is not None
@@ -133,6 +156,8 @@ def query_model(
     else:
         tokens = query
         result = model.forward(params, tokens, row.start, row.end, cache)
+    # [M, P, E] or [S, L, E]: a model from elsewhere
+    # is caught here, not in a reshape later.
     chex.assert_shape(result[0], (*tokens.shape, None))
     return result
 
@@ -154,12 +179,15 @@ def evaluated_window(
     block, _ = layout.active_block(layout.window_tokens(row), row)
     size = hidden_LE.shape[0]
     evaluated_L = jnp.arange(layout.window_length) < size
+    # Positions behind the lookahead get zeros in place of vectors; `evaluated_L` keeps
+    # them from being predicted.
     rest = jnp.zeros((layout.window_length - size, hidden_LE.shape[1]), hidden_LE.dtype)
     hidden_LE = jnp.concatenate([hidden_LE, rest])
     return EvaluatedStates(
         hidden_SWE=layout.block_slice(hidden_LE, block)[None],
         block_S=block[None],
         fits_S=jnp.ones((1,), bool),
+        # `cache_window` is None, as these calls have written the cache themselves.
         keep=lambda state: KeptState(hidden_LE, evaluated_L, None),
     )
 
@@ -177,6 +205,7 @@ def _from_windows(
     evaluated_L = jnp.ones(hidden_SLE.shape[1:2], bool)
 
     def keep(state) -> KeptState:
+        # [N, S, L, ...] -> [N, L, ...]: layers first, then states.
         own = jax.tree.map(lambda a: a[:, state], cache_window)
         return KeptState(hidden_SLE[state], evaluated_L, own)
 
@@ -191,6 +220,9 @@ def _from_block_states(
     layout, size = spec.layout, hidden_MPE.shape[0]
 
     def keep(state) -> KeptState:
+        # The window of the chosen state is put together from block states, [J] of [M].
+        # M stands for "none": its place is filled with some state's vectors, which
+        # `evaluated_L` excludes and which later calls overwrite in the cache.
         chain_J = chosen_chain(states, state, block_S[state])
         index_J = jnp.minimum(chain_J, size - 1)
 
@@ -247,13 +279,22 @@ def distinct_block_states(
     """
     states, blocks, _ = tokens_SJP.shape
     block_J = jnp.arange(blocks, dtype=jnp.int32)
+    # 1. Which (state, block) pairs must be evaluated, [S, J]: those up to the active
+    # block, as blocks behind it decide nothing.
     needed_SJ = needed_S[:, None] & (block_J[None] <= active_S[:, None])
     # The lookahead comes last: where room is short it makes way.
     tokens_SJP = jnp.concatenate([tokens_SJP, tokens_SJP[deepest][None]])
     needed_SJ = jnp.concatenate([needed_SJ, jnp.ones((1, blocks), bool)])
+    # 2. Give equal pairs one number, in order of states: earlier
+    # drafts are served first. The first draft comes first of all
+    # and always fits, so decoding cannot stall.
     number_SJ, is_new_SJ = _number_states(tokens_SJP, needed_SJ)
     block_states = _gather_states(tokens_SJP, number_SJ, is_new_SJ, size)
+    # A state counts only if its whole chain was
+    # evaluated; [:states] drops the lookahead.
     fits_S = jnp.all((number_SJ < size) | ~needed_SJ, axis=1)[:states]
+    # 3. For each state its own active block, and for each block of the window whose
+    # vectors the next drafts are made of.
     own_S = jnp.take_along_axis(number_SJ[:states], active_S[:, None], axis=1)[:, 0]
     # In a block that is active in some state, the least decoded such state looks ahead:
     # it predicts the most positions.
@@ -276,12 +317,15 @@ def distinct_block_states(
 def chosen_chain(
     states: BlockStateSet, state: jax.Array, active: jax.Array
 ) -> jax.Array:
-    """The block states of the window of a chosen state, int32 [J].
+    """The block states of the window of a chosen state.
 
     Args:
         states: The distinct block states.
-        state: Index of the chosen state.
-        active: Index of its active block; later blocks come from the lookahead.
+        state: Index of the chosen state, int32.
+        active: Index of its active block, int32; later blocks come from the lookahead.
+
+    Returns:
+        Indices of block states, int32 [J]; M where there is none.
     """
     block_J = jnp.arange(states.lookahead_J.shape[0], dtype=jnp.int32)
     own_J = states.block_states.chain_MJ[states.active_S[state]]
@@ -294,8 +338,11 @@ def _number_states(tokens_SJP, needed_SJ):
     Two states share a block state if they are equal up to and including that block.
     """
     states, blocks, _ = tokens_SJP.shape
+    # Equality of prefixes, [S, S, J]: equal in block j and, by the scan, in all before
+    # it. Attention is block-causal, so that decides whether two outputs are equal.
     equal_SSJ = jnp.all(tokens_SJP[:, None] == tokens_SJP[None], axis=3)
     same_SSJ = jax.lax.associative_scan(jnp.logical_and, equal_SSJ, axis=2)
+    # The first state (axis 1 of 3) that needs an equal block state computes it for all.
     first_SJ = jnp.argmax(same_SSJ & needed_SJ[None], axis=1)
     is_new_SJ = needed_SJ & (first_SJ == jnp.arange(states)[:, None])
     count_SJ = jnp.cumsum(is_new_SJ.reshape(-1), dtype=jnp.int32).reshape(states, -1)
@@ -305,6 +352,8 @@ def _number_states(tokens_SJP, needed_SJ):
 def _gather_states(tokens_SJP, number_SJ, is_new_SJ, size: int) -> BlockStates:
     """The block states by their numbers; unused numbers repeat the first one."""
     states, blocks, _ = tokens_SJP.shape
+    # Scatter flat (state, block) indices to their numbers. Slot `size` collects what
+    # does not fit and is cut off.
     slot_SJ = jnp.where(is_new_SJ, jnp.minimum(number_SJ, size), size)
     source_M = jnp.zeros((size + 1,), jnp.int32)
     index_SJ = jnp.arange(states * blocks, dtype=jnp.int32)

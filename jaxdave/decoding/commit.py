@@ -33,6 +33,8 @@ def commit(spec: DecodeSpec, params: Any, result: CallResult) -> RowState:
     is_new_L &= state.tokens_L != layout.mask_id
     call_L = jnp.where(is_new_L, call, layout.slice_window(stats.call_T, row))
     lengths_C = stats.accepted_C.at[jnp.maximum(call - 1, 0)].set(path.accepted_length)
+    # `accepted_C` starts with the first call after the prefill. An index of -1 would
+    # wrap around, so the update of the prefill goes to entry 0 and is dropped.
     stats = stats._replace(
         call_T=_write(stats.call_T, call_L, row.start),
         accepted_C=jnp.where(call > 0, lengths_C, stats.accepted_C),
@@ -42,10 +44,14 @@ def commit(spec: DecodeSpec, params: Any, result: CallResult) -> RowState:
         tokens_T=_write(row.tokens_T, state.tokens_L, row.start),
         n=state.n,
         memory=state.memory,
+        # Decided by the new tokens and the old window: `is_ended` counts positions from
+        # `row.start`, and the window has not moved yet.
         done=layout.is_ended(state.tokens_L, row),
         needs_recheck=~path.is_certain,
         stats=stats,
     )
+    # The draft function's memory is updated last: it sees committed tokens only, so
+    # that a rejected draft leaves no trace in it.
     moved = _move_window(spec, params, result, committed, state.tokens_L)
     memory = spec.draft.update(draft_params(params), row.draft_memory, moved)
     return dataclasses.replace(moved, draft_memory=memory)
@@ -64,6 +70,8 @@ def _move_window(
     shift = blocks * layout.block_length
 
     def moved(array_L):
+        # Zeros move in from the right. `dynamic_slice` would clamp its start without
+        # them and shift by too little.
         padded = jnp.concatenate([array_L, jnp.zeros_like(array_L)])
         return jax.lax.dynamic_slice_in_dim(padded, shift, layout.window_length)
 
@@ -74,6 +82,8 @@ def _move_window(
     )
     # Apart from what decides, so that no draft can touch a decision.
     pred = predict_window(spec, params, hidden_LE, row)
+    # Where nothing was evaluated there is no
+    # prediction: -1 ends chains of drafts there.
     pred = pred._replace(token=jnp.where(evaluated_L[None], pred.token, -1))
     return dataclasses.replace(row, pred=pred)
 

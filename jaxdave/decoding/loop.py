@@ -106,10 +106,14 @@ def step(
     # Rows that have made their call of this round already (a refresh or recheck ends
     # with a policy step, which may end the row) rest in the verify call.
     resting_B = state.rows.done | state.rows.needs_refresh
+    # First the calls that some rows need in place of a verify call, or before it. Rules
+    # and numerics are static: a decode without them does not contain these branches.
     if spec.layout.cache_rule.needs_refresh:
         state = refresh_stale_rows(spec, params, state)
     if spec.guarded:
         state = recheck_uncertain_rows(spec, params, state)
+    # A refresh or recheck may have ended a row or, where a block is
+    # one token, made its new cache stale again.
     resting_B |= state.rows.done | state.rows.needs_refresh
     result = _verify_rows(spec, params, runtime, state, resting_B)
     return _commit_rows(spec, params, state, result, resting_B)
@@ -149,6 +153,8 @@ def run(
     Returns:
         The state after the last step, with a batch axis if `state` had one.
     """
+    # A batch of one runs without its axis: see
+    # `DecodeState` for what XLA does otherwise.
     if state.rows.done.shape == (1,):
         single = run(spec, params, runtime, state.without_batch_axis())
         return single.with_batch_axis()
@@ -164,13 +170,24 @@ def run(
         calls, state = carry
         return calls + 1, step(spec, params, runtime, state)[0]
 
+    # One loop on the device: the host is asked nothing between calls, whose launch and
+    # transfer latency would otherwise be paid once per call.
     return jax.lax.while_loop(is_running, body, (jnp.int32(0), state))[1]
 
 
 def refresh_stale_rows(
     spec: DecodeSpec, params: Any, state: DecodeState
 ) -> DecodeState:
-    """Recompute the cache of rows whose window has moved past what it holds."""
+    """Recompute the cache of rows whose window has moved past what it holds.
+
+    Args:
+        spec: What is decoded.
+        params: The model's parameters, or `DraftedParams`.
+        state: Rows and caches.
+
+    Returns:
+        The state after the refresh and policy step of those rows; others are unchanged.
+    """
     stale_B = state.rows.needs_refresh & ~state.rows.done
 
     def refresh_one(row: RowState):
@@ -181,18 +198,31 @@ def refresh_stale_rows(
         rows = replace_rows(refresh_one, state.rows, state.cache, stale_B, one_by_one)
         return DecodeState(*rows)
 
+    # A refresh evaluates whole sequences, so a
+    # round in which no row needs one skips it.
     return jax.lax.cond(jnp.any(stale_B), refreshed, lambda state: state, state)
 
 
 def recheck_uncertain_rows(
     spec: DecodeSpec, params: Any, state: DecodeState
 ) -> DecodeState:
-    """Decide again, in the trusted shape, for rows whose decision was uncertain."""
+    """Decide again, in the trusted shape, for rows whose decision was uncertain.
+
+    Args:
+        spec: What is decoded.
+        params: The model's parameters, or `DraftedParams`.
+        state: Rows and caches.
+
+    Returns:
+        The state after the recheck and policy step of those rows; others are unchanged.
+    """
 
     def recheck_one(row: RowState, cache):
         return recheck_row(spec, params, row, cache)
 
     rows = state.rows
+    # A stale row gets a refresh in place of a
+    # recheck: that decides in the trusted shape too.
     uncertain_B = rows.needs_recheck & ~rows.done & ~rows.needs_refresh
     return DecodeState(*update_rows(recheck_one, rows, state.cache, uncertain_B))
 
@@ -228,6 +258,9 @@ def _verify_rows(
 
         return call_all
 
+    # One branch per draft length, [Z] of them, all compiled: lengths are shapes, so
+    # that a single branch cannot serve several. They return the same shapes (see
+    # `CallResult`). Rows of a batch share the choice, as one call serves them all.
     branches = [calls_of(num_drafts) for num_drafts in spec.draft_steps]
     choice = 0
     if len(branches) > 1:
@@ -259,5 +292,8 @@ def _commit_rows(
 
     held = result, state.rows, resting_B
     rows, info = map_rows(spec, state, commit_one)(held, ())
+    # Written at the old start, before the window moves: these are keys and values of
+    # the state that was evaluated. Only block-causal models add any, and of theirs only
+    # rows that have ended rest, whose caches nobody reads any more.
     cache = write_windows(state.cache, result.kept.cache_window, state.rows.start)
     return DecodeState(rows, cache), info

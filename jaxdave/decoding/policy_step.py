@@ -49,14 +49,24 @@ def choose_and_step(
 def states_to_evaluate(
     spec: DecodeSpec, row: RowState, state: PolicyState
 ) -> jax.Array:
-    """The states that must be evaluated to go on from a policy state, int32 [N, L].
+    """The states that must be evaluated to go on from a policy state.
 
     For most policies that is the one state itself; a policy that scores candidates has
     several, of which one becomes its next state.
+
+    Args:
+        spec: Its policy may score candidates.
+        row: One row.
+        state: The policy's state.
+
+    Returns:
+        States of the window, int32 [N, L].
     """
     layout = spec.layout
     if spec.policy.scoring is None:
         return state.tokens_L[None]
+    # A candidate may differ from the state at open positions only, whatever the policy
+    # has returned (as in `take_step`).
     block, open_L = layout.active_block(state.tokens_L, row)
     tokens_W, open_W = layout.block_slice((state.tokens_L, open_L), block)
     blocks_NW = jnp.where(open_W[None], state.memory.tokens_NW, tokens_W[None])
@@ -111,11 +121,24 @@ def is_certain(
     """True if no error within the bound can change the step from an evaluated state.
 
     Then no open position has another token, and the policy makes no other choice.
-    Arguments as `take_step`; error_bound: how far the prediction may be off.
+
+    Args:
+        spec: Its policy must have a certificate, `Policy.is_certain`.
+        params: Parameters, for policies that query the model.
+        row: One row.
+        state: An evaluated state.
+        pred: Prediction of its active block, [W].
+        hidden_WE: The hidden vectors that the prediction was read from.
+        error_bound: How far the prediction may be off.
+
+    Returns:
+        A bool scalar.
     """
     certificate = spec.policy.is_certain
     assert certificate is not None, "guarded numerics need a policy with a certificate"
     view, _ = _policy_view(spec, params, row, state, pred, hidden_WE)
+    # `lead` is by how much the sampler preferred its token to the next best one, noise
+    # included. The bound is on the error of that difference, not of each of its terms.
     same_token_W = ~view.open_W | (pred.lead > error_bound.lead)
     return jnp.all(same_token_W) & certificate(view, state.memory, error_bound)
 
@@ -134,6 +157,8 @@ def _choose_candidate(
         return scoring.score_fn(view)
 
     score_N = jax.vmap(score)(jnp.arange(count, dtype=jnp.int32))
+    # Argmax takes the first maximum, which is the
+    # tie rule that `CandidateScoring` states.
     return jnp.argmax(state.memory.prior_N + score_N).astype(jnp.int32)
 
 
@@ -160,6 +185,8 @@ def _await_scores(
     goes_on = jnp.any(open_W) & ~layout.is_ended(state.tokens_L, row)
     is_known = goes_on & is_last & jnp.all(blocks_NW == blocks_NW[:1])
     tokens_L = jnp.where(is_known, only_L, state.tokens_L)
+    # The index counts steps, as the noise is keyed
+    # by it. A state that is over takes none.
     n = state.n + goes_on.astype(jnp.int32)
     return PolicyState(tokens_L, memory._replace(tokens_NW=blocks_NW), n)
 
@@ -170,9 +197,12 @@ def _policy_view(
     """What the policy sees of an evaluated state, and the index of its active block."""
     layout = spec.layout
     block, open_L = layout.active_block(state.tokens_L, row)
+    # Policies count positions from the first generated one, as the papers do.
     tokens_W, open_W, position_W = layout.block_slice(
         (state.tokens_L, open_L, layout.positions(row) - row.begin), block
     )
+    # Keyed by the step index of the state itself, so that a draft k steps ahead draws
+    # what the policy will draw there.
     key = jax.random.fold_in(jax.random.fold_in(row.key, state.n), POLICY_NOISE)
     view = PolicyView(
         tokens_W=tokens_W,

@@ -53,6 +53,8 @@ def prefill_row(
     sequence = prompt.tokens_BT, prompt.begin_B, start, prompt.end_B
     hidden_LE, cache = _evaluate_tokens(spec, call, params, sequence, prefill_length)
     row = _initial_row(spec, params, prompt, hidden_LE)
+    # What a trusted prefill has computed never has to be rechecked; of a fast one,
+    # nothing is trusted, and a first recheck starts at position 0.
     verified_until = start if error_bound is None else jnp.int32(0)
     row = dataclasses.replace(row, verified_until=verified_until)
     return step_from_tokens(spec, params, row, hidden_LE, error_bound)[0], cache
@@ -70,6 +72,8 @@ def refresh_row(spec: DecodeSpec, params: Any, row: RowState) -> tuple[RowState,
         (the row after the step, its KV cache).
     """
     sequence = row.tokens_T, row.begin, row.start, row.end
+    # Full attention: every key depends on every
+    # token, so the whole sequence is evaluated.
     size = row.tokens_T.shape[0]
     hidden_LE, cache = _evaluate_tokens(
         spec, spec.model.prefill, params, sequence, size
@@ -99,6 +103,8 @@ def step_from_tokens(
         (the row after the step, the prediction [1, W], the evaluated state).
     """
     window_L = spec.layout.window_tokens(row)
+    # The row's own state as a set of one draft: this step then runs through the very
+    # code of a verify call, and plain and drafted decoding cannot drift apart.
     only = DraftSet(
         tokens_KNL=window_L[None, None],
         depth_K=jnp.zeros((1,), jnp.int32),
@@ -110,6 +116,8 @@ def step_from_tokens(
     pred_SW = predict_active_blocks(
         spec, params, evaluated.hidden_SWE, evaluated.block_S, only.depth_K, row
     )
+    # Fused into what reads it, the head's arithmetic could be reordered, and this
+    # prediction would differ in its last bits from that of a verify call.
     pred_SW = jax.lax.optimization_barrier(pred_SW)
     path = verify_drafts(spec, params, row, only, evaluated, pred_SW, error_bound)
     kept = evaluated.keep(jnp.int32(0))
@@ -142,6 +150,8 @@ def _initial_row(
         end=prompt.end_B,
         draft_text_T=prompt.draft_text_BT,
         start=layout.first_start(prompt.begin_B),
+        # A placeholder, as is the empty prediction: the
+        # commit that ends the prefill replaces both.
         needs_refresh=jnp.bool_(True),
         n=zero,
         memory=spec.policy.init(layout.block_length, width),
@@ -165,6 +175,8 @@ def _evaluate_tokens(
     prefill_length: int,
 ) -> tuple[jax.Array, Any]:
     """One call from tokens: (hidden vectors of the next few blocks, KV cache)."""
+    # Masks behind the active block are evaluated for the drafts of the next call alone,
+    # so their number is bounded however many drafts a call may carry.
     lookahead = min(spec.max_num_drafts, PREFILL_LOOKAHEAD)
     length = spec.layout.used_length(lookahead)
     hidden_LE, cache = call(params, *sequence, length, prefill_length)

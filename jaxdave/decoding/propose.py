@@ -55,7 +55,16 @@ def propose(
 
 
 def propose_all(spec: DecodeSpec, params: Any, row: RowState) -> DraftSet:
-    """What the draft function proposes, before any limit."""
+    """What the draft function proposes, before any limit.
+
+    Args:
+        spec: Its draft function proposes.
+        params: Parameters; only a draft function that takes some reads them.
+        row: One row.
+
+    Returns:
+        Drafts [K, N, L], of which the first is the policy's own next state.
+    """
     state = PolicyState(spec.layout.window_tokens(row), row.memory, row.n)
     first = DraftState(
         policy_state=state,
@@ -69,7 +78,16 @@ def propose_all(spec: DecodeSpec, params: Any, row: RowState) -> DraftSet:
 
 
 def draft_context(spec: DecodeSpec, params: Any, row: RowState) -> DraftContext:
-    """What the drafts of a row may be made of."""
+    """What the drafts of a row may be made of.
+
+    Args:
+        spec: What is decoded.
+        params: Parameters, for policies that query the model and for draft functions.
+        row: One row; its stale prediction stands for a fresh one.
+
+    Returns:
+        The context that a draft function gets.
+    """
     layout = spec.layout
 
     def simulate(policy_state, depth):

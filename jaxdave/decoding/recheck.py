@@ -34,8 +34,13 @@ def recheck_row(
     Returns:
         (the row after the step, its cache).
     """
+    # As long as a call of one draft: nothing but
+    # the policy's next step is decided here.
     recheck, length = spec.model.recheck, spec.layout.used_length(1)
     assert recheck is not None, "guarded numerics need a model that can recheck"
+    # In a block-causal model the cache since the last recheck is remade as
+    # well: its entries come from fast calls, whose rounding would
+    # otherwise reach this decision through attention.
     hidden_LE, cache = recheck(
         params, row.tokens_T, row.verified_until, row.start, row.end, length, cache
     )
@@ -46,8 +51,10 @@ def recheck_row(
     row = dataclasses.replace(
         row, verified_until=row.start, stats=stats, needs_recheck=jnp.bool_(False)
     )
+    # No error bound: the trusted shape's decision is the definition of what is right.
     next_row, pred_SW, evaluated = step_from_tokens(spec, params, row, hidden_LE, None)
     error = _observed_error(spec, row, pred_SW, evaluated.block_S[0])
+    # Kept as a running maximum, which `autotune` reads to set the bound.
     error = jax.tree.map(jnp.maximum, stats.error, error)
     stats = next_row.stats._replace(error=error)
     return dataclasses.replace(next_row, stats=stats), cache
@@ -58,6 +65,7 @@ def _observed_error(
 ) -> ErrorBound:
     """How far the fast call's prediction was from the one in the trusted shape."""
     layout = spec.layout
+    # Entry 0 of the depths [D]: the noise of the step that was just decided.
     fast = layout.block_slice(jax.tree.map(lambda part_DL: part_DL[0], row.pred), block)
     trusted = Prediction(*(part[0] for part in pred_SW))
     open_L = layout.active_block(layout.window_tokens(row), row)[1]

@@ -34,15 +34,26 @@ def map_rows(spec: DecodeSpec, state: DecodeState, function: RowFn) -> RowFn:
 
 
 def map_batch(spec: DecodeSpec, function: RowFn) -> RowFn:
-    """A function of one row as a function of the rows of a batch (see `map_rows`)."""
+    """A function of one row as a function of the rows of a batch (see `map_rows`).
+
+    Args:
+        spec: Under exact numerics rows go one after another through one body.
+        function: (row, cache) -> a pytree.
+
+    Returns:
+        (rows [B, ...], caches [N, B, ...]) -> the pytree with a leading axis B.
+    """
     if not spec.exact:
         return jax.vmap(function, in_axes=(0, 1))
 
+    # `lax.map` compiles one body of one row's shapes. `vmap` would give products of
+    # another shape for every batch size, and with it other roundings.
     def mapped(rows, cache):
         def one(index):
             row = jax.tree.map(lambda a: a[index], rows)
             return function(row, jax.tree.map(lambda a: a[:, index], cache))
 
+        # The cache may be an empty tuple, so the number of rows is read from the rows.
         count = jax.tree.leaves(rows)[0].shape[0]
         return jax.lax.map(one, jnp.arange(count))
 
@@ -68,9 +79,12 @@ def replace_rows(
     Returns:
         (rows, cache).
     """
+    # The caller has branched on whether the row needs it (`lax.cond` on any row).
     if chosen_B.ndim == 0:
         return function(rows)
     if not one_by_one:
+        # Side by side every row is computed and most results may be dropped: wasteful
+        # in arithmetic, but a branch per row is not possible in one batched program.
         new_rows, new_cache = jax.vmap(function, out_axes=(0, 1))(rows)
         return (
             _select(chosen_B, new_rows, rows, axis=0),
@@ -112,6 +126,8 @@ def update_rows(
         carry = rows, cache, chosen_B
         return jax.lax.while_loop(lambda carry: carry[2], update_single, carry)[:2]
 
+    # Rows are taken off the list one by one, so that
+    # the cost is that of the chosen rows only.
     def update(carry):
         rows, cache, chosen_B = carry
         index = jnp.argmax(chosen_B).astype(jnp.int32)

@@ -118,6 +118,7 @@ def verify(
         The outcome; nothing is committed yet.
     """
     candidates = drafts.tokens_KNL.shape[1]
+    # A draft is usable only if all N of its candidates were evaluated. [S] -> [K]
     fits_K = jnp.all(evaluated.fits_S.reshape(-1, candidates), axis=1)
     drafts = drafts._replace(valid_K=drafts.valid_K & fits_K)
     depth_S = jnp.repeat(drafts.depth_K, candidates)
@@ -164,6 +165,7 @@ def verify_drafts(
 
     def step_from(draft, state: PolicyState):
         def read(candidate):
+            # States are laid out draft by draft, S = K N.
             slot = draft * candidates + candidate
             pred = jax.tree.map(lambda a: a[slot], pred_SW)
             return pred, evaluated.hidden_SWE[slot]
@@ -183,6 +185,8 @@ def verify_drafts(
         is_over = layout.is_ended(state.tokens_L, row)
         return jnp.where(is_over, -1, states_to_evaluate(spec, row, state))
 
+    # Verification starts where the row stands. Draft 0 is that very state, so its step
+    # is the one that plain decoding takes: a call never confirms less than that.
     first = PolicyState(layout.window_tokens(row), row.memory, row.n)
     # Predictions at a temperature depend on the step index, so that a state counts only
     # at the depth at which it was evaluated.
@@ -224,6 +228,8 @@ def longest_accepted_path(
     count = drafts.depth_K.shape[0]
     index_K = jnp.arange(count, dtype=jnp.int32)
 
+    # Which drafts the path may go on to: valid ones whose states are exactly those that
+    # the policy needs next, bool [K].
     def successors(path: AcceptedPath):
         equal_KNL = drafts.tokens_KNL == needed_next(path.target)[None]
         equal_K = jnp.all(equal_KNL, axis=(1, 2))
@@ -233,6 +239,8 @@ def longest_accepted_path(
         # A target never equals its own draft unless a policy stands still.
         return equal_K & (index_K != path.draft)
 
+    # num_hops is -1 before draft 0. The bound of count - 1 hops stops a policy that
+    # would revisit states; without it such a loop would not end.
     def goes_on(path: AcceptedPath):
         is_open = path.is_certain & (path.num_hops < count - 1)
         return (path.num_hops < 0) | (is_open & jnp.any(successors(path)))
@@ -246,6 +254,8 @@ def longest_accepted_path(
             draft, path.target, candidate, target, certain, path.num_hops + 1
         )
 
+    # Of the start only `target` and `num_hops` matter; the rest has
+    # the right types for the carry of the loop.
     zero = jnp.int32(0)
     start = AcceptedPath(zero, first, zero, first, jnp.bool_(True), jnp.int32(-1))
     return hop(start) if count == 1 else jax.lax.while_loop(goes_on, hop, start)
@@ -257,11 +267,23 @@ def count_call(
     """Count a verify call of a row, and how its drafts have fared.
 
     The counts feed the choice of the next call's draft length (`draft_length`).
+
+    Args:
+        spec: `num_drafts` says which draft length to count.
+        row: The row before the call.
+        drafts: What was evaluated.
+        path: The accepted path.
+
+    Returns:
+        The row with its counts; nothing else is changed.
     """
     index = spec.draft_steps.index(spec.num_drafts)
     stats = row.stats._replace(
         verify=row.stats.verify + 1, size_Z=row.stats.size_Z.at[index].add(1)
     )
+    # A rejection is a draft that was there for the next step and was
+    # not taken. Where no draft lay one step deeper, the path ended
+    # for want of drafts, which is no rejection.
     deeper_K = drafts.valid_K & (drafts.depth_K == drafts.depth_K[path.draft] + 1)
     # An uncertain step says nothing about the drafts behind it.
     is_missed = path.is_certain & jnp.any(deeper_K)

@@ -30,6 +30,8 @@ def choose_num_drafts(
     Returns:
         Index into `draft_steps`, int32.
     """
+    # Mean of a beta distribution: the prior's 4 counts say 0.8 and fade behind what the
+    # row itself has seen. Counts decay (`verify.ACCEPTANCE_DECAY`), as texts change.
     prior_accepted, prior_rejected = PRIOR_COUNTS
     accepted_B, rejected_B = rows.acceptance_counts.reshape(-1, 2).T
     p_B = (accepted_B + prior_accepted) / (
@@ -37,6 +39,8 @@ def choose_num_drafts(
     )
     live_B = (~rows.done).astype(jnp.float32).reshape(-1)
 
+    # Sum over rows of 1 + p + ... + p^(d-1). Drafts beyond the runtime limit are
+    # carried by the call, and confirm nothing.
     def expected_steps(num_drafts: int) -> jax.Array:
         index_K = jnp.arange(num_drafts)
         power_KB = p_B[None] ** jnp.arange(num_drafts, dtype=jnp.float32)[:, None]

@@ -84,6 +84,7 @@ def read_token(
 
     Source: GRU, Cho et al., arXiv 1406.1078, with the reset gate after the product.
     """
+    # The three gates of a GRU side by side, [..., 3F]: reset, update, new.
     x = params["embedding"][token] @ params["input"] + params["bias"].reshape(
         (1,) * token.ndim + (-1,)
     )
@@ -97,7 +98,15 @@ def read_token(
 
 
 def next_logits(params: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
-    """Logits of the next token [..., V] from hidden states [..., F]."""
+    """Logits of the next token; the output head is the embedding.
+
+    Args:
+        params: Parameters of the draft model.
+        hidden: Hidden states, float32 [..., F].
+
+    Returns:
+        Logits float32 [..., V].
+    """
     return hidden @ params["embedding"].T
 
 
@@ -122,6 +131,8 @@ def draft_model(config: DraftModelConfig, base: DraftFn = nested) -> DraftFn:
         params = DraftedParams(model=model.params, draft=draft_params)
         jaxdave.generate(decoder, params, [prompt_ids])
     """
+    # A base without state compares equal to one
+    # that is rebuilt from its `propose` alone.
     if base.takes_params or base != DraftFn(base.propose, reads_text=base.reads_text):
         raise ValueError(
             f"base={base!r} has a memory or parameters of its own, and a draft model "
@@ -140,6 +151,8 @@ def draft_model(config: DraftModelConfig, base: DraftFn = nested) -> DraftFn:
             return row.tokens_T[jnp.minimum(index, capacity - 1)]
 
         def is_committed(memory: DraftModelMemory):
+            # A committed block may follow masks. What lies behind them is not read into
+            # the memory, as the recurrence would have skipped the tokens between.
             is_inside = memory.length < capacity
             return is_inside & (token_at(memory.length) != config.mask_id)
 
@@ -158,6 +171,8 @@ def draft_model(config: DraftModelConfig, base: DraftFn = nested) -> DraftFn:
         def ahead(hidden_F, index):
             probability_V = jax.nn.softmax(next_logits(params, hidden_F))
             guessed = jnp.argmax(probability_V).astype(jnp.int32)
+            # Past the end of the sequence JAX clamps the index; what is read there lies
+            # behind the window and is never picked below.
             actual = row.tokens_T[memory.length + index]
             is_open = actual == config.mask_id
             token = jnp.where(is_open, guessed, actual)

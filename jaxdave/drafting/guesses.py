@@ -58,6 +58,8 @@ def with_guesses(base: DraftFn, guess: GuessFn, reads_text: bool = False) -> Dra
         model_L = context.pred.token[0]
         # The model's odds are exp(score); where it predicts nothing they are none.
         score_L = jnp.where(model_L >= 0, context.pred.score[0], -jnp.inf)
+        # The model's token against the guessed one, as
+        # if no third could come: odds to odds. [L]
         share_L = guessed.odds / (guessed.odds + jnp.exp(score_L))
         differs_L = (guessed.token_L >= 0) & (guessed.token_L != model_L)
         differs_L &= (share_L >= MIN_SHARE) & context.open_L
@@ -72,6 +74,9 @@ def with_guesses(base: DraftFn, guess: GuessFn, reads_text: bool = False) -> Dra
             worth_K = drafts.worth_K * jnp.prod(factor_KL, axis=1)
             return drafts._replace(worth_K=worth_K)
 
+        # The base is asked twice, for tokens of the model and of the guess,
+        # and the better half of both is kept: the number of drafts, and with
+        # it the cost of the call, stays the same.
         own = weighted(base.propose(context, first, num_drafts))
         guess_context = context.with_tokens(jnp.where(differs_L, token_L, -1))
         others = weighted(base.propose(guess_context, first, num_drafts))
@@ -92,6 +97,7 @@ def merge_drafts(a: DraftSet, b: DraftSet, num_drafts: int) -> DraftSet:
         `num_drafts` drafts, most likely first.
     """
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)
+    # [2K, 2K]: pairs of drafts with the same states, all N candidates of them.
     same_KK = jnp.all(both.tokens_KNL[:, None] == both.tokens_KNL[None], axis=(2, 3))
     same_KK &= both.valid_K[:, None] & both.valid_K[None]
     # A state that both sets hold is worth what the surer of them says.
@@ -99,8 +105,11 @@ def merge_drafts(a: DraftSet, b: DraftSet, num_drafts: int) -> DraftSet:
     index_K = jnp.arange(worth_K.shape[0], dtype=jnp.int32)
     is_repeat_K = jnp.any(same_KK & (index_K[None] < index_K[:, None]), axis=1)
     valid_K = both.valid_K & ~is_repeat_K
+    # Worths are at most 1, so that 2 keeps the policy's own next state in front.
     rank_K = jnp.where(valid_K, worth_K, -1.0).at[0].set(2.0)
     # Among equals a draft follows those that lie on the way to it.
     order_K = jnp.lexsort((both.depth_K, -rank_K))[:num_drafts]
+    # Draft 0 occurs in both sets and is no
+    # repetition of itself: its own validity stands.
     merged = both._replace(valid_K=valid_K.at[0].set(both.valid_K[0]), worth_K=worth_K)
     return jax.tree.map(lambda x: x[order_K], merged)

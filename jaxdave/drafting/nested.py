@@ -34,6 +34,8 @@ def propose_nested(
         successor = successor._replace(valid=draft.valid & successor.valid)
         return successor, (successor.tokens_NL, successor.valid)
 
+    # The step from draft k to draft k + 1 draws the noise of depth k; the first draft
+    # is given, so that K - 1 steps are simulated.
     depth_K = jnp.arange(num_drafts, dtype=jnp.int32)
     _, (later_KNL, valid_K) = jax.lax.scan(extend, first, depth_K[:-1])
     return DraftSet(

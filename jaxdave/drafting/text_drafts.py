@@ -22,8 +22,17 @@ MIN_MATCH = 2
 
 
 def user_text(context: DraftContext) -> TokenGuess:
-    """The user's draft text, aligned by its last matching tokens, else by position."""
+    """The user's draft text, aligned by its last matching tokens, else by position.
+
+    Args:
+        context: What is known of the row; `row.draft_text_T` is the text.
+
+    Returns:
+        Tokens that may come at the open positions.
+    """
     row, first_open = context.row, _first_open_position(context)
+    # No match is needed: without one the text is aligned by position, as an answer that
+    # resembles it is likely to be as far along.
     return _continuation(
         context,
         row.draft_text_T,
@@ -37,9 +46,17 @@ def user_text(context: DraftContext) -> TokenGuess:
 def prompt_lookup(context: DraftContext) -> TokenGuess:
     """What followed in the prompt or the text the last time it read like its end.
 
+    Args:
+        context: What is known of the row.
+
+    Returns:
+        Tokens that may come at the open positions.
+
     Source: prompt lookup decoding (n-gram drafts), with the text so far as its source.
     """
     first_open = _first_open_position(context)
+    # The source ends where the open positions begin:
+    # a text must not be its own continuation.
     return _continuation(
         context,
         context.row.tokens_T,
@@ -51,7 +68,14 @@ def prompt_lookup(context: DraftContext) -> TokenGuess:
 
 
 def user_text_or_prompt_lookup(context: DraftContext) -> TokenGuess:
-    """The user's draft text or prompt lookup: whichever matches more of the end."""
+    """The user's draft text or prompt lookup: whichever matches more of the end.
+
+    Args:
+        context: What is known of the row.
+
+    Returns:
+        Tokens that may come at the open positions.
+    """
     user, lookup = user_text(context), prompt_lookup(context)
     is_user = jnp.any(user.token_L >= 0) & (user.odds >= lookup.odds)
     return TokenGuess(
@@ -128,14 +152,19 @@ def _continuation(
         min_match: Tokens that must match.
     """
     row, size = context.row, context.open_L.shape[0]
+    # 1. Where to continue from: the index of the
+    # source before which it reads like the text.
     match_T = _match_lengths(source_T, row, first_open)
     index_T = jnp.arange(source_T.shape[0], dtype=jnp.int32)
     # Longest match first, then the nearest one; both are exact in whole numbers.
     distance_T = jnp.abs(index_T - expected)
     rank_T = match_T * (2 * source_T.shape[0]) - distance_T
+    # -2**30 is below any rank: matches are at most
+    # `MAX_MATCH`, distances below the length.
     rank_T = jnp.where(index_T < source_end, rank_T, -(2**30))
     begin = jnp.argmax(rank_T).astype(jnp.int32)
     match = match_T[begin]
+    # 2. Lay the source over the window: [L] of it from `begin` on, at `first_open`.
     position_L = row.start + jnp.arange(size, dtype=jnp.int32)
     source_L = begin + position_L - first_open
     inside_L = (source_L >= 0) & (source_L < source_T.shape[0])
@@ -159,10 +188,14 @@ def _match_lengths(
 
     At most `MAX_MATCH` are compared.
     """
+    # Token n before each index of the source [T, N], and before the open
+    # position [N]. -1 and -2 stand for tokens before the beginning,
+    # which match nothing, not even each other.
     back_N = jnp.arange(1, MAX_MATCH + 1, dtype=jnp.int32)
     index_TN = jnp.arange(source_T.shape[0], dtype=jnp.int32)[:, None] - back_N[None]
     source_TN = jnp.where(index_TN >= 0, source_T.at[index_TN].get(mode="clip"), -1)
     text_N = row.tokens_T.at[first_open - back_N].get(mode="clip")
     text_N = jnp.where(first_open >= back_N, text_N, -2)
+    # A run counts up to its first mismatch: the cumulative product is 0 from there on.
     equal_TN = (source_TN == text_N[None]).astype(jnp.int32)
     return jnp.sum(jnp.cumprod(equal_TN, axis=1), axis=1, dtype=jnp.int32)

@@ -31,12 +31,21 @@ from jaxdave.policies.basic import static
 
 
 def draft_order(context: DraftContext) -> jax.Array:
-    """Rank of each open position in the order that the last prediction says, int32 [L].
+    """Rank of each open position in the order that the last prediction says.
 
     Blocks come in order; inside a block the highest score is first, ties leftmost.
+
+    Args:
+        context: What is known of the row.
+
+    Returns:
+        Ranks from 0, int32 [L]; meaningless at positions that are not open.
     """
     score_L, block_L, open_L = context.pred.score[0], context.block_L, context.open_L
     index_L = jnp.arange(score_L.shape[0], dtype=jnp.int32)
+    # [i, j]: position j comes before position i. Ranks are counted and not
+    # sorted, with the tie rule of `policies.common.rank`, so that the order is
+    # the one in which the policy would commit.
     is_tied_LL = score_L[None, :] == score_L[:, None]
     before_LL = score_L[None, :] > score_L[:, None]
     before_LL |= is_tied_LL & (index_L[None, :] < index_L[:, None])
@@ -46,8 +55,16 @@ def draft_order(context: DraftContext) -> jax.Array:
 
 
 def open_count_index(context: DraftContext) -> jax.Array:
-    """Which entry of `OPEN_COUNTS` the active block's open positions fall under."""
+    """Which entry of `OPEN_COUNTS` the active block's open positions fall under.
+
+    Args:
+        context: What is known of the row.
+
+    Returns:
+        An index into the first axis of `CONTEXT_SHAPE`, int32.
+    """
     open_L, block_L = context.open_L, context.block_L
+    # The first block with an open position, or the last block if there is none.
     active = jnp.min(jnp.where(open_L, block_L, block_L[-1]))
     count = jnp.sum(open_L & (block_L == active), dtype=jnp.int32)
     return jnp.sum(count > jnp.asarray(OPEN_COUNTS, jnp.int32), dtype=jnp.int32)
@@ -64,10 +81,14 @@ def score_gaps(context: DraftContext, order_L: jax.Array) -> jax.Array:
         float32 [NUM_GAPS]; infinite where the block has no next place.
     """
     known_L = context.open_L & (context.pred.token[0] >= 0)
+    # One-hot over positions: place p takes the score and the block of the position
+    # whose rank is p, [P, L] -> [P].
     rank_P = jnp.arange(NUM_GAPS + 1, dtype=jnp.int32)
     has_rank_PL = (order_L[None] == rank_P[:, None]) & known_L[None]
     score_P = jnp.sum(jnp.where(has_rank_PL, context.pred.score[:1], 0.0), axis=1)
     block_P = jnp.max(jnp.where(has_rank_PL, context.block_L[None], -1), axis=1)
+    # A new block begins at its own best place: its score says
+    # nothing of the order in the block before it.
     same_P = (block_P[:-1] == block_P[1:]) & (block_P[:-1] >= 0)
     return jnp.where(same_P, score_P[:-1] - score_P[1:], jnp.inf)
 
@@ -91,8 +112,11 @@ def tree(table: TreeTable) -> DraftFn:
         is_close = score_gaps(context, order_L) < table.edge
         close = jnp.where(jnp.any(is_close), jnp.argmax(is_close), NUM_GAPS)
         leaf = open_count_index(context), close.astype(jnp.int32)
+        # All contexts are constants of the program,
+        # [open, close, K, P]; this row's is picked.
         code_KP, worth_K = (jnp.asarray(a)[leaf] for a in pack(table, num_drafts))
         # code: 0 leaves a place open, 1 drafts its best token, 2 its runner-up.
+        # From places to positions, [K, P] -> [K, L], by each position's rank.
         in_table_L = context.open_L & (order_L < MAX_PLACES)
         code_KL = code_KP[:, jnp.minimum(order_L, MAX_PLACES - 1)]
         code_KL = code_KL * in_table_L[None].astype(jnp.int8)
@@ -123,15 +147,20 @@ def subsets(length: int) -> DraftFn:
     Returns:
         A draft function without memory.
     """
+    # Every subset of the places, best tokens only, small ones first; 0.8 per token is
+    # the assumed chance of acceptance, as for nested drafts.
     sets = [
         tuple(2 * place for place in some)
         for size in range(1, length + 1)
         for some in itertools.combinations(range(length), size)
     ]
+    # Places that are not open in a context cannot be filled.
     by_left = tuple(
         tuple((s, 0.8 ** len(s)) for s in sets if all(one < 2 * left for one in s))
         for left in (*OPEN_COUNTS, MAX_PLACES)
     )
+    # An edge of 0 makes no gap a close call, so
+    # the leaf of the last column is always used.
     return tree(TreeTable(0.0, tuple((leaf,) * CONTEXT_SHAPE[1] for leaf in by_left)))
 
 

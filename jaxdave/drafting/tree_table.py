@@ -1,9 +1,25 @@
-"""Tables of draft trees: which states a model's one-token steps visit, and how often.
+"""Tables of draft trees: which future states one-token steps visit, and how often.
 
-A slot is a set of places in the last prediction's order, each with the best token there
-or the runner-up. A leaf holds the slots of one context, what adds most first. How many
-positions are left and where the order is first in doubt are a context: finer ones
-(scores, several gaps) were counted and did not pay.
+A *draft tree* (see `tree`) lists states that the next steps may reach. Its nodes name
+neither positions nor tokens but *places* in an order: the open positions, sorted by the
+confidence of the last prediction. Place 0 is the position that the model is surest of.
+A node is a set of places that are filled, each with the model's best token there or
+with the runner-up. It is a set and not a path: whoever fills places 0 and 2 arrives at
+the same state in either order, so both orders share one node.
+
+Which nodes are likely depends on the *context* of a state. A table knows two numbers of
+it: how many positions of the active block are open, and the first place whose score is
+nearly that of the next place, from where on the order is in doubt. Finer contexts (the
+scores themselves, several gaps) were counted and did not pay. Each context has a
+*leaf*, its nodes in the order in which they are worth drafting: a call of K drafts
+takes the first K - 1 of them, beside the policy's own next state.
+
+`jaxdave calibrate` decodes prompts, counts which nodes the decode visits
+(`jaxdave.engine.calibration`) and writes a table to drafts.json in the checkpoint's
+folder. A table can save calls of the model and cannot change the text, as a draft that
+the policy does not confirm is dropped.
+
+Source: the calibrated draft graphs of Spiffy, arXiv 2509.18085.
 """
 
 import functools
@@ -20,36 +36,56 @@ from jaxdave.numerics.quantization import QUANTIZATIONS
 from jaxdave.runtime.files import read_json, replace_file
 
 TABLE_FILE = "drafts.json"
+"""Name of the file of all tables in a checkpoint's folder."""
 TABLE_VERSION = 2
+"""Version of the file's layout; a file of another one is refused."""
 MAX_PLACES = 32
-"""Places of the order that slots speak of."""
+"""Places that nodes can name: the most confident ones."""
 OPEN_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
-"""Contexts by positions left in the active block: up to each of these, and more."""
+"""Upper ends of the ranges of open positions that contexts tell apart; one more context
+stands for all counts above the last one."""
 NUM_GAPS = 8
-"""Contexts by the first place whose score the next one nearly has; none is the last."""
+"""Places at which contexts look for the first close call; one more context stands for
+none."""
 CONTEXT_SHAPE = (len(OPEN_COUNTS) + 1, NUM_GAPS + 1)
+"""Contexts by open positions, and by the first close call."""
 MAX_LEAF_NODES = 31
+"""Nodes that calibration keeps for a context at most: 32 drafts less the first one."""
 UNSEEN_FACTOR = 0.5
-"""What a slot that calibration has not seen is worth beside the one before it."""
+"""The worth of a nested node that calibration has not seen, as a share of that of the
+node before it."""
 
 TreeNode = tuple[int, ...]
-"""Sorted, 2 place + rank: rank 0 is the best token there, rank 1 the runner-up."""
+"""A set of filled places as a sorted tuple of numbers 2 * place + rank. Rank 0 is the
+best token there, rank 1 the runner-up: (0, 4) fills places 0 and 2 with their best
+tokens, (0, 3) fills place 0 with its best token and place 1 with its runner-up."""
 Leaf = tuple[tuple[TreeNode, float], ...]
-"""Slots and how likely each is visited; none is worth more than the one before it."""
+"""The nodes of one context, each with the share of calibrated paths that it extends; no
+node has a larger share than the one before it."""
 
 
 class TreeTable(NamedTuple):
-    """edge: a smaller difference of two scores is a close call. leaves: [left][close]
-    as `CONTEXTS` counts them."""
+    """The calibrated draft trees of one model under one way of decoding.
+
+    Attributes:
+        edge: Two scores that differ by less than this are a close call, in log-odds.
+        leaves: The leaf of each context, indexed [open positions][first close call], of
+            the lengths `CONTEXT_SHAPE`.
+    """
 
     edge: float
     leaves: tuple[tuple[Leaf, ...], ...]
 
 
 class PackedTable(NamedTuple):
-    """Slots as arrays [left, close, K, ...]; the first is the policy's own next state.
+    """The first nodes of every leaf as arrays, one entry for each draft of a call.
 
-    code: int8 by place, 0: open, 1: the best token, 2: the runner-up.
+    Entry 0 of each context is the policy's own next state, which fills no place.
+
+    Attributes:
+        code: What each draft does at each place, int8 [open, close, K, MAX_PLACES]. 0
+            leaves it open, 1 fills in the best token and 2 the runner-up.
+        worth: How likely each draft is to be reached, float32 [open, close, K].
     """
 
     code: np.ndarray
@@ -58,10 +94,19 @@ class PackedTable(NamedTuple):
 
 @functools.cache
 def pack(table: TreeTable, budget: int) -> PackedTable:
-    """The first slots of every leaf, `budget` in all."""
+    """The drafts of every context as arrays that a compiled program can index.
+
+    Args:
+        table: The calibrated trees.
+        budget: Drafts of a call, K, the policy's own next state included.
+
+    Returns:
+        The arrays; computed once for each table and budget.
+    """
     code = np.zeros((*CONTEXT_SHAPE, budget, MAX_PLACES), np.int8)
     worth = np.ones((*CONTEXT_SHAPE, budget), np.float32)
     for context in np.ndindex(*CONTEXT_SHAPE):
+        # Draft 0 keeps code 0 at all places and worth 1: a certain state to begin with.
         leaf = fill_with_nested(table.leaves[context[0]][context[1]], budget - 1)
         for k, (slot, likely) in enumerate(leaf):
             worth[*context, k + 1] = likely
@@ -71,15 +116,35 @@ def pack(table: TreeTable, budget: int) -> PackedTable:
 
 
 def nested_node(size: int) -> TreeNode:
-    """The nested slot of so many places."""
+    """The node that fills the first places with their best tokens.
+
+    Nested drafts (`nested`) visit these nodes, one after the other.
+
+    Args:
+        size: How many places are filled.
+
+    Returns:
+        The node, e.g. (0, 2, 4) for 3 places.
+    """
     return tuple(range(0, 2 * size, 2))
 
 
 def fill_with_nested(leaf: Leaf, count: int) -> Leaf:
-    """The first slots; where calibration saw too few, nested ones as well."""
+    """The first nodes of a leaf, and nested ones where it has too few.
+
+    Args:
+        leaf: The calibrated nodes of a context.
+        count: Nodes that are wanted.
+
+    Returns:
+        `count` nodes, or fewer if all nested ones are among them already.
+    """
     chosen = list(leaf[:count])
     known = {slot for slot, _ in chosen}
+    # Below the last calibrated node, and less
+    # with each step: drafts are ranked by worth.
     worth = chosen[-1][1] if chosen else 1.0
+    # Nodes of the leaf are nested, too, where the order held; those are not repeated.
     for size in range(1, MAX_PLACES + 1):
         if len(chosen) < count and nested_node(size) not in known:
             worth *= UNSEEN_FACTOR
@@ -88,60 +153,112 @@ def fill_with_nested(leaf: Leaf, count: int) -> Leaf:
 
 
 def grow(paths: Sequence[Sequence[TreeNode]], most: int = MAX_LEAF_NODES) -> Leaf:
-    """Slots in the order in which each adds most to how far the paths are followed.
+    """Choose the nodes of a leaf, each time the one that adds most.
 
-    paths: what was visited, slot by slot; a path is followed until a slot is missing.
+    A call follows a path through the tree until it comes to a node that is not
+    drafted. So a node is worth as much as there are paths that wait for it: those of
+    which all earlier nodes are chosen already.
+
+    Args:
+        paths: The visited nodes of each observation of the context, in order.
+        most: Nodes to choose at most.
+
+    Returns:
+        The nodes in the order of choice, each with its share of the paths.
     """
     chosen: dict[TreeNode, float] = {}
     waiting, likely = [path for path in paths if path], 1.0
     while waiting and len(chosen) < most:
+        # How many paths each node would take one step
+        # further, if it was the next to be chosen.
         gains = Counter(path[0] for path in waiting)
+        # Of equals the smaller node, then the first by its numbers, so that equal
+        # counts give an equal table on every machine.
         best = min(gains, key=lambda slot: (-gains[slot], len(slot), slot))
+        # Choosing a node brings its paths to the next one, so that a later
+        # count can be higher than an earlier one. Shares are capped, as none
+        # may be likelier than one on the way to it.
         likely = min(likely, gains[best] / len(paths))
         chosen[best] = round(likely, 4)
+        # Paths move on past every chosen node, and those that are used up drop out.
         waiting = [_rest(path, chosen) for path in waiting]
         waiting = [path for path in waiting if path]
     return tuple(chosen.items())
 
 
 def _rest(path: Sequence[TreeNode], chosen) -> Sequence[TreeNode]:
-    """The path from the first slot on that is not chosen."""
+    """The part of a path from its first node on that is not chosen."""
     at = next((i for i, slot in enumerate(path) if slot not in chosen), len(path))
     return path[at:]
 
 
 def table_key(config: ModelConfig, block_length: int | None, cache: str | None) -> str:
-    """What a table is kept under; None: the model's own."""
+    """The name of a table in the file: the way of decoding that it was calibrated for.
+
+    Args:
+        config: The model.
+        block_length: Block length of the decode; None: the model's own.
+        cache: Cache rule of a full-attention model; None: the usual one.
+
+    Returns:
+        A name such as "static(1), block 4, exact".
+    """
     usual = "exact" if config.attention == "block_causal" else "dual"
     return f"static(1), block {block_length or config.block_length}, {cache or usual}"
 
 
 def quantized_key(key: str, quantize: str | None) -> str:
-    """The key of a table in a file: quantised weights have tables of their own."""
+    """The name of a table in the file where weights may be quantised.
+
+    Quantised weights are another model, so they have tables of their own.
+
+    Args:
+        key: A name as of `table_key`.
+        quantize: A key of `QUANTIZATIONS`, or None for weights as they are.
+
+    Returns:
+        The name, with the quantisation added to it.
+    """
     return key if quantize is None else f"{key}, {quantize}"
 
 
 def select_tables(
     found: Mapping[str, TreeTable], quantize: str | None
 ) -> dict[str, TreeTable]:
-    """The tables of a folder that serve a model, under the keys of `key_of`.
+    """The tables of a folder that serve a model.
 
-    Quantised weights have their own where they were calibrated, else those of the
-    weights that they were made of: nearly right, and no draft changes a word.
+    Quantised weights use their own tables where they were calibrated, else those of the
+    weights that they were made of. These are nearly right, and no draft changes the
+    text.
+
+    Args:
+        found: All tables of the folder by their names in the file.
+        quantize: How the model's weights are quantised; None: they are not.
+
+    Returns:
+        Tables by names as of `table_key`.
     """
     ends = tuple(quantized_key("", way) for way in QUANTIZATIONS)
     plain = {key: table for key, table in found.items() if not key.endswith(ends)}
     if quantize is None:
         return plain
     end = quantized_key("", quantize)
+    # A quantised model's own tables replace those of the same name.
     own = {key.removesuffix(end): found[key] for key in found if key.endswith(end)}
     return plain | own
 
 
 def read_tables(folder: Path) -> dict[str, TreeTable]:
-    """The tables beside a checkpoint; none where it was not calibrated.
+    """Read the tables in a checkpoint's folder.
 
-    Raises ValueError for a file that is none, or of another version.
+    Args:
+        folder: The checkpoint's folder.
+
+    Returns:
+        Tables by their names in the file; none where the model was not calibrated.
+
+    Raises:
+        ValueError: The file holds something else, or is of another version.
     """
     raw = _read_versioned(folder)
     try:
@@ -154,11 +271,19 @@ def read_tables(folder: Path) -> dict[str, TreeTable]:
 
 
 def write_table(folder: Path, key: str, table: TreeTable) -> None:
-    """Put a table beside a checkpoint; others stay.
+    """Write a table to a checkpoint's folder; its other tables are kept.
 
-    Raises ValueError where there is a file of another version.
+    Args:
+        folder: The checkpoint's folder.
+        key: The table's name in the file (see `quantized_key`).
+        table: The table.
+
+    Raises:
+        ValueError: The folder has a file of another version.
     """
     tables = {**_read_versioned(folder)["tables"], key: _to_json(table)}
+    # One line for each table, in the order of their names: a file under version control
+    # then changes where a table does.
     rows = (f"{json.dumps(k)}: {json.dumps(tables[k])}" for k in sorted(tables))
     inner = ",\n".join(rows)
     text = f'{{"version": {TABLE_VERSION}, "tables": {{\n{inner}\n}}}}\n'
@@ -166,6 +291,8 @@ def write_table(folder: Path, key: str, table: TreeTable) -> None:
 
 
 def _read_versioned(folder: Path) -> dict[str, Any]:
+    """The content of the file, of this version; without tables where there is no
+    file."""
     raw = read_json(folder / TABLE_FILE, optional=True) or {
         "version": TABLE_VERSION,
         "tables": {},
@@ -180,7 +307,12 @@ def _read_versioned(folder: Path) -> dict[str, Any]:
 
 
 def _to_json(table: TreeTable) -> dict[str, Any]:
-    """As JSON holds it: every leaf once, and which one each context has."""
+    """A table as JSON holds it.
+
+    Most contexts share a leaf, so `leaves` holds each distinct leaf once and `leaf_of`
+    holds, for each context, an index into them. A node is a list of its share, then its
+    numbers.
+    """
     distinct = sorted({leaf for some in table.leaves for leaf in some})
     at = {leaf: index for index, leaf in enumerate(distinct)}
     leaf_of = [[at[leaf] for leaf in some] for some in table.leaves]
@@ -189,6 +321,7 @@ def _to_json(table: TreeTable) -> dict[str, Any]:
 
 
 def _from_json(raw: dict[str, Any]) -> TreeTable:
+    """The table of its JSON. Raises an error of Python's own where that is not one."""
     leaves = [
         tuple((tuple(map(int, slot)), float(likely)) for likely, *slot in leaf)
         for leaf in raw["leaves"]
@@ -196,6 +329,8 @@ def _from_json(raw: dict[str, Any]) -> TreeTable:
     for slot, likely in (pair for leaf in leaves for pair in leaf):
         if not all(0 <= one < 2 * MAX_PLACES for one in slot) or not 0 <= likely <= 1:
             raise ValueError("not a slot")
+    # A file of other contexts would be indexed wrongly inside a compiled program, where
+    # nothing is checked any more.
     of = [[leaves[index] for index in some] for some in raw["leaf_of"]]
     if [len(some) for some in of] != [CONTEXT_SHAPE[1]] * CONTEXT_SHAPE[0]:
         raise ValueError("not a table")

@@ -89,6 +89,7 @@ def tuned_params(
     """
     if not spec.guarded and len(spec.draft_steps) == 1:
         return runtime, 0.0
+    # Reached only where there is a draft length to choose, or an error to bound.
     measurements, seconds = _measured(spec, run, params, fresh, shapes)
 
     def bound(error: float) -> jax.Array:
@@ -120,9 +121,12 @@ def measure(
         The measurements; errors are 0 unless numerics are guarded.
     """
     seconds, error = [], np.zeros(len(ErrorBound._fields))
+    # No lead exceeds an infinite bound: no decision is certain, and each is rechecked.
     check_all = ErrorBound.uniform(host_array(np.float32(np.inf)))
     for index in range(len(spec.draft_steps)):
         runtime = spec.runtime(spec.max_num_drafts)
+        # A forced length also keeps the loop going past the rows' ends, so that every
+        # length is timed over the same number of rounds.
         runtime = runtime._replace(forced_index=host_array(np.int32(index)))
         timed = runtime._replace(max_calls=host_array(np.int32(TIMED_ROUNDS)))
         best, filled = _time_rounds(run, params, timed, fresh)
@@ -131,6 +135,8 @@ def measure(
             checked = runtime._replace(
                 max_calls=host_array(np.int32(CHECKED_ROUNDS)), error_bound=check_all
             )
+            # `filled` comes out of the timing runs, in
+            # which fast calls have written its cache.
             for state in (fresh(checked), filled):
                 observed = run(params, checked, state).rows.stats.error
                 largest = [np.max(field) for field in jax.device_get(observed)]
@@ -139,7 +145,16 @@ def measure(
 
 
 def sample_weights(params: Any) -> list[np.ndarray]:
-    """A few values of every weight, on the host."""
+    """A few values of every weight, by which models of equal shapes are told apart.
+
+    Args:
+        params: A model's parameters, in any layout.
+
+    Returns:
+        Arrays on the host, the first `SAMPLED_VALUES` values of each leaf.
+    """
+    # Through the program cache: under a plain
+    # `jit` each process would compile it again.
     request = CompileRequest(None, "sample", _first_values, (params,))
     return jax.device_get(get_executable(request)[0](params))
 
@@ -153,7 +168,11 @@ def _time_rounds(
 ) -> tuple[float, DecodeState]:
     """(seconds of the fastest of several runs, the state after the last one)."""
     times = []
+    # A fresh state each time, as the loop takes the buffers of the one that it is
+    # given. The fastest run counts: whatever else the machine does can only add time.
     for _ in range(REPEATS):
+        # JAX returns before the device has finished; the clock
+        # starts and stops on arrays that are there.
         state = jax.block_until_ready(fresh(runtime))
         start = time.perf_counter()
         state = jax.block_until_ready(run(params, runtime, state))
@@ -166,6 +185,8 @@ def _measured(
 ) -> tuple[Measurements, float]:
     """Measurements from this process, the disk or the device, and the seconds spent."""
     leaves = jax.tree.leaves(params)
+    # Inside a process parameters are told apart by identity, which costs nothing;
+    # `_known_measurements` makes sure that the identities are still theirs.
     key = spec, shapes, tuple(map(id, leaves))
     measurements = _known_measurements(key, leaves)
     if measurements is not None:
@@ -200,6 +221,8 @@ def _measurement_key(spec: DecodeSpec, params: Any, shapes: Any) -> str | None:
     """A name for all that a measurement depends on; None where it cannot be named."""
     if cache_folder(MEASUREMENT_FOLDER) is None:
         return None
+    # Shapes and shardings are those of the device
+    # layout, which decides how fast calls are.
     layout = [
         (leaf.shape, str(leaf.dtype), str(getattr(leaf, "sharding", None)))
         for leaf in jax.tree.leaves(params)

@@ -110,11 +110,13 @@ def pack_prompts(
     _check_prompts(decoder, prompts, seed, requests)
     layout = decoder.spec.layout
     lengths = [len(prompt) for prompt in prompts]
+    # The longest prompt decides for all; shorter ones are followed by masks.
     prefill_length = bucket_length(max(lengths) + layout.window_length)
     # The cache is read in tiles of keys.
     capacity = -(-(prefill_length + decoder.max_new_tokens) // TILE) * TILE
     texts = check_draft_texts(decoder.spec, draft_text, len(prompts))
     begin_B = np.asarray(lengths, np.int32)
+    # 0 for all: a text at a temperature then does not depend on its place in the batch.
     request_B = np.zeros(len(prompts), np.int32) if requests is None else requests
     packed = PromptBatch(
         tokens_BT=host_array(_pad(prompts, capacity, layout.mask_id)),
@@ -128,7 +130,14 @@ def pack_prompts(
 
 
 def bucket_length(length: int) -> int:
-    """The next power of two, at least one tile of keys."""
+    """The next power of two, at least one tile of keys.
+
+    Args:
+        length: Positions that must fit.
+
+    Returns:
+        The bucket's length; programs are compiled once for each of them.
+    """
     return max(TILE, 1 << (length - 1).bit_length())
 
 

@@ -97,6 +97,9 @@ def _slots(spec: DecodeSpec) -> _Slots:
     layout, evaluate_blocks = spec.layout, spec.model.evaluate_blocks
     if evaluate_blocks is None:
         return _Slots(spec.num_states, layout.window_length, spec.model.forward)
+    # Slot k is a chain of two block states: 2k in block 0 of the window, and 2k + 1 in
+    # block 1, whose ancestor is 2k. An odd number of states leaves a spare one, which
+    # repeats the first slot's tokens.
     size = max_block_states(spec.num_states, spec.used_length // layout.block_length)
     count = size // 2
     index_M = jnp.arange(size, dtype=jnp.int32)
@@ -105,6 +108,7 @@ def _slots(spec: DecodeSpec) -> _Slots:
     chain_MJ = jnp.where(is_left_MJ, index_M[:, None] - 1, index_M[:, None])
 
     def forward(params, tokens_KL, start, end, cache):
+        # [K, 2 P] -> [M, P]: one row per block state, as a decode passes them.
         tokens_MP = tokens_KL.reshape(-1, layout.block_length)
         spare_MP = jnp.tile(tokens_MP[:1], (size - 2 * count, 1))
         tokens_MP = jnp.concatenate([tokens_MP, spare_MP])
@@ -130,7 +134,11 @@ def _probe(spec: DecodeSpec, params: Any, seed: int) -> SlotProbe:
     def at(arrays: list[np.ndarray], index) -> list[np.ndarray]:
         return [array[index] for array in arrays]
 
+    # One executable for all arrangements. Two compilations of a function may differ in
+    # bits, which would say nothing about slots.
     evaluate = _evaluator(spec, slots, params, rng)
+    # The last slot is the one that is kept: where a kernel handles the remainder of a
+    # division separately, it is in there.
     drafts_KL, fixed = draw(), count - 1
     order, others_KL = rng.permutation(count), draw()
     others_KL[fixed] = drafts_KL[fixed]
@@ -149,6 +157,8 @@ def _evaluator(
 ) -> Callable[[np.ndarray], list[np.ndarray]]:
     """tokens_KL -> arrays [K, ...]: predictions of the slots, their keys and values."""
     model, window = spec.model, spec.layout.window_length
+    # Decodes hand the start over at run time, and it is an argument here too: as a
+    # constant it could be compiled to other code.
     start = PROBED_START // spec.layout.block_length * spec.layout.block_length
     end = jnp.int32(start + window)
     capacity = -(-(start + window) // TILE) * TILE
@@ -183,4 +193,5 @@ def _evaluator(
 
 def _same_bits(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     """True if two lists of arrays agree to the last bit."""
+    # Bytes, as == holds for 0.0 and -0.0 and fails for NaN.
     return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))

@@ -98,6 +98,8 @@ def calibrate(
     Returns:
         The table for `jaxdave.drafting.tree.tree`.
     """
+    # A full-attention prediction does not depend on the last call's drafts: the plain
+    # decode alone shows all that drafts could be made of.
     looks_ahead = decoder.spec.model.evaluate_blocks is not None
     limits = [d for d in DRAFT_LENGTHS if d <= decoder.spec.num_drafts]
     limits = limits if looks_ahead else limits[:1]
@@ -108,6 +110,7 @@ def calibrate(
             for limit in limits
         ]
         for row in range(len(prompts)):
+            # [calls] of all rows -> per row, in each of the decodes.
             plain, *drafted = (
                 [Observation(*(part[row] for part in batch)) for batch in decode]
                 for decode in decodes
@@ -124,6 +127,9 @@ def _paths(
 
     plain: the decode without drafts, which visits every state of the path.
     """
+    # By step index: the plain decode visits every one, so that an
+    # observation of a drafted decode finds its own future there. Of
+    # observations of one index, the first counts.
     after = {int(seen.n): plain[i + 1 :] for i, seen in reversed([*enumerate(plain)])}
     for observation in (one for decode in decodes for one in decode):
         if not observation.is_resting:
@@ -144,8 +150,13 @@ def visited_nodes(
         Nodes; the path ends where a step commits more than one token, a token that was
         neither the best nor the runner-up, or a position outside the window.
     """
+    # Follow the plain decode state by state, and write down what
+    # each step has filled in the terms of the observation: its
+    # places, and whether token was best or runner-up.
     now, node = observation, ()
     for then in after:
+        # A tree drafts steps of one token, and no draft reaches
+        # past the end of a row or past a refresh.
         changed = np.flatnonzero(now.tokens_T != then.tokens_T)
         if then.is_resting or len(changed) != 1:
             return
@@ -163,10 +174,12 @@ def visited_nodes(
 
 def _build_table(paths: Sequence[VisitedPath]) -> TreeTable:
     """Leaves by context; a rare context has the leaf of all with as many open."""
+    # 1.0 stands in where nothing was observed; the quantile of no numbers is undefined.
     gaps = np.concatenate([[1.0], *(path.gap_P for path in paths)])
     edge = round(float(np.quantile(gaps[np.isfinite(gaps)], CLOSE_QUANTILE)), 4)
     nodes: dict[tuple[int, int], list[list[TreeNode]]] = defaultdict(list)
     for path in paths:
+        # True at the end: argmax is then `NUM_GAPS`, "none", where no gap is close.
         is_close = np.append(path.gap_P < edge, True)
         nodes[path.open_count, int(np.argmax(is_close))].append(path.nodes)
 
@@ -206,6 +219,8 @@ def _observer(decoder: Decoder, params: Any) -> _Observer:
         )
 
     def step(params, limit, state):
+        # The limit is a runtime argument: one
+        # program serves all observed draft lengths.
         runtime = spec.runtime(1)._replace(max_num_drafts=limit)
         return decode_loop.step(spec, params, runtime, state)[0]
 
@@ -218,6 +233,8 @@ def _observations(
 ) -> Iterator[Observation]:
     """Every row after each call, on the host; a call uses at most `limit` drafts."""
     state = prefill_prompts(decoder, params, prompts)
+    # Every call takes at least one policy step,
+    # so that rows end within this many calls.
     for _ in range(decoder.max_new_tokens + 1):
         yield Observation(*jax.device_get(observer.observe(state.rows)))
         if state.rows.done.all():

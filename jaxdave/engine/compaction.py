@@ -78,7 +78,14 @@ _ACCOUNTS_LOCK = threading.Lock()
 
 
 def idle_account(loop: CompiledLoop) -> IdleAccount:
-    """The account of a loop; one for all decodes of its spec and shapes."""
+    """The account of a loop.
+
+    Args:
+        loop: A compiled loop.
+
+    Returns:
+        The account; the same object for all decodes of the loop's spec and shapes.
+    """
     with _ACCOUNTS_LOCK:
         accounts = _ACCOUNTS.setdefault(loop.spec, {})
         return accounts.setdefault((loop.num_rows, loop.row_shape), IdleAccount())
@@ -99,6 +106,8 @@ def run_to_end(
     """
     threshold, idle_share = compaction_threshold(loop, params), 0.0
     while True:
+        # 1. Run until few enough rows are left, and
+        # charge what the finished ones have cost.
         start = time.perf_counter()
         state, rows = _run_until(loop, params, state, threshold)
         seconds = time.perf_counter() - start
@@ -106,6 +115,8 @@ def run_to_end(
         live_R = np.flatnonzero(~rows.done)
         if not 0 < live_R.size <= threshold:
             return rows, 0.0
+        # 2. Find the smaller loop. If it does not pay yet, go on in
+        # this one until half as many rows are left.
         count = 1 << (live_R.size - 1).bit_length()
         smaller = _smaller_loop(loop, params, state, count)
         if smaller is not None:
@@ -116,6 +127,8 @@ def run_to_end(
     # Rows of the smaller loop that are left over repeat a row that has ended.
     index_R = np.full(count, np.flatnonzero(rows.done)[0], np.int32)
     index_R[: live_R.size] = live_R
+    # 3. Move the rows, run them to their end, and put them back in their places. This
+    # calls itself, as the smaller loop may become too large in turn.
     moved = smaller.take(state, host_array(index_R))
     del state  # the caches of all rows
     finished, seconds = run_to_end(smaller.loop, params, moved)
@@ -135,6 +148,7 @@ def compaction_threshold(loop: CompiledLoop, params: Any) -> int:
     spec, num_rows = loop.spec, loop.num_rows
     if num_rows == 1 or not is_on_first_device(params):
         return 0
+    # The largest power of two below the number of rows.
     if spec.guarded:
         return (1 << (num_rows - 1).bit_length()) // 2
     # Rows that go one after another cost nothing once they have ended; but one alone is
@@ -163,10 +177,12 @@ def _smaller_loop(
     loop: CompiledLoop, params: Any, state: DecodeState, count: int
 ) -> _SmallerLoop | None:
     """The loop of so many rows, if finished rows have wasted enough to pay for it."""
+    # Shapes alone: the smaller state is not made before it is known to be wanted.
     args = params, loop.runtime, state.take_shapes(count)
     run_loop = functools.partial(decode_loop.run, loop.spec)
     request = CompileRequest(loop.spec, "run", run_loop, args, donate=2)
     account = idle_account(loop)
+    # A loop that rows have moved to once is compiled, and needs no waiting.
     if count not in account.moved_to:
         wait = max(account.compile_seconds, MIN_WAIT_COMPILE)
         if is_available(request):
@@ -177,6 +193,7 @@ def _smaller_loop(
         smaller = _compile_smaller(loop, params, state, count, request)
     except jax.errors.JaxRuntimeError:
         # E.g. no memory for it. These rows need not move.
+        # An infinite price: from here on only loops compiled already are tried.
         account.compile_seconds = float("inf")
         return None
     account.moved_to.add(count)
@@ -216,6 +233,7 @@ def _compile_smaller(
 def _scatter_rows(rows: HostRows, part: HostRows, index_R: np.ndarray) -> HostRows:
     """Rows on the host with some of them replaced."""
 
+    # Spare rows repeat an ended row, and so write its own values back to it.
     def scatter(a, b):
         result = np.array(a)
         result[index_R] = b

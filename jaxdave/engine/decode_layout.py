@@ -71,6 +71,8 @@ def decode_layout(
         window_length=block_length if cache == "dual" else max_new_tokens,
         mask_id=config.mask_id,
         stop_ids=config.stop_ids,
+        # Blocks of full attention only order the
+        # decoding, so they begin where the answer does.
         anchored=True,
         cache_rule=CacheRule.NONE,
     )
@@ -92,6 +94,8 @@ def _block_causal_layout(
             "block-causal and its cache is exact, so leave it out"
         )
     check_block_length(block_length)
+    # Blocks are part of the model: counted from position 0, the first one may hold the
+    # end of the prompt. `anchored` stays False, and the cache exact.
     layout = WindowLayout(
         block_length=block_length,
         window_length=lookahead_length(num_drafts, block_length),

@@ -264,6 +264,9 @@ def _assemble(
     room = config.max_new_tokens
     room = MAX_NEW_TOKENS if room is None else room
     numerics = config.numerics
+    # Guarded numerics need a policy that certifies its choice, predictions whose error
+    # has a bound (a filter can drop a token at its cut-off), and a model that can
+    # recheck (a guided one, with two caches, cannot).
     can_tell = policy.is_certain is not None
     can_tell &= not (config.sampling.filtered or config.guidance)
     can_tell &= network is None or network.recheck is not None
@@ -358,6 +361,8 @@ def _decode_spec(
         make_model = with_shadow_masks(make_model, window.block_length)
     # The last chunk of a fast prefill may reach past the longest canvas.
     positions = config.max_positions + 2 * window.window_length + FAST_CHUNK
+    # Wrappers from the inside out; each returns `ModelFns`. Parameters of a draft
+    # function are stripped last, so that the others never see them.
     model = network or make_model(config, numerics=numerics, positions=positions)
     if guidance:
         model = with_guidance(model, guidance, config.mask_id)

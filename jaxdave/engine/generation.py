@@ -84,6 +84,8 @@ def generate(
     """
     prepared = prepare(decoder, params, prompts, seed, requests, draft_text)
     start = time.perf_counter()
+    # Two programs: the prefill returns the state
+    # that the loop then owns (and overwrites).
     state = prepared.prefill(params, prepared.loop.runtime, prepared.prompts)
     host_rows, compile_seconds = run_to_end(prepared.loop, params, state)
     seconds = time.perf_counter() - start - compile_seconds
@@ -130,6 +132,8 @@ def stream(
     runtime = prepared.loop.runtime._replace(max_calls=host_array(np.int32(1)))
     sent = [len(prompt) for prompt in prompts]
     open_rows = set(range(len(prompts)))
+    # Call 0 is the prefill. Each round fills a position or decides one again, so that
+    # twice the positions bound the rounds.
     for call in range(2 * decoder.max_new_tokens + 1):
         tokens_BT, done_B = state.fetch((state.rows.tokens_T, state.rows.done))
         for row in sorted(open_rows):
@@ -189,6 +193,8 @@ def prepare(
     """
     spec = decoder.spec
     check_params(spec, params)
+    # Everything is compiled for a bucket of shapes,
+    # never for the lengths of these prompts.
     request = _prefill_request(decoder, params, prompts, seed, requests, draft_text)
     runtime, packed = request.args[1:]
     run_loop = functools.partial(decode_loop.run, spec)
@@ -199,7 +205,9 @@ def prepare(
     # The loop is traced while the prefill is being compiled.
     prefill, run, seconds = get_executable_pair(request, loop_request)
 
-    # Packed when something is first measured, which most decodes do not.
+    # Measured on random prompts of the same lengths: a measurement is kept for all
+    # later texts, and must not depend on the first one. They are packed when something
+    # is measured, which most decodes do not need.
     packed_probes = functools.cache(
         lambda: pack_prompts(decoder, probe_prompts(decoder, prompts))[0]
     )
@@ -217,6 +225,7 @@ def prepare(
         fresh=fresh,
         row_shape=(request.name, packed.tokens_BT.shape[1]),
     )
+    # What compiling has cost is the price that a smaller loop is measured against.
     account = idle_account(loop)
     account.compile_seconds = max(account.compile_seconds, seconds)
     return PreparedDecode(prefill, loop, packed, seconds + measured)
@@ -263,6 +272,8 @@ def _final_length(
     layout, policy = decoder.spec.layout, decoder.spec.policy
     end = begin + decoder.max_new_tokens
     last, solid = answer_end(tokens_T, begin, end, layout.mask_id, layout.stop_ids)
+    # Without revision a token is final once nothing to its left is masked: no end token
+    # can come before it any more.
     if done or not policy.revises:
         return last
     # Tokens of the block that is being decoded may still be taken back.

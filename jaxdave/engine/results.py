@@ -306,6 +306,7 @@ def _read_row(
     verify, refresh, recheck = (
         int(part[index]) for part in (stats.verify, stats.refresh, stats.recheck)
     )
+    # The row's step index counts policy steps, however many each call has confirmed.
     steps = int(rows.n[index])
     # The public loop commits every block that holds a decoded position.
     decoded = np.flatnonzero(call[begin:end] >= 0)

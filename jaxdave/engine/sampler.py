@@ -30,19 +30,47 @@ class TextCodec(Protocol):
     """What a sampler needs of a tokenizer; `jaxdave.io.tokenizer.Codec` has it."""
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids of one user turn and the opening of its answer."""
+        """The ids of one user turn and the opening of its answer.
+
+        Args:
+            text: What the user says.
+
+        Returns:
+            Token ids.
+        """
         ...
 
     def encode_messages(self, messages: Any) -> list[int]:
-        """The ids of a conversation and the opening of its next answer."""
+        """The ids of a conversation and the opening of its next answer.
+
+        Args:
+            messages: Mappings with "role" and "content".
+
+        Returns:
+            Token ids.
+        """
         ...
 
     def encode_answer(self, text: str) -> list[int]:
-        """The ids of a text as part of an answer."""
+        """The ids of a text as part of an answer.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Token ids.
+        """
         ...
 
     def decode(self, ids: Any) -> str:
-        """The text of ids."""
+        """The text of ids.
+
+        Args:
+            ids: Token ids.
+
+        Returns:
+            The text, without special tokens.
+        """
         ...
 
 
@@ -333,6 +361,8 @@ class TextStream(Iterator[str]):
 
     def _new_text(self, is_last: bool) -> str:
         """The text that has not been shown; half a character waits for its end."""
+        # All ids are decoded each time, as a character's bytes may be spread over
+        # several tokens. A decoder shows an unfinished one as U+FFFD.
         text = self._codec.decode(self.token_ids)
         if text.endswith("\ufffd") and not is_last:
             return ""

@@ -124,6 +124,7 @@ def load(
     """
     safetensors_io.check_dtype(dtype)
     transform = quantization.param_transform(quantize)
+    # The config comes first: which tensors the weights must hold follows from it.
     name, folder = find_model(source)
     raw = read_json(folder / "config.json")
     if orbax_io.is_orbax_config(raw):
@@ -141,6 +142,8 @@ def load(
         read_params = functools.partial(
             safetensors_io.read_weights, folder, config, dtype, family.tensor_names
         )
+    # The codec is read before the weights: a folder without a tokenizer fails in a
+    # moment and not after gigabytes have been read.
     codec = load_codec(folder, config=config)
     if mesh is None:
         params = to_device_layout(read_params(transfer_transform(transform)), config)
@@ -206,6 +209,8 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
+        # All files go to a hidden folder beside the
+        # destination, which is renamed at the end.
         safetensors_io.write_weights(
             work / safetensors_io.WEIGHTS_FILE,
             config,

@@ -123,6 +123,7 @@ _LLADA_REQUIRED: Mapping[str, Any] = {
 
 _CHATML_STOP_TOKENS = ("<|im_end|>",)
 
+# Qwen2's layers under full attention; an output predicts the token to its right.
 DREAM = Family(
     name="dream",
     model_types=("Dream",),
@@ -137,6 +138,7 @@ DREAM = Family(
     stop_tokens=_CHATML_STOP_TOKENS,
     mask_token="<|mask|>",
 )
+# Tensor and key names of OLMo's code, from which LLaDA's is derived.
 LLADA = Family(
     name="llada",
     model_types=("llada",),
@@ -151,6 +153,7 @@ LLADA = Family(
     stop_tokens=("<|eot_id|>",),
     mask_token="<|mdm_mask|>",
 )
+# Qwen3's layers (norms on queries and keys), block-causal. TraDo has the same files.
 SDAR = Family(
     name="sdar",
     model_types=("sdar",),
@@ -165,6 +168,8 @@ SDAR = Family(
     stop_tokens=_CHATML_STOP_TOKENS,
     mask_token="<|MASK|>",
 )
+# Qwen2's layers, block-causal; outputs are shifted inside a block only. It has the same
+# tensors as Dream: the config alone tells the two apart.
 FAST_DLLM = Family(
     name="fast-dllm-v2",
     model_types=("Fast_dLLM_Qwen",),
@@ -255,6 +260,8 @@ def config_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     """
     raw = _fill_null_keys(family, raw)
     fields, problems = _read_keys(raw, family.config_keys, family.required_values)
+    # Classes without a head_dim key divide the
+    # hidden size by the heads, as ours then does.
     if not problems and "head_dim" not in fields:
         fields["head_dim"] = raw.get("head_dim") or fields["hidden"] // fields["heads"]
         if raw.get("head_dim") is None and fields["hidden"] % fields["heads"]:

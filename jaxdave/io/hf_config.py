@@ -51,8 +51,12 @@ def model_config(
     fields = families.config_fields(family, raw)
     vocabulary = read_vocabulary(folder)
     stop_ids, pad_id = stop_and_pad_ids(folder, vocabulary.id_of, vocabulary.size)
+    # Chat models end a turn with a token that
+    # generation_config.json often leaves out; the family adds it.
     family_stop_ids = (vocabulary.id_of(token) for token in family.stop_tokens)
     stop_ids += tuple(i for i in family_stop_ids if i is not None and i not in stop_ids)
+    # The embedding is usually padded beyond the tokenizer. Where it is the shorter one,
+    # ids past its rows do not exist either.
     max_vocab_size = min(vocabulary.size, fields["vocab_rows"])
     return ModelConfig(
         name=name,
@@ -183,6 +187,8 @@ def _mask_id(
             f"(mask_token={token!r}) knows the mask id; give it with --mask-id or "
             "mask_id"
         )
+    # With the wrong one of two ids the model would see an ordinary token where it was
+    # trained to see masks, and nothing would fail.
     if None not in (config_id, tokenizer_id) and config_id != tokenizer_id:
         raise ValueError(
             f"{folder}: mask_token_id={config_id!r} of config.json must be the id of "

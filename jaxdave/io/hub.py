@@ -33,6 +33,7 @@ def find_model(source: str | os.PathLike | None) -> tuple[str, Path]:
     text = DEFAULT_MODEL if source is None else os.fspath(source)
     if text in DEMO_MODELS:
         return text, Path(str(importlib.resources.files("jaxdave") / "demo" / text))
+    # A local folder "owner/name" wins over the Hub's model of that id.
     folder = Path(text).expanduser()
     if text and folder.is_dir():
         return folder.resolve().name, folder.absolute()

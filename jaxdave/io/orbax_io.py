@@ -113,6 +113,7 @@ def restore(
     import orbax.checkpoint as ocp
 
     shape_tree = param_shapes(config, DTYPES[dtype])
+    # Before anything is allocated: see there for what Orbax does with missing chunks.
     check_arrays(folder, shape_tree)
     if mesh is None:
         first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -123,11 +124,14 @@ def restore(
     def with_sharding(leaf, sharding):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
+    # Each leaf names its sharding, so that a
+    # device reads only the chunks of its own part.
     template = jax.tree.map(with_sharding, shape_tree, sharding_tree)
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(
             (folder / WEIGHTS).absolute(), nest_paths(leaves_by_path(template))
         )
+    # Orbax returns dicts in an order of its own; leaves are put back by their paths.
     leaves = leaves_by_path(restored)
     ordered = [leaves[path] for path in leaves_by_path(shape_tree)]
     return jax.tree.unflatten(jax.tree.structure(shape_tree), ordered)

@@ -76,6 +76,7 @@ def read_weights(
     shapes = {path: leaf.shape for path, leaf in leaves_by_path(shape_tree).items()}
     targets = tensor_targets(shapes, config.num_layers, tensor_names)
     with ExitStack() as stack:
+        # 1. Check everything: each step adds to `problems` and goes on.
         index, problems = _read_index(folder)
         files = _open_files(folder, index, stack, problems)
         file_of = _locate_tensors(index, files, problems)
@@ -85,6 +86,8 @@ def read_weights(
         _check_tensors(file_of, files, targets, reported, problems)
         raise_problems(folder, problems)
 
+        # 2. Read one parameter at a time, and transform it (quantise it, put it on the
+        # device) before the next: two copies of a large model would not fit.
         def read_param(path, leaf):
             return transform(path, _read_param(leaf, path, targets, file_of, files))
 
@@ -154,6 +157,8 @@ def is_inside(folder: Path, name: str) -> bool:
       True if reading the file stays inside the folder, or inside the model's folder of
       the Hub's cache, where `snapshots/REVISION` links to `blobs` two levels up.
     """
+    # An index comes from whoever published the checkpoint: a name such as "../x" in it
+    # must not make us read other files of this machine.
     is_hub_cache = folder.parent.name == "snapshots"
     root = (folder.parents[1] if is_hub_cache else folder).resolve()
     is_relative = not Path(name).is_absolute() and ".." not in Path(name).parts
@@ -276,6 +281,7 @@ def _read_param(
     files: Mapping[str, Any],
 ) -> np.ndarray:
     """Assembles one parameter from its tensors; the assignment casts to its dtype."""
+    # All layers of a kernel in one array [N, in, out], from N tensors [out, in].
     value = np.empty(leaf.shape, leaf.dtype)
     for name, target in targets.items():
         if target.path == path:

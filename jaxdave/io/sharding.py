@@ -66,6 +66,8 @@ def partition_spec(path: str, config: ModelConfig, num_parts: int) -> PartitionS
             f"{path} is a part of a matrix as a CPU reads it, which has no split; use "
             "`weight_layout.to_stacked` of the parameters"
         )
+    # Heads and the vocabulary often do not divide; such a parameter is replicated
+    # rather than padded, which would change its shape.
     dimension, field = _SPLITS.get(matrix_path if is_int8 else path, (0, None))
     if field is None or getattr(config, field) % num_parts:
         return PartitionSpec()

@@ -121,6 +121,7 @@ def tensor_targets(
     for path, shape in shapes.items():
         name = tensor_names[path]
         is_stacked = "{layer}" in name
+        # The layer axis is ours alone; PyTorch's Linear stores [out, in].
         tensor_shape = shape[1:] if is_stacked else shape
         if _is_kernel(path):
             tensor_shape = tensor_shape[::-1]

@@ -171,6 +171,7 @@ def load_codec(
     """
     names = special_tokens_map(folder)
     backend = open_tokenizer(folder)
+    # A config has settled these ids already, from these files and from the caller.
     if config is not None:
         has_template = backend.chat_template is not None
         return Codec(
@@ -308,6 +309,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     if not ids:  # a kind of file that only its own library reads
         backend = open_tokenizer(folder)
         return Vocabulary(id_of=backend.id_of, size=backend.size)
+    # Added tokens come last: they replace entries of the same text in the model's part.
     ids |= read_json(folder / "added_tokens.json", optional=True)
     added_tokens = tokenizer_json.get("added_tokens") or []
     ids |= {token["content"]: token["id"] for token in added_tokens}
@@ -378,6 +380,8 @@ def open_tokenizer(folder: Path) -> TokenizerBackend:
             f"{', '.join(_TOKENIZER_FILES)}"
         )
     settings = read_json(folder / "tokenizer_config.json")
+    # Any class but a plain one may do more than tokenizer.json says, so that only
+    # transformers reads it right; importing that takes seconds.
     is_plain = settings.get("tokenizer_class") in _PLAIN_CLASSES
     is_plain = is_plain and (folder / "tokenizer.json").is_file()
     try:
@@ -397,6 +401,7 @@ def _open_with_tokenizers(folder: Path, settings: dict[str, Any]) -> TokenizerBa
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     chat_template = settings.get("chat_template")
+    # Newer checkpoints keep the template in a file of its own, which has precedence.
     template_file = folder / "chat_template.jinja"
     if template_file.is_file():
         chat_template = template_file.read_text(encoding="utf-8")

@@ -136,6 +136,9 @@ def tiled_attention(
 
     def add_tile(index, partial: PartialSoftmax) -> PartialSoftmax:
         position_S = index * TILE + jnp.arange(TILE, dtype=jnp.int32)
+        # A tile is cut out of the cache at its place on the grid,
+        # [TILE, G, D], then the window's own keys replace it where
+        # they overlap, per draft: [K, TILE, G, D].
         cached = layer_cache.slice(index * TILE, TILE)
         keys, values = (
             _overlay_window(window, tile, position_S - start)
@@ -151,6 +154,8 @@ def tiled_attention(
 
     if initial is None:
         initial = empty_softmax(jnp.einsum("klgrd->kgrld", q_KLGRD))
+    # Tiles behind the last visible key are skipped. Adding them would change no bit:
+    # their weights are exactly 0.
     num_tiles = (keys_end + TILE - 1) // TILE
     partial = jax.lax.fori_loop(0, num_tiles, add_tile, initial)
     return normalize(partial, q)
@@ -192,6 +197,7 @@ def two_part_attention(
         Weighted values [K, Q, H, D] in the dtype of `q`.
     """
     end = start + k.shape[1]
+    # Key/value heads lead: a batch axis of all products, for drafts and for the cache.
     q_GKLRD = jnp.moveaxis(_group_queries(q, k), 2, 0)
 
     def add_part(

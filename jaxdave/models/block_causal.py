@@ -74,6 +74,9 @@ def block_causal_model(
     def mask_from(position_L):
         return block_causal_mask(position_L[None], length)
 
+    # A window, or a chunk of a prefill, against the cache of what is left of it. Blocks
+    # see nothing to their right, so that the row's end need not be known: positions
+    # past it are never seen by those before it.
     def run_window(model: DecodeModel, params, tokens_KL, start, end, cache: KVCache):
         del end
         size = tokens_KL.shape[1]
@@ -88,6 +91,8 @@ def block_causal_model(
         context = AttentionContext(start, cache, kv, mask_from, keys_end)
         return extra_branch(draft_model, params, draft_model.align(hidden), context), kv
 
+    # Chunks have one size for all prompts: under exact numerics that is the trusted
+    # shape. `TILE` is a multiple of every block length, so that no chunk cuts a block.
     def chunks_of(model: DecodeModel) -> PrefillChunks:
         return PrefillChunks(
             forward=functools.partial(run_window, model),
@@ -105,6 +110,8 @@ def block_causal_model(
             hidden, cache = chunked(
                 params, tokens_T, begin, start, end, window_length, prompt_length
             )
+            # The extra branch needs what the window has attended to. Its keys have just
+            # been written to the cache, and are cut out of it again.
             window = window_cache(cache, start, window_length)
             keys_end = start + window_length
             context = AttentionContext(start, cache, window, mask_from, keys_end)
@@ -115,6 +122,8 @@ def block_causal_model(
     prefill = prefill_of(trusted_model)
     if extra_branch is not no_extra_branch:
         return draft_model.model_fns(forward, prefill)
+    # A fast prefill is allowed only where its decisions are certified, and its cache
+    # can be remade by `recheck` before it decides anything close.
     is_guarded = numerics == Numerics.GUARDED
     return draft_model.model_fns(
         forward,
@@ -148,9 +157,13 @@ def _evaluate_blocks_fn(model: DecodeModel, length: int) -> EvaluateBlocksFn:
         mask_fn = block_causal_mask(position_MP[:, :1], length)
 
         def window_of(part_MPGD):
+            # Each state's window is put together from the fresh keys of its chain: [M,
+            # P, G, D] -> [M, J, P, G, D] -> [M, L, G, D]. Entries right of a state's
+            # block are arbitrary and are masked.
             chain_MJPGD = part_MPGD[states.chain_MJ]
             return chain_MJPGD.reshape(chain_MJPGD.shape[0], -1, *chain_MJPGD.shape[3:])
 
+        # M block states take the place of K drafts: the cache is shared by all of them.
         hidden, kv = model.evaluate_parts(
             params,
             states.tokens_MP,
@@ -172,6 +185,8 @@ def _align_block_states(hidden_MPE: jax.Array, states: BlockStates) -> jax.Array
     A block's first position is predicted by the end of the block state before it; in
     the window's first block it keeps its own vector (as in `prefill.shift_right`).
     """
+    # Output i predicts token i + 1: vectors move right by one, [M, P, E] -> [M, P, E],
+    # and the first position of a block takes the last vector of its parent state.
     block_before_M = jnp.maximum(states.block_M - 1, 0)
     state_before_M = jnp.take_along_axis(
         states.chain_MJ, block_before_M[:, None], axis=1

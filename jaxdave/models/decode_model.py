@@ -206,6 +206,9 @@ class DecodeModel:
         """
         chex.assert_rank(tokens_KQ, 2)
 
+        # Keys of this call come from the call itself, arranged as the window
+        # that each part sees; keys of all other positions come from the
+        # cache. The layer's cache is not sliced out.
         def attend(index, q, k, v):
             k, v, layer_cache = window_of(k), window_of(v), LayerCache(cache, index)
             return self.attend(q, k, v, layer_cache, start, mask_fn, keys_end)
@@ -227,10 +230,13 @@ class DecodeModel:
         Returns:
             Aligned hidden vectors [T, E], and keys and values [N, T, G, D].
         """
+        # The canvas is cut into C tiles of S tokens, each evaluated as a window of its
+        # own whose "cache" holds the keys of the whole canvas.
         tokens_CS = tokens_T.reshape(-1, TILE)
         position_CS = jnp.arange(tokens_T.shape[0], dtype=jnp.int32).reshape(-1, TILE)
 
         def attend(index, q, k, v, canvas_kv):
+            # A cache of one layer: `LayerCache` addresses a layer inside a stack.
             layer_cache = LayerCache(jax.tree.map(lambda a: a[None], canvas_kv), 0)
             start, mask_fn = index * TILE, mask_before(end)
             return self.attend(q, k, v, layer_cache, start, mask_fn, end)
@@ -254,6 +260,8 @@ class DecodeModel:
         Returns:
             float32 [R, head_chunk].
         """
+        # Only this chunk of the head is read: logits of all ids would take more memory
+        # than the activations of the layers.
         table = self.bind(params).head_table()
         return matmul(hidden_RE, table_chunk(table, first, self.head_chunk))
 
@@ -268,6 +276,7 @@ class DecodeModel:
         Returns:
             float32 [R, M].
         """
+        # Ids differ from row to row, so that their head rows are gathered, [R, M, E].
         rows_RME = gather_rows(self.bind(params).head_table(), ids_RM)
         return einsum_kernel("re,rme->rm", hidden_RE, rows_RME)
 
@@ -321,6 +330,9 @@ def draft_and_trusted_models(
         trusted_model: Fast under "fast", else exact: it makes caches and decides again
             what was too close to call.
     """
+    # Guarded numerics keep float32 activations in both models: their
+    # difference, the error bound, must be as small as float32
+    # rounding for most decisions to be certified.
     guarded = numerics == Numerics.GUARDED
     trusted = DecodeModel(
         config, positions, exact=numerics != Numerics.FAST, wide=guarded

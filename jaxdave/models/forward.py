@@ -45,6 +45,7 @@ def forward(config: ModelConfig) -> ForwardLogitsFn:
     def logits(params, tokens_BT, valid_BT=None):
         position_BT = positions(tokens_BT, valid_BT)
         model = bind(params)
+        # Hidden states are moved rather than logits, which are far wider.
         hidden, _ = model.hidden(tokens_BT, *_context(config, position_BT, valid_BT))
         if config.logits_shift != "none":
             source_BT1 = source_columns(position_BT)[..., None]
@@ -93,6 +94,7 @@ def positions(tokens_BT: jax.Array, valid_BT: jax.Array | None = None) -> jax.Ar
     if valid_BT is None:
         return jnp.tile(jnp.arange(columns, dtype=jnp.int32)[None], (rows, 1))
     chex.assert_shape(valid_BT, (rows, columns))
+    # The first real token of a row has position 0, however many pads stand before it.
     counted_BT = jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1
     return jnp.where(valid_BT, counted_BT, 1)
 

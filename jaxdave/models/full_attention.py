@@ -48,6 +48,8 @@ def cached_model(
     def prefill(
         params, tokens_T, begin, start, end, window_length: int, prompt_length: int
     ):
+        # Every token changes every key: there is no part that could be evaluated alone,
+        # and the canvas is evaluated as a whole, masks of the answer included.
         del begin, prompt_length
         return _evaluate_canvas(
             trusted_model, extra_branch, params, tokens_T, start, end, window_length
@@ -59,6 +61,8 @@ def cached_model(
             hidden, kv = model.evaluate_window(
                 params, tokens_KL, start, cache, mask_fn, end
             )
+            # All queries see the same keys, wherever they are. None in place of keys:
+            # under the frozen rule nothing that a call computes enters the cache.
             context = AttentionContext(start, cache, kv, lambda _: mask_fn, end)
             return extra_branch(model, params, model.align(hidden), context), None
 
@@ -92,6 +96,8 @@ def uncached_model(
 
     def forward_of(model: DecodeModel) -> ForwardFn:
         def forward(params, tokens_KL, start, end, cache):
+            # The window of the draft over the canvas
+            # of the row, which the "cache" holds.
             def evaluate_draft(tokens_L):
                 canvas_T = jax.lax.dynamic_update_slice(cache[0], tokens_L, (start,))
                 size = tokens_L.shape[0]
@@ -103,6 +109,8 @@ def uncached_model(
 
         return forward
 
+    # Without a cache, prefill, refresh and recheck are one: the
+    # window of the canvas in the trusted shape.
     recheck = _recheck_with_frozen_cache(forward_of(trusted_model))
 
     def prefill(

@@ -24,6 +24,8 @@ def with_guidance(model: ModelFns, scale: float, mask_id: int) -> ModelFns:
         LLaDA, generate.py (cfg_scale); arXiv 2502.09992.
     """
 
+    # The unconditional canvas is the row's with the
+    # prompt masked, as in LLaDA's generate.py.
     def prefill(params, tokens_T, begin, *rest):
         is_prompt_T = jnp.arange(tokens_T.shape[0]) < begin
         masked_T = jnp.where(is_prompt_T, jnp.int32(mask_id), tokens_T)
@@ -32,6 +34,8 @@ def with_guidance(model: ModelFns, scale: float, mask_id: int) -> ModelFns:
         both = jnp.concatenate([hidden, masked_hidden], axis=-1)
         return both, (cache, masked_cache)
 
+    # Drafts are windows of the answer and hold no prompt: they are the same for both
+    # canvases, which differ in their caches only.
     def forward(params, tokens_KL, start, end, cache):
         halves = [
             model.forward(params, tokens_KL, start, end, part)[0] for part in cache
@@ -44,6 +48,8 @@ def with_guidance(model: ModelFns, scale: float, mask_id: int) -> ModelFns:
             conditional, unconditional = (
                 logits_fn(params, half, ids) for half in halves
             )
+            # LLaDA's formula with cfg_scale; both halves
+            # of a vector go through the same head.
             return unconditional + (scale + 1.0) * (conditional - unconditional)
 
         return logits

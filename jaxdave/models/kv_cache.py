@@ -45,6 +45,8 @@ def write_windows(cache: Any, window: Any, start_B) -> Any:
     # update would write a new cache.
     def write(row, carry):
         return jax.tree.map(
+            # [N, L, ...] of row b gets its batch axis back:
+            # [N, 1, L, ...] at (0, row, start, 0...).
             lambda a, b: jax.lax.dynamic_update_slice(
                 a, b[row][:, None], (0, row, start_B[row], *([0] * (a.ndim - 3)))
             ),

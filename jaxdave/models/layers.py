@@ -155,6 +155,8 @@ class Attention(nnx.Module):
         Returns:
             q [..., L, H, D], k and v [..., L, G, D].
         """
+        # Norms and rotation work head by head, so
+        # heads are split first: [..., L, H, D].
         q, k, v = map(self._split_heads, apply_linears(x, self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

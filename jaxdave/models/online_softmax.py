@@ -67,6 +67,7 @@ def add_keys(
     Returns:
         The softmax over all of them.
     """
+    # The new maximum, weights relative to it, and the old sums brought to it.
     top = jnp.maximum(partial.max_score, jnp.max(scores, axis=-1))
     weights = jnp.exp(scores - top[..., None])
     rescale = jnp.exp(partial.max_score - top)

@@ -88,6 +88,8 @@ def chunked_recheck(chunks: PrefillChunks) -> RecheckFn:
     ):
         # Where logits shift, the vector before the window predicts its first position,
         # so that the chunk of start - 1 is needed even if it is verified.
+        # Whole chunks are redone, so that their shape and their place on the grid are
+        # those of the prefill; redoing verified positions gives the same bits again.
         first = jnp.maximum(jnp.minimum(verified_until, start - 1), 0) // chunks.size
         return _run_chunks(
             chunks, params, tokens_T, first, start, end, window_length, cache
@@ -112,10 +114,15 @@ def _run_chunks(
     that of position start - 1 on: at most one more than the window covers. Vectors of
     earlier chunks are written to the buffer's front, and overwritten.
     """
+    # 1. Which chunks: up to the one of the window's last position. The bounds are known
+    # at run time only, so that one program serves all prompts of a bucket.
     size = chunks.size
     num_chunks = (start + window_length + size - 1) // size
     buffer_chunk = jnp.maximum(start - 1, 0) // size
 
+    # 2. Evaluate a chunk against the cache of those before it, and
+    # append its keys. The cache has room for whole chunks: a slice
+    # past its end would be moved back in silence.
     def run_chunk(index, carry):
         cache, hidden_QE = carry
         at = index * size
@@ -131,6 +138,7 @@ def _run_chunks(
     cache, hidden_QE = jax.lax.fori_loop(
         first, num_chunks, run_chunk, (cache, hidden_QE)
     )
+    # 3. Align all chunks together, then cut the window out of them.
     aligned_QE = chunks.align(hidden_QE)
     window_offset = start - buffer_chunk * size
     hidden_LE = jax.lax.dynamic_slice_in_dim(aligned_QE, window_offset, window_length)

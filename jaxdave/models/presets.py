@@ -7,6 +7,9 @@ same repository.
 
 from jaxdave.core.config import ModelConfig
 
+# Dream and Fast-dLLM v2 (7B) were trained from Qwen2.5-7B and have
+# its shape. The embedding has more rows than the tokenizer has ids:
+# the rest is padding, as elsewhere below.
 _QWEN25_7B = dict(
     num_layers=28,
     hidden=3584,
@@ -49,6 +52,8 @@ _LLADA = dict(
     stop_ids=(126081, 126348),
     max_positions=4096,
 )
+# SDAR has the shape of Qwen3 with its norms on
+# queries and keys; TraDo was trained from it.
 _SDAR = dict(
     family="sdar",
     heads=32,
@@ -72,6 +77,8 @@ _FAST_DLLM = dict(
     pad_id=151645,
     stop_ids=(151645,),
 )
+# Small enough to train on a CPU and to decode
+# in tests, with every switch of its family.
 _DEMO = dict(
     num_layers=4,
     hidden=128,

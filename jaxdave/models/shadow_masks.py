@@ -67,6 +67,7 @@ def shadow_vectors(
     shadow_position_L = jnp.maximum(position_L - model.shift, 0)
     mask_fn = context.mask_from(shadow_position_L)
 
+    # A shadow sees what the token in its place sees, but not the token that it shadows.
     def mask_others(position_S):
         mask = mask_fn(position_S)
         return mask & (position_S[None] != position_L[:, None])[None]
@@ -75,6 +76,8 @@ def shadow_vectors(
 
     def attend(layer_inputs, q, k, v):
         index, window = layer_inputs
+        # Keys of shadows have no position in the canvas, so that they enter the softmax
+        # first; the keys of window and cache are added to it.
         initial = grouped_attention(q, k, v, mask_LL, length)
         return model.attend(
             q,
@@ -111,6 +114,7 @@ def split_shadow(model: ModelFns) -> ModelFns:
             params, jnp.split(hidden_RE, 2, axis=-1)[0], ids
         )
 
+    # Halves are swapped: `logits` reads the first half, whichever that is.
     def shadow(hidden_RE):
         return jnp.roll(hidden_RE, hidden_RE.shape[-1] // 2, axis=-1)
 

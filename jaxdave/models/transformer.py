@@ -45,6 +45,8 @@ class Transformer(nnx.Module):
         table = init(rngs.params(), (config.vocab_rows, config.hidden), dtype)
         self.embedding = nnx.Param(table)
 
+        # N blocks of one structure, their parameters
+        # stacked [N, ...], each from a key of its own.
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def stack(rngs: nnx.Rngs) -> Block:
@@ -77,6 +79,8 @@ class Transformer(nnx.Module):
         """
         layer, layers = self._layers(rope, attend)
         x = self._embed(tokens, dtype)
+        # The carry is the residual stream; what each
+        # layer emits, keys and values, is stacked.
         x, kv = jax.lax.scan(layer, x, (layers, per_layer))
         return self.norm(x), kv
 
@@ -113,6 +117,8 @@ class Transformer(nnx.Module):
 
     def _layers(self, rope: Rope, attend: LayerAttend):
         """One layer as the body of a scan, and what to scan over to get all weights."""
+        # `attend` gets its own slice of `per_layer`, e.g. the layer's index, with which
+        # it finds its keys in the cache of all layers.
         xs, block_of = self._scan_inputs()
 
         def layer(x, inputs):
@@ -154,6 +160,9 @@ class Transformer(nnx.Module):
 
         def layer(x_CSE, weights):
             block = block_of(weights)
+            # First pass over the tiles: project. Second pass: attend to all keys, and
+            # finish. Between them the keys of the tiles are joined to those of the
+            # canvas, [C, S, G, D] -> [T, G, D].
             q, k, v = over(lambda a: block.project(*a))((x_CSE, rope))
             canvas_kv = KVCache(join_tiles(k), join_tiles(v))
 

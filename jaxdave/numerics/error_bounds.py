@@ -38,6 +38,8 @@ def prediction_error(
             error_W = jnp.where(error_W > 0, error_W / jnp.minimum(now_W, then_W), 0.0)
         return jnp.max(jnp.where(compared_W, error_W, 0.0))
 
+    # Only open positions are decided. Entropy and margin are of the whole distribution,
+    # so that they can be compared even where its best token has changed.
     compared = dict.fromkeys(ErrorBound._fields, has_earlier_W & open_W)
     # A score belongs to its token. A rule may look at gaps of decoded positions too.
     compared |= {"score": has_earlier_W & open_W & same_token_W, "gap": has_earlier_W}

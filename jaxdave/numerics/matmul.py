@@ -106,7 +106,14 @@ class RowMajor(Matrix):
     matrix: Any
 
     def matmul(self, x: jax.Array) -> jax.Array:
-        """Vectors [..., in] times the matrix: float32 [..., out]."""
+        """Multiply vectors by the matrix.
+
+        Args:
+            x: Vectors [..., in].
+
+        Returns:
+            Vectors [..., out], float32.
+        """
         return einsum_kernel("...i,oi->...o", x, self.matrix)
 
     def to_input_major(self) -> Any:
@@ -129,7 +136,16 @@ class SelectedMatrix(Matrix):
     index: jax.Array
 
     def matmul(self, x: jax.Array) -> jax.Array:
-        """Vectors [..., in] times the chosen matrix, [..., out]."""
+        """Multiply vectors by the chosen matrix.
+
+        Args:
+            x: Vectors [..., in].
+
+        Returns:
+            Vectors [..., out], in the dtype that `matmul` gives for that matrix.
+        """
+        # A branch per matrix, each closing over its own array: XLA:CPU reads the chosen
+        # one in place. Indexing a stack would copy it first.
         branches = [functools.partial(matmul, matrix=one) for one in self.matrices]
         return jax.lax.switch(self.index, branches, x)
 
@@ -146,11 +162,20 @@ class PerLayer(LayerStack):
     layers: tuple[Any, ...]
 
     def select(self, index: jax.Array) -> SelectedMatrix:
-        """The matrix of one layer, its index known only when the program runs."""
+        """The matrix of one layer.
+
+        Args:
+            index: The layer, int32 scalar, known only when the program runs.
+
+        Returns:
+            Its matrix, not copied.
+        """
         return SelectedMatrix(self.layers, index)
 
     def to_stacked(self) -> Any:
         """One array [N, in, out], or an `Int8` of one."""
+        # Large matrices are stored transposed; the
+        # stacked form is [N, in, out] for all.
         layers = (
             matrix.to_input_major() if isinstance(matrix, RowMajor) else matrix
             for matrix in self.layers
@@ -176,7 +201,14 @@ class FusedKernels:
     sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     def matmul_each(self, x: jax.Array) -> list[jax.Array]:
-        """Vectors [..., in] times each of the matrices, in the dtype of `x`."""
+        """Multiply vectors by each of the matrices.
+
+        Args:
+            x: Vectors [..., in].
+
+        Returns:
+            One array [..., size] for each of `sizes`, in the dtype of `x`.
+        """
         return self.split(matmul(x, self.matrix).astype(x.dtype))
 
     def split(self, y: Any) -> list[Any]:
@@ -212,12 +244,26 @@ class ChunkedTable(RowTable):
     rows: int = dataclasses.field(metadata={"static": True})
 
     def first_row(self, index: int) -> int:
-        """The first row of a chunk."""
+        """The first row of a chunk.
+
+        Args:
+            index: The chunk.
+
+        Returns:
+            The row's number in the table.
+        """
         size = num_rows(self.chunks[0])
         return min(index * size, self.rows - size)
 
     def gather_rows(self, ids: jax.Array) -> Any:
-        """Rows as stored, [..., E]: an array or an `Int8`."""
+        """Rows as they are stored.
+
+        Args:
+            ids: Row numbers, int32 [...].
+
+        Returns:
+            An array [..., E] or an `Int8` of one.
+        """
         # Every chunk is gathered from, ids outside it clipped into it; the last chunk
         # whose first row is not above the id has the row.
         size, rows = num_rows(self.chunks[0]), None
@@ -234,12 +280,21 @@ class ChunkedTable(RowTable):
         return rows
 
     def select_chunk(self, first: jax.Array, size: int) -> SelectedMatrix:
-        """The matrix of `size` rows from row `first` on, the size being that of X."""
+        """The matrix of one chunk.
+
+        Args:
+            first: The chunk's first row, int32 scalar.
+            size: Rows of a chunk, X.
+
+        Returns:
+            The matrix [E, X], not copied.
+        """
         index = (first + size - 1) // size  # the last chunk is moved back to fit
         return SelectedMatrix(tuple(map(RowMajor, self.chunks)), index)
 
     def to_stacked(self) -> Any:
         """One array [V, E], or an `Int8` of one."""
+        # Rows of the last chunk that the one before it has already are left out.
         size = num_rows(self.chunks[0])
         repeated = [i * size - self.first_row(i) for i in range(len(self.chunks))]
 
@@ -266,6 +321,7 @@ def matmul(x: jax.Array, matrix: Any) -> jax.Array:
         return matrix.matmul(x)
     if isinstance(matrix, Int8) or x.dtype != matrix.dtype:
         return einsum_kernel("...i,io->...o", x, matrix)
+    # Equal dtypes: the product keeps that of the weights, as in the published modules.
     return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -283,6 +339,8 @@ def scan_over_layers(layers: Any):
         xs: What to scan over: the stacked arrays, and the layers' indices.
         layer_of: A function from one element of xs to the parameters of one layer.
     """
+    # `is_leaf` keeps a stack whole. Flattened, its layers would be leaves of their own,
+    # and the scan would try to slice each of them along its rows.
     leaves, tree = jax.tree.flatten(layers, is_leaf=_is_layer_stack)
     stacks = [None if _is_layer_stack(leaf) else leaf for leaf in leaves]
     num_layers = len(next(leaf for leaf in jax.tree.leaves(stacks)))
@@ -324,6 +382,7 @@ def embed(table: Any, ids: jax.Array, dtype) -> jax.Array:
         Vectors [..., E]; of an `Int8` only the gathered rows are scaled.
     """
     rows = gather_rows(table, ids)
+    # One scale per row of the table, which is one output channel of the head.
     if isinstance(rows, Int8):
         rows = rows.values.astype(jnp.float32) * rows.scale[..., None]
     return rows.astype(dtype)

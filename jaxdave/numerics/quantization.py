@@ -170,6 +170,7 @@ def _einsum_narrow_weights(spec: str, x: jax.Array, values: jax.Array) -> jax.Ar
     if on_cpu():
         return _einsum(spec, x, values.astype(x.dtype))
     # `reduce_precision`, as XLA may optimise a cast to bfloat16 and back away.
+    # high + low = x up to 2^-16: two bfloat16 numbers hold 16 bits of the mantissa.
     high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     parts = jnp.stack([high, x - high]).astype(jnp.bfloat16)
     ins, out = spec.split("->")

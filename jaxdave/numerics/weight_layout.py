@@ -70,6 +70,7 @@ def to_device_layout(params: Params, config: ModelConfig) -> Params:
     Returns:
         The same tree with layout classes in place of some arrays.
     """
+    # Idempotent: parameters in this layout already are brought back to stacks first.
     params = to_stacked(params)
     leaves, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_int8)
     # From here on `remaining` alone refers to the leaves, and loses them one by one.
@@ -77,6 +78,8 @@ def to_device_layout(params: Params, config: ModelConfig) -> Params:
     remaining = {param_path(path): leaf for path, leaf in leaves}
     del leaves
     order, converted = list(remaining), {}
+    # Fused matrices take the place of the first of their group; empty tuples, which are
+    # pytrees without leaves, keep the places of the others.
     for module, names in FUSED if on_cpu() else ():
         paths = [f"blocks/{module}/{name}/kernel" for name in names]
         converted |= dict.fromkeys(paths, ())
@@ -124,6 +127,7 @@ def _split_fused(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     result = {name: _split_fused(part) for name, part in tree.items()}
+    # The kernel of the first name holds all of them.
     for _, names in FUSED:
         fused = _kernel(tree.get(names[0]))
         if isinstance(fused, FusedKernels):
@@ -143,6 +147,8 @@ def _to_layout(path: str, leaf: Any, config: ModelConfig) -> Any:
     if on_cpu() and path.endswith("/kernel"):
         return PerLayer(tuple(map(_layer_matrix, _host_layers(leaf))))
     chunk = head_chunk(config.vocab_rows)
+    # The head is read chunk by chunk; tied embeddings are the head, and lookups read
+    # chunks, too. An untied embedding is only looked up, and stays in one piece.
     if on_cpu() and path == head_path and chunk < num_rows(leaf):
         return _to_chunks(leaf, chunk)
     return jax.device_put(leaf)
@@ -150,6 +156,8 @@ def _to_layout(path: str, leaf: Any, config: ModelConfig) -> Any:
 
 def _fuse(stacks: list[Any]) -> FusedKernels:
     """Stacks [N, in, out] of several matrices as one fused matrix per layer."""
+    # Output channels, the last axis. Scales of an `Int8` have that axis as well, so
+    # that values and scales are concatenated alike.
     sizes = tuple(jax.tree.leaves(stack)[0].shape[-1] for stack in stacks)
 
     def concatenate(*matrices: np.ndarray) -> np.ndarray:
@@ -170,6 +178,7 @@ def _host_layers(stack: Any) -> list[Any]:
 
 def _layer_matrix(matrix: Any) -> Any:
     """One layer's matrix on the device, row-major if it is large."""
+    # Small matrices stay in the cache of a core in either order.
     if jax.tree.leaves(matrix)[0].size < LARGE_MATRIX:
         return jax.device_put(matrix)
     return RowMajor(jax.device_put(_transposed(matrix)))
@@ -186,6 +195,7 @@ def _to_chunks(table: Any, size: int) -> ChunkedTable:
     """A table [V, E] in chunks of `size` rows, each on the device."""
     host = jax.tree.map(np.asarray, table)
     rows = num_rows(host)
+    # As `sampling.chunked_head.chunk_logits` counts chunks: the last one is moved back.
     firsts = [min(first, rows - size) for first in range(0, rows, size)]
 
     def chunk(first: int) -> Any:

@@ -87,6 +87,9 @@ def block_policy(
     def enter_block(view: PolicyView, memory: Memory) -> tuple[BlockClock, Memory]:
         start, inner = memory
         is_new_block = start.position != view.position_W[0]
+        # A block is known by its first position. At a new one the
+        # memory is replaced leaf by leaf, not by `cond`, of which
+        # both branches run under `vmap` in any case.
         start_here = BlockStart(
             view.position_W[0], view.step, count(masked_positions(view))
         )
@@ -108,6 +111,8 @@ def block_policy(
     def is_certain_in_block(
         view: PolicyView, memory: Memory, error_bound: ErrorBound
     ) -> jax.Array:
+        # The memory that the step would enter with;
+        # what it leaves is not needed to certify it.
         clock, (_, inner) = enter_block(view, memory)
         return is_certain(view, clock, inner, error_bound)
 
@@ -141,6 +146,7 @@ def block_interval_policy(
     def step(
         view: PolicyView, clock: BlockClock, memory: Memory
     ) -> tuple[jax.Array, Memory]:
+        # On intervals of width 0 both ends of the choice are equal.
         choice, memory = decide(view, clock, memory, exact_view(view.pred))
         return fill_positions(view, choice.low), memory
 
@@ -191,6 +197,7 @@ def even_split(masks: jax.Array | int, steps: int, clock: BlockClock) -> jax.Arr
         n_k for k = `clock.index`, int32 scalar.
     """
     masks = jnp.asarray(masks, jnp.int32)
+    # As `get_num_transfer_tokens` of LLaDA's generate.py counts them.
     share = masks // steps + (clock.index < masks % steps).astype(jnp.int32)
     return jnp.where(clock.index >= steps - 1, masks, share)
 
@@ -206,6 +213,8 @@ def time_shares(steps: int, eps: float) -> np.ndarray:
         1 - t_{i+1} / t_i for t = linspace(1, eps, steps + 1), and 1 in the last step;
         float32 [steps].
     """
+    # On the host in float64, then rounded once:
+    # shares must have the same bits everywhere.
     times = np.linspace(1.0, eps, steps + 1)
     return np.append(1.0 - times[1:-1] / times[:-2], 1.0).astype(np.float32)
 

@@ -65,12 +65,18 @@ def info_gain(
 
     def step(view: PolicyView, memory: Memory) -> tuple[jax.Array, Memory]:
         score_W = view.pred.score
+        # N candidate positions: the most confident one, and N - 1 draws without regard
+        # to what the others drew, so that two may be the same.
         sampled_NW = _sampled_orders(view, candidates - 1, temperature)
         order_NW = jnp.concatenate([score_W[None], sampled_NW])
         chosen_NW = jax.vmap(lambda order_W: best_positions(view, 1, order_W))(order_NW)
+        # The bypass: all candidates are then the same
+        # full block, and there is nothing to weigh.
         is_easy = jnp.all((score_W >= bypass_bound) | ~view.open_W)
         chosen_NW = jnp.where(is_easy, view.open_W[None], chosen_NW)
         tokens_NW = jax.vmap(lambda chosen_W: fill_positions(view, chosen_W))(chosen_NW)
+        # The prior is the part of the score that needs no evaluation: the uncertainty
+        # that the committed token itself carries. `score` adds what is left after it.
         entropy_W = view.pred.entropy
 
         def prior(chosen_W: jax.Array) -> jax.Array:
@@ -114,6 +120,8 @@ def lopa(branches: int = 8, threshold: float = 0.9) -> Policy:
     bound = jnp.float32(log_odds(threshold))
 
     def step(view: PolicyView, memory: Memory) -> tuple[jax.Array, Memory]:
+        # The anchor branch is Fast-dLLM's threshold
+        # rule; every other branch extends it.
         anchor_W = (
             above_bound_or_best(view, exact_view(view.pred), bound).low & view.open_W
         )

@@ -76,6 +76,7 @@ def credit(
     def step(
         view: PolicyView, clock: BlockClock, memory: Memory
     ) -> tuple[jax.Array, Memory]:
+        # The best tokens of this step get their credit before it is decided.
         credits = _add_credit(memory, view.pred, gamma, beta)
         # Empty entries ask for id 0, and are ignored below.
         logit_WM = view.queries.logits_at(jnp.maximum(credits.id_WM, 0))
@@ -119,6 +120,9 @@ def best_with_bonus(
     best_W = jnp.min(jnp.where(is_top_WM, id_WM, max_id), axis=1)
     rest_WM = jnp.where(id_WM == best_W[:, None], -jnp.inf, boosted_WM)
     # Log of the weight of all ids but the predicted one, before any bonus.
+    # z_token - logsumexp(others) is the token's score, so that the log-weight of all
+    # others follows from its logit. What is not listed gets no bonus: it is that weight
+    # less the listed.
     others_W = jnp.max(jnp.where(is_token_WM, raw_WM, -jnp.inf), axis=1) - pred.score
     # Weights are relative to the largest, so that exp does not overflow.
     scale_W = jnp.maximum(others_W, jnp.max(rest_WM, axis=1))

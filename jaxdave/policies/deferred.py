@@ -52,6 +52,8 @@ def deferred(window: int = 32, threshold: float = 0.9, max_window: int = 128) ->
         # With equal scores a rank is the number of open positions to the left.
         inside_W = rank(view.open_W, jnp.zeros_like(view.pred.score)) < window
         inside_W &= view.open_W & (index_W < leftmost + max_window)
+        # The threshold rule, seen through the window:
+        # its fallback, the best one, lies inside.
         window_view = view._replace(open_W=inside_W)
         return intersection(
             above_bound_or_best(window_view, values, bound), point(inside_W)

@@ -68,6 +68,8 @@ def origin(steps: int = 512, eps: float = EPS) -> Policy:
     shares = checked_time_shares(steps, eps)
 
     def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
+        # A random number per position carries no numerical error, so that the choice is
+        # certain whatever the model computed.
         uniform_W = position_uniforms(view)
         by_chance = point(uniform_W < time_share(shares, clock))
         return union(select_top(view, 1, point(-uniform_W)), by_chance)
@@ -196,6 +198,8 @@ def scheduled_count(
     Returns:
         n_i, int32 scalar; it may be 0.
     """
+    # Masks of the whole block, also those that a wrapper has closed: the schedule
+    # counts what remains to be decoded. The floor is Dream's int(...).
     masks = count(masked_positions(view)).astype(jnp.float32)
     return jnp.floor(masks * time_share(shares, clock)).astype(jnp.int32)
 

@@ -96,6 +96,7 @@ def prophet(
         raise ValueError(f"answer_start={answer_start} must be -1 (all masks) or more")
 
     def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
+        # The phase by progress in the block, k / steps below 1/3, below 2/3, or above.
         third = jnp.minimum(3 * clock.index // steps, 2)
         bound = jnp.asarray([early, mid, late], jnp.float32)[third]
 
@@ -167,6 +168,8 @@ def sched(
         view: PolicyView, clock: BlockClock, memory: Memory, values: IntervalView
     ) -> tuple[Interval, Memory]:
         last_token_W, steady_steps = memory
+        # Tokens of open positions, which the memory is made of, are exact in the sense
+        # of `block_interval_policy`: they are certified apart, by their leads.
         is_steady = _is_steady(view, last_token_W, min_progress, max_change_ratio)
         steady_steps = jnp.where(is_steady, steady_steps + 1, 0)
         bound = jnp.asarray(bounds)[jnp.minimum(clock.index, steps - 1)]
@@ -240,5 +243,6 @@ def _falling_bounds(
         "linear": lambda t: 1 - t,
         "exp": lambda t: math.exp(-k * t),
     }[mode]
+    # Computed on the host: cosines of a compiled program may differ in their last bit.
     taus = [low + (high - low) * weight(i / (steps - 1)) for i in range(steps)]
     return np.array(taus, np.float32)

@@ -69,6 +69,8 @@ def entropy_bounded(eb_threshold: float = 0.35) -> Policy:
     bound = jnp.float32(eb_threshold)
 
     def choose(view: PolicyView, values: IntervalView) -> Interval:
+        # Entropies are not negative, so that a sum that has reached the bound stays
+        # there: the number of sums below it is the length of the longest prefix.
         ordered = _order_by_entropy(view, values)
         return _within_budget(view, ordered, lambda sum_W, max_W: sum_W < bound)
 
@@ -102,6 +104,8 @@ def eb_sampler(gamma: float = 0.1, proxy: str = "entropy") -> Policy:
     bound = jnp.float32(gamma)
 
     def choose(view: PolicyView, values: IntervalView) -> Interval:
+        # The sum of k entropies less their maximum bounds the error of drawing the k
+        # tokens independently of each other (EB-Sampler).
         ordered = PROXIES[proxy](view, values)
         return _within_budget(
             view, ordered, lambda sum_W, max_W: sum_W - max_W <= bound

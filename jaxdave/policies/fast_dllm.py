@@ -89,6 +89,8 @@ def factor(factor: float = 1.0) -> Policy:
 
     def choose(view: PolicyView, values: IntervalView) -> Interval:
         size = view.open_W.shape[0]
+        # The paper's (n + 1) (1 - c_(n)) < factor, solved for c_(n), as log-odds. The
+        # first token is committed whatever its confidence.
         bounds = [log_odds(1 - factor / (n + 1)) for n in range(1, size + 1)]
         bound_W = jnp.asarray(np.array([-np.inf, *bounds[1:]], np.float32))
 

@@ -21,6 +21,7 @@ def first_hitting() -> Policy:
     """
 
     def choose(view: PolicyView, values: IntervalView) -> Interval:
+        # The largest of independent uniform numbers is at a uniformly random position.
         return point(best_positions(view, 1, position_uniforms(view)))
 
     return interval_policy("first_hitting()", choose)

@@ -113,6 +113,7 @@ def bounded_view(pred: Prediction, error_bound: ErrorBound) -> IntervalView:
 
     # The bound on an entropy is relative to the smaller of the two entropies compared,
     # so that the same share of this one is no less.
+    # An entropy of -NEG_INF is set by a wrapper; a share of it would be as large.
     entropy_error_W = error_bound.entropy * jnp.where(
         pred.entropy < -NEG_INF, pred.entropy, 1.0
     )

@@ -53,12 +53,15 @@ def klass(
     def step(
         view: PolicyView, clock: BlockClock, memory: Memory
     ) -> tuple[jax.Array, Memory]:
+        # The memory keeps hidden vectors, [W, E], instead of distributions, [W, V]: the
+        # head turns them into the earlier distribution again.
         last_hidden_WE, steady_steps_W = memory
         # A block's first step has nothing to be compared with.
         is_steady_W = (view.queries.divergence(last_hidden_WE) < kl_bound) & (
             clock.index > 0
         )
         steady_steps_W = jnp.where(is_steady_W, steady_steps_W + 1, 0)
+        # Both conditions of the paper: confident now, and steady for long enough.
         ready_W = view.open_W & (view.pred.score > score_bound)
         ready_W &= steady_steps_W >= kl_history_length
         fallback_W = best_positions(view, 1, view.pred.score)

@@ -49,6 +49,8 @@ def local_leap(
 
     def choose(view: PolicyView, values: IntervalView) -> Interval:
         score = values.score
+        # Open positions only: tokens that were
+        # committed in earlier steps anchor nothing.
         anchors = intersection(point(view.open_W), at_least(score, high))
         index_W = jnp.arange(view.open_W.shape[0])
         near_WW = jnp.abs(index_W[:, None] - index_W[None, :]) <= radius

@@ -24,6 +24,8 @@ def memoized(maker: Callable[P, Policy]) -> Callable[P, Policy]:
         The maker with a memory, under its own name and signature. It may be called from
         several threads.
     """
+    # Keys are made of all arguments, defaults filled
+    # in: static() and static(1) are one policy.
     signature = inspect.signature(maker)
     policies: dict[Any, Policy] = {}
     lock = threading.Lock()

@@ -145,6 +145,8 @@ def parse(text: str) -> Policy:
         'maskgit_plus(steps=32, eps=0.001, alg_temp=0.2)'
     """
     name, colon, rest = text.strip().partition(":")
+    # Foreign makers are imported here, not with
+    # the package: a broken one fails this call.
     known_makers = makers()
     if name not in known_makers:
         raise ValueError(
@@ -176,6 +178,7 @@ def _info(name: str, maker: Callable[..., Policy]) -> PolicyInfo:
         key: parameter.default
         for key, parameter in inspect.signature(maker).parameters.items()
     }
+    # Makers are called with their defaults, as a policy alone knows if it is lossless.
     summary = (inspect.getdoc(maker) or "").partition("\n")[0]
     return PolicyInfo(name, parameters, summary, maker().lossless)
 

@@ -70,9 +70,13 @@ def saber(n: int = 2) -> Policy:
         view: PolicyView, clock: BlockClock, memory: Memory
     ) -> tuple[jax.Array, Memory]:
         score_W = view.pred.score
+        # 1. Adaptive acceleration: the bar is the mean
+        # confidence of what was committed so far.
         sure_W = view.open_W & _above_mean(score_W, memory)
         few = count(sure_W) < n
         chosen_W = jnp.where(few, best_positions(view, n, score_W), sure_W)
+        # 2. Backtracking: of everything committed, this step's tokens included, mask
+        # again what has risen least.
         remasked_W = (view.decoded_W | chosen_W) & _lowest_rises(
             view, chosen_W, rise_order(score_W, memory.last_W), n
         )
@@ -114,6 +118,8 @@ def _above_mean(score_W: jax.Array, memory: Confidences) -> jax.Array:
     """
     doubt_W = jax.nn.sigmoid(-score_W)
     commit_doubt_W = jax.nn.sigmoid(-memory.at_commit_W)
+    # [committed j, candidate i]; the common factor 1 / number of commits changes no
+    # sign. With no commit yet the sum is 0, and nothing is above the mean.
     difference_WW = commit_doubt_W[:, None] - doubt_W[None, :]
     return tree_sum(jnp.where(memory.was_committed_W[:, None], difference_WW, 0.0)) > 0
 
@@ -125,6 +131,7 @@ def _lowest_rises(
     committed_W = view.decoded_W | chosen_W
     num_chosen = count(chosen_W)
     # ceil(k / 8) in whole numbers.
+    # Fewer than were committed, so that a block always makes progress.
     num_remasked = jnp.minimum(
         num_chosen - 1, jnp.maximum(n // 2, (num_chosen + 7) // 8)
     )

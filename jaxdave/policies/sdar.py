@@ -72,6 +72,8 @@ def low_confidence_static(steps: int = 4) -> Policy:
     check_count(4, steps=steps)
 
     def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
+        # A share of the block's length, not of its masks, as in SDAR's generate.py: a
+        # first block that holds part of the prompt is done in fewer steps.
         num_tokens = even_split(view.open_W.shape[0], steps, clock)
         return select_top(view, num_tokens, values.score)
 

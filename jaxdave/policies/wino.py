@@ -63,12 +63,16 @@ def wino(threshold: float = 0.6, threshold_back: float = 0.9) -> Policy:
         view: PolicyView, clock: BlockClock, last_committed: Memory
     ) -> tuple[jax.Array, Memory]:
         score_W = view.pred.score
+        # Wide-in: commit everything above a low bar, within limits.
         max_tokens = jnp.clip(
             7 * count(view.open_W) // 10, MIN_COMMITTED, MAX_COMMITTED
         )
         num_tokens = jnp.minimum(count(view.open_W & (score_W > bound)), max_tokens)
         chosen_W = best_positions(view, num_tokens, score_W)
         num_committed = count(chosen_W)
+        # Narrow-out: doubts about tokens that stood there before
+        # this step. Those committed just now have not been seen by
+        # the model, and are judged in the next one.
         shadow_W = view.queries.shadow_at(view.tokens_W)
         num_doubted = count(view.decoded_W & (shadow_W < shadow_bound))
         num_remasked = jnp.where(

@@ -37,6 +37,7 @@ def first_alone(policy: Policy) -> Policy:
 
     def change(view: PolicyView) -> PolicyView:
         first_W = jnp.arange(view.open_W.shape[0]) == 0
+        # While the first position is open it is the only one; after that it is closed.
         is_alone = jnp.any(view.open_W & first_W)
         open_W = view.open_W & (first_W | ~is_alone)
         is_shown_W = ~first_W | is_alone
@@ -78,6 +79,8 @@ def small_blocks(policy: Policy, length: int = 8) -> Policy:
 
     def change(view: PolicyView) -> PolicyView:
         size = view.open_W.shape[0]
+        # Counted from the block's start, so that the
+        # partition does not move as masks are filled.
         small_block_W = jnp.arange(size, dtype=jnp.int32) // length
         first = jnp.min(jnp.where(view.open_W, small_block_W, size))
         return view._replace(open_W=view.open_W & (small_block_W == first))
@@ -110,6 +113,7 @@ def demote(policy: Policy, ids: Sequence[int]) -> Policy:
 
     def change(view: PolicyView) -> PolicyView:
         is_demoted_W = jnp.isin(view.pred.token, demoted_ids)
+        # Finite numbers, as intervals treat infinities as unknown.
         worst = dict(score=NEG_INF, gap=NEG_INF, margin=NEG_INF, entropy=-NEG_INF)
         lowered = {
             name: jnp.where(is_demoted_W, value, getattr(view.pred, name))

@@ -117,10 +117,13 @@ class ExecutableCache:
             self._entries[key] = entry = _Compilation()
             self._not_on_disk.discard(key)
             self._evict()
+        # Outside of the lock, which other programs must not wait for.
         try:
             _load_or_compile(request, entry)
         except BaseException as error:
             with self._lock:
+                # It may have been evicted or cleared
+                # meanwhile, and another one be in its place.
                 if self._entries.get(key) is entry:
                     del self._entries[key]
             entry.fail(error)
@@ -128,7 +131,15 @@ class ExecutableCache:
         return entry, True
 
     def is_available(self, request: CompileRequest) -> bool:
-        """True for a program in memory or on disk; the disk is asked once."""
+        """Tell if a program is in memory or on disk.
+
+        Args:
+            request: The program.
+
+        Returns:
+            True if it is. That it is not on disk is remembered, so the disk is asked
+            once.
+        """
         key = _request_key(request)
         with self._lock:
             if self._find(key) is not None:
@@ -147,7 +158,15 @@ class ExecutableCache:
         return is_stored
 
     def latest(self, owner: Any, name: str) -> Any | None:
-        """The executable that was used last of an owner's programs of one name."""
+        """The executable that was used last of an owner's programs of one name.
+
+        Args:
+            owner: The `owner` of its request, the same object.
+            name: The `name` of its request.
+
+        Returns:
+            The executable, once it is compiled; None if there is none.
+        """
         with self._lock:
             entries = list(reversed(self._entries.items()))
         for (key_owner, key_name, *_), entry in entries:
@@ -164,6 +183,8 @@ class ExecutableCache:
         """Drop the programs that were not used for longest, if there are too many."""
         if len(self._entries) > MAX_EXECUTABLES:
             self._entries.popitem(last=False)
+        # Dropped by the eighth, as counting the
+        # maps reads a file of thousands of lines.
         while len(self._entries) > MIN_EXECUTABLES and _memory_maps() > MAX_MEMORY_MAPS:
             for _ in range(max(1, len(self._entries) // 8)):
                 self._entries.popitem(last=False)
@@ -259,6 +280,8 @@ def _elapsed(start: float, is_new: bool) -> float:
 
 def _request_key(request: CompileRequest) -> tuple[Any, ...]:
     """The identity of a program in this process."""
+    # Shapes and dtypes as `jax.jit` tells calls apart, and shardings: an executable
+    # accepts its arguments only where it was compiled to find them.
     leaves, tree = jax.tree.flatten(request.args)
     shapes = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
     return request.owner, request.name, tree, shapes
@@ -279,12 +302,14 @@ _COMPILER_THREAD = ThreadPoolExecutor(1, "compiler")
 def _load_or_compile(request: CompileRequest, entry: _Compilation) -> None:
     """Load a program that an earlier process has stored, or trace and compile it."""
     _, _, function, args, donate = request
+    # 1. From disk: neither traced nor compiled, and nothing to store.
     name = program_cache.program_key(function, donate, compile_options(), args)
     stored = None if name is None else program_cache.load(name, args)
     if stored is not None:
         entry.output_shapes.set_result(_shapes_of(stored.out_info, on_first=True))
         entry.executable.set_result(stored)
         return
+    # 2. Trace and lower. That is Python, and takes the interpreter's lock in any case.
     jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
     traced = jitted.trace(*args)
     lowered = traced.lower()
@@ -299,6 +324,8 @@ def _load_or_compile(request: CompileRequest, entry: _Compilation) -> None:
             program_cache.store(name, executable)
         return executable
 
+    # 3. Compile, in a thread of its own where
+    # the shapes of the results are known before.
     if program_cache.is_on_first_device(args):
         # The compiler needs no Python, so that the next program can be traced.
         entry.output_shapes.set_result(_shapes_of(traced.out_info, on_first=True))

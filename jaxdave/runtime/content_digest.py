@@ -199,6 +199,8 @@ class _Digester:
     def _digest_parts(self, value: Any) -> bytes:
         result = hashlib.sha256()
         try:
+            # Parts are nested digests or literal
+            # text; together they form a Merkle tree.
             for part in self._parts(value):
                 text = part.text if isinstance(part, _Literal) else self.digest(part)
                 text = text.encode() if isinstance(text, str) else text
@@ -212,6 +214,8 @@ class _Digester:
 
     def _parts(self, value: Any) -> Iterator[Any]:
         """What an object consists of, one level down."""
+        # The order of the cases matters: plain data first, then what a known module
+        # holds under a name (a function, a class), then what has to be taken apart.
         if isinstance(value, np.dtype | np.generic):
             yield _Literal(f"{value!r}")
         elif isinstance(value, np.ndarray | jax.Array):
@@ -275,6 +279,8 @@ class _Digester:
 
 
 def _array_parts(array: Any) -> Iterator[Any]:
+    # New-style keys are no numbers: they are told
+    # by their implementation and their words.
     if isinstance(array, jax.Array) and jnp.issubdtype(
         array.dtype, jax.dtypes.prng_key
     ):
@@ -310,6 +316,8 @@ def _public_name(value: Any) -> str | None:
     if isinstance(value, types.BuiltinFunctionType):
         is_named = isinstance(value.__self__, types.ModuleType | None)
     if not is_named:
+        # Looked up again by its name: only if that leads back to this very object is it
+        # the one that the sources define, and not e.g. a decorated copy.
         found: Any = sys.modules.get(module)
         for part in name.split("."):
             # Not by `getattr`, which may run code of the module.
@@ -356,6 +364,8 @@ def _function_parts(function: types.FunctionType) -> Iterator[Any]:
         yield _Literal(f"{home} {function.__code__.co_firstlineno}")
     yield from _code_parts(function.__code__)
     yield from (function.__defaults__, function.__kwdefaults__)
+    # The values that a closure has captured, which
+    # is where most parameters of a policy are.
     for cell in function.__closure__ or ():
         try:
             content = cell.cell_contents
@@ -366,6 +376,8 @@ def _function_parts(function: types.FunctionType) -> Iterator[Any]:
             _refuse_impure(content)
         yield content
     if origin is _Origin.FOREIGN:
+        # Attributes set on a function may be read by its code. `__wrapped__` is not
+        # content: the closure already leads to what is wrapped.
         yield {k: v for k, v in vars(function).items() if k != "__wrapped__"}
         yield from _global_parts(function)
 
@@ -402,6 +414,8 @@ def _references(code: types.CodeType) -> Iterator[_Reference]:
     steps = [i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"]
     for index, step in enumerate(steps):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
+            # `a.b.c` compiles to a load of the name `a` followed by its attributes. Of
+            # a module, only the attribute that is read matters.
             attributes = []
             for later in steps[index + 1 :]:
                 if later.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
@@ -409,6 +423,8 @@ def _references(code: types.CodeType) -> Iterator[_Reference]:
                 attributes.append(later.argval)
             yield _Reference(step.argval, tuple(attributes))
         elif step.opname == "IMPORT_NAME":
+            # The two instructions before an import
+            # load its level and its list of names.
             level = steps[index - 2].argval
             if level != 0 or _origin(step.argval) is _Origin.FOREIGN:
                 raise NotFingerprintable(
@@ -502,6 +518,7 @@ _NOT_CONTENT = (
 
 def _class_parts(kind: type) -> Iterator[Any]:
     """A foreign class: its bases, its attributes and its methods."""
+    # The metaclass and the bases are content: methods may come from either.
     yield from (_Literal(f"class {kind.__qualname__}"), type(kind), kind.__bases__)
     attributes = {k: v for k, v in vars(kind).items() if k not in _NOT_CONTENT}
     if issubclass(kind, enum.Enum):
@@ -519,6 +536,7 @@ def _class_parts(kind: type) -> Iterator[Any]:
         attributes = {
             k: v for k, v in attributes.items() if not _is_made_by_dataclass(v)
         }
+    # Sorted: the order in which a class body defines its methods changes nothing.
     for name in sorted(attributes):
         value = attributes[name]
         yield _Literal(name)
@@ -567,6 +585,8 @@ def _instance_parts(value: Any) -> Iterator[Any]:
         else:
             yield from (part for pair in sorted(vars(value).items()) for part in pair)
         return
+    # A mutable object could change after its digest
+    # was taken, and has none for that reason.
     params = getattr(kind, "__dataclass_params__", None)
     if params is None or not params.frozen:
         raise _not_content(value)

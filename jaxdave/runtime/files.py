@@ -62,6 +62,8 @@ def replace_folder(source: Path, target: Path) -> None:
     if not target.exists():
         source.rename(target)
         return
+    # Folders cannot replace each other in one step, as files can. The old one is moved
+    # aside, and back again if the new one cannot take its place.
     aside = source.with_name(source.name + ".old")
     target.rename(aside)
     try:

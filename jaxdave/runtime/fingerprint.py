@@ -93,6 +93,7 @@ def source_digest(root: Path, packages: Sequence[str]) -> bytes:
                 "jaxdave with its source files"
             )
         for path in paths:
+            # Zero bytes end names and contents; neither can hold one.
             result.update(path.relative_to(root).as_posix().encode() + b"\0")
             result.update(path.read_bytes() + b"\0")
     return result.digest()
@@ -121,6 +122,7 @@ def _versions() -> tuple[str, ...]:
 def _environment_digest() -> bytes:
     """Sources, versions, devices and settings, which all programs depend on."""
     device = jax.devices()[0]
+    # XLA chooses code by the device and, on a CPU, by its cores and instruction sets.
     machine = (
         device.platform,
         device.device_kind,
@@ -131,6 +133,7 @@ def _environment_digest() -> bytes:
     )
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     # As they are in this thread: `with jax.default_matmul_precision` counts.
+    # Where JAX keeps its own cache has no influence on a program.
     names = sorted(name for name in jax.config.values if "cache" not in name)
     settings = [(name, getattr(jax.config, name, None)) for name in names]
     return repr((_source_digest(), _versions(), machine, flags, settings)).encode()

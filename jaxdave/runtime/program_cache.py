@@ -53,6 +53,7 @@ def program_key(
             _function_name(function),
         )
         return None
+    # Weak types count, as JAX promotes weakly typed scalars in another way.
     leaves, tree = jax.tree.flatten(args)
     shapes = [(a.shape, str(a.dtype), getattr(a, "weak_type", False)) for a in leaves]
     return fingerprint(function, donate, options, str(tree), shapes)
@@ -86,6 +87,8 @@ def compile_serializable(compile_fn: Callable[[], Any]) -> tuple[Any, bool]:
         The executable, and True if the compiler has just made it. While other threads
         compile as well, False is possible for such a one, too.
     """
+    # JAX reports a hit only as an event, without saying for which program. If none came
+    # in while this one was compiled, it was not a hit.
     hits = _CACHE_HITS.count()
     executable = compile_fn()
     return executable, _CACHE_HITS.count() == hits
@@ -145,6 +148,8 @@ def load(name: str, args: Sequence[Any]) -> Any | None:
     if path is None or not path.exists():
         return None
     try:
+        # Trees of the arguments and the results are needed to call the executable: that
+        # of the arguments comes from the caller, that of the results from the file.
         payload, outputs = pickle.loads(path.read_bytes())
         executable = serialize_executable.deserialize_and_load(
             payload,

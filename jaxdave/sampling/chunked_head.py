@@ -188,6 +188,7 @@ def sample_and_score(
         floor_R = _filter_floor(tempered, chunks, chunk, rows, sampling)
 
     def summarize(index) -> _Summary:
+        # z decides confidence, y (with noise, filtered) decides the token: [R, X] each.
         z = tempered(index)
         y = z
         if noisy:
@@ -325,6 +326,8 @@ def _filter_floor(
         top_RM, total_R = carry
         z = tempered(index)
         total_R = jnp.logaddexp(total_R, jax.nn.logsumexp(z, axis=1))
+        # The best M of all chunks so far, [R, M],
+        # against those of this one, [R, M + X].
         candidates = jnp.concatenate([top_RM, z], axis=1)
         return jax.lax.top_k(candidates, num_candidates)[0], total_R
 

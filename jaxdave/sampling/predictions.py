@@ -69,6 +69,7 @@ def predict_window(spec: "DecodeSpec", params, hidden_LE, row: RowState) -> Pred
     """
     if spec.max_num_drafts == 1 and not spec.guarded:
         return empty_prediction(spec)
+    # All positions at every depth of noise, [D, L]: a draft at depth k reads entry k.
     depths, used = num_noise_depths(spec), spec.used_length
     position_L, hidden_LE = spec.layout.positions(row)[:used], hidden_LE[:used]
     shape = (depths, *position_L.shape)
@@ -97,6 +98,7 @@ def predict(spec: "DecodeSpec", params, hidden, key, step, position) -> Predicti
         Arrays [...].
     """
     model = spec.model
+    # One product with each chunk of the head for all rows of all states.
     hidden_RE = hidden.reshape(-1, hidden.shape[-1])
     key_R = jnp.zeros((hidden_RE.shape[0], 2), jnp.uint32)
     if spec.sampling.noisy:

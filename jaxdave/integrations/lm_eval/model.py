@@ -88,13 +88,30 @@ class JaxDave(TemplateLM):
         return self.codec.pad_id
 
     def tok_encode(self, string: str, add_special_tokens=None, **kwargs) -> list[int]:
-        """The ids of a text as it stands, markup and all."""
+        """The ids of a text as it stands, markup and all.
+
+        Args:
+            string: The text.
+            add_special_tokens: False: no bos token in front, whatever the options say.
+            **kwargs: Ignored; other models of the harness take more.
+
+        Returns:
+            Token ids.
+        """
         bos = "" if add_special_tokens is False else self._bos
         text = string if string.startswith(bos) else bos + string
         return self.codec.encode_text(text)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template as the checkpoint has it; None where none is wanted."""
+        """The template as the checkpoint has it.
+
+        Args:
+            chat_template: False where the harness wants none. Names of templates, which
+                it may pass, are not told apart: a checkpoint has one.
+
+        Returns:
+            Its Jinja source, or None.
+        """
         return (
             open_tokenizer(self.model.folder).chat_template if chat_template else None
         )
@@ -104,8 +121,16 @@ class JaxDave(TemplateLM):
     ) -> str:
         """The text of a conversation and the opening of the answer.
 
-        Without a generation prompt the last message is how the answer begins, and is
-        left open.
+        Args:
+            chat_history: Messages with "role" and "content".
+            add_generation_prompt: Open a new answer. Otherwise the last message is how
+                the answer begins, and is left open.
+
+        Returns:
+            The text.
+
+        Raises:
+            ValueError: The last message is to be continued and is not the assistant's.
         """
         if add_generation_prompt:
             return self.codec.render(chat_history)
@@ -120,7 +145,16 @@ class JaxDave(TemplateLM):
     # Generation.
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """The text of each request, cut before the first of its stop strings."""
+        """The text of each request, cut before the first of its stop strings.
+
+        Args:
+            requests: `Instance`s of the harness, whose arguments are a context and
+                settings.
+            disable_tqdm: Show no progress bar.
+
+        Returns:
+            Texts in the order of the requests.
+        """
         asked = [
             lm_requests.generation_request(
                 self.options, self.model, self.tok_encode, *one.args[:2]
@@ -136,6 +170,7 @@ class JaxDave(TemplateLM):
             batch_size=self.options.batch_size,
             seed=self.options.settings.seed,
         )
+        # Batches end in their own order; texts are put back in that of the requests.
         for index, text in _bar(results, len(requests), "texts", disable_tqdm):
             texts[index] = text
             self.cache_hook.add_partial("generate_until", requests[index].args, text)
@@ -152,6 +187,8 @@ class JaxDave(TemplateLM):
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs):
         max_length = lm_requests.max_length(self.options, self.model)
+        # A target is scored after a context: where
+        # the harness gives none, after one token.
         questions = [
             lm_requests.likelihood_question(
                 context or [self.prefix_token_id], target, max_length
@@ -168,7 +205,16 @@ class JaxDave(TemplateLM):
     def loglikelihood_rolling(
         self, requests, disable_tqdm: bool = False
     ) -> list[float]:
-        """The sum over windows of each text; a window does not see those before."""
+        """The log-likelihood of each text, as the sum over its windows.
+
+        Args:
+            requests: `Instance`s of the harness, whose argument is a text.
+            disable_tqdm: Show no progress bar.
+
+        Returns:
+            Log-likelihoods in nats, in the order of the requests. A window does not see
+            those before it.
+        """
         max_length = lm_requests.max_length(self.options, self.model)
         windows_of = [
             lm_requests.rolling_windows(
@@ -176,6 +222,8 @@ class JaxDave(TemplateLM):
             )
             for one in requests
         ]
+        # Windows of all texts are scored together, so that batches are full; each adds
+        # to the sum of the text that owns it.
         owner = [index for index, windows in enumerate(windows_of) for _ in windows]
         windows = [window for windows in windows_of for window in windows]
         pending, sums = Counter(owner), [0.0] * len(requests)
