@@ -178,7 +178,7 @@ class DecodeBench:
         spec, row = self.decoder.spec, row_query.row
         start = spec.layout.first_start(row.begin)
         room = batching.pack_prompts(self.decoder, self.prompts, 0, None)[1]
-        window = spec.layout.used_length(min(spec.max_num_drafts, PREFILL_LOOKAHEAD))
+        window = spec.layout.used_length(min(max(spec.draft_steps), PREFILL_LOOKAHEAD))
         # The row is in the middle of its decode; what it has committed is masked again.
         tokens_T = jnp.where(
             jnp.arange(row.tokens_T.shape[0]) < row.begin,

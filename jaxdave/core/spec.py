@@ -43,11 +43,6 @@ class DecodeSpec:
     guarded: bool = False
 
     @property
-    def max_num_drafts(self) -> int:
-        """Drafts of the largest call."""
-        return self.draft_steps[-1]
-
-    @property
     def used_length(self) -> int:
         """How much of the window calls with `num_drafts` drafts make use of."""
         return self.layout.used_length(self.num_drafts)

@@ -103,8 +103,9 @@ def step(
     Returns:
         (the state after the call, how many drafts were proposed and steps accepted).
     """
-    # Rows that have made their call of this round already (a refresh or recheck ends
-    # with a policy step, which may end the row) rest in the verify call.
+    # Rows whose call of this round is a refresh rest in the verify call. A recheck does
+    # not take its place: it decides anew where the row stands, and the verify call goes
+    # on from there.
     resting_B = state.rows.done | state.rows.needs_refresh
     # First the calls that some rows need in place of a verify call, or before it. Rules
     # and numerics are static: a decode without them does not contain these branches.
@@ -162,7 +163,7 @@ def run(
     def is_running(carry):
         calls, state = carry
         live = jnp.sum(~state.rows.done, dtype=jnp.int32)
-        # A forced draft length is being timed, which goes on whether rows have ended.
+        # While a forced draft length is timed, rows that have ended are called too.
         goes_on = (runtime.forced_index >= 0) | (live > runtime.stop_at_rows)
         return (calls < runtime.max_calls) & goes_on
 

@@ -177,7 +177,7 @@ def _evaluate_tokens(
     """One call from tokens: (hidden vectors of the next few blocks, KV cache)."""
     # Masks behind the active block are evaluated for the drafts of the next call alone,
     # so their number is bounded however many drafts a call may carry.
-    lookahead = min(spec.max_num_drafts, PREFILL_LOOKAHEAD)
+    lookahead = min(max(spec.draft_steps), PREFILL_LOOKAHEAD)
     length = spec.layout.used_length(lookahead)
     hidden_LE, cache = call(params, *sequence, length, prefill_length)
     chex.assert_shape(hidden_LE, (length, None))

@@ -44,7 +44,7 @@ def recheck_row(
     hidden_LE, cache = recheck(
         params, row.tokens_T, row.verified_until, row.start, row.end, length, cache
     )
-    # What other programs compute beside this must not be fused into it.
+    # Keep XLA from fusing this with code around it that differs between programs.
     hidden_LE = jax.lax.optimization_barrier(hidden_LE)
     chex.assert_shape(hidden_LE, (length, None))
     stats = row.stats._replace(recheck=row.stats.recheck + 1)

@@ -20,7 +20,7 @@ from jaxdave.decoding.policy_step import choose_and_step, is_certain, states_to_
 from jaxdave.sampling.predictions import predict_active_blocks
 
 ACCEPTANCE_DECAY = 0.95
-"""By this a call fades the counts of how earlier drafts have fared."""
+"""What a call multiplies the counts of accepted and rejected drafts by."""
 
 
 class StepInfo(NamedTuple):
@@ -122,8 +122,8 @@ def verify(
     fits_K = jnp.all(evaluated.fits_S.reshape(-1, candidates), axis=1)
     drafts = drafts._replace(valid_K=drafts.valid_K & fits_K)
     depth_S = jnp.repeat(drafts.depth_K, candidates)
-    # Decisions are read from the active block only, always in the same shapes; the
-    # stale prediction that drafts are made of is computed apart (see `commit`).
+    # Decisions are read from the active block only, always in the same shapes. The
+    # prediction that the next drafts are made of is computed apart, after the commit.
     pred_SW = predict_active_blocks(
         spec, params, evaluated.hidden_SWE, evaluated.block_S, depth_S, row
     )

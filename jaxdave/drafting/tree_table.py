@@ -93,25 +93,26 @@ class PackedTable(NamedTuple):
 
 
 @functools.cache
-def pack(table: TreeTable, budget: int) -> PackedTable:
+def pack(table: TreeTable, num_drafts: int) -> PackedTable:
     """The drafts of every context as arrays that a compiled program can index.
 
     Args:
         table: The calibrated trees.
-        budget: Drafts of a call, K, the policy's own next state included.
+        num_drafts: Drafts of a call, K, the policy's own next state included.
 
     Returns:
-        The arrays; computed once for each table and budget.
+        The arrays; computed once for each table and number of drafts.
     """
-    code = np.zeros((*CONTEXT_SHAPE, budget, MAX_PLACES), np.int8)
-    worth = np.ones((*CONTEXT_SHAPE, budget), np.float32)
+    code = np.zeros((*CONTEXT_SHAPE, num_drafts, MAX_PLACES), np.int8)
+    worth = np.ones((*CONTEXT_SHAPE, num_drafts), np.float32)
     for context in np.ndindex(*CONTEXT_SHAPE):
         # Draft 0 keeps code 0 at all places and worth 1: a certain state to begin with.
-        leaf = fill_with_nested(table.leaves[context[0]][context[1]], budget - 1)
-        for k, (slot, likely) in enumerate(leaf):
-            worth[*context, k + 1] = likely
-            for one in slot:
-                code[*context, k + 1, one // 2] = 1 + one % 2
+        leaf = fill_with_nested(table.leaves[context[0]][context[1]], num_drafts - 1)
+        for k, (node, share) in enumerate(leaf):
+            worth[*context, k + 1] = share
+            for number in node:
+                place, rank = divmod(number, 2)
+                code[*context, k + 1, place] = 1 + rank
     return PackedTable(code, worth)
 
 
@@ -140,7 +141,7 @@ def fill_with_nested(leaf: Leaf, count: int) -> Leaf:
         `count` nodes, or fewer if all nested ones are among them already.
     """
     chosen = list(leaf[:count])
-    known = {slot for slot, _ in chosen}
+    known = {node for node, _ in chosen}
     # Below the last calibrated node, and less
     # with each step: drafts are ranked by worth.
     worth = chosen[-1][1] if chosen else 1.0
@@ -152,7 +153,7 @@ def fill_with_nested(leaf: Leaf, count: int) -> Leaf:
     return tuple(chosen)
 
 
-def grow(paths: Sequence[Sequence[TreeNode]], most: int = MAX_LEAF_NODES) -> Leaf:
+def grow(paths: Sequence[Sequence[TreeNode]], max_nodes: int = MAX_LEAF_NODES) -> Leaf:
     """Choose the nodes of a leaf, each time the one that adds most.
 
     A call follows a path through the tree until it comes to a node that is not
@@ -161,25 +162,25 @@ def grow(paths: Sequence[Sequence[TreeNode]], most: int = MAX_LEAF_NODES) -> Lea
 
     Args:
         paths: The visited nodes of each observation of the context, in order.
-        most: Nodes to choose at most.
+        max_nodes: Nodes to choose at most.
 
     Returns:
         The nodes in the order of choice, each with its share of the paths.
     """
     chosen: dict[TreeNode, float] = {}
-    waiting, likely = [path for path in paths if path], 1.0
-    while waiting and len(chosen) < most:
+    waiting, share = [path for path in paths if path], 1.0
+    while waiting and len(chosen) < max_nodes:
         # How many paths each node would take one step
         # further, if it was the next to be chosen.
         gains = Counter(path[0] for path in waiting)
         # Of equals the smaller node, then the first by its numbers, so that equal
         # counts give an equal table on every machine.
-        best = min(gains, key=lambda slot: (-gains[slot], len(slot), slot))
+        best = min(gains, key=lambda node: (-gains[node], len(node), node))
         # Choosing a node brings its paths to the next one, so that a later
         # count can be higher than an earlier one. Shares are capped, as none
         # may be likelier than one on the way to it.
-        likely = min(likely, gains[best] / len(paths))
-        chosen[best] = round(likely, 4)
+        share = min(share, gains[best] / len(paths))
+        chosen[best] = round(share, 4)
         # Paths move on past every chosen node, and those that are used up drop out.
         waiting = [_rest(path, chosen) for path in waiting]
         waiting = [path for path in waiting if path]
@@ -188,8 +189,8 @@ def grow(paths: Sequence[Sequence[TreeNode]], most: int = MAX_LEAF_NODES) -> Lea
 
 def _rest(path: Sequence[TreeNode], chosen) -> Sequence[TreeNode]:
     """The part of a path from its first node on that is not chosen."""
-    at = next((i for i, slot in enumerate(path) if slot not in chosen), len(path))
-    return path[at:]
+    first = next((i for i, node in enumerate(path) if node not in chosen), len(path))
+    return path[first:]
 
 
 def table_key(config: ModelConfig, block_length: int | None, cache: str | None) -> str:
@@ -223,7 +224,7 @@ def quantized_key(key: str, quantize: str | None) -> str:
 
 
 def select_tables(
-    found: Mapping[str, TreeTable], quantize: str | None
+    tables: Mapping[str, TreeTable], quantize: str | None
 ) -> dict[str, TreeTable]:
     """The tables of a folder that serve a model.
 
@@ -232,19 +233,19 @@ def select_tables(
     text.
 
     Args:
-        found: All tables of the folder by their names in the file.
+        tables: All tables of the folder by their names in the file.
         quantize: How the model's weights are quantised; None: they are not.
 
     Returns:
         Tables by names as of `table_key`.
     """
     ends = tuple(quantized_key("", way) for way in QUANTIZATIONS)
-    plain = {key: table for key, table in found.items() if not key.endswith(ends)}
+    plain = {key: table for key, table in tables.items() if not key.endswith(ends)}
     if quantize is None:
         return plain
     end = quantized_key("", quantize)
     # A quantised model's own tables replace those of the same name.
-    own = {key.removesuffix(end): found[key] for key in found if key.endswith(end)}
+    own = {key.removesuffix(end): tables[key] for key in tables if key.endswith(end)}
     return plain | own
 
 
@@ -262,7 +263,7 @@ def read_tables(folder: Path) -> dict[str, TreeTable]:
     """
     raw = _read_versioned(folder)
     try:
-        return {key: _from_json(found) for key, found in raw["tables"].items()}
+        return {key: _from_json(table) for key, table in raw["tables"].items()}
     except (TypeError, ValueError, AttributeError, KeyError, IndexError):
         raise ValueError(
             f"{folder / TABLE_FILE} is no table of drafts; delete it, or make it anew "
@@ -297,10 +298,10 @@ def _read_versioned(folder: Path) -> dict[str, Any]:
         "version": TABLE_VERSION,
         "tables": {},
     }
-    found = raw.get("version") if isinstance(raw, dict) else None
-    if found != TABLE_VERSION:
+    version = raw.get("version") if isinstance(raw, dict) else None
+    if version != TABLE_VERSION:
         raise ValueError(
-            f"{folder / TABLE_FILE} has version={found!r} and must have "
+            f"{folder / TABLE_FILE} has version={version!r} and must have "
             f"{TABLE_VERSION}; delete it and make it anew with jaxdave calibrate"
         )
     return raw
@@ -313,25 +314,28 @@ def _to_json(table: TreeTable) -> dict[str, Any]:
     holds, for each context, an index into them. A node is a list of its share, then its
     numbers.
     """
-    distinct = sorted({leaf for some in table.leaves for leaf in some})
-    at = {leaf: index for index, leaf in enumerate(distinct)}
-    leaf_of = [[at[leaf] for leaf in some] for some in table.leaves]
-    slots = [[[likely, *slot] for slot, likely in leaf] for leaf in distinct]
-    return {"edge": table.edge, "leaf_of": leaf_of, "leaves": slots}
+    distinct = sorted({leaf for row in table.leaves for leaf in row})
+    index_of = {leaf: index for index, leaf in enumerate(distinct)}
+    leaf_of = [[index_of[leaf] for leaf in row] for row in table.leaves]
+    leaves = [[[share, *node] for node, share in leaf] for leaf in distinct]
+    return {"edge": table.edge, "leaf_of": leaf_of, "leaves": leaves}
 
 
 def _from_json(raw: dict[str, Any]) -> TreeTable:
     """The table of its JSON. Raises an error of Python's own where that is not one."""
     leaves = [
-        tuple((tuple(map(int, slot)), float(likely)) for likely, *slot in leaf)
+        tuple((tuple(map(int, node)), float(share)) for share, *node in leaf)
         for leaf in raw["leaves"]
     ]
-    for slot, likely in (pair for leaf in leaves for pair in leaf):
-        if not all(0 <= one < 2 * MAX_PLACES for one in slot) or not 0 <= likely <= 1:
-            raise ValueError("not a slot")
+    for node, share in (pair for leaf in leaves for pair in leaf):
+        if (
+            not all(0 <= number < 2 * MAX_PLACES for number in node)
+            or not 0 <= share <= 1
+        ):
+            raise ValueError("not a node")
     # A file of other contexts would be indexed wrongly inside a compiled program, where
     # nothing is checked any more.
-    of = [[leaves[index] for index in some] for some in raw["leaf_of"]]
-    if [len(some) for some in of] != [CONTEXT_SHAPE[1]] * CONTEXT_SHAPE[0]:
+    by_context = [[leaves[index] for index in row] for row in raw["leaf_of"]]
+    if [len(row) for row in by_context] != [CONTEXT_SHAPE[1]] * CONTEXT_SHAPE[0]:
         raise ValueError("not a table")
-    return TreeTable(float(raw["edge"]), tuple(tuple(some) for some in of))
+    return TreeTable(float(raw["edge"]), tuple(map(tuple, by_context)))

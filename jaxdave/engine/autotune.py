@@ -124,7 +124,7 @@ def measure(
     # No lead exceeds an infinite bound: no decision is certain, and each is rechecked.
     check_all = ErrorBound.uniform(host_array(np.float32(np.inf)))
     for index in range(len(spec.draft_steps)):
-        runtime = spec.runtime(spec.max_num_drafts)
+        runtime = spec.runtime(max(spec.draft_steps))
         # A forced length also keeps the loop going past the rows' ends, so that every
         # length is timed over the same number of rounds.
         runtime = runtime._replace(forced_index=host_array(np.int32(index)))

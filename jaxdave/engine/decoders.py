@@ -35,8 +35,8 @@ MAX_NEW_TOKENS = 256
 AUTO_DRAFT_STEPS = (1, 2, 4, 8, 16, 32)
 """Drafts that a call may carry when their number is chosen call by call."""
 CPU_AUTO_DRAFT_STEPS = (1, 4)
-"""The same on a CPU, which is busy with four: more never took less time in any
-measurement, and every size is seconds of compiling."""
+"""The same on a CPU, whose cores are fully used by four: more never took less time in
+any measurement, and each further number costs seconds of compiling."""
 DEFAULT_DRAFT_STEPS = 8
 """Drafts of a call where one program must serve all."""
 
@@ -89,14 +89,18 @@ class Decoder:
 
 
 def static(
-    config: ModelConfig, *, tokens_per_step: int = 1, slots: int = 1, **common: Any
+    config: ModelConfig,
+    *,
+    tokens_per_step: int = 1,
+    draft_steps: int = 1,
+    **common: Any,
 ) -> Decoder:
     """The most confident tokens first, `tokens_per_step` a step, without drafts.
 
     Args:
         config: The model.
         tokens_per_step: Tokens that a step commits.
-        slots: Compile the program of `freedave(..., draft_steps=slots)` and use one
+        draft_steps: Compile the program of `freedave(..., draft_steps=...)` and use one
             draft of it. Under exact numerics the two then agree bit for bit; 1 is
             fastest.
         **common: Further fields of `DecodeConfig`, as for `freedave`.
@@ -111,18 +115,22 @@ def static(
         decoder = static(model.config, max_new_tokens=64)
     """
     policy = policies.static(tokens_per_step)
-    return freedave(config, policy, draft_steps=slots, **common).undrafted()
+    return freedave(config, policy, draft_steps=draft_steps, **common).undrafted()
 
 
 def left_to_right(
-    config: ModelConfig, *, tokens_per_step: int = 1, slots: int = 1, **common: Any
+    config: ModelConfig,
+    *,
+    tokens_per_step: int = 1,
+    draft_steps: int = 1,
+    **common: Any,
 ) -> Decoder:
     """The leftmost tokens first, without drafts.
 
     Args:
         config: The model.
         tokens_per_step: Tokens that a step commits.
-        slots: As for `static`.
+        draft_steps: As for `static`.
         **common: Further fields of `DecodeConfig`, as for `freedave`.
 
     Returns:
@@ -132,11 +140,11 @@ def left_to_right(
         ValueError: A setting is unknown or out of range.
     """
     policy = policies.left_to_right(tokens_per_step)
-    return freedave(config, policy, draft_steps=slots, **common).undrafted()
+    return freedave(config, policy, draft_steps=draft_steps, **common).undrafted()
 
 
 def threshold(
-    config: ModelConfig, *, threshold: float = 0.9, slots: int = 1, **common: Any
+    config: ModelConfig, *, threshold: float = 0.9, draft_steps: int = 1, **common: Any
 ) -> Decoder:
     """Every token at least as likely as `threshold` at once, without drafts.
 
@@ -145,7 +153,7 @@ def threshold(
     Args:
         config: The model.
         threshold: The probability, 0 to 1.
-        slots: As for `static`.
+        draft_steps: As for `static`.
         **common: Further fields of `DecodeConfig`, as for `freedave`.
 
     Returns:
@@ -155,7 +163,7 @@ def threshold(
         ValueError: A setting is unknown or out of range.
     """
     policy = policies.threshold(threshold)
-    return freedave(config, policy, draft_steps=slots, **common).undrafted()
+    return freedave(config, policy, draft_steps=draft_steps, **common).undrafted()
 
 
 def freedave(

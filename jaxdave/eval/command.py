@@ -101,7 +101,7 @@ def _run_cells(
     """The records of every cell, in the order of the cells."""
     # A device reports one peak of its memory for the whole process, so the programs
     # with few drafts go first: each raises the peak to its own.
-    order = sorted(cells, key=lambda cell: cell.decoder.spec.max_num_drafts)
+    order = sorted(cells, key=lambda cell: max(cell.decoder.spec.draft_steps))
     tick = display.add_counter("compiling", len(cells))
     compiled = {}
     for cell in order:

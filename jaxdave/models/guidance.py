@@ -65,6 +65,9 @@ def with_guidance(model: ModelFns, scale: float, mask_id: int) -> ModelFns:
         logits=guided(model.logits),
         logits_at=guided(model.logits_at),
         shadow=shadow if model.shadow else None,
+        # The inner model's would be given the pair of caches.
+        recheck=None,
+        fast_prefill=None,
     )
 
 

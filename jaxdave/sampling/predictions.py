@@ -67,7 +67,7 @@ def predict_window(spec: "DecodeSpec", params, hidden_LE, row: RowState) -> Pred
         Arrays [D, L], D depths of noise. Positions beyond those that calls of this
         size look at have no prediction (token -1); plain decoding needs none at all.
     """
-    if spec.max_num_drafts == 1 and not spec.guarded:
+    if max(spec.draft_steps) == 1 and not spec.guarded:
         return empty_prediction(spec)
     # All positions at every depth of noise, [D, L]: a draft at depth k reads entry k.
     depths, used = num_noise_depths(spec), spec.used_length
@@ -154,7 +154,7 @@ def num_noise_depths(spec: "DecodeSpec") -> int:
     Returns:
         D; 1 without noise, as all steps are alike then.
     """
-    return max(spec.max_num_drafts - 1, 1) if spec.sampling.noisy else 1
+    return max(max(spec.draft_steps) - 1, 1) if spec.sampling.noisy else 1
 
 
 def empty_prediction(spec: "DecodeSpec") -> Prediction:

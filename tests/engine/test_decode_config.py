@@ -117,7 +117,7 @@ def test_named_decoders_are_built_from_the_same_fields():
     assert made(method="static") == static(CONFIG, max_new_tokens=ROOM)
     assert made(method="threshold") == threshold(CONFIG, max_new_tokens=ROOM)
     exact = made(method="static", numerics="exact", draft_steps=4)
-    assert exact == static(CONFIG, slots=4, numerics="exact", max_new_tokens=ROOM)
+    assert exact == static(CONFIG, draft_steps=4, numerics="exact", max_new_tokens=ROOM)
     by_name = made(policy="left_to_right", draft_steps=4)
     policy = policies.left_to_right()
     assert by_name == freedave(CONFIG, policy, draft_steps=4, max_new_tokens=ROOM)

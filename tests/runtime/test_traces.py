@@ -36,7 +36,7 @@ def test_a_bucket_is_compiled_once(numerics):
     )
     assert generate(decoder, PARAMS, [[1, 2, 3]]).compile_seconds > 0
     assert generate(decoder, PARAMS, [[4] * 9], seed=3).compile_seconds == 0
-    twin = decoders.static(CONFIG, slots=4, max_new_tokens=8, numerics=numerics)
+    twin = decoders.static(CONFIG, draft_steps=4, max_new_tokens=8, numerics=numerics)
     assert generate(twin, PARAMS, [[5, 6]]).compile_seconds == 0
     assert generate(decoder, PARAMS, [[4] * 70]).compile_seconds > 0
 
@@ -73,7 +73,7 @@ def test_bfloat16_keeps_its_cache_in_bfloat16():
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), PARAMS)
     settings = {"max_new_tokens": 12, "numerics": "exact"}
     decoder = decoders.freedave(CONFIG, draft_steps=4, **settings)
-    twin = decoders.static(CONFIG, slots=4, **settings)
+    twin = decoders.static(CONFIG, draft_steps=4, **settings)
     prompts = [[1, 2, 3], [9] * 6]
     assert [r.token_ids for r in generate(decoder, half, prompts).completions] == [
         r.token_ids for r in generate(twin, half, prompts).completions
