@@ -67,7 +67,12 @@ def slot_probe(spec: DecodeSpec, params: Any, seed: int = 0) -> SlotProbe:
         What was equal.
 
     Example:
-        jaxdave.slot_probe(decoder.spec, model.params).holds
+        >>> import jaxdave
+        >>> model = jaxdave.load("sdar-1m")
+        >>> config = jaxdave.DecodeConfig(numerics="exact", max_new_tokens=8)
+        >>> decoder = jaxdave.Sampler(model, config).decoder
+        >>> jaxdave.slot_probe(decoder.spec, model.params).holds
+        True
     """
     dtypes = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
     key = (spec, dtypes, jax.default_backend(), seed)

@@ -112,7 +112,9 @@ def static(
         ValueError: A setting is unknown or out of range.
 
     Example:
-        decoder = static(model.config, max_new_tokens=64)
+        >>> from jaxdave.models.presets import preset
+        >>> static(preset("sdar-1m"), max_new_tokens=64).max_num_drafts
+        1
     """
     policy = policies.static(tokens_per_step)
     return freedave(config, policy, draft_steps=draft_steps, **common).undrafted()
@@ -197,7 +199,11 @@ def freedave(
     FreeDave++ under exact match.
 
     Example:
-        decoder = freedave(model.config, policies.threshold(0.9), draft_steps=8)
+        >>> from jaxdave.models.presets import preset
+        >>> rule = policies.threshold(0.9)
+        >>> decoder = freedave(preset("sdar-1m"), rule, draft_steps=8)
+        >>> decoder.spec.draft_steps
+        (8,)
     """
     fields = {"policy": policy, "draft_steps": draft_steps, **common}
     return make_decoder(config, DecodeConfig.from_dict(fields), network=network)
@@ -229,8 +235,10 @@ def make_decoder(
             function is unknown or none.
 
     Example:
-        config = DecodeConfig(max_new_tokens=64)
-        decoder = make_decoder(model.config, config, tables=model.tables)
+        >>> from jaxdave.models.presets import preset
+        >>> config = DecodeConfig(max_new_tokens=64, draft_steps=8)
+        >>> make_decoder(preset("sdar-1m"), config).numerics
+        'guarded'
     """
     policy = config.make_policy()
     if config.stop_last:

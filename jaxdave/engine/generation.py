@@ -79,8 +79,13 @@ def generate(
             used, or `params` do not fit the draft function.
 
     Example:
-        decoder = jaxdave.freedave(model.config, max_new_tokens=64)
-        result = jaxdave.generate(decoder, model.params, [prompt_ids])
+        >>> import jaxdave
+        >>> model = jaxdave.load("sdar-1m")
+        >>> decoder = jaxdave.freedave(model.config, draft_steps=4, max_new_tokens=8)
+        >>> prompt_ids = model.codec.encode_prompt("How many pens?")
+        >>> result = jaxdave.generate(decoder, model.params, [prompt_ids])
+        >>> len(result.rows)
+        1
     """
     prepared = prepare(decoder, params, prompts, seed, requests, draft_text)
     start = time.perf_counter()

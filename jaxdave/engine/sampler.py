@@ -127,9 +127,12 @@ class Sampler:
         ValueError: The configuration does not fit the model, in one line.
 
     Example:
-        model = jaxdave.load("sdar-1m")
-        sampler = jaxdave.Sampler(model, jaxdave.DecodeConfig(max_new_tokens=64))
-        print(sampler("Mia has 3 pens. She buys 4 more pens. How many are left?"))
+        >>> import jaxdave
+        >>> model = jaxdave.load("sdar-1m")
+        >>> sampler = jaxdave.Sampler(model, jaxdave.DecodeConfig(max_new_tokens=64))
+        >>> question = "Mia has 3 pens. She buys 4 more pens. How many are there?"
+        >>> sampler(question).text == sampler.undrafted()(question).text
+        True
     """
 
     model: TextModel

@@ -5,10 +5,9 @@ right of it. Each maker returns a `jaxdave.core.policy_api.Policy`; wrappers cha
 `parse` makes one from text and `listing` names them all.
 
 Example:
-    from jaxdave import policies
-
-    policy = policies.threshold(0.9)
-    policy = policies.parse("threshold:threshold=0.9")
+    >>> from jaxdave import policies
+    >>> policies.parse("threshold:threshold=0.9") == policies.threshold(0.9)
+    True
 """
 
 from jaxdave.policies.basic import left_to_right as left_to_right

@@ -311,10 +311,10 @@ def interval_policy(name: str, choose: ChooseFn) -> Policy:
         intervals.
 
     Example:
-        def choose(view, values):
-            return select_top(view, 1, values.score)
-
-        policy = interval_policy("most_confident", choose)
+        >>> def choose(view, values):
+        ...     return select_top(view, 1, values.score)
+        >>> interval_policy("most_confident", choose).name
+        'most_confident'
     """
 
     def step(view: PolicyView, memory) -> tuple[jax.Array, tuple[()]]:

@@ -73,7 +73,10 @@ def small_blocks(policy: Policy, length: int = 8) -> Policy:
     Source: Fast-dLLM v2 (arXiv 2509.26328; 8 inside blocks of 32).
 
     Example:
-        policy = policies.small_blocks(policies.threshold(0.9), 8)
+        >>> from jaxdave import policies
+        >>> policy = policies.small_blocks(policies.threshold(0.9), 8)
+        >>> policy.lossless
+        True
     """
     check_count(8, small_blocks=length)
 
