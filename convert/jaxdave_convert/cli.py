@@ -32,7 +32,7 @@ def convert(
     src: Annotated[str, typer.Argument(help="Folder or Hub id (owner/name).")],
     dst: Annotated[Path, typer.Argument(help="Folder to make.")],
     family: Annotated[
-        str, typer.Option(help="auto, dream, llada, sdar, fast-dllm-v2.")
+        str, typer.Option(help="A family such as sdar; auto: as the files say.")
     ] = "auto",
     dtype: Annotated[
         str | None, typer.Option(help="bfloat16 or float32; by default as stored.")

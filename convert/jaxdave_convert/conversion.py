@@ -43,7 +43,7 @@ def convert(
     Args:
       src: a folder in a family's Hugging Face layout, or a Hub id "owner/name".
       dst: the folder to make.
-      family: "dream", "llada", "sdar" or "fast-dllm-v2"; None: as the files say.
+      family: a name of `jaxdave.io.families.FAMILIES`; None: as the files say.
       dtype: "float32" or "bfloat16", what the result is stored as; None: the narrowest
         that keeps every stored bit.
       block_length: length of a block in tokens, where config.json does not name it.

@@ -141,6 +141,20 @@ def policies() -> None:
 
 
 @app.command()
+def drafts() -> None:
+    """List the draft functions; none of them changes the text."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from jaxdave.drafting.registry import listing
+
+    table = Table("draft", "what is drafted")
+    for name, summary in listing().items():
+        table.add_row(name, summary)
+    Console().print(table)
+
+
+@app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder; a killed run resumes from it.")],
     recipe: Annotated[str, typer.Option(help="Name of the recipe.")] = "demo",

@@ -40,7 +40,8 @@ class ModelConfig:
 
     Attributes:
         name: Name of the preset or checkpoint, for messages and file names.
-        family: The family whose file names, templates and decoding habits apply.
+        family: The family whose file names, templates and decoding habits apply, a
+            name of `jaxdave.io.families.FAMILIES`.
         num_layers: Transformer layers.
         hidden: Width of the residual stream.
         inter: Width inside the MLP.
@@ -74,7 +75,7 @@ class ModelConfig:
     """
 
     name: str
-    family: Literal["dream", "llada", "sdar", "fast-dllm-v2"]
+    family: str
     num_layers: int
     hidden: int
     inter: int

@@ -98,7 +98,13 @@ def take_step(
     """
     layout, policy = spec.layout, spec.policy
     view, block = _policy_view(spec, params, row, state, pred, hidden_WE)
-    next_W, memory = policy.step(view, state.memory)
+    stepped = policy.step(view, state.memory)
+    if not (isinstance(stepped, tuple) and len(stepped) == 2):
+        raise ValueError(
+            f"policy {policy.name!r}: its step must return (tokens_W, memory) and "
+            f"gave a {type(stepped).__name__}; see Policy.step"
+        )
+    next_W, memory = stepped
     if policy.scoring is not None:
         return _await_scores(spec, row, state, view, block, memory)
     # A policy may change nothing else, whatever it returns.

@@ -1,13 +1,21 @@
-"""Every draft function by name: registration, entry points, and a check.
+"""Registry of draft functions: registration, entry points, and a listing.
 
-A name stands for a maker, which sees what the decode is and returns a draft function
-for it. Draft functions of other packages are found through the entry-point group
+A module of this package registers a maker with `@register("name")`; nothing else needs
+to know it. A maker sees what the decode is (`DraftRequest`) and returns a draft
+function for it. Other packages add draft functions through the entry-point group
 `jaxdave.drafts`, whose names are those that `--draft` takes and whose values are draft
-functions. Nothing is imported before a draft function is asked for.
+functions:
+
+    [project.entry-points."jaxdave.drafts"]
+    my_draft = "my_package.drafts:my_draft"
+
+Nothing is imported before a draft function is asked for.
 """
 
 import functools
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +26,9 @@ if TYPE_CHECKING:
     from jaxdave.core.policy_api import Policy
     from jaxdave.drafting.tree_table import TreeTable
 
-ENTRY_POINTS = "jaxdave.drafts"
+ENTRY_POINT_GROUP = "jaxdave.drafts"
+FIRST_NAMES = ("tree", "nested", "copy")
+"""Draft functions that a listing begins with, known without importing anything."""
 
 
 class DraftRequest(NamedTuple):
@@ -44,42 +54,46 @@ class DraftRequest(NamedTuple):
 
 
 DraftMaker = Callable[[DraftRequest], "DraftFn"]
+_MAKERS: dict[str, DraftMaker] = {}
+"""Makers that `register` has seen, by name."""
 
 
-def _tree(request: DraftRequest) -> "DraftFn":
-    """The model's draft tree where one fits the decode, else nested drafts."""
-    from jaxdave.drafting.tree import tree_or_nested
+def register(name: str) -> Callable[[DraftMaker], DraftMaker]:
+    """Register a maker of draft functions, for `make_draft` and `listing`.
 
-    return tree_or_nested(
-        request.tables,
-        request.config,
-        request.policy,
-        block_length=request.block_length,
-        cache=request.cache,
-        temperature=request.temperature,
-    )
+    Args:
+        name: What `--draft` calls it.
 
+    Returns:
+        A decorator that returns the maker as it is. The first line of the maker's
+        docstring is shown by `listing`.
 
-def _nested(request: DraftRequest) -> "DraftFn":
-    """The policy itself, run ahead on the last prediction."""
-    from jaxdave.drafting.nested import nested
+    Example:
+        @register("nested")
+        def make_nested(request: DraftRequest) -> DraftFn:
+            ...
+    """
 
-    del request
-    return nested
+    def add(maker: DraftMaker) -> DraftMaker:
+        _MAKERS[name] = maker
+        return maker
 
-
-def _copy(request: DraftRequest) -> "DraftFn":
-    """The tree, and what the text repeats."""
-    from jaxdave.drafting import text_drafts
-    from jaxdave.drafting.guesses import with_guesses
-
-    if request.has_draft_text:
-        guess = text_drafts.user_text_or_prompt_lookup
-        return with_guesses(_tree(request), guess, reads_text=True)
-    return with_guesses(_tree(request), text_drafts.prompt_lookup)
+    return add
 
 
-_BUILT_IN: dict[str, DraftMaker] = {"tree": _tree, "nested": _nested, "copy": _copy}
+@functools.cache
+def makers() -> dict[str, DraftMaker]:
+    """The makers of this package by name.
+
+    Returns:
+        Makers by name: those of `FIRST_NAMES`, then the others by name.
+    """
+    # Importing a module registers its makers.
+    package = importlib.import_module("jaxdave.drafting")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"jaxdave.drafting.{module.name}")
+    first = {name: _MAKERS[name] for name in FIRST_NAMES}
+    return first | dict(sorted(_MAKERS.items()))
 
 
 @functools.cache
@@ -89,7 +103,40 @@ def names() -> tuple[str, ...]:
     Raises:
         ValueError: An entry point takes a name that is in use.
     """
-    return (*_BUILT_IN, *_entry_points())
+    return (*makers(), *_entry_points())
+
+
+def check_name(name: str) -> None:
+    """Check that a draft function has a name.
+
+    Args:
+        name: A word that a user gave.
+
+    Raises:
+        ValueError: There is none of that name; or as `names`.
+    """
+    if name not in FIRST_NAMES and name not in names():
+        raise ValueError(f"draft={name!r} is unknown; use {', '.join(names())}")
+
+
+def listing() -> dict[str, str]:
+    """What every draft function drafts, in one line.
+
+    Returns:
+        Summaries by name, in the order of `names`.
+
+    Raises:
+        ValueError: As `names`, or an entry point cannot be loaded or used.
+    """
+    documented: dict[str, Any] = dict(makers())
+    for name in _entry_points():
+        draft = _load_entry_point(name)
+        _check_draft(draft, name)
+        documented[name] = getattr(draft, "propose", draft)
+    return {
+        name: (inspect.getdoc(function) or "").partition("\n")[0]
+        for name, function in documented.items()
+    }
 
 
 def make_draft(draft: Any, request: DraftRequest) -> "DraftFn":
@@ -100,7 +147,7 @@ def make_draft(draft: Any, request: DraftRequest) -> "DraftFn":
         request: The decode that it is for.
 
     Returns:
-        The draft function. Where requests have draft texts, it reads them.
+        The draft function.
 
     Raises:
         ValueError: The name is unknown, its entry point cannot be loaded, or what was
@@ -109,32 +156,24 @@ def make_draft(draft: Any, request: DraftRequest) -> "DraftFn":
     from jaxdave.core.draft_api import as_draft_fn
 
     name = draft if isinstance(draft, str) else None
-    if name in _BUILT_IN:
-        draft = _BUILT_IN[name](request)
-    elif name is not None:
-        draft = _load_entry_point(name)
+    if name is not None:
+        check_name(name)
+        maker = makers().get(name)
+        draft = _load_entry_point(name) if maker is None else maker(request)
     _check_draft(draft, name)
-    draft = as_draft_fn(draft)
-    return _reading_text(draft) if request.has_draft_text else draft
-
-
-def _reading_text(draft: "DraftFn") -> "DraftFn":
-    from jaxdave.drafting import text_drafts
-    from jaxdave.drafting.guesses import with_guesses
-
-    if draft.reads_text:
-        return draft
-    return with_guesses(draft, text_drafts.user_text, reads_text=True)
+    return as_draft_fn(draft)
 
 
 @functools.cache
 def _entry_points() -> dict[str, metadata.EntryPoint]:
+    """The entry points of other packages by name."""
     points: dict[str, metadata.EntryPoint] = {}
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        if point.name in _BUILT_IN or point.name in points:
+    for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        if point.name in makers() or point.name in points:
             raise ValueError(
-                f"entry point {point.name!r} of {ENTRY_POINTS} ({point.value}) takes "
-                "the name of a draft function that is known; rename it in its package"
+                f"entry point {point.name!r} of {ENTRY_POINT_GROUP} ({point.value}) "
+                "takes the name of a draft function that is known; rename it in its "
+                "package"
             )
         points[point.name] = point
     return points
@@ -143,15 +182,14 @@ def _entry_points() -> dict[str, metadata.EntryPoint]:
 @functools.cache
 def _load_entry_point(name: str) -> Any:
     """One object per name, as compiled programs are found by it."""
-    point = _entry_points().get(name)
-    if point is None:
-        raise ValueError(f"draft={name!r} is unknown; use {', '.join(names())}")
+    point = _entry_points()[name]
+    # Foreign code is run here, which may raise anything, in any number of lines.
     try:
         return point.load()
     except Exception as error:
         raise ValueError(
-            f"entry point {name!r} of {ENTRY_POINTS} ({point.value}) cannot be "
-            f"loaded ({error}); mend or uninstall its package"
+            f"entry point {name!r} of {ENTRY_POINT_GROUP} ({point.value}) cannot be "
+            f"loaded ({' '.join(str(error).split())}); mend or uninstall its package"
         ) from error
 
 
@@ -166,5 +204,5 @@ def _check_draft(draft: Any, name: str | None) -> None:
         raise ValueError(
             f"draft={' '.join(label.split())[:80]} is no draft function, which takes "
             "(context, first, num_drafts); see jaxdave.core.draft_api, or use "
-            f"{', '.join(_BUILT_IN)}"
+            f"{', '.join(FIRST_NAMES)}"
         ) from None

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.draft_api import DraftContext
+from jaxdave.core.draft_api import DraftContext, DraftFn
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import RowState
-from jaxdave.drafting.guesses import TokenGuess
+from jaxdave.drafting.guesses import TokenGuess, with_guesses
+from jaxdave.drafting.registry import DraftRequest, register
+from jaxdave.drafting.tree import make_tree
 
 MAX_MATCH = 8
 """Tokens before the first open position that a match is counted by."""
@@ -82,6 +84,36 @@ def user_text_or_prompt_lookup(context: DraftContext) -> TokenGuess:
         jnp.where(is_user, user.token_L, lookup.token_L),
         jnp.where(is_user, user.odds, lookup.odds),
     )
+
+
+@register("copy")
+def make_copy(request: DraftRequest) -> DraftFn:
+    """The tree, and what the prompt or the text repeats.
+
+    Args:
+        request: The decode. Where its requests have draft texts, those are read too.
+
+    Returns:
+        A draft function.
+    """
+    if request.has_draft_text:
+        guess = user_text_or_prompt_lookup
+        return with_guesses(make_tree(request), guess, reads_text=True)
+    return with_guesses(make_tree(request), prompt_lookup)
+
+
+def reading_text(draft: DraftFn) -> DraftFn:
+    """A draft function that makes use of the user's draft text.
+
+    Args:
+        draft: A draft function that may not.
+
+    Returns:
+        The draft function itself if it reads the text, else with `user_text` beside it.
+    """
+    if draft.reads_text:
+        return draft
+    return with_guesses(draft, user_text, reads_text=True)
 
 
 def check_draft_texts(

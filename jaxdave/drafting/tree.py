@@ -18,6 +18,7 @@ from jaxdave.core.config import ModelConfig
 from jaxdave.core.draft_api import DraftContext, DraftFn, DraftSet, DraftState
 from jaxdave.core.policy_api import Policy
 from jaxdave.drafting.nested import nested
+from jaxdave.drafting.registry import DraftRequest, register
 from jaxdave.drafting.tree_table import (
     CONTEXT_SHAPE,
     MAX_PLACES,
@@ -196,3 +197,23 @@ def tree_or_nested(
     table = tables.get(table_key(config, block_length, cache))
     fits = policy == static(1) and temperature == 0
     return tree(table) if table is not None and fits else nested
+
+
+@register("tree")
+def make_tree(request: DraftRequest) -> DraftFn:
+    """The model's draft tree where one fits the decode, else nested drafts.
+
+    Args:
+        request: The decode.
+
+    Returns:
+        The draft function of `tree_or_nested`.
+    """
+    return tree_or_nested(
+        request.tables,
+        request.config,
+        request.policy,
+        block_length=request.block_length,
+        cache=request.cache,
+        temperature=request.temperature,
+    )

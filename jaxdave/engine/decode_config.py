@@ -235,8 +235,8 @@ class DecodeConfig(_Record):
     stop_last: bool = _field(False, "End tokens are the least confident of a block.")
     draft: Any = _field(
         "tree",
-        "tree (nested where the model is not calibrated), nested, or copy: "
-        "tree, and what the text repeats.",
+        "tree (nested where the model is not calibrated), nested, copy (tree, and "
+        "what the text repeats), or another; see `jaxdave drafts`.",
         type=str,
     )
     lossy: bool = _field(False, "Allow policies that speculate unverified.")
@@ -319,9 +319,8 @@ class DecodeConfig(_Record):
 def _check_names(c: DecodeConfig) -> None:
     if c.method not in METHODS:
         raise ValueError(f"method {c.method!r} is unknown; use {', '.join(METHODS)}")
-    if isinstance(c.draft, str) and c.draft not in draft_registry.names():
-        known = ", ".join(draft_registry.names())
-        raise ValueError(f"draft={c.draft!r} is unknown; use {known}")
+    if isinstance(c.draft, str):
+        draft_registry.check_name(c.draft)
     if c.numerics not in NUMERICS:
         raise ValueError(
             f"numerics={c.numerics!r} is unknown; use one of {', '.join(NUMERICS)}"

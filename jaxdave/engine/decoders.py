@@ -17,6 +17,7 @@ from jaxdave.core.model_api import ModelFns
 from jaxdave.core.policy_api import Policy
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.drafting.registry import DraftRequest, make_draft
+from jaxdave.drafting.text_drafts import reading_text
 from jaxdave.drafting.tree_table import TreeTable
 from jaxdave.engine.decode_config import CACHE_RULES as CACHE_RULES
 from jaxdave.engine.decode_config import MAX_DRAFT_STEPS as MAX_DRAFT_STEPS
@@ -255,6 +256,7 @@ def make_decoder(
         has_draft_text=has_draft_text,
     )
     draft = make_draft(config.draft, request)
+    draft = reading_text(draft) if has_draft_text else draft
     _check_hashable("draft", draft)
     drafted = _assemble(model_config, config, policy, draft, network)
     if config.method == "freedave":

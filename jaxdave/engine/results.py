@@ -310,6 +310,11 @@ def _read_row(
     steps = int(rows.n[index])
     # The public loop commits every block that holds a decoded position.
     decoded = np.flatnonzero(call[begin:end] >= 0)
+    if not len(decoded):
+        raise ValueError(
+            f"no token was committed in {steps} policy steps; a policy's step must "
+            "fill an open position whenever there is one"
+        )
     blocks = (begin + int(decoded[-1])) // length - begin // length + 1
     ids = tuple(int(t) for t in tokens[begin:last])
     return Completion(

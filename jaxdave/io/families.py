@@ -48,6 +48,8 @@ class Family:
         trained without blocks.
       stop_tokens: tokens that end an answer besides those that the files name.
       mask_token: the mask token's text, for folders whose files do not name it.
+      null_keys: keys of config.json that mean "as that other key" where they are null
+        or absent.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Family:
     block_length_key: str | None
     stop_tokens: tuple[str, ...]
     mask_token: str
+    null_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 _QWEN_KEYS: ConfigKeys = {
@@ -152,6 +155,7 @@ LLADA = Family(
     block_length_key=None,
     stop_tokens=("<|eot_id|>",),
     mask_token="<|mdm_mask|>",
+    null_keys={"n_kv_heads": "n_heads", "embedding_size": "vocab_size"},
 )
 # Qwen3's layers (norms on queries and keys), block-causal. TraDo has the same files.
 SDAR = Family(
@@ -275,12 +279,11 @@ def config_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fill_null_keys(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolves keys whose null means "as that other key", as LLaDA's class does."""
+    """Resolves keys whose null means "as that other key" (`Family.null_keys`)."""
     filled = dict(raw)
-    if family is LLADA:
-        for key, other in (("n_kv_heads", "n_heads"), ("embedding_size", "vocab_size")):
-            if filled.get(key) is None and other in filled:
-                filled[key] = filled[other]
+    for key, other in family.null_keys.items():
+        if filled.get(key) is None and other in filled:
+            filled[key] = filled[other]
     return filled
 
 

@@ -60,7 +60,7 @@ def model_config(
     max_vocab_size = min(vocabulary.size, fields["vocab_rows"])
     return ModelConfig(
         name=name,
-        family=family.name,  # type: ignore[arg-type]
+        family=family.name,
         block_length=_block_length(family, raw, folder, block_length),
         vocab_size=_vocab_size(raw, folder, max_vocab_size),
         mask_id=_mask_id(family, raw, folder, mask_id, vocabulary.id_of),

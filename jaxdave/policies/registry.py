@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from jaxdave.core.policy_api import Policy
 from jaxdave.policies.memoize import P, memoized
+from jaxdave.policies.validation import check_policy
 
 ENTRY_POINT_GROUP = "jaxdave.policies"
 _FIRST_NAMES = ("static", "left_to_right")
@@ -77,13 +78,16 @@ def _load_entry_point(
             f"entry point {where} takes the "
             "name of a policy that is known; rename it in its package"
         )
-    # Foreign code is run here, which may raise anything.
+    # Foreign code is run here, which may raise anything, in any number of lines.
     try:
-        return memoized(entry_point.load())
+        maker = entry_point.load()
+        if isinstance(maker, Policy):
+            raise TypeError("it is a Policy; name a function that returns it")
+        return memoized(maker)
     except Exception as error:
         raise ValueError(
             f"entry point {where} cannot be "
-            f"loaded ({error}); mend or uninstall its package"
+            f"loaded ({_one_line(error)}); mend or uninstall its package"
         ) from error
 
 
@@ -116,7 +120,7 @@ def listing() -> list[PolicyInfo]:
         One entry per policy, in the order of `makers`.
 
     Raises:
-        ValueError: As `makers`.
+        ValueError: As `makers`, or a maker cannot be used (see `register`).
 
     Example:
         >>> [entry.name for entry in listing()][:2]
@@ -169,18 +173,37 @@ def parse(text: str) -> Policy:
         policy = known_makers[name](**arguments)
         return policy if length is None else small_blocks(policy, length)
     except ValueError as error:
-        raise ValueError(f"policy {name!r}: {error}") from None
+        raise ValueError(f"policy {name!r}: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error, which may come from other packages, in one line."""
+    return " ".join(str(error).split())
 
 
 def _info(name: str, maker: Callable[..., Policy]) -> PolicyInfo:
-    """The entry of the listing for one maker."""
-    parameters = {
-        key: parameter.default
-        for key, parameter in inspect.signature(maker).parameters.items()
-    }
+    """The entry of the listing for one maker. Raises ValueError if it is unusable."""
+    parameters: dict[str, Any] = {}
+    for key, parameter in inspect.signature(maker).parameters.items():
+        # By type and not by isinstance: a bool is an int, and bool("False") is True.
+        if type(parameter.default) not in _TYPE_NAMES:
+            raise ValueError(
+                f"policy {name!r}: its maker's parameter {key} needs a default of type "
+                "int, float or str; give it one, e.g. 1"
+            )
+        parameters[key] = parameter.default
     # Makers are called with their defaults, as a policy alone knows if it is lossless.
+    # One of another package may raise anything.
+    try:
+        policy = maker()
+        check_policy(policy)
+    except Exception as error:
+        raise ValueError(
+            f"policy {name!r}: its maker gives no policy for its defaults "
+            f"({type(error).__name__}: {_one_line(error)}); mend the maker"
+        ) from error
     summary = (inspect.getdoc(maker) or "").partition("\n")[0]
-    return PolicyInfo(name, parameters, summary, maker().lossless)
+    return PolicyInfo(name, parameters, summary, policy.lossless)
 
 
 def _parse_parameter(name: str, part: str, defaults: dict[str, Any]) -> tuple[str, Any]:

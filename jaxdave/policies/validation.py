@@ -3,6 +3,7 @@
 Every message names the value, the rule that it breaks and a value that is usual.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -80,6 +81,14 @@ def check_choice(choices: Sequence[str], **values: str) -> None:
             )
 
 
+_ARGUMENTS = {
+    "step": ("view", "memory"),
+    "init": ("size", "width"),
+    "is_certain": ("view", "memory", "error_bound"),
+}
+"""What the functions of a policy are called with, in order."""
+
+
 def check_policy(policy: Any) -> None:
     """Check that an object can be decoded with as a `Policy`.
 
@@ -90,7 +99,8 @@ def check_policy(policy: Any) -> None:
         policy: What a caller gave as the policy.
 
     Raises:
-        ValueError: A field of `Policy` is missing, or is not of the kind it must be.
+        ValueError: A field of `Policy` is missing, is not of the kind it must be, or is
+            a function of other arguments.
     """
     # A repr may have several lines (arrays do); a message has one.
     text = " ".join(repr(policy).split())
@@ -100,17 +110,34 @@ def check_policy(policy: Any) -> None:
                 f"policy={text} has no {field!r}; give a Policy, e.g. "
                 "policies.static(1) or policies.parse('static')"
             )
-    for field in ("step", "init", "is_certain"):
+    for field, arguments in _ARGUMENTS.items():
         function = getattr(policy, field)
         is_optional = field == "is_certain"
-        if not (callable(function) or (is_optional and function is None)):
+        if is_optional and function is None:
+            continue
+        if not callable(function):
             _refuse(
                 policy, field, "a function, or None" if is_optional else "a function"
             )
+        if not _takes(function, arguments):
+            _refuse(policy, field, f"a function of ({', '.join(arguments)})")
     scoring = policy.scoring
     is_scoring = isinstance(scoring, CandidateScoring) and callable(scoring.score_fn)
     if not (scoring is None or is_scoring):
         _refuse(policy, "scoring", "a CandidateScoring with a score_fn, or None")
+
+
+def _takes(function: Any, arguments: Sequence[str]) -> bool:
+    """Whether a function can be called so, as far as its signature tells."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def _refuse(policy: Any, field: str, rule: str) -> None:

@@ -214,6 +214,23 @@ def test_drafts_of_other_packages_have_names(install):
         registry.names()
 
 
+def test_every_draft_function_says_what_it_drafts(install):
+    def mine(context, first, num_drafts):
+        """Mine.
+
+        More.
+        """
+        return nested.propose(context, first, num_drafts)
+
+    install(Point("mine", mine))
+    found = registry.listing()
+    assert tuple(found) == registry.names() and found["mine"] == "Mine."
+    assert all(summary.endswith(".") for summary in found.values())
+    install(Point("broken", ImportError("two\nlines")))
+    with pytest.raises(ValueError, match=r"loaded \(two lines\)"):
+        registry.listing()
+
+
 def test_every_option_says_its_help_once():
     for record in (DecodeConfig, LoadConfig):
         names = {field.name for field in dataclasses.fields(record)}

@@ -2,6 +2,8 @@
 
 import functools
 import math
+import sys
+import types
 from importlib import metadata
 
 import jax.numpy as jnp
@@ -218,11 +220,14 @@ def test_an_entry_point_adds_a_policy(entry_points, monkeypatch):
         ("mine", "math:no_such_maker", "no_such_maker"),
         ("mine", "math:pi", "is not a callable"),
         ("static", "math:exp", "name of a policy that is known; rename it"),
+        ("mine", "test_helper:POLICY", "it is a Policy; name a function that returns"),
     ],
 )
 def test_an_entry_point_that_cannot_be_used_is_named(
-    entry_points, name, value, message
+    entry_points, monkeypatch, name, value, message
 ):
+    module = types.SimpleNamespace(POLICY=policies.static(1))
+    monkeypatch.setitem(sys.modules, "test_helper", module)
     entry_points(**{name: value})
     for use in (makers, policies.listing, functools.partial(policies.parse, "static")):
         with pytest.raises(ValueError, match=message) as caught:
@@ -230,6 +235,68 @@ def test_an_entry_point_that_cannot_be_used_is_named(
         text = str(caught.value)
         assert f"entry point {name!r} of jaxdave.policies ({value})" in text
         assert "\n" not in text
+
+
+def without_default(count):
+    """A maker that cannot be called by name alone."""
+
+
+def of_a_flag(flag: bool = True):
+    """A maker whose parameter cannot be told from text."""
+
+
+def of_nothing():
+    """A maker that forgets to return."""
+
+
+def of_one_argument():
+    """A maker of a policy whose step has lost its memory."""
+    return Policy("mine", lambda view: view.tokens_W)  # pyright: ignore
+
+
+def raising():
+    """A maker that fails, in several lines."""
+    raise KeyError("first\nsecond")
+
+
+@pytest.mark.parametrize(
+    ("maker", "message"),
+    [
+        (without_default, "parameter count needs a default of type int, float or str"),
+        (of_a_flag, "parameter flag needs a default of type int, float or str"),
+        (of_nothing, "gives no policy for its defaults .*None has no 'name'"),
+        (of_one_argument, r"step=.* must be a function of \(view, memory\)"),
+        (raising, "gives no policy for its defaults .KeyError: .*; mend the maker"),
+    ],
+)
+def test_a_maker_that_cannot_be_used_is_named(
+    entry_points, monkeypatch, maker, message
+):
+    module = types.SimpleNamespace(maker=maker)
+    monkeypatch.setitem(sys.modules, "test_helper", module)
+    entry_points(mine="test_helper:maker")
+    assert policies.parse("static").name == "static(1)"
+    for use in (policies.listing, functools.partial(policies.parse, "mine")):
+        with pytest.raises(ValueError, match=f"policy 'mine': .*{message}") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (
+            lambda view, memory: view.tokens_W,
+            r"policy 'mine': its step must return \(tokens_W, memory\) and gave",
+        ),
+        (lambda view, memory: (view.tokens_W, memory), "no token was committed in"),
+    ],
+)
+def test_a_step_that_breaks_the_protocol_is_named(step, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        generate(freedave_over(Policy("mine", step)), weights(0), prompts_of([5], 0))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_maker_is_memoized_by_its_arguments_and_their_types():

@@ -173,6 +173,7 @@ def test_tied_ids_go_to_the_lowest_and_odds_count_the_unlisted():
 
 
 def test_every_policy_has_a_case():
+    """A new policy needs a case in `CASES`: its rule once more, in plain Python."""
     assert {policy.name.split("(")[0] for policy, *_ in CASES} == set(DIRECT)
 
 
