@@ -10,6 +10,7 @@ from jaxdave.core.draft_api import draft_params
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import RowState
 from jaxdave.decoding.verify import CallResult
+from jaxdave.drafting.validation import check_memory
 from jaxdave.sampling.predictions import predict_window
 
 
@@ -48,6 +49,7 @@ def commit(spec: DecodeSpec, params: Any, result: CallResult) -> RowState:
     )
     moved = _move_window(spec, params, result, committed, state.tokens_L)
     memory = spec.draft.update(draft_params(params), row.draft_memory, moved)
+    memory = check_memory(row.draft_memory, memory)
     return dataclasses.replace(moved, draft_memory=memory)
 
 
