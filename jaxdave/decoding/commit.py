@@ -10,6 +10,7 @@ from jaxdave.core.draft_api import draft_params
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import RowState
 from jaxdave.decoding.verify import CallResult
+from jaxdave.drafting.validation import check_memory
 from jaxdave.sampling.predictions import predict_window
 
 
@@ -54,6 +55,7 @@ def commit(spec: DecodeSpec, params: Any, result: CallResult) -> RowState:
     # that a rejected draft leaves no trace in it.
     moved = _move_window(spec, params, result, committed, state.tokens_L)
     memory = spec.draft.update(draft_params(params), row.draft_memory, moved)
+    memory = check_memory(row.draft_memory, memory)
     return dataclasses.replace(moved, draft_memory=memory)
 
 

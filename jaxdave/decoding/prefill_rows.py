@@ -52,7 +52,9 @@ def prefill_row(
     start = spec.layout.first_start(prompt.begin_B)
     sequence = prompt.tokens_BT, prompt.begin_B, start, prompt.end_B
     hidden_LE, cache = _evaluate_tokens(spec, call, params, sequence, prefill_length)
-    row = _initial_row(spec, params, prompt, hidden_LE)
+    row = empty_row(spec, prompt, hidden_LE)
+    memory = spec.draft.init(draft_params(params), row)
+    row = dataclasses.replace(row, draft_memory=memory)
     # What a trusted prefill has computed never has to be rechecked; of a fast one,
     # nothing is trusted, and a first recheck starts at position 0.
     verified_until = start if error_bound is None else jnp.int32(0)
@@ -125,10 +127,17 @@ def step_from_tokens(
     return commit(spec, params, result), pred_SW, evaluated
 
 
-def _initial_row(
-    spec: DecodeSpec, params: Any, prompt: PromptBatch, hidden_LE: jax.Array
-) -> RowState:
-    """A row before its first call; hidden_LE has the dtype and width of its vectors."""
+def empty_row(spec: DecodeSpec, prompt: PromptBatch, hidden_LE: jax.Array) -> RowState:
+    """A row before its first call, and before the draft function has seen it.
+
+    Args:
+        spec: What is decoded.
+        prompt: One prompt, without a batch axis.
+        hidden_LE: Has the dtype and width of the model's vectors.
+
+    Returns:
+        The row; its draft memory is ().
+    """
     layout, width = spec.layout, hidden_LE.shape[-1]
     zero, capacity = jnp.int32(0), prompt.tokens_BT.shape[0]
     # With a recheck call after every verify call there are two calls a position.
@@ -142,7 +151,7 @@ def _initial_row(
         call_T=jnp.full((capacity,), -1, jnp.int32),
         accepted_C=jnp.zeros((max_calls,), jnp.int32),
     )
-    row = RowState(
+    return RowState(
         tokens_T=prompt.tokens_BT,
         hidden_LE=jnp.zeros((layout.window_length, width), hidden_LE.dtype),
         pred=empty_prediction(spec),
@@ -163,8 +172,6 @@ def _initial_row(
         acceptance_counts=jnp.zeros((2,), jnp.float32),
         stats=stats,
     )
-    memory = spec.draft.init(draft_params(params), row)
-    return dataclasses.replace(row, draft_memory=memory)
 
 
 def _evaluate_tokens(

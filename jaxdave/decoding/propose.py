@@ -7,7 +7,6 @@ is the policy's own next state, and the others count only if the policy confirms
 import dataclasses
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +15,7 @@ from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import PolicyState, RowState, RuntimeParams
 from jaxdave.core.window import CacheRule
 from jaxdave.decoding.policy_step import choose_and_step, states_to_evaluate
+from jaxdave.drafting.validation import check_draft_set
 
 
 def propose(
@@ -73,8 +73,7 @@ def propose_all(spec: DecodeSpec, params: Any, row: RowState) -> DraftSet:
     )
     context = draft_context(spec, params, row)
     drafts = spec.draft.propose(context, first, spec.num_drafts)
-    chex.assert_shape(drafts.tokens_KNL, (spec.num_drafts, *first.tokens_NL.shape))
-    return drafts
+    return check_draft_set(drafts, first.tokens_NL.shape, spec.num_drafts)
 
 
 def draft_context(spec: DecodeSpec, params: Any, row: RowState) -> DraftContext:

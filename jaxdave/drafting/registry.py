@@ -53,6 +53,9 @@ class DraftRequest(NamedTuple):
     has_draft_text: bool
 
 
+_INIT = ("params", "row")
+_UPDATE = ("params", "memory", "row")
+
 DraftMaker = Callable[[DraftRequest], "DraftFn"]
 _MAKERS: dict[str, DraftMaker] = {}
 """Makers that `register` has seen, by name."""
@@ -139,6 +142,11 @@ def listing() -> dict[str, str]:
     }
 
 
+def is_built_in(draft: Any) -> bool:
+    """True for the name of a draft function of this package."""
+    return isinstance(draft, str) and draft in makers()
+
+
 def make_draft(draft: Any, request: DraftRequest) -> "DraftFn":
     """The draft function of a decode.
 
@@ -197,12 +205,26 @@ def _check_draft(draft: Any, name: str | None) -> None:
     """Refuse what cannot be a draft function, before it fails inside a trace."""
     # A draft function proposes by itself, or is a record whose `propose` does.
     propose = getattr(draft, "propose", draft)
-    label = repr(draft) if name is None else repr(name)
-    try:
-        inspect.signature(propose).bind("context", "first", "num_drafts")
-    except (TypeError, ValueError):
+    label = " ".join((repr(draft) if name is None else repr(name)).split())[:80]
+    if not _takes(propose, "context", "first", "num_drafts"):
         raise ValueError(
-            f"draft={' '.join(label.split())[:80]} is no draft function, which takes "
+            f"draft={label} is no draft function, which takes "
             "(context, first, num_drafts); see jaxdave.core.draft_api, or use "
             f"{', '.join(FIRST_NAMES)}"
-        ) from None
+        )
+    for part, names in (("init", _INIT), ("update", _UPDATE)):
+        function = getattr(draft, part, None)
+        if callable(function) and not _takes(function, *names):
+            raise ValueError(
+                f"draft={label} has an {part} of another signature than "
+                f"({', '.join(names)}); see DraftFn in jaxdave.core.draft_api"
+            )
+
+
+def _takes(function: Any, *names: str) -> bool:
+    """True if a function can be called with so many positional arguments."""
+    try:
+        inspect.signature(function).bind(*names)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -59,12 +59,13 @@ def check_params(spec: DecodeSpec, params: Any) -> None:
     if spec.draft.takes_params and not is_drafted:
         raise ValueError(
             f"params is a {type(params).__name__}, but the draft function takes "
-            "parameters of its own; give DraftedParams(model=..., draft=...)"
+            "parameters of its own; give DraftedParams(model=..., draft=...), or to a "
+            "Sampler draft_params=..."
         )
     if is_drafted and not spec.draft.takes_params:
         raise ValueError(
             "params is DraftedParams, but the draft function takes no parameters; give "
-            "the model's own, params.model"
+            "the model's own, params.model, and to a Sampler no draft_params"
         )
 
 

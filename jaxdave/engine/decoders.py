@@ -16,7 +16,8 @@ from jaxdave.core.draft_api import DraftFn
 from jaxdave.core.model_api import ModelFns
 from jaxdave.core.policy_api import Policy
 from jaxdave.core.spec import DecodeSpec
-from jaxdave.drafting.registry import DraftRequest, make_draft
+from jaxdave.decoding.draft_check import check_draft_fn
+from jaxdave.drafting.registry import DraftRequest, is_built_in, make_draft
 from jaxdave.drafting.text_drafts import reading_text
 from jaxdave.drafting.tree_table import TreeTable
 from jaxdave.engine.decode_config import CACHE_RULES as CACHE_RULES
@@ -216,6 +217,7 @@ def make_decoder(
     *,
     tables: Mapping[str, TreeTable] | None = None,
     has_draft_text: bool = False,
+    draft_params: Any = None,
     network: ModelFns | None = None,
 ) -> Decoder:
     """A decoder of a configuration.
@@ -226,6 +228,8 @@ def make_decoder(
         tables: The model's draft trees, such as `model.tables`; None: it has none.
         has_draft_text: Prompts come with texts that their answers may look like
             (`draft_text` of `generate`), which the draft function must then read.
+        draft_params: Parameters of a draft function that takes some, to check it with;
+            None: it is checked when a program is compiled.
         network: A stand-in for the model's functions, for tests.
 
     Returns:
@@ -233,7 +237,7 @@ def make_decoder(
 
     Raises:
         ValueError: The configuration does not fit the model, or its policy or draft
-            function is unknown or none.
+            function is unknown or none, or the draft function returns what it must not.
 
     Example:
         >>> from jaxdave.models.presets import preset
@@ -259,6 +263,7 @@ def make_decoder(
     draft = reading_text(draft) if has_draft_text else draft
     _check_hashable("draft", draft)
     drafted = _assemble(model_config, config, policy, draft, network)
+    _check_draft(drafted.spec, model_config, config, draft_params)
     if config.method == "freedave":
         return drafted
     if drafted.numerics == "exact":
@@ -399,3 +404,26 @@ def _decode_spec(
         exact=numerics == "exact",
         guarded=numerics == "guarded",
     )
+
+
+def _check_draft(
+    spec: DecodeSpec,
+    model_config: ModelConfig,
+    config: DecodeConfig,
+    draft_params: Any,
+) -> None:
+    """Refuse a draft function that returns what it must not."""
+    if is_built_in(config.draft):
+        return  # those are tested, and a check of a tree takes a twentieth of a second
+    # Shadow masks and guidance double the width of hidden vectors.
+    width = model_config.hidden * (2 if spec.policy.shadow else 1)
+    width *= 2 if config.guidance else 1
+    if not spec.draft.takes_params:
+        _check_draft_once(spec, width)
+    elif draft_params is not None:
+        check_draft_fn(spec, draft_params, width)
+
+
+@functools.lru_cache(maxsize=64)
+def _check_draft_once(spec: DecodeSpec, hidden_width: int) -> None:
+    check_draft_fn(spec, None, hidden_width)

@@ -15,7 +15,7 @@ from jaxdave.core.config import ModelConfig
 from jaxdave.core.draft_api import DraftedParams
 from jaxdave.drafting.tree_table import TreeTable
 from jaxdave.engine import generation
-from jaxdave.engine.batching import TokenIds, check_room
+from jaxdave.engine.batching import TokenIds, check_params, check_room
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.decoders import Decoder, make_decoder
 from jaxdave.engine.results import Result, TextCompletion
@@ -144,7 +144,8 @@ class Sampler:
             room = self.model.max_new_tokens
             config = dataclasses.replace(self.config, max_new_tokens=room)
             object.__setattr__(self, "config", config)
-        _ = self.decoder  # what does not fit the model is refused here
+        # What does not fit the model is refused here.
+        check_params(self.decoder.spec, self._params)
 
     def __call__(
         self,
@@ -276,7 +277,12 @@ class Sampler:
     def decoder(self) -> Decoder:
         """What `jaxdave.generate` takes to decode as this sampler does."""
         model = self.model
-        return make_decoder(model.config, self.config, tables=model.tables)
+        return make_decoder(
+            model.config,
+            self.config,
+            tables=model.tables,
+            draft_params=self.draft_params,
+        )
 
     @property
     def _params(self) -> Any:
