@@ -84,10 +84,20 @@ def read_token(
 
     Source: GRU, Cho et al., arXiv 1406.1078, with the reset gate after the product.
     """
-    # The three gates of a GRU side by side, [..., 3F]: reset, update, new.
-    x = params["embedding"][token] @ params["input"] + params["bias"].reshape(
-        (1,) * token.ndim + (-1,)
-    )
+    return read_input(params, hidden, token_input(params, token))
+
+
+def token_input(params: dict[str, jax.Array], token: jax.Array) -> jax.Array:
+    """What tokens [...] add to the gates, [..., 3 F], whatever was read before."""
+    bias = params["bias"].reshape((1,) * token.ndim + (-1,))
+    return params["embedding"][token] @ params["input"] + bias
+
+
+def read_input(
+    params: dict[str, jax.Array], hidden: jax.Array, x: jax.Array
+) -> jax.Array:
+    """`read_token` of a token's `token_input`."""
+    # The three gates of a GRU side by side, [..., 3 F]: reset, update, new.
     h = hidden @ params["hidden"]
     (reset_x, update_x, new_x), (reset_h, update_h, new_h) = (
         jnp.split(part, 3, axis=-1) for part in (x, h)
@@ -168,7 +178,8 @@ def draft_model(config: DraftModelConfig, base: DraftFn = nested) -> DraftFn:
         memory: DraftModelMemory = context.memory
         size = context.open_L.shape[0]
 
-        def ahead(hidden_F, index):
+        def ahead(carry, index):
+            hidden_F, probability = carry
             probability_V = jax.nn.softmax(next_logits(params, hidden_F))
             guessed = jnp.argmax(probability_V).astype(jnp.int32)
             # Past the end of the sequence JAX clamps the index; what is read there lies
@@ -176,10 +187,15 @@ def draft_model(config: DraftModelConfig, base: DraftFn = nested) -> DraftFn:
             actual = row.tokens_T[memory.length + index]
             is_open = actual == config.mask_id
             token = jnp.where(is_open, guessed, actual)
-            return read_token(params, hidden_F, token), (token, probability_V[guessed])
+            # A guess stands on those before it, which must all be right.
+            share = jnp.where(is_open, probability_V[guessed], 1.0)
+            probability = probability * share
+            hidden_F = read_token(params, hidden_F, token)
+            return (hidden_F, probability), (token, probability)
 
         index_L = jnp.arange(size, dtype=jnp.int32)
-        _, (token_L, probability_L) = jax.lax.scan(ahead, memory.hidden_F, index_L)
+        begin = memory.hidden_F, jnp.float32(1.0)
+        _, (token_L, probability_L) = jax.lax.scan(ahead, begin, index_L)
         # From "so many after what was read" to positions of the window.
         source_L = row.start + index_L - memory.length
         is_read_L = (source_L >= 0) & context.open_L
