@@ -138,8 +138,8 @@ def main() -> None:
     ids = model.config.vocab_rows, model.config.mask_id
     config, start = DraftModelConfig(*ids, args.features), time.perf_counter()
     params, losses = train(config, texts, args.steps)
-    told = f"{losses[0]:.2f} -> {np.mean(losses[-20:]):.2f} nats a token"
-    print(f"trained in {time.perf_counter() - start:.0f} s: {told}", flush=True)
+    change = f"{losses[0]:.2f} -> {np.mean(losses[-20:]):.2f} nats a token"
+    print(f"trained in {time.perf_counter() - start:.0f} s: {change}", flush=True)
     save(args.out, params)
     ways = samplers(model, config, safetensors.load_file(args.out), **settings)
     test = problem_sets.load(TEST_SETS[args.problems])[: args.test]

@@ -21,7 +21,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 def measure_identical_text(model: BenchModel, plan: Plan, book: ResultsBook) -> None:
-    """Take identical-text on the trained model, and count guard calls.
+    """Take identical-text on the trained model, and count rechecks.
 
     `bench.guard` and `bench.lossless` decode many more.
 
@@ -36,16 +36,16 @@ def measure_identical_text(model: BenchModel, plan: Plan, book: ResultsBook) -> 
     for numerics in ("exact", "guarded"):
         for dtype in DTYPES:
             rows = guard.compare_settings(loaded, dtype, prompts, 0.0, numerics)
-            total, same, calls, guards = (
+            total, same, calls, rechecks = (
                 sum(row[name] for row in rows)
-                for name in ("decodes", "identical", "calls", "guard calls")
+                for name in ("decodes", "identical", "calls", "rechecks")
             )
             what = f"{numerics}, {dtype}: identical of {total}"
             book.add(IDENTICAL_TEXT, model.label, what, same, f"{total}", same == total)
             if numerics == "guarded":
-                what = f"{numerics}, {dtype}: guard calls among all"
-                share = guards / calls
-                target = guard.MAX_GUARD_SHARE
+                what = f"{numerics}, {dtype}: rechecks among all calls"
+                share = rechecks / calls
+                target = guard.MAX_RECHECK_SHARE
                 book.add_at_most(IDENTICAL_TEXT, model.label, what, share, target)
 
 

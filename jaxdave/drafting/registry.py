@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxdave.core.signature import accepts
+
 if TYPE_CHECKING:
     from jaxdave.core.config import ModelConfig
     from jaxdave.core.draft_api import DraftFn
@@ -53,6 +55,7 @@ class DraftRequest(NamedTuple):
     has_draft_text: bool
 
 
+_PROPOSE = ("context", "first", "num_drafts")
 _INIT = ("params", "row")
 _UPDATE = ("params", "memory", "row")
 
@@ -206,25 +209,16 @@ def _check_draft(draft: Any, name: str | None) -> None:
     # A draft function proposes by itself, or is a record whose `propose` does.
     propose = getattr(draft, "propose", draft)
     label = " ".join((repr(draft) if name is None else repr(name)).split())[:80]
-    if not _takes(propose, "context", "first", "num_drafts"):
+    if not accepts(propose, _PROPOSE):
         raise ValueError(
             f"draft={label} is no draft function, which takes "
-            "(context, first, num_drafts); see jaxdave.core.draft_api, or use "
+            f"({', '.join(_PROPOSE)}); see jaxdave.core.draft_api, or use "
             f"{', '.join(FIRST_NAMES)}"
         )
     for part, names in (("init", _INIT), ("update", _UPDATE)):
         function = getattr(draft, part, None)
-        if callable(function) and not _takes(function, *names):
+        if callable(function) and not accepts(function, names):
             raise ValueError(
                 f"draft={label} has an {part} of another signature than "
                 f"({', '.join(names)}); see DraftFn in jaxdave.core.draft_api"
             )
-
-
-def _takes(function: Any, *names: str) -> bool:
-    """True if a function can be called with so many positional arguments."""
-    try:
-        inspect.signature(function).bind(*names)
-    except (TypeError, ValueError):
-        return False
-    return True

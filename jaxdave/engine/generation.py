@@ -84,7 +84,7 @@ def generate(
         >>> decoder = jaxdave.freedave(model.config, draft_steps=4, max_new_tokens=8)
         >>> prompt_ids = model.codec.encode_prompt("How many pens?")
         >>> result = jaxdave.generate(decoder, model.params, [prompt_ids])
-        >>> len(result.rows)
+        >>> len(result.completions)
         1
     """
     prepared = prepare(decoder, params, prompts, seed, requests, draft_text)

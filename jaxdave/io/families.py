@@ -141,7 +141,7 @@ DREAM = Family(
     stop_tokens=_CHATML_STOP_TOKENS,
     mask_token="<|mask|>",
 )
-# Tensor and key names of OLMo's code, from which LLaDA's is derived.
+# LLaDA has tensor and key names of its own; the others have Qwen's.
 LLADA = Family(
     name="llada",
     model_types=("llada",),

@@ -7,9 +7,8 @@ same repository.
 
 from jaxdave.core.config import ModelConfig
 
-# Dream and Fast-dLLM v2 (7B) were trained from Qwen2.5-7B and have
-# its shape. The embedding has more rows than the tokenizer has ids:
-# the rest is padding, as elsewhere below.
+# Dream and Fast-dLLM v2 (7B) have the shape of Qwen2.5-7B. The embedding has more rows
+# than the tokenizer has ids: the rest is padding, as elsewhere below.
 _QWEN25_7B = dict(
     num_layers=28,
     hidden=3584,
@@ -52,8 +51,7 @@ _LLADA = dict(
     stop_ids=(126081, 126348),
     max_positions=4096,
 )
-# SDAR has the shape of Qwen3 with its norms on
-# queries and keys; TraDo was trained from it.
+# SDAR has the shape of Qwen3, with its norms on queries and keys; TraDo has SDAR's.
 _SDAR = dict(
     family="sdar",
     heads=32,

@@ -3,12 +3,12 @@
 Every message names the value, the rule that it breaks and a value that is usual.
 """
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from jaxdave.core.policy_api import CandidateScoring, Policy
+from jaxdave.core.signature import accepts
 
 
 def check_count(usual: int, **values: int) -> None:
@@ -119,25 +119,12 @@ def check_policy(policy: Any) -> None:
             _refuse(
                 policy, field, "a function, or None" if is_optional else "a function"
             )
-        if not _takes(function, arguments):
+        if not accepts(function, arguments):
             _refuse(policy, field, f"a function of ({', '.join(arguments)})")
     scoring = policy.scoring
     is_scoring = isinstance(scoring, CandidateScoring) and callable(scoring.score_fn)
     if not (scoring is None or is_scoring):
         _refuse(policy, "scoring", "a CandidateScoring with a score_fn, or None")
-
-
-def _takes(function: Any, arguments: Sequence[str]) -> bool:
-    """Whether a function can be called so, as far as its signature tells."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return True
-    try:
-        signature.bind(*arguments)
-    except TypeError:
-        return False
-    return True
 
 
 def _refuse(policy: Any, field: str, rule: str) -> None:

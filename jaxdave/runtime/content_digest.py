@@ -13,10 +13,8 @@ import dis
 import enum
 import functools
 import hashlib
-import importlib.util
 import inspect
 import sys
-import sysconfig
 import types
 import typing
 from collections import OrderedDict
@@ -28,21 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-OWN_PACKAGE = "jaxdave"
-PROGRAM_PACKAGES = (
-    "core",
-    "runtime",
-    "numerics",
-    "sampling",
-    "policies",
-    "drafting",
-    "models",
-    "decoding",
-    "engine",
+from jaxdave.runtime.code_origin import (
+    OWN_PACKAGE,
+    VERSIONED_PACKAGES,
+    CodeOrigin,
+    code_origin,
 )
-"""Subpackages of jaxdave whose code can become part of a compiled decode."""
-VERSIONED_PACKAGES = ("jax", "jaxlib", "numpy", "flax", "chex", "ml_dtypes", "builtins")
-"""Packages whose functions are identified by name and the package's version."""
 
 
 class NotFingerprintable(Exception):
@@ -82,43 +71,6 @@ def content_digest(value: Any) -> bytes:
         raise NotFingerprintable(
             "it refers to objects that are nested too deeply; use arrays"
         ) from None
-
-
-class _Origin(enum.Enum):
-    """Where code comes from, which decides what identifies it."""
-
-    OWN = "a program package of jaxdave"
-    VERSIONED = "a versioned package or the standard library"
-    FOREIGN = "elsewhere"
-
-
-@functools.cache
-def _origin(module: str | None) -> _Origin:
-    """The origin of a module's code, by the module's full name."""
-    package, _, rest = (module or "").partition(".")
-    if package == OWN_PACKAGE:
-        # jaxdave.eval and its like are not in the source digest of programs.
-        is_digested = rest.split(".")[0] in PROGRAM_PACKAGES
-        return _Origin.OWN if is_digested else _Origin.FOREIGN
-    if package in VERSIONED_PACKAGES or _is_standard_library(package):
-        return _Origin.VERSIONED
-    return _Origin.FOREIGN
-
-
-def _is_standard_library(package: str) -> bool:
-    """True for Python's own modules, but not for a user's file of the same name."""
-    if package not in sys.stdlib_module_names:
-        return False
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        return False
-    if spec.origin in ("built-in", "frozen"):
-        return True
-    path = Path(spec.origin).resolve()
-    folders = (Path(sysconfig.get_path(key)) for key in ("stdlib", "platstdlib"))
-    return "site-packages" not in path.parts and any(
-        path.is_relative_to(folder.resolve()) for folder in folders
-    )
 
 
 class _Literal(NamedTuple):
@@ -305,11 +257,11 @@ def _public_name(value: Any) -> str | None:
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     if not isinstance(module, str) or not isinstance(name, str):
         return None
-    if _origin(module) is _Origin.FOREIGN:
+    if code_origin(module) is CodeOrigin.FOREIGN:
         return None
     if isinstance(value, types.FunctionType) and (
         # `functools.wraps` gives a foreign wrapper the name of what it wraps.
-        _origin(value.__globals__.get("__name__")) is _Origin.FOREIGN
+        code_origin(value.__globals__.get("__name__")) is CodeOrigin.FOREIGN
     ):
         return None
     is_named = isinstance(value, type)  # by its name even where that is hidden
@@ -328,7 +280,7 @@ def _public_name(value: Any) -> str | None:
 
 def _module_name(module: types.ModuleType) -> str:
     """The name of a known module that code uses as a value."""
-    if _origin(module.__name__) is _Origin.FOREIGN:
+    if code_origin(module.__name__) is CodeOrigin.FOREIGN:
         raise NotFingerprintable(
             f"module {module.__name__!r} is used as a value, so that what is used of "
             "it is not known; import the names that are needed from it"
@@ -355,8 +307,8 @@ def _module_source(module: types.ModuleType) -> bytes:
 
 def _function_parts(function: types.FunctionType) -> Iterator[Any]:
     home = function.__globals__.get("__name__")
-    origin = _origin(home)
-    if origin is _Origin.FOREIGN:
+    origin = code_origin(home)
+    if origin is CodeOrigin.FOREIGN:
         # Neither module nor line: the same text elsewhere is the same function.
         yield _Literal("foreign function")
     else:
@@ -372,10 +324,10 @@ def _function_parts(function: types.FunctionType) -> Iterator[Any]:
         except ValueError:
             yield _Literal("empty cell")
             continue
-        if origin is _Origin.FOREIGN:
+        if origin is CodeOrigin.FOREIGN:
             _refuse_impure(content)
         yield content
-    if origin is _Origin.FOREIGN:
+    if origin is CodeOrigin.FOREIGN:
         # Attributes set on a function may be read by its code. `__wrapped__` is not
         # content: the closure already leads to what is wrapped.
         yield {k: v for k, v in vars(function).items() if k != "__wrapped__"}
@@ -426,7 +378,7 @@ def _references(code: types.CodeType) -> Iterator[_Reference]:
             # The two instructions before an import
             # load its level and its list of names.
             level = steps[index - 2].argval
-            if level != 0 or _origin(step.argval) is _Origin.FOREIGN:
+            if level != 0 or code_origin(step.argval) is CodeOrigin.FOREIGN:
                 raise NotFingerprintable(
                     f"it imports {'.' * (level or 0)}{step.argval} when it is called; "
                     "import that at the top of the file"
@@ -470,7 +422,7 @@ def _attribute_parts(value: Any, attributes: tuple[str, ...]) -> Iterator[Any]:
     """A value; of a foreign module, its source and only the attribute that is read."""
     while (
         isinstance(value, types.ModuleType)
-        and _origin(value.__name__) is _Origin.FOREIGN
+        and code_origin(value.__name__) is CodeOrigin.FOREIGN
         and attributes
     ):
         # `jaxdave` itself only leads to its subpackages.
@@ -564,7 +516,7 @@ def _is_known_mapping(kind: type) -> bool:
     return (
         kind in (dict, OrderedDict, types.MappingProxyType)
         or kind.__module__.split(".")[0] in VERSIONED_PACKAGES
-        or _origin(kind.__module__) is _Origin.OWN
+        or code_origin(kind.__module__) is CodeOrigin.OWN
     )
 
 
@@ -578,7 +530,7 @@ def _instance_parts(value: Any) -> Iterator[Any]:
         yield _Literal(f"{kind.__module__}.{kind.__qualname__}")
         yield value.__wrapped__
         return
-    if _origin(kind.__module__) is _Origin.OWN:
+    if code_origin(kind.__module__) is CodeOrigin.OWN:
         yield kind
         if dataclasses.is_dataclass(value):
             yield from (getattr(value, f.name) for f in dataclasses.fields(value))

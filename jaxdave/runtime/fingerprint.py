@@ -28,9 +28,8 @@ from typing import Any
 
 import jax
 
+from jaxdave.runtime.code_origin import PROGRAM_PACKAGES, VERSIONED_PACKAGES
 from jaxdave.runtime.content_digest import (
-    PROGRAM_PACKAGES,
-    VERSIONED_PACKAGES,
     NotFingerprintable,
     content_digest,
 )

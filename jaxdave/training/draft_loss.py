@@ -72,7 +72,13 @@ def draft_loss(params: dict[str, jax.Array], texts: Texts) -> jax.Array:
         Nats per token, float32; 0 if nothing counts.
 
     Example:
-        loss, grads = jax.value_and_grad(draft_loss)(params, texts)
+        >>> from jaxdave.drafting.draft_model import DraftModelConfig
+        >>> from jaxdave.drafting.draft_model import init_draft_params
+        >>> params = init_draft_params(DraftModelConfig(12, 11, 4), seed=0)
+        >>> texts = pad_texts([[1, 2]], [[3, 4]])
+        >>> loss, grads = jax.value_and_grad(draft_loss)(params, texts)
+        >>> bool(loss > 0)
+        True
     """
     tokens_TB = texts.tokens_BT.T
     weight_TB = texts.is_answer_BT.T[1:].astype(jnp.float32)

@@ -130,7 +130,7 @@ def count_decoded(monkeypatch) -> dict[int, int]:
     decode = runner.generate
 
     def counting(**arguments):
-        counts[arguments["decoder"].spec.max_num_drafts] += len(arguments["prompts"])
+        counts[max(arguments["decoder"].spec.draft_steps)] += len(arguments["prompts"])
         return decode(**arguments)
 
     monkeypatch.setattr(runner, "generate", counting)

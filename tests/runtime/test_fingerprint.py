@@ -14,7 +14,8 @@ import pytest
 
 import jaxdave
 from jaxdave.runtime import fingerprint as fingerprint_module
-from jaxdave.runtime.content_digest import PROGRAM_PACKAGES, NotFingerprintable
+from jaxdave.runtime.code_origin import PROGRAM_PACKAGES
+from jaxdave.runtime.content_digest import NotFingerprintable
 from jaxdave.runtime.fingerprint import PACKAGE_ROOT, fingerprint, source_digest
 
 RULES = '''
