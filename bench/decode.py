@@ -23,6 +23,7 @@ import numpy as np
 from bench.harness import report, timing
 from bench.harness.loading import LoadedModel, load_model
 from bench.harness.network_only import DecodeBench
+from jaxdave.core.config import Numerics
 from jaxdave.demo_tasks import problem_sets
 from jaxdave.engine import generation
 from jaxdave.engine.decoders import NUMERICS, freedave, static
@@ -47,7 +48,8 @@ def measure_efficiency(
         A row of the table of efficiencies, and one of the table of times.
     """
     verify = [row.nfe.verify for row in bench.decode().completions]
-    batch_size, exact = len(verify), bench.decoder.spec.exact
+    batch_size = len(verify)
+    exact = bench.decoder.spec.numerics is Numerics.EXACT
     calls = sum(verify) / batch_size if exact else max(verify)
     parts = bench.compile_parts()
     timers = [bench.time_decode, bench.time_prefill]

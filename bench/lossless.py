@@ -73,7 +73,7 @@ class Case(NamedTuple):
 
     @property
     def num_decodes(self) -> int:
-        """Decodes of the case in the whole sweep."""
+        """Decode of the case in the whole sweep."""
         if self.source == "demo":
             return 900
         return NUM_RANDOM_MODELS * PROMPTS_PER_RANDOM_MODEL

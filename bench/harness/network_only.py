@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bench.harness.timing import time_call
+from jaxdave.core.config import Numerics
 from jaxdave.core.model_api import KVCache
 from jaxdave.core.state import DecodeState, RowState, squeeze_axis
 from jaxdave.decoding import loop as decode_loop
@@ -186,7 +187,9 @@ class DecodeBench:
             jnp.int32(spec.layout.mask_id),
         )
         network = spec.model
-        prefill = (spec.guarded and network.fast_prefill) or network.prefill
+        prefill = (
+            spec.numerics is Numerics.GUARDED and network.fast_prefill
+        ) or network.prefill
         hidden_LE, new_cache = prefill(
             params, tokens_T, row.begin, start, row.end, window, room
         )

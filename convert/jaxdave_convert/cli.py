@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command line and exits with its code.
+    """Run a command line and exit with its code.
 
     Args:
       argv: the arguments; None: those of this process.
@@ -82,7 +82,7 @@ def _convert(
     verify: int,
     overwrite: bool,
 ) -> None:
-    """Plans a conversion, and carries it out under a progress bar."""
+    """Plan a conversion, and carry it out under a progress bar."""
     from jaxdave_convert import conversion
 
     plan = conversion.make_plan(src, dst, options, overwrite)
@@ -101,7 +101,7 @@ def _convert(
 
 
 def _export(src: Path, out: Path) -> None:
-    """Exports a converted folder under a progress bar."""
+    """Export a converted folder under a progress bar."""
     from jaxdave_convert.exporting import export
 
     weights = src / "weights"
@@ -112,7 +112,7 @@ def _export(src: Path, out: Path) -> None:
 
 
 def describe(plan: "ConversionPlan") -> str:
-    """Describes what a conversion would do, as `--dry-run` prints it.
+    """Describe what a conversion would do, as `--dry-run` prints it.
 
     Args:
       plan: the conversion.
@@ -147,7 +147,7 @@ def _print_message(message: str) -> None:
 
 @contextmanager
 def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar of bytes on stderr, where that is a terminal."""
+    """Show a progress bar of bytes on stderr, where that is a terminal."""
     from rich import progress
     from rich.console import Console
 

@@ -38,7 +38,7 @@ def convert(
     verify_count: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Converts a PyTorch checkpoint to a folder that `jaxdave.load` reads.
+    """Convert a PyTorch checkpoint to a folder that `jaxdave.load` reads.
 
     Args:
       src: a folder in a family's Hugging Face layout, or a Hub id "owner/name".
@@ -72,7 +72,7 @@ def convert(
 def make_plan(
     src: str, dst: Path, options: ConversionOptions, overwrite: bool
 ) -> ConversionPlan:
-    """Checks the destination, then plans the conversion.
+    """Check the destination, then plan the conversion.
 
     Args:
       src: a folder or a Hub id, which is fetched.
@@ -98,7 +98,7 @@ def run_plan(
     on_progress: OnProgress = ignore_progress,
     on_message: OnMessage = lambda message: None,
 ) -> None:
-    """Carries out a conversion; the destination appears complete or not at all.
+    """Carry out a conversion; the destination appears complete or not at all.
 
     Args:
       plan: the conversion.
@@ -136,7 +136,7 @@ def run_plan(
 
 
 def check_destination(dst: Path, overwrite: bool) -> None:
-    """Checks that a destination is free, or a conversion that may be replaced.
+    """Check that a destination is free, or a conversion that may be replaced.
 
     Args:
       dst: the folder to make.
@@ -165,7 +165,7 @@ def _fill_folder(
     on_progress: OnProgress,
     on_message: OnMessage,
 ) -> None:
-    """Makes the whole checkpoint in the work folder, from where the last run ended."""
+    """Make the whole checkpoint in the work folder, from where the last run ended."""
     # 1. Take up the last run of this very conversion, or start with empty arrays.
     finished = resume_record.read_record(work, plan)
     if finished is None:
@@ -211,7 +211,7 @@ def _convert_shard(
     mark: dict,
     on_progress: OnProgress,
 ) -> FinishedShard:
-    """Copies one weight file and checks that it was what it is recorded to be."""
+    """Copy one weight file and check that it was what it is recorded to be."""
     tied_head = plan.tied_head
     embedding = plan.family.tensor_names["embedding"]
     folder = plan.source.folder
@@ -239,7 +239,7 @@ def _convert_shard(
 def _check_tied_head(
     plan: ConversionPlan, finished: Mapping[str, FinishedShard]
 ) -> None:
-    """Checks by their hashes that a stored head equals the embedding."""
+    """Check by their hashes that a stored head equals the embedding."""
     # The two tensors may be in different weight files.
     hashes = {
         name: sha256
@@ -254,7 +254,7 @@ def _check_tied_head(
 
 
 def _check_space(plan: ConversionPlan, parent: Path, work: Path) -> None:
-    """Refuses to begin where the disk has too little space for the weights."""
+    """Refuse to begin where the disk has too little space for the weights."""
     # What an earlier run left in the work folder is used or replaced.
     present = sum(p.stat().st_size for p in work.rglob("*")) if work.exists() else 0
     needed, free = plan.bytes_written - present, shutil.disk_usage(parent).free

@@ -26,7 +26,7 @@ _BUFFER_BYTES = 8 << 20
 
 
 def export(src: Path, out: Path, on_progress: OnProgress = ignore_progress) -> None:
-    """Writes a checkpoint that PyTorch code loads, under the original names.
+    """Write a checkpoint that PyTorch code loads, under the original names.
 
     A tensor gets its original dtype back, unless the conversion narrowed it. Where it
     narrowed none, every file is byte for byte the original.
@@ -73,7 +73,7 @@ def _fill_folder(
     record: Mapping[str, Any],
     on_progress: OnProgress,
 ) -> None:
-    """Writes all files of the checkpoint into the work folder."""
+    """Write all files of the checkpoint into the work folder."""
     family = families.FAMILIES[config.family]
     targets = families.checkpoint_tensors(family, config)
     grids = zarr_layout.tensor_grids(family, config, targets)
@@ -113,7 +113,7 @@ def _fill_folder(
 def _narrow_header(
     header: bytes, tensors: tuple[TensorEntry, ...], dtype: str
 ) -> bytes:
-    """Rewrites a header for bfloat16 tensors where the original had wider ones."""
+    """Rewrite a header for bfloat16 tensors where the original had wider ones."""
     is_lossless = all(DTYPE_NAMES[tensor.dtype] == dtype for tensor in tensors)
     if dtype == "float32" or is_lossless:
         return header
@@ -131,7 +131,7 @@ def _write_shard(
     dtype: str,
     on_progress: OnProgress,
 ) -> str:
-    """Writes one weight file; returns its sha256."""
+    """Write one weight file; returns its sha256."""
     hasher = hashlib.sha256(header)
     weights = src / orbax_io.WEIGHTS
     with path.open("wb") as file:
@@ -149,7 +149,7 @@ def _write_shard(
 
 
 def _read_rows(weights: Path, grid: ChunkGrid, dtype: str) -> Iterator[np.ndarray]:
-    """Yields a tensor [out, in] in runs of rows, put together from its chunks."""
+    """Yield a tensor [out, in] in runs of rows, put together from its chunks."""
     item = np.dtype(DTYPES[dtype])
     # A tensor [out, in] was cut into a grid of chunks; each row of the grid gives a run
     # of rows, read in buffers and joined along the columns.
@@ -168,7 +168,7 @@ def _read_rows(weights: Path, grid: ChunkGrid, dtype: str) -> Iterator[np.ndarra
 
 
 def _copy_sidecars(src: Path, work: Path, record: Mapping[str, Any]) -> None:
-    """Copies the files beside the weights, the originals where there are two."""
+    """Copy the files beside the weights, the originals where there are two."""
     for name in record["sidecars"]:
         original = src / SOURCE_FOLDER / name
         shutil.copyfile(original if original.exists() else src / name, work / name)
@@ -177,7 +177,7 @@ def _copy_sidecars(src: Path, work: Path, record: Mapping[str, Any]) -> None:
 
 
 def _rename_dtype(path: Path, dtype: str) -> None:
-    """Lets config.json name the dtype that the weights now have."""
+    """Let config.json name the dtype that the weights now have."""
     raw = json.loads(path.read_text(encoding="utf-8"))
     keys = [key for key in ("torch_dtype", "dtype") if key in raw] or ["torch_dtype"]
     orbax_io.write_json(path, {**raw, **dict.fromkeys(keys, dtype)})

@@ -24,7 +24,7 @@ _UNCHANGED_FILES = (*TOKENIZER_FILES, GENERATION_FILE, "tokenizer.model")
 
 
 def write_metadata(work: Path, plan: ConversionPlan, hashes: dict[str, str]) -> None:
-    """Writes all files but the weights.
+    """Write all files but the weights.
 
     config.json comes last: only with it does the folder load.
 
@@ -61,7 +61,7 @@ def write_metadata(work: Path, plan: ConversionPlan, hashes: dict[str, str]) -> 
 def _manifest(
     plan: ConversionPlan, hashes: dict[str, str], shards: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """Builds the record of where the folder came from."""
+    """Build the record of where the folder came from."""
     folder = plan.source.folder
     sidecar_hashes = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()

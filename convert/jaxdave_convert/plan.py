@@ -73,7 +73,7 @@ class ConversionPlan:
 
 
 def plan_conversion(src: str, options: ConversionOptions) -> ConversionPlan:
-    """Plans the conversion of a folder or Hub id.
+    """Plan the conversion of a folder or Hub id.
 
     Only headers and JSON files are read.
 
@@ -150,7 +150,7 @@ def _mismatches(
     tied_head: str | None,
     is_broken: bool,
 ) -> list[str]:
-    """Lists every difference between stored and expected tensors."""
+    """List every difference between stored and expected tensors."""
     stored: dict[str, tuple[str, TensorEntry]] = {
         tensor.name: (shard.file, tensor)
         for shard in source.shards

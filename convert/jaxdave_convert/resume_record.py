@@ -45,7 +45,7 @@ class FinishedShard:
 
 
 def work_folder(dst: Path) -> Path:
-    """Names the hidden folder in which a destination is made.
+    """Name the hidden folder in which a destination is made.
 
     Args:
       dst: the destination.
@@ -58,7 +58,7 @@ def work_folder(dst: Path) -> Path:
 
 @contextlib.contextmanager
 def lock_folder(work: Path) -> Iterator[None]:
-    """Holds a work folder for this process; makes it where it does not exist.
+    """Hold a work folder for this process; makes it where it does not exist.
 
     Args:
       work: the folder.
@@ -80,7 +80,7 @@ def lock_folder(work: Path) -> Iterator[None]:
 
 
 def read_record(work: Path, plan: ConversionPlan) -> dict[str, FinishedShard] | None:
-    """Reads which weight files are finished.
+    """Read which weight files are finished.
 
     Args:
       work: the work folder.
@@ -103,7 +103,7 @@ def read_record(work: Path, plan: ConversionPlan) -> dict[str, FinishedShard] | 
 def write_record(
     work: Path, plan: ConversionPlan, finished: dict[str, FinishedShard]
 ) -> None:
-    """Records which weight files are finished.
+    """Record which weight files are finished.
 
     Args:
       work: the work folder.
@@ -117,7 +117,7 @@ def write_record(
 
 
 def clear_folder(work: Path) -> None:
-    """Empties a work folder except for its lock.
+    """Empty a work folder except for its lock.
 
     Args:
       work: the folder, locked.
@@ -130,7 +130,7 @@ def clear_folder(work: Path) -> None:
 
 
 def remove_record(work: Path) -> None:
-    """Removes from a complete checkpoint what only its making needed.
+    """Remove from a complete checkpoint what only its making needed.
 
     Args:
       work: the folder.
@@ -140,7 +140,7 @@ def remove_record(work: Path) -> None:
 
 
 def file_mark(folder: Path, shard: Shard) -> dict[str, Any]:
-    """Identifies the present state of a weight file without reading it.
+    """Identify the present state of a weight file without reading it.
 
     Args:
       folder: the source's folder.

@@ -58,7 +58,7 @@ class Shard:
 
 
 def read_shard(path: Path, file: str) -> Shard:
-    """Reads the header of a safetensors file.
+    """Read the header of a safetensors file.
 
     Args:
       path: the file.
@@ -90,7 +90,7 @@ def read_shard(path: Path, file: str) -> Shard:
 
 
 def parse_header(header: bytes) -> dict[str, Any]:
-    """Parses the JSON object of a header.
+    """Parse the JSON object of a header.
 
     Args:
       header: the header's raw bytes, length included.
@@ -105,7 +105,7 @@ def parse_header(header: bytes) -> dict[str, Any]:
 
 
 def parse_strict_json(content: bytes) -> dict[str, Any]:
-    """Parses a JSON object in which no key may come twice, at any depth.
+    """Parse a JSON object in which no key may come twice, at any depth.
 
     JSON parsers take the last of two equal keys in silence; another program may take
     the first.
@@ -143,7 +143,7 @@ def parse_strict_json(content: bytes) -> dict[str, Any]:
 def build_header(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> bytes:
-    """Builds the header of a file.
+    """Build the header of a file.
 
     Args:
       tensors: tensor name -> (dtype, shape), in the order of the file.
@@ -172,7 +172,7 @@ def build_header(
 
 
 def parse_tensors(header: bytes, file: str) -> tuple[TensorEntry, ...]:
-    """Parses the tensors of a header.
+    """Parse the tensors of a header.
 
     Args:
       header: the header's raw bytes, length included.
@@ -207,7 +207,7 @@ def parse_tensors(header: bytes, file: str) -> tuple[TensorEntry, ...]:
 
 
 def _parse_tensor(name: str, entry: Mapping[str, Any], data_start: int) -> TensorEntry:
-    """Parses one entry, whose offsets count from the end of the header."""
+    """Parse one entry, whose offsets count from the end of the header."""
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     first, last = entry["data_offsets"]
     counts = (*shape, first, last)

@@ -64,7 +64,7 @@ def copy_shard(
     hashed: Collection[str] = (),
     on_progress: OnProgress = ignore_progress,
 ) -> ShardHashes:
-    """Writes the chunk files of a weight file's tensors and waits for the disk.
+    """Write the chunk files of a weight file's tensors and wait for the disk.
 
     Args:
       path: the weight file.
@@ -121,7 +121,7 @@ def copy_shard(
 
 
 def block_rows(tensor: TensorEntry, grid: ChunkGrid) -> list[int]:
-    """Divides a tensor's rows into blocks that are read at a time.
+    """Divide a tensor's rows into blocks that are read at a time.
 
     Args:
       tensor: the tensor.
@@ -137,7 +137,7 @@ def block_rows(tensor: TensorEntry, grid: ChunkGrid) -> list[int]:
 
 
 def rows_of(view: memoryview, stored: str, cols: int, dtype: str) -> np.ndarray:
-    """Interprets bytes of a weight file as rows of a tensor.
+    """Interpret bytes of a weight file as rows of a tensor.
 
     Args:
       view: whole rows, as they are in the file.
@@ -159,7 +159,7 @@ def _read_safetensors(
     hasher: Any,
     on_progress: OnProgress,
 ) -> Iterator[memoryview]:
-    """Yields a file's data in blocks; a block is valid until the next one is taken.
+    """Yield a file's data in blocks; a block is valid until the next one is taken.
 
     While the caller writes, a thread hashes. It may lag by some buffers, so that on a
     busy machine neither waits for the other to be scheduled.
@@ -193,7 +193,7 @@ def _wait(future: Future | None) -> None:
 
 
 def _read_into(file: Any, view: memoryview, path: Path) -> None:
-    """Fills a buffer; an unbuffered file may return less than was asked for."""
+    """Fill a buffer; an unbuffered file may return less than was asked for."""
     while view:
         count = file.readinto(view)
         if not count:
@@ -208,7 +208,7 @@ def _read_bin(
     hasher: Any,
     on_progress: OnProgress,
 ) -> Iterator[memoryview]:
-    """Yields the data of a .bin file in blocks; the file is hashed before."""
+    """Yield the data of a .bin file in blocks; the file is hashed before."""
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BUFFER_BYTES):
             hasher.update(block)
@@ -233,7 +233,7 @@ def _write_chunks(
     grid: ChunkGrid,
     weights: Path,
 ) -> list[Path]:
-    """Writes one tensor's chunk files, each from beginning to end; returns them."""
+    """Write one tensor's chunk files, each from beginning to end; returns them."""
     written = []
     for row in range(grid.row_parts):
         paths = [weights / grid.file(row, col) for col in range(grid.col_parts)]
@@ -248,7 +248,7 @@ def _write_chunks(
 
 
 def _write_columns(array: np.ndarray, files: Sequence[BinaryIO]) -> None:
-    """Cuts rows into as many runs of columns as there are files and appends those."""
+    """Cut rows into as many runs of columns as there are files and append those."""
     width = array.shape[1] // len(files)
     for col, file in enumerate(files):
         part = array[:, col * width : (col + 1) * width]
@@ -256,7 +256,7 @@ def _write_columns(array: np.ndarray, files: Sequence[BinaryIO]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file is on the disk, and returns its memory to the kernel.
+    """Wait until a file is on the disk, and return its memory to the kernel.
 
     A model's worth of cached pages would push out all others, and making room for
     them takes the kernel longer than copying does.

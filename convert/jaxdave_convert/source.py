@@ -52,7 +52,7 @@ class CheckpointSource:
 
 
 def open_source(src: str) -> tuple[CheckpointSource, list[str]]:
-    """Opens a folder or Hub id for conversion.
+    """Open a folder or Hub id for conversion.
 
     Args:
       src: a folder, or a Hub id "owner/name", which is fetched.
@@ -110,7 +110,7 @@ def _weight_file_names(folder: Path) -> tuple[str, str]:
 def _read_index(
     folder: Path, index_file: str
 ) -> tuple[dict[str, str] | None, list[str], dict[str, str]]:
-    """Reads tensor -> file (None without an index), problems, and recorded hashes."""
+    """Read tensor -> file (None without an index), problems, and recorded hashes."""
     path = folder / index_file
     if not path.exists():
         return None, [], {}
@@ -136,7 +136,7 @@ def _read_index(
 def _read_shards(
     folder: Path, files: list[str], problems: list[str]
 ) -> tuple[Shard, ...]:
-    """Reads the header of every weight file; adds to `problems`."""
+    """Read the header of every weight file; adds to `problems`."""
     shards = []
     for file in files:
         if not is_inside(folder, file):
@@ -160,7 +160,7 @@ def _check_against_index(
     suffix: str,
     problems: list[str],
 ) -> None:
-    """Adds files and tensors that contradict the index, or come twice, to `problems`.
+    """Add files and tensors that contradict the index, or come twice, to `problems`.
 
     `suffix` is that of weight files.
     """

@@ -22,7 +22,7 @@ _DTYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF
 
 
 def read_shard(path: Path, file: str) -> Shard:
-    """Reads the tensors of a .bin file.
+    """Read the tensors of a .bin file.
 
     Args:
       path: the file.
@@ -58,7 +58,7 @@ def read_shard(path: Path, file: str) -> Shard:
 
 
 def load_tensors(path: Path, file: str) -> dict[str, Any]:
-    """Loads a .bin file, mapped into memory where the file allows it.
+    """Load a .bin file, mapped into memory where the file allows it.
 
     Args:
       path: the file.
@@ -93,7 +93,7 @@ def load_tensors(path: Path, file: str) -> dict[str, Any]:
 def tensor_blocks(
     path: Path, file: str, byte_counts: Mapping[str, Sequence[int]]
 ) -> Iterator[memoryview]:
-    """Yields the bytes of every tensor in turn.
+    """Yield the bytes of every tensor in turn.
 
     Args:
       path: the .bin file.
@@ -118,7 +118,7 @@ def tensor_blocks(
 
 
 def safetensors_name(file: str) -> str:
-    """Names the safetensors file that a .bin file is exported as.
+    """Name the safetensors file that a .bin file is exported as.
 
     Args:
       file: name of the .bin file.

@@ -22,7 +22,7 @@ _SEED = 0
 
 
 def verify_tensors(plan: ConversionPlan, folder: Path, count: int) -> None:
-    """Compares a sample of converted tensors with the source.
+    """Compare a sample of converted tensors with the source.
 
     Also compares Orbax's own metadata with the tree of parameters, and opens the
     tokenizer if any tensor is compared. One tensor is in memory at a time.
@@ -54,7 +54,7 @@ def verify_tensors(plan: ConversionPlan, folder: Path, count: int) -> None:
 
 
 def _check_tree(plan: ConversionPlan, folder: Path) -> None:
-    """Compares the shapes in Orbax's metadata with those of the parameters."""
+    """Compare the shapes in Orbax's metadata with those of the parameters."""
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
@@ -69,7 +69,7 @@ def _check_tree(plan: ConversionPlan, folder: Path) -> None:
 def _is_equal(
     plan: ConversionPlan, folder: Path, shard: Shard, tensor: TensorEntry
 ) -> bool:
-    """Compares one tensor's bits, so that signs of zero and NaNs count too."""
+    """Compare one tensor's bits, so that signs of zero and NaNs count too."""
     import tensorstore
 
     target = plan.targets[tensor.name]
@@ -90,7 +90,7 @@ def _is_equal(
 
 
 def _read_source(plan: ConversionPlan, shard: Shard, tensor: TensorEntry) -> np.ndarray:
-    """Reads one tensor of the source, cast to the dtype of the conversion."""
+    """Read one tensor of the source, cast to the dtype of the conversion."""
     path = plan.source.folder / shard.file
     if path.suffix == ".bin":
         byte_counts = {t.name: [t.size] for t in shard.tensors}

@@ -56,7 +56,7 @@ class ChunkGrid:
     col_parts: int
 
     def file(self, row: int, col: int) -> str:
-        """Names the file of a chunk.
+        """Name the file of a chunk.
 
         Args:
           row: index of the chunk along the rows, below `row_parts`.
@@ -90,7 +90,7 @@ class ChunkGrid:
 
 
 def chunk_grid(target: TensorTarget) -> ChunkGrid:
-    """Decides how a tensor is cut.
+    """Decide how a tensor is cut.
 
     Args:
       target: the place and the shape of the tensor.
@@ -126,7 +126,7 @@ def chunk_grid(target: TensorTarget) -> ChunkGrid:
 def tensor_grids(
     family: Family, config: ModelConfig, targets: Mapping[str, TensorTarget]
 ) -> dict[str, ChunkGrid]:
-    """Decides how every tensor of a checkpoint is cut.
+    """Decide how every tensor of a checkpoint is cut.
 
     Args:
       family: the layout of the checkpoint.
@@ -145,7 +145,7 @@ def tensor_grids(
 
 
 def make_empty_arrays(folder: Path, plan: ConversionPlan) -> None:
-    """Makes folder/weights, an Orbax checkpoint whose arrays have no chunks yet.
+    """Make folder/weights, an Orbax checkpoint whose arrays have no chunks yet.
 
     Args:
       folder: the folder that is being made.
@@ -191,7 +191,7 @@ def _orbax_files(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str,
 
 
 def _with_shapes(content: bytes, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-    """Puts the true shapes into Orbax's metadata of the tree."""
+    """Put the true shapes into Orbax's metadata of the tree."""
     metadata = json.loads(content)
     for entry in metadata["tree_metadata"].values():
         path = "/".join(key["key"] for key in entry["key_metadata"])
@@ -201,7 +201,7 @@ def _with_shapes(content: bytes, shapes: Mapping[str, tuple[int, ...]]) -> bytes
 
 @contextlib.contextmanager
 def _absl_warnings_off() -> Iterator[None]:
-    """Silences Orbax's warning that a checkpoint of plain arrays needs no merging."""
+    """Silence Orbax's warning that a checkpoint of plain arrays needs no merging."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from jaxdave.cli.prompts import Request, encode
+from jaxdave.core.config import Numerics
 from jaxdave.engine.decode_config import DecodeConfig, LoadConfig
 from jaxdave.engine.results import TextCompletion
 from jaxdave.engine.sampler import Sampler
@@ -55,7 +56,7 @@ def run(
 
 def _slot_probe(sampler: Sampler) -> bool | None:
     """True if drafts cannot change the text on this backend; None unless exact."""
-    if not sampler.decoder.spec.exact:
+    if sampler.decoder.spec.numerics is not Numerics.EXACT:
         return None
     from jaxdave.engine.bitwise_check import slot_probe
 

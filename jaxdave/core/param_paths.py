@@ -11,7 +11,7 @@ import jax
 
 
 def param_path(key_path: jax.tree_util.KeyPath) -> str:
-    """Turns a JAX key path into a parameter path.
+    """Turn a JAX key path into a parameter path.
 
     Args:
       key_path: keys from the root to a leaf, as `jax.tree_util.tree_map_with_path` and
@@ -31,7 +31,7 @@ def param_path(key_path: jax.tree_util.KeyPath) -> str:
 def leaves_by_path(
     params: Any, is_leaf: Callable[[Any], bool] | None = None
 ) -> dict[str, Any]:
-    """Flattens a parameter tree to a dict.
+    """Flatten a parameter tree to a dict.
 
     Args:
       params: any pytree.

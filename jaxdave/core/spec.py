@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxdave.core.config import SamplingConfig
+from jaxdave.core.config import Numerics, SamplingConfig
 from jaxdave.core.draft_api import DraftFn
 from jaxdave.core.model_api import ModelFns
 from jaxdave.core.policy_api import Policy
@@ -26,10 +26,10 @@ class DecodeSpec:
             among which the loop chooses before every call.
         num_drafts: How many drafts the calls traced with this spec carry, one of
             `draft_steps`.
-        exact: Rows are computed one after another by one body of fixed shape, so that a
-            row's bits do not depend on its neighbours; otherwise side by side.
-        guarded: Side by side, and decisions that are too close to call are evaluated
-            again in the trusted shape, as under `exact`.
+        numerics: Under exact numerics rows are computed one after another by one body
+            of fixed shape, so that a row's bits do not depend on its neighbours;
+            otherwise side by side. Under guarded numerics decisions that are too close
+            to call are evaluated again in that trusted shape.
     """
 
     model: ModelFns
@@ -39,8 +39,7 @@ class DecodeSpec:
     sampling: SamplingConfig
     draft_steps: tuple[int, ...]
     num_drafts: int
-    exact: bool
-    guarded: bool = False
+    numerics: Numerics
 
     @property
     def used_length(self) -> int:

@@ -156,8 +156,7 @@ def query_model(
     else:
         tokens = query
         result = model.forward(params, tokens, row.start, row.end, cache)
-    # [M, P, E] or [S, L, E]: a model from elsewhere
-    # is caught here, not in a reshape later.
+    # [M, P, E] or [S, L, E]: a model from elsewhere is caught here, not in a reshape.
     chex.assert_shape(result[0], (*tokens.shape, None))
     return result
 
@@ -264,6 +263,21 @@ def distinct_block_states(
 ) -> BlockStateSet:
     """The distinct block states of some states, first come first served.
 
+    For example three nested drafts over blocks of two tokens, `_` a mask:
+
+        state 0: [a b | _ _ | _ _]   active block 1
+        state 1: [a b | c _ | _ _]   active block 1
+        state 2: [a b | c d | _ _]   active block 2, the deepest
+
+    The pairs (state, block) up to the active blocks, with their ids in [ ]:
+
+        state 0: (a b)[0] (_ _)[1]
+        state 1: (a b)[0] (c _)[2]
+        state 2: (a b)[0] (c d)[3] (_ _ after a b c d)[4]
+
+    So five block states are evaluated in place of nine. The chain of id 4 is (0, 3, 4):
+    its queries see the keys of block states 0 and 3.
+
     Args:
         tokens_SJP: The states by blocks, int32 [S, J, P].
         active_S: Index of each state's active block; blocks after it are not evaluated,
@@ -277,38 +291,37 @@ def distinct_block_states(
     Returns:
         The block states and who uses which.
     """
-    states, blocks, _ = tokens_SJP.shape
-    block_J = jnp.arange(blocks, dtype=jnp.int32)
+    num_states, num_blocks, _ = tokens_SJP.shape
+    block_J = jnp.arange(num_blocks, dtype=jnp.int32)
     # 1. Which (state, block) pairs must be evaluated, [S, J]: those up to the active
     # block, as blocks behind it decide nothing.
     needed_SJ = needed_S[:, None] & (block_J[None] <= active_S[:, None])
     # The lookahead comes last: where room is short it makes way.
     tokens_SJP = jnp.concatenate([tokens_SJP, tokens_SJP[deepest][None]])
-    needed_SJ = jnp.concatenate([needed_SJ, jnp.ones((1, blocks), bool)])
-    # 2. Give equal pairs one number, in order of states: earlier
-    # drafts are served first. The first draft comes first of all
-    # and always fits, so decoding cannot stall.
-    number_SJ, is_new_SJ = _number_states(tokens_SJP, needed_SJ)
-    block_states = _gather_states(tokens_SJP, number_SJ, is_new_SJ, size)
-    # A state counts only if its whole chain was
-    # evaluated; [:states] drops the lookahead.
-    fits_S = jnp.all((number_SJ < size) | ~needed_SJ, axis=1)[:states]
-    # 3. For each state its own active block, and for each block of the window whose
-    # vectors the next drafts are made of.
-    own_S = jnp.take_along_axis(number_SJ[:states], active_S[:, None], axis=1)[:, 0]
+    needed_SJ = jnp.concatenate([needed_SJ, jnp.ones((1, num_blocks), bool)])
+    # 2. Number the distinct pairs in order of states: earlier drafts are served first.
+    # The first draft comes first of all and always fits, so decoding cannot stall.
+    id_SJ, is_first_SJ = _number_block_states(tokens_SJP, needed_SJ)
+    block_states = _gather_block_states(tokens_SJP, id_SJ, is_first_SJ, size)
+    # A state counts only if its whole chain was evaluated; [:num_states] drops the
+    # lookahead.
+    fits_S = jnp.all((id_SJ < size) | ~needed_SJ, axis=1)[:num_states]
+    # 3. For each state the id of its active block, and for each block of the window the
+    # block state whose vectors the next drafts are made of.
+    active_id_S = jnp.take_along_axis(id_SJ[:num_states], active_S[:, None], axis=1)
     # In a block that is active in some state, the least decoded such state looks ahead:
     # it predicts the most positions.
     is_active_SJ = (needed_S & fits_S)[:, None] & (active_S[:, None] == block_J[None])
-    masked_SJ = jnp.sum(tokens_SJP[:states] == mask_id, axis=2, dtype=jnp.int32)
+    masked_SJ = jnp.sum(tokens_SJP[:num_states] == mask_id, axis=2, dtype=jnp.int32)
     least_decoded_J = jnp.argmax(jnp.where(is_active_SJ, masked_SJ + 1, 0), axis=0)
     lookahead_J = jnp.where(
         jnp.any(is_active_SJ, axis=0),
-        number_SJ[least_decoded_J, block_J],
-        number_SJ[states],
+        id_SJ[least_decoded_J, block_J],
+        id_SJ[num_states],
     )
     return BlockStateSet(
         block_states=block_states,
-        active_S=jnp.minimum(own_S, size - 1),
+        active_S=jnp.minimum(active_id_S[:, 0], size - 1),
         fits_S=fits_S,
         lookahead_J=lookahead_J,
     )
@@ -332,35 +345,37 @@ def chosen_chain(
     return jnp.where(block_J <= active, own_J, states.lookahead_J)
 
 
-def _number_states(tokens_SJP, needed_SJ):
-    """The number of each block's state [S, J], and where it is seen for the first time.
+def _number_block_states(tokens_SJP, needed_SJ):
+    """The id of each block's state [S, J], and where it is seen for the first time.
 
     Two states share a block state if they are equal up to and including that block.
     """
-    states, blocks, _ = tokens_SJP.shape
+    num_states, num_blocks, _ = tokens_SJP.shape
     # Equality of prefixes, [S, S, J]: equal in block j and, by the scan, in all before
     # it. Attention is block-causal, so that decides whether two outputs are equal.
     equal_SSJ = jnp.all(tokens_SJP[:, None] == tokens_SJP[None], axis=3)
     same_SSJ = jax.lax.associative_scan(jnp.logical_and, equal_SSJ, axis=2)
     # The first state (axis 1 of 3) that needs an equal block state computes it for all.
     first_SJ = jnp.argmax(same_SSJ & needed_SJ[None], axis=1)
-    is_new_SJ = needed_SJ & (first_SJ == jnp.arange(states)[:, None])
-    count_SJ = jnp.cumsum(is_new_SJ.reshape(-1), dtype=jnp.int32).reshape(states, -1)
-    return count_SJ[first_SJ, jnp.arange(blocks)[None]] - 1, is_new_SJ
+    is_first_SJ = needed_SJ & (first_SJ == jnp.arange(num_states)[:, None])
+    # Ids count the first ones in row-major order of (state, block).
+    count_SJ = jnp.cumsum(is_first_SJ.reshape(-1), dtype=jnp.int32)
+    count_SJ = count_SJ.reshape(num_states, -1)
+    return count_SJ[first_SJ, jnp.arange(num_blocks)[None]] - 1, is_first_SJ
 
 
-def _gather_states(tokens_SJP, number_SJ, is_new_SJ, size: int) -> BlockStates:
-    """The block states by their numbers; unused numbers repeat the first one."""
-    states, blocks, _ = tokens_SJP.shape
-    # Scatter flat (state, block) indices to their numbers. Slot `size` collects what
-    # does not fit and is cut off.
-    slot_SJ = jnp.where(is_new_SJ, jnp.minimum(number_SJ, size), size)
+def _gather_block_states(tokens_SJP, id_SJ, is_first_SJ, size: int) -> BlockStates:
+    """The block states in order of their ids; unused ids repeat id 0."""
+    num_states, num_blocks, _ = tokens_SJP.shape
+    # Scatter flat (state, block) indices to their ids. Place `size` collects what does
+    # not fit and is cut off.
+    place_SJ = jnp.where(is_first_SJ, jnp.minimum(id_SJ, size), size)
     source_M = jnp.zeros((size + 1,), jnp.int32)
-    index_SJ = jnp.arange(states * blocks, dtype=jnp.int32)
-    source_M = source_M.at[slot_SJ.reshape(-1)].set(index_SJ)[:size]
-    state_M, block_M = source_M // blocks, source_M % blocks
+    index_SJ = jnp.arange(num_states * num_blocks, dtype=jnp.int32)
+    source_M = source_M.at[place_SJ.reshape(-1)].set(index_SJ)[:size]
+    state_M, block_M = source_M // num_blocks, source_M % num_blocks
     # Nothing to the right of a block state is seen, so anything may stand there.
-    own_M = jnp.minimum(number_SJ[state_M, block_M], size - 1)
-    is_left_MJ = jnp.arange(blocks)[None] < block_M[:, None]
-    chain_MJ = jnp.where(is_left_MJ, number_SJ[state_M], own_M[:, None])
+    id_M = jnp.minimum(id_SJ[state_M, block_M], size - 1)
+    is_left_MJ = jnp.arange(num_blocks)[None] < block_M[:, None]
+    chain_MJ = jnp.where(is_left_MJ, id_SJ[state_M], id_M[:, None])
     return BlockStates(tokens_SJP[state_M, block_M], block_M, chain_MJ)

@@ -26,6 +26,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxdave.core.config import Numerics
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import (
     DecodeState,
@@ -66,7 +67,8 @@ def prefill(
     """
     # Under guarded numerics a prefill may be computed in whatever shape is fastest, as
     # its decisions are certified like those of any call.
-    is_fast = spec.guarded and spec.model.fast_prefill is not None
+    is_guarded = spec.numerics is Numerics.GUARDED
+    is_fast = is_guarded and spec.model.fast_prefill is not None
     error_bound = runtime.error_bound if is_fast else None
     batch, capacity = prompts.tokens_BT.shape
 
@@ -77,7 +79,7 @@ def prefill(
         return DecodeState(*prefill_one(squeeze_axis(prompts, 0)))
     # In the trusted shape rows go one after another: a row's bits must not depend on
     # how many others there are.
-    one_by_one = spec.exact or (spec.guarded and not is_fast)
+    one_by_one = spec.numerics is Numerics.EXACT or (is_guarded and not is_fast)
     if one_by_one:
         rows, cache = jax.lax.map(prefill_one, prompts)
     else:
@@ -111,7 +113,7 @@ def step(
     # and numerics are static: a decode without them does not contain these branches.
     if spec.layout.cache_rule.needs_refresh:
         state = refresh_stale_rows(spec, params, state)
-    if spec.guarded:
+    if spec.numerics is Numerics.GUARDED:
         state = recheck_uncertain_rows(spec, params, state)
     # A refresh or recheck may have ended a row or, where a block is
     # one token, made its new cache stale again.
@@ -195,7 +197,7 @@ def refresh_stale_rows(
         return refresh_row(spec, params, row)
 
     def refreshed(state: DecodeState) -> DecodeState:
-        one_by_one = spec.exact or spec.guarded
+        one_by_one = spec.numerics is not Numerics.FAST
         rows = replace_rows(refresh_one, state.rows, state.cache, stale_B, one_by_one)
         return DecodeState(*rows)
 
@@ -246,7 +248,7 @@ def _verify_rows(
             def verify_row() -> CallResult:
                 return verify_call(sized, params, runtime, row, cache)
 
-            if not spec.exact:
+            if spec.numerics is not Numerics.EXACT:
                 return verify_row()
             # Rows go one after another, so one that rests can be skipped.
             shapes = jax.eval_shape(verify_row)
@@ -286,7 +288,7 @@ def _commit_rows(
         def moved():
             return commit(spec, params, result), result.info
 
-        if spec.exact:
+        if spec.numerics is Numerics.EXACT:
             return jax.lax.cond(rests, lambda: unchanged, moved)
         # Side by side a cond would copy all that it reads, weights too, per row.
         return jax.tree.map(lambda a, b: jnp.where(rests, a, b), unchanged, moved())

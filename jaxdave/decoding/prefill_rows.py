@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxdave.core.config import Numerics
 from jaxdave.core.draft_api import DraftSet, draft_params
 from jaxdave.core.prediction import ErrorBound, Prediction
 from jaxdave.core.spec import DecodeSpec
@@ -141,7 +142,7 @@ def empty_row(spec: DecodeSpec, prompt: PromptBatch, hidden_LE: jax.Array) -> Ro
     layout, width = spec.layout, hidden_LE.shape[-1]
     zero, capacity = jnp.int32(0), prompt.tokens_BT.shape[0]
     # With a recheck call after every verify call there are two calls a position.
-    max_calls = capacity * (2 if spec.guarded else 1)
+    max_calls = capacity * (2 if spec.numerics is Numerics.GUARDED else 1)
     stats = Stats(
         verify=zero,
         refresh=zero,

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdave.core.config import Numerics
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import DecodeState
 
@@ -43,7 +44,7 @@ def map_batch(spec: DecodeSpec, function: RowFn) -> RowFn:
     Returns:
         (rows [B, ...], caches [N, B, ...]) -> the pytree with a leading axis B.
     """
-    if not spec.exact:
+    if spec.numerics is not Numerics.EXACT:
         return jax.vmap(function, in_axes=(0, 1))
 
     # `lax.map` compiles one body of one row's shapes. `vmap` would give products of

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdave.core.config import Numerics
 from jaxdave.core.draft_api import DraftSet
 from jaxdave.core.prediction import ErrorBound, Prediction
 from jaxdave.core.spec import DecodeSpec
@@ -127,7 +128,8 @@ def verify(
     pred_SW = predict_active_blocks(
         spec, params, evaluated.hidden_SWE, evaluated.block_S, depth_S, row
     )
-    error_bound = runtime.error_bound if spec.guarded else None
+    is_guarded = spec.numerics is Numerics.GUARDED
+    error_bound = runtime.error_bound if is_guarded else None
     path = verify_drafts(spec, params, row, drafts, evaluated, pred_SW, error_bound)
     return CallResult(
         row=count_call(spec, row, drafts, path),

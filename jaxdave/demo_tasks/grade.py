@@ -48,7 +48,7 @@ ALLOWED_NODES = (
 
 
 def extract_number(text: str) -> int | None:
-    """Returns the integer after the last `####`.
+    """Return the integer after the last `####`.
 
     Args:
         text: The text of a model.
@@ -67,7 +67,7 @@ def extract_number(text: str) -> int | None:
 
 
 def is_correct(problem: Problem, text: str) -> bool:
-    """Checks the answer to a problem.
+    """Check the answer to a problem.
 
     A word problem needs the exact integer. A list function may use only the syntax and
     names of its family, and is then run in the sandbox on `TEST_INPUTS`; the expected
@@ -100,7 +100,7 @@ def is_correct(problem: Problem, text: str) -> bool:
 
 
 def is_allowed(text: str) -> bool:
-    """Checks that a text is one function `f(xs)` of one return line and known names.
+    """Check that a text is one function `f(xs)` of one return line and known names.
 
     What passes is harmless to run.
 
@@ -130,7 +130,7 @@ def is_allowed(text: str) -> bool:
 
 
 def baselines(problems: Sequence[Problem]) -> dict[str, float]:
-    """Scores two guesses that do no arithmetic, on word problems.
+    """Score two guesses that do no arithmetic, on word problems.
 
     Args:
         problems: Word problems, at least one.

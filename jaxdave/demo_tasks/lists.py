@@ -174,7 +174,7 @@ class ListFunction:
         )
 
     def expected_result(self, xs: Sequence[int]) -> int | list[int]:
-        """Computes the result of the function, without running the answer's code.
+        """Compute the result of the function, without running the answer's code.
 
         Args:
             xs: The argument of the function.
@@ -197,7 +197,7 @@ class ListFunction:
 
 
 def parse_key(key: str) -> ListFunction:
-    """Reads a function from its key.
+    """Read a function from its key.
 
     Args:
         key: The `key` of a list function or of its problem.
@@ -216,7 +216,7 @@ def parse_key(key: str) -> ListFunction:
 
 
 def sample(rng: np.random.Generator) -> Problem:
-    """Samples a function, of either side of the split.
+    """Sample a function, of either side of the split.
 
     Args:
         rng: Source of randomness; it advances.
@@ -239,7 +239,7 @@ def sample(rng: np.random.Generator) -> Problem:
 
 
 def sample_from_split(rng: np.random.Generator, split: Split) -> Problem:
-    """Samples a function of one side of the split, by rejection.
+    """Sample a function of one side of the split, by rejection.
 
     Args:
         rng: Source of randomness; it advances.
@@ -283,6 +283,6 @@ def _choose(rng: np.random.Generator, options: Sequence[str]) -> str:
 
 
 def _split_constant(text: str) -> tuple[str, int]:
-    """Splits "greater3" into "greater" and 3."""
+    """Split "greater3" into "greater" and 3."""
     name = text.rstrip("0123456789")
     return name, int(text[len(name) :])

@@ -20,7 +20,7 @@ batch of a multiple of 32 problems has equally many of each length."""
 
 
 def kind_of(index: int) -> str:
-    """Returns the kind of problem at an index of the stream.
+    """Return the kind of problem at an index of the stream.
 
     Args:
         index: Index in the stream, from 0.
@@ -32,7 +32,7 @@ def kind_of(index: int) -> str:
 
 
 def training_problem(seed: int, index: int) -> Problem:
-    """Returns one problem of a training stream.
+    """Return one problem of a training stream.
 
     Args:
         seed: Seed of the stream.

@@ -36,7 +36,7 @@ class Problem:
 
 
 def split_of(key: str) -> Split:
-    """Returns the side of the split that a key is on.
+    """Return the side of the split that a key is on.
 
     Args:
         key: `Problem.key`.
@@ -53,7 +53,7 @@ def split_of(key: str) -> Split:
 
 
 def to_line(problem: Problem) -> str:
-    """Writes a problem as one line of JSON.
+    """Write a problem as one line of JSON.
 
     Args:
         problem: The problem.
@@ -66,7 +66,7 @@ def to_line(problem: Problem) -> str:
 
 
 def from_line(line: str) -> Problem:
-    """Reads a problem from one line of JSON.
+    """Read a problem from one line of JSON.
 
     Args:
         line: A line that `to_line` wrote.

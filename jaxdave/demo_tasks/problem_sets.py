@@ -41,7 +41,7 @@ def _sample_words_names(rng: np.random.Generator) -> Problem:
 
 
 def _sample_lists_test(rng: np.random.Generator) -> Problem:
-    """Samples a function whose answer no training problem has.
+    """Sample a function whose answer no training problem has.
 
     "even" and "divisible by 2" are two keys with one answer, so both must be test keys.
     """
@@ -67,7 +67,7 @@ lists_test: list functions.
 
 
 def load(name: str) -> list[Problem]:
-    """Loads the problems of one frozen set.
+    """Load the problems of one frozen set.
 
     Args:
         name: A key of `SETS`.
@@ -96,7 +96,7 @@ def load(name: str) -> list[Problem]:
 
 
 def build(name: str) -> bytes:
-    """Generates the content of one frozen set from the fixed seed.
+    """Generate the content of one frozen set from the fixed seed.
 
     Args:
         name: A key of `SETS`.
@@ -119,7 +119,7 @@ def build(name: str) -> bytes:
 
 
 def rebuild() -> None:
-    """Writes the files of all frozen sets again.
+    """Write the files of all frozen sets again.
 
     Raises:
         ValueError: After writing, if a set no longer has its pinned sha256: the

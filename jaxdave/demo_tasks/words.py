@@ -105,7 +105,7 @@ def sample(
     people: Sequence[Person] = TRAIN_PEOPLE,
     items: Sequence[str] = TRAIN_ITEMS,
 ) -> Problem:
-    """Samples a problem, of either side of the split.
+    """Sample a problem, of either side of the split.
 
     Args:
         rng: Source of randomness; it advances.
@@ -157,7 +157,7 @@ def sample_from_split(
     people: Sequence[Person] = TRAIN_PEOPLE,
     items: Sequence[str] = TRAIN_ITEMS,
 ) -> Problem:
-    """Samples a problem of one side of the split, by rejection.
+    """Sample a problem of one side of the split, by rejection.
 
     Args:
         rng: Source of randomness; it advances.
@@ -180,7 +180,7 @@ def sample_from_split(
 
 
 def problem_key(start: int, chain: Chain) -> str:
-    """Returns the key of a problem: its operations without names and wording.
+    """Return the key of a problem: its operations without names and wording.
 
     Args:
         start: The quantity before the first operation.
@@ -197,7 +197,7 @@ def problem_key(start: int, chain: Chain) -> str:
 
 
 def reference_answer(start: int, chain: Chain) -> str:
-    """Returns the reference answer: one equation a line, then `#### n`.
+    """Return the reference answer: one equation a line, then `#### n`.
 
     Args:
         start: The quantity before the first operation.

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxdave.core.config import Numerics
 from jaxdave.core.prediction import ErrorBound
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import DecodeState, RuntimeParams, host_array
@@ -41,7 +42,7 @@ SAMPLED_VALUES = 64
 """Values of every weight by which models are told apart."""
 
 RunFn = Callable[[Any, RuntimeParams, DecodeState], DecodeState]
-FreshStateFn = Callable[[RuntimeParams], DecodeState]
+NewStateFn = Callable[[RuntimeParams], DecodeState]
 
 
 class Measurements(NamedTuple):
@@ -69,7 +70,7 @@ def tuned_params(
     runtime: RuntimeParams,
     run: RunFn,
     params: Any,
-    fresh: FreshStateFn,
+    new_state: NewStateFn,
     shapes: Any,
 ) -> tuple[RuntimeParams, float]:
     """Runtime parameters with measured call times and error bound.
@@ -81,16 +82,16 @@ def tuned_params(
         runtime: Parameters to complete.
         run: The compiled loop.
         params: The model's parameters.
-        fresh: runtime -> a new state of probe prompts for the loop.
+        new_state: runtime -> a new state of probe prompts for the loop.
         shapes: What tells the shapes that both were compiled for.
 
     Returns:
         (the parameters, seconds spent on measuring just now).
     """
-    if not spec.guarded and len(spec.draft_steps) == 1:
+    if spec.numerics is not Numerics.GUARDED and len(spec.draft_steps) == 1:
         return runtime, 0.0
     # Reached only where there is a draft length to choose, or an error to bound.
-    measurements, seconds = _measured(spec, run, params, fresh, shapes)
+    measurements, seconds = _measured(spec, run, params, new_state, shapes)
 
     def bound(error: float) -> jax.Array:
         return host_array(np.float32(max(SAFETY_FACTOR * error, MIN_ERROR_BOUND)))
@@ -103,7 +104,7 @@ def tuned_params(
 
 
 def measure(
-    spec: DecodeSpec, run: RunFn, params: Any, fresh: FreshStateFn
+    spec: DecodeSpec, run: RunFn, params: Any, new_state: NewStateFn
 ) -> Measurements:
     """Measure seconds per call for every draft length, and the largest error.
 
@@ -115,7 +116,7 @@ def measure(
         spec: What is decoded.
         run: The compiled loop.
         params: The model's parameters.
-        fresh: runtime -> a new state of probe prompts for the loop.
+        new_state: runtime -> a new state of probe prompts for the loop.
 
     Returns:
         The measurements; errors are 0 unless numerics are guarded.
@@ -129,15 +130,15 @@ def measure(
         # length is timed over the same number of rounds.
         runtime = runtime._replace(forced_index=host_array(np.int32(index)))
         timed = runtime._replace(max_calls=host_array(np.int32(TIMED_ROUNDS)))
-        best, filled = _time_rounds(run, params, timed, fresh)
+        best, filled = _time_rounds(run, params, timed, new_state)
         seconds.append(best / TIMED_ROUNDS)
-        if spec.guarded:
+        if spec.numerics is Numerics.GUARDED:
             checked = runtime._replace(
                 max_calls=host_array(np.int32(CHECKED_ROUNDS)), error_bound=check_all
             )
             # `filled` comes out of the timing runs, in
             # which fast calls have written its cache.
-            for state in (fresh(checked), filled):
+            for state in (new_state(checked), filled):
                 observed = run(params, checked, state).rows.stats.error
                 largest = [np.max(field) for field in jax.device_get(observed)]
                 error = np.maximum(error, largest)
@@ -164,7 +165,7 @@ def _first_values(params: Any) -> list[jax.Array]:
 
 
 def _time_rounds(
-    run: RunFn, params: Any, runtime: RuntimeParams, fresh: FreshStateFn
+    run: RunFn, params: Any, runtime: RuntimeParams, new_state: NewStateFn
 ) -> tuple[float, DecodeState]:
     """(seconds of the fastest of several runs, the state after the last one)."""
     times = []
@@ -173,7 +174,7 @@ def _time_rounds(
     for _ in range(REPEATS):
         # JAX returns before the device has finished; the clock
         # starts and stops on arrays that are there.
-        state = jax.block_until_ready(fresh(runtime))
+        state = jax.block_until_ready(new_state(runtime))
         start = time.perf_counter()
         state = jax.block_until_ready(run(params, runtime, state))
         times.append(time.perf_counter() - start)
@@ -181,7 +182,7 @@ def _time_rounds(
 
 
 def _measured(
-    spec: DecodeSpec, run: RunFn, params: Any, fresh: FreshStateFn, shapes: Any
+    spec: DecodeSpec, run: RunFn, params: Any, new_state: NewStateFn, shapes: Any
 ) -> tuple[Measurements, float]:
     """Measurements from this process, the disk or the device, and the seconds spent."""
     leaves = jax.tree.leaves(params)
@@ -199,7 +200,7 @@ def _measured(
             name = _measurement_key(spec, params, shapes)
             measurements = _read_measurements(name)
             if measurements is None:
-                measurements = measure(spec, run, params, fresh)
+                measurements = measure(spec, run, params, new_state)
                 _write_measurements(name, measurements)
             with _TABLE_LOCK:
                 MEASUREMENTS[key] = tuple(map(weakref.ref, leaves)), measurements

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxdave.core.config import Numerics
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import DecodeState, RuntimeParams, host_array
 from jaxdave.decoding import loop as decode_loop
@@ -44,7 +45,7 @@ class CompiledLoop(NamedTuple):
         num_rows: Rows of its batch.
         run: (params, runtime, state) -> state.
         runtime: What it is run with.
-        fresh: runtime -> a state of probe prompts, to measure with.
+        new_state: runtime -> a state of probe prompts, to measure with.
         row_shape: What tells the shapes of one row.
     """
 
@@ -52,7 +53,7 @@ class CompiledLoop(NamedTuple):
     num_rows: int
     run: Callable[..., DecodeState]
     runtime: RuntimeParams
-    fresh: Callable[[RuntimeParams], DecodeState]
+    new_state: Callable[[RuntimeParams], DecodeState]
     row_shape: tuple[Any, ...]
 
 
@@ -122,7 +123,8 @@ def run_to_end(
         if smaller is not None:
             break
         # One row under exact numerics takes twice as long among others as alone.
-        idle_share = 0.5 if loop.spec.exact else 1 - live_R.size / loop.num_rows
+        is_exact = loop.spec.numerics is Numerics.EXACT
+        idle_share = 0.5 if is_exact else 1 - live_R.size / loop.num_rows
         threshold = count // 2
     # Rows of the smaller loop that are left over repeat a row that has ended.
     index_R = np.full(count, np.flatnonzero(rows.done)[0], np.int32)
@@ -149,11 +151,11 @@ def compaction_threshold(loop: CompiledLoop, params: Any) -> int:
     if num_rows == 1 or not is_on_first_device(params):
         return 0
     # The largest power of two below the number of rows.
-    if spec.guarded:
+    if spec.numerics is Numerics.GUARDED:
         return (1 << (num_rows - 1).bit_length()) // 2
     # Rows that go one after another cost nothing once they have ended; but one alone is
     # twice as fast as one among them.
-    return 1 if spec.exact else 0
+    return 1 if spec.numerics is Numerics.EXACT else 0
 
 
 def _run_until(
@@ -214,16 +216,20 @@ def _compile_smaller(
     )
     run, run_seconds = get_executable(request)
 
-    def fresh(runtime: RuntimeParams) -> DecodeState:
-        return take(loop.fresh(runtime), index)
+    def new_state(runtime: RuntimeParams) -> DecodeState:
+        return take(loop.new_state(runtime), index)
 
     # Whichever loop rows come from, they move to the same one.
     shapes = (*loop.row_shape, count)
-    runtime, tune_seconds = tuned_params(spec, loop.runtime, run, params, fresh, shapes)
+    runtime, tune_seconds = tuned_params(
+        spec, loop.runtime, run, params, new_state, shapes
+    )
     # What the larger loop has left in the cache is as far off as its calls were.
     bounds = loop.runtime.error_bound, runtime.error_bound
     runtime = runtime._replace(error_bound=jax.tree.map(np.maximum, *bounds))
-    smaller = loop._replace(num_rows=count, run=run, runtime=runtime, fresh=fresh)
+    smaller = loop._replace(
+        num_rows=count, run=run, runtime=runtime, new_state=new_state
+    )
     seconds = take_seconds + run_seconds + tune_seconds
     account = idle_account(smaller)
     account.compile_seconds = max(account.compile_seconds, seconds)

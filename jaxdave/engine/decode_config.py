@@ -11,14 +11,14 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from jaxdave.core.config import SamplingConfig
+from jaxdave.core.config import Numerics, SamplingConfig
 from jaxdave.drafting import registry as draft_registry
 
 if TYPE_CHECKING:
     from jaxdave.core.policy_api import Policy
 
 METHODS = ("freedave", "static", "threshold")
-NUMERICS = ("guarded", "exact", "fast")
+NUMERICS = tuple(str(numerics) for numerics in Numerics)
 CACHE_RULES = ("none", "prefix", "dual")
 MAX_DRAFT_STEPS = 32
 DEFAULT_THRESHOLD = 0.9
@@ -346,7 +346,7 @@ def _check_draft_steps(c: DecodeConfig) -> None:
         raise ValueError(
             f"draft_steps={steps} must be in 1..{MAX_DRAFT_STEPS}, or 'auto'"
         )
-    if len(numbers) > 1 and c.numerics == "exact":
+    if len(numbers) > 1 and c.numerics == Numerics.EXACT:
         raise ValueError(
             f"draft_steps={steps} needs programs that exact numerics tell apart; give "
             "one number, or use guarded numerics"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdave import policies
-from jaxdave.core.config import ModelConfig, SamplingConfig
+from jaxdave.core.config import ModelConfig, Numerics, SamplingConfig
 from jaxdave.core.draft_api import DraftFn
 from jaxdave.core.model_api import ModelFns
 from jaxdave.core.policy_api import Policy
@@ -52,15 +52,17 @@ class Decoder:
         max_num_drafts: How many of a call's drafts may be used; 1 is the plain policy.
         max_new_tokens: Positions that may be decoded after the prompt.
         max_positions: Positions that the model allows in all.
-        numerics: In force: "exact" where "guarded" was set and the policy cannot tell
-            how certain its choice is.
     """
 
     spec: DecodeSpec
     max_num_drafts: int
     max_new_tokens: int
     max_positions: int
-    numerics: str
+
+    @property
+    def numerics(self) -> Numerics:
+        """In force: exact where a policy cannot tell how certain its choice is."""
+        return self.spec.numerics
 
     @classmethod
     def from_config(
@@ -84,6 +86,11 @@ class Decoder:
             ValueError: The configuration does not fit the model.
         """
         return make_decoder(model_config, config, tables=tables)
+
+    @property
+    def max_rounds(self) -> int:
+        """Rounds of the loop at most: each fills a position or decides one again."""
+        return 2 * self.max_new_tokens
 
     def undrafted(self) -> "Decoder":
         """The same compiled program with one draft a call, the policy's own state."""
@@ -243,7 +250,7 @@ def make_decoder(
         >>> from jaxdave.models.presets import preset
         >>> config = DecodeConfig(max_new_tokens=64, draft_steps=8)
         >>> make_decoder(preset("sdar-1m"), config).numerics
-        'guarded'
+        <Numerics.GUARDED: 'guarded'>
     """
     policy = config.make_policy()
     if config.stop_last:
@@ -266,7 +273,7 @@ def make_decoder(
     _check_draft(drafted.spec, model_config, config, draft_params)
     if config.method == "freedave":
         return drafted
-    if drafted.numerics == "exact":
+    if drafted.numerics is Numerics.EXACT:
         # The program that freedave would run, so that both read the same bits.
         return drafted.undrafted()
     single = dataclasses.replace(config, draft_steps=1)
@@ -286,15 +293,15 @@ def _assemble(
     length = model_config.block_length if length is None else length
     room = config.max_new_tokens
     room = MAX_NEW_TOKENS if room is None else room
-    numerics = config.numerics
+    numerics = Numerics(config.numerics)
     # Guarded numerics need a policy that certifies its choice, predictions whose error
     # has a bound (a filter can drop a token at its cut-off), and a model that can
     # recheck (a guided one, with two caches, cannot).
     can_tell = policy.is_certain is not None
     can_tell &= not (config.sampling.filtered or config.guidance)
     can_tell &= network is None or network.recheck is not None
-    if numerics == "guarded" and not can_tell:
-        numerics = "exact"
+    if numerics is Numerics.GUARDED and not can_tell:
+        numerics = Numerics.EXACT
     draft_steps = draft_step_choices(config.draft_steps, numerics)
     layout = decode_layout(model_config, length, config.cache, draft_steps[-1], room)
     if layout.first_alone:
@@ -318,7 +325,6 @@ def _assemble(
         max_num_drafts=draft_steps[-1],
         max_new_tokens=room,
         max_positions=model_config.max_positions,
-        numerics=numerics,
     )
 
 
@@ -346,7 +352,7 @@ def _check_fit(model_config: ModelConfig, config: DecodeConfig, policy: Policy) 
         )
 
 
-def draft_step_choices(draft_steps: DraftSteps, numerics: str) -> tuple[int, ...]:
+def draft_step_choices(draft_steps: DraftSteps, numerics: Numerics) -> tuple[int, ...]:
     """How many drafts a call may carry.
 
     Args:
@@ -358,7 +364,7 @@ def draft_step_choices(draft_steps: DraftSteps, numerics: str) -> tuple[int, ...
     """
     if draft_steps == "auto":
         many = CPU_AUTO_DRAFT_STEPS if on_cpu() else AUTO_DRAFT_STEPS
-        return (DEFAULT_DRAFT_STEPS,) if numerics == "exact" else many
+        return (DEFAULT_DRAFT_STEPS,) if numerics is Numerics.EXACT else many
     return (draft_steps,) if isinstance(draft_steps, int) else tuple(draft_steps)
 
 
@@ -371,7 +377,7 @@ def _decode_spec(
     draft_steps: tuple[int, ...],
     layout: DecodeLayout,
     sampling: SamplingConfig,
-    numerics: str,
+    numerics: Numerics,
     guidance: float,
     suppressed_ids: tuple[int, ...],
     draft: DraftFn,
@@ -401,8 +407,7 @@ def _decode_spec(
         sampling=sampling,
         draft_steps=draft_steps,
         num_drafts=draft_steps[-1],
-        exact=numerics == "exact",
-        guarded=numerics == "guarded",
+        numerics=numerics,
     )
 
 

@@ -137,9 +137,8 @@ def stream(
     runtime = prepared.loop.runtime._replace(max_calls=host_array(np.int32(1)))
     sent = [len(prompt) for prompt in prompts]
     open_rows = set(range(len(prompts)))
-    # Call 0 is the prefill. Each round fills a position or decides one again, so that
-    # twice the positions bound the rounds.
-    for call in range(2 * decoder.max_new_tokens + 1):
+    # Call 0 is the prefill.
+    for call in range(decoder.max_rounds + 1):
         tokens_BT, done_B = state.fetch((state.rows.tokens_T, state.rows.done))
         for row in sorted(open_rows):
             begin, done = len(prompts[row]), bool(done_B[row])
@@ -217,17 +216,17 @@ def prepare(
         lambda: pack_prompts(decoder, probe_prompts(decoder, prompts))[0]
     )
 
-    def fresh(runtime: RuntimeParams) -> DecodeState:
+    def new_state(runtime: RuntimeParams) -> DecodeState:
         return prefill(params, runtime, packed_probes())
 
     shapes = request.name, *((a.shape, str(a.dtype)) for a in packed)
-    runtime, measured = tuned_params(spec, runtime, run, params, fresh, shapes)
+    runtime, measured = tuned_params(spec, runtime, run, params, new_state, shapes)
     loop = CompiledLoop(
         spec=spec,
         num_rows=len(prompts),
         run=run,
         runtime=runtime,
-        fresh=fresh,
+        new_state=new_state,
         row_shape=(request.name, packed.tokens_BT.shape[1]),
     )
     # What compiling has cost is the price that a smaller loop is measured against.
@@ -266,7 +265,7 @@ def _prefill_request(
     def prefill(params, runtime: RuntimeParams, prompts: PromptBatch) -> DecodeState:
         return decode_loop.prefill(spec, params, runtime, prompts, length)
 
-    runtime = spec.runtime(decoder.max_num_drafts, 2 * decoder.max_new_tokens)
+    runtime = spec.runtime(decoder.max_num_drafts, decoder.max_rounds)
     return CompileRequest(spec, f"prefill {length}", prefill, (params, runtime, packed))
 
 

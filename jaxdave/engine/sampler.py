@@ -328,7 +328,7 @@ class Sampler:
             "draft_steps": config.draft_steps if is_drafted else 1,
             "seed": config.seed,
             "model": model.name,
-            "numerics": self.decoder.numerics,
+            "numerics": str(self.decoder.numerics),
             # Norms are never quantised, so theirs is the dtype of the activations.
             "dtype": str(model.params["norm"]["scale"].dtype),
             "quantize": model.quantize,

@@ -27,7 +27,7 @@ _MAX_PARSED_LINES = 100
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Returns the content of the last `\boxed{...}` whose braces balance.
+    r"""Return the content of the last `\boxed{...}` whose braces balance.
 
     `\box` and `\fbox` count too. Escaped braces neither open nor close a group, and a
     box that is never closed (a text cut off at its maximum length) is skipped.
@@ -59,7 +59,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def answer_after_hashes(text: str) -> str | None:
-    """Returns the number after the last `####`, GSM8K's answer mark.
+    """Return the number after the last `####`, GSM8K's answer mark.
 
     Args:
         text: The text of a model, or a reference solution.
@@ -79,7 +79,7 @@ def answer_after_hashes(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """Returns the last number of a text as it is written there.
+    """Return the last number of a text as it is written there.
 
     Args:
         text: The text of a model.
@@ -97,7 +97,7 @@ def last_number(text: str) -> str | None:
 
 
 def boxed_answer(text: str) -> str:
-    r"""Returns the boxed answer as the paper's evaluation reads it.
+    r"""Return the boxed answer as the paper's evaluation reads it.
 
     Args:
         text: The text of a model.
@@ -113,7 +113,7 @@ def boxed_answer(text: str) -> str:
 
 
 def math_answer(text: str) -> str:
-    r"""Returns the final answer of a mathematical text by the first rule that applies.
+    r"""Return the final answer of a mathematical text by the first rule that applies.
 
     The rules, in order: the last `\boxed{...}`; the answer after the last `####`; the
     last "final answer is $...$"; the last number. A rule whose answer is empty is
@@ -142,7 +142,7 @@ def math_answer(text: str) -> str:
 
 
 def last_python_block(text: str) -> str:
-    """Returns the code of the last closed ```` ```python ```` block.
+    """Return the code of the last closed ```` ```python ```` block.
 
     Args:
         text: The text of a model.
@@ -155,7 +155,7 @@ def last_python_block(text: str) -> str:
 
 
 def first_code_block(text: str) -> str:
-    """Returns the code of the first fenced block, of any language and closed or not.
+    """Return the code of the first fenced block, of any language and closed or not.
 
     Args:
         text: The text of a model.
@@ -168,7 +168,7 @@ def first_code_block(text: str) -> str:
 
 
 def begin_done_block(text: str) -> str:
-    """Returns the code between `[BEGIN]` and `[DONE]`.
+    """Return the code between `[BEGIN]` and `[DONE]`.
 
     Source:
         The MBPP prompt of OpenCompass, whose examples put quotes around the code;
@@ -193,7 +193,7 @@ def begin_done_block(text: str) -> str:
 
 
 def reachable_code(code: str, entry: str) -> str:
-    r"""Returns the imports of a code, a function, and the top-level names it needs.
+    r"""Return the imports of a code, a function, and the top-level names it needs.
 
     This drops demonstrations and prose around a solution. If the code does not parse,
     the longest run of its lines that does is used instead; only the first 100 lines are
@@ -237,7 +237,7 @@ def reachable_code(code: str, entry: str) -> str:
 
 
 def _defined_names(node: ast.stmt) -> Iterator[str]:
-    """Yields the name that a top-level statement defines, if it is a simple one."""
+    """Yield the name that a top-level statement defines, if it is a simple one."""
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         yield node.name
     elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -245,7 +245,7 @@ def _defined_names(node: ast.stmt) -> Iterator[str]:
 
 
 def _longest_parsable(lines: list[str]) -> ast.Module:
-    """Returns the longest run of lines that parses; the earliest of equal ones."""
+    """Return the longest run of lines that parses; the earliest of equal ones."""
     for size in range(len(lines), 0, -1):
         for start in range(len(lines) - size + 1):
             tree = parse_code("\n".join(lines[start : start + size]))
@@ -255,7 +255,7 @@ def _longest_parsable(lines: list[str]) -> ast.Module:
 
 
 def parse_code(code: str) -> ast.Module | None:
-    """Returns the syntax tree of a code, without raising and without warnings.
+    """Return the syntax tree of a code, without raising and without warnings.
 
     Args:
         code: Any text.

@@ -26,7 +26,7 @@ _MAX_LENGTH = 2000
 
 
 def answers_equal(gold: str, answer: str) -> bool | None:
-    r"""Compares two answers by spelling and by value.
+    r"""Compare two answers by spelling and by value.
 
     Numbers are compared as exact fractions. Commas between thousands, leading zeros,
     units after a number, and currency, per cent and degree signs do not count; but a
@@ -58,7 +58,7 @@ def answers_equal(gold: str, answer: str) -> bool | None:
 
 
 def parse_number(text: str) -> Fraction | None:
-    r"""Parses an integer, a decimal, or a fraction of integers.
+    r"""Parse an integer, a decimal, or a fraction of integers.
 
     Args:
         text: A normalised answer.
@@ -88,7 +88,7 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def normalise(text: str) -> str:
-    r"""Gives answers that differ in spelling only the same text.
+    r"""Give answers that differ in spelling only the same text.
 
     Args:
         text: An answer, in LaTeX or plain.
@@ -114,7 +114,7 @@ def normalise(text: str) -> str:
 
 
 def _with_braces(text: str) -> str:
-    r"""Writes `\frac12` as `\frac{1}{2}` and `\sqrt3` as `\sqrt{3}`."""
+    r"""Write `\frac12` as `\frac{1}{2}` and `\sqrt3` as `\sqrt{3}`."""
     parts = _UNBRACED.split(text)
     result = parts[0]
     for command, rest in zip(parts[1::2], parts[2::2], strict=True):

@@ -17,7 +17,7 @@ SECONDS = 5
 
 
 def main() -> None:
-    """Answers questions until the input ends."""
+    """Answer questions until the input ends."""
     # math-verify and sympy print warnings: only this duplicate still reaches the
     # parent's pipe, everything else that is printed goes to stderr.
     out = os.fdopen(os.dup(1), "w")
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _limit_memory() -> None:
-    """Limits the address space, on systems that have such limits."""
+    """Limit the address space, on systems that have such limits."""
     try:
         import resource
 

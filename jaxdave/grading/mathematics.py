@@ -34,7 +34,7 @@ def grade_math(
     extract_answer: Callable[[str], str],
     seconds: float = SECONDS,
 ) -> tuple[Verdict, ...]:
-    r"""Grades mathematical texts.
+    r"""Grade mathematical texts.
 
     Args:
         golds: The reference answers.
@@ -76,7 +76,7 @@ def _verdict(pair: AnswerPair, equal: bool | None) -> Verdict:
 
 
 def _verify_pairs(pairs: Sequence[AnswerPair], seconds: float) -> list[bool | None]:
-    """Compares pairs by math-verify; None where it took too long."""
+    """Compare pairs by math-verify; None where it took too long."""
     if not pairs or importlib.util.find_spec("math_verify") is None:
         return [False] * len(pairs)
     num_workers = min(MAX_WORKERS, os.cpu_count() or 1, len(pairs))
@@ -89,7 +89,7 @@ def _verify_pairs(pairs: Sequence[AnswerPair], seconds: float) -> list[bool | No
 
 
 def _verify_share(pairs: Sequence[AnswerPair], seconds: float) -> Iterator[bool | None]:
-    """Compares pairs one after the other, in a new worker after each that died."""
+    """Compare pairs one after the other, in a new worker after each that died."""
     remaining = list(pairs)
     while remaining:
         with _start_worker() as process:
@@ -108,7 +108,7 @@ def _verify_share(pairs: Sequence[AnswerPair], seconds: float) -> Iterator[bool 
 
 @contextlib.contextmanager
 def _start_worker() -> Iterator[subprocess.Popen[str]]:
-    """Starts `math_verify_worker.py`, and kills it at the end."""
+    """Start `math_verify_worker.py`, and kill it at the end."""
     # Without -P Python would put the folder of the file first on sys.path, and its
     # `types.py` would hide the module of the standard library.
     process = subprocess.Popen(
@@ -128,7 +128,7 @@ def _start_worker() -> Iterator[subprocess.Popen[str]]:
 
 
 def _ask(process: subprocess.Popen[str], question: str, seconds: float) -> str:
-    """Sends a question and returns the next line; empty if the process died."""
+    """Send a question and return the next line; empty if the process died."""
     assert process.stdin is not None and process.stdout is not None
     # A read from a pipe has no timeout, but it ends when the process does.
     timer = threading.Timer(seconds, process.kill)

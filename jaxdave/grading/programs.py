@@ -41,7 +41,7 @@ def grade_programs(
     extract_code: Callable[[Item, str], str],
     assemble: Callable[[Item, str], CandidateProgram],
 ) -> tuple[Verdict, ...]:
-    """Grades texts that hold programs.
+    """Grade texts that hold programs.
 
     Programs run in the sandbox, which is not a security boundary: grade the texts of an
     untrusted model inside a container.
@@ -80,7 +80,7 @@ def grade_programs(
 
 
 def _verdict(program: CandidateProgram | None, code: str) -> Verdict:
-    """Runs a program; None stands for a text without code."""
+    """Run a program; None stands for a text without code."""
     if program is None:
         return Verdict(False, code, "no code")
     outcome = run_program(
@@ -93,7 +93,7 @@ def _verdict(program: CandidateProgram | None, code: str) -> Verdict:
 
 
 def assemble_mbpp(item: Item, code: str, seconds: float = 10.0) -> CandidateProgram:
-    """Assembles an MBPP program: the code, then the item's setup code and assertions.
+    """Assemble an MBPP program: the code, then the item's setup code and assertions.
 
     The setup code comes after the program, as some of it uses what the program defines.
 
@@ -112,7 +112,7 @@ def assemble_mbpp(item: Item, code: str, seconds: float = 10.0) -> CandidateProg
 def assemble_humaneval(
     item: Item, code: str, seconds: float = 10.0
 ) -> CandidateProgram:
-    """Assembles a HumanEval program: the prompt and the code, then a call of `check`.
+    """Assemble a HumanEval program: the prompt and the code, then a call of `check`.
 
     The code may be the body that continues the prompt, or a whole program. A whole
     program replaces the prompt's function and keeps only the imports before it: were
@@ -139,7 +139,7 @@ def assemble_humaneval(
 
 
 def assemble_published(item: Item, code: str, seconds: float = 3.0) -> CandidateProgram:
-    """Assembles a program as the paper's evaluation does, with its defect.
+    """Assemble a program as the paper's evaluation does, with its defect.
 
     Code and tests are one text, so that a program that exits early skips its tests; as
     SystemExit counts as a pass there, it passes.

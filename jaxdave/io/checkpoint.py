@@ -92,7 +92,7 @@ def load(
     mesh: Mesh | None = None,
     quantize: str | None = None,
 ) -> Model:
-    """Loads a model from this package, a folder or the Hugging Face Hub.
+    """Load a model from this package, a folder or the Hugging Face Hub.
 
     A folder is one that jaxdave-convert made, or in the Hugging Face layout of a family
     (Dream, LLaDA, SDAR, Fast-dLLM v2).
@@ -172,7 +172,7 @@ def save(
     tokenizer: str | os.PathLike | None = None,
     max_new_tokens: int | None = None,
 ) -> None:
-    """Writes a model as a folder in the Hugging Face layout of its family.
+    """Write a model as a folder in the Hugging Face layout of its family.
 
     The folder is written under a temporary name and then renamed, so it is either
     complete or as it was.
@@ -242,13 +242,13 @@ def _restore_and_transform(
     mesh: Mesh | None,
     transform: quantization.ParamTransform,
 ) -> Params:
-    """Reads a converted folder with the signature that `load` calls."""
+    """Read a converted folder with the signature that `load` calls."""
     params = orbax_io.restore(folder, config, dtype, mesh)
     return quantization.transform_params(params, transform)
 
 
 def _read_max_new_tokens(folder: Path) -> int:
-    """Reads the limit from generation_config.json, where it is a positive number."""
+    """Read the limit from generation_config.json, where it is a positive number."""
     generation = read_json(folder / "generation_config.json", optional=True)
     limit = generation.get("max_new_tokens")
     return limit if type(limit) is int and limit > 0 else DEFAULT_MAX_NEW_TOKENS
@@ -257,7 +257,7 @@ def _read_max_new_tokens(folder: Path) -> int:
 def _read_orbax_config(
     folder: Path, raw: dict[str, Any], block_length: int | None, mask_id: int | None
 ) -> ModelConfig:
-    """Reads a converted folder's config and applies the caller's overrides."""
+    """Read a converted folder's config and apply the caller's overrides."""
     config = orbax_io.read_config(raw, folder)
     overrides = {}
     if block_length is not None:
@@ -268,7 +268,7 @@ def _read_orbax_config(
 
 
 def _carried_files(folder: Path) -> list[Path]:
-    """Lists the files of an existing folder that stay; refuses one with others."""
+    """List the files of an existing folder that stay; refuses one with others."""
     if not folder.exists():
         return []
     if not folder.is_dir():

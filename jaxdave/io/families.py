@@ -193,7 +193,7 @@ FAMILIES = {family.name: family for family in (DREAM, LLADA, SDAR, FAST_DLLM)}
 
 
 def detect(raw: Mapping[str, Any], tensor_names: Collection[str] | None) -> Family:
-    """Finds the family of a checkpoint from its config.json and its tensor names.
+    """Find the family of a checkpoint from its config.json and its tensor names.
 
     Args:
       raw: the content of config.json.
@@ -248,7 +248,7 @@ def _has_tensors_of(family: Family, tensor_names: Collection[str]) -> bool:
 
 
 def config_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Translates a family's config.json to fields of `ModelConfig`.
+    """Translate a family's config.json to fields of `ModelConfig`.
 
     Args:
       family: the family that the config.json belongs to.
@@ -279,7 +279,7 @@ def config_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fill_null_keys(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolves keys whose null means "as that other key" (`Family.null_keys`)."""
+    """Resolve keys whose null means "as that other key" (`Family.null_keys`)."""
     filled = dict(raw)
     for key, other in family.null_keys.items():
         if filled.get(key) is None and other in filled:
@@ -290,7 +290,7 @@ def _fill_null_keys(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
 def _read_keys(
     raw: Mapping[str, Any], config_keys: ConfigKeys, required_values: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Reads fields from config.json; returns them and what is wrong with the keys."""
+    """Read fields from config.json; returns them and what is wrong with the keys."""
     # Newer transformers write the rotary settings into an object of their own.
     raw = {**(raw.get("rope_parameters") or {}), **raw}
     fields, problems = {}, []
@@ -309,14 +309,14 @@ def _read_keys(
 
 
 def _is_instance(value: Any, kind: type) -> bool:
-    """Checks a JSON value's type: true is no number, but 1 is a float."""
+    """Check a JSON value's type: true is no number, but 1 is a float."""
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     return isinstance(value, (int, float) if kind is float else int)
 
 
 def checkpoint_tensors(family: Family, config: ModelConfig) -> dict[str, TensorTarget]:
-    """Lists the tensors that a checkpoint of a model must have.
+    """List the tensors that a checkpoint of a model must have.
 
     Args:
       family: the layout of the checkpoint.

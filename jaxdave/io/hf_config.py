@@ -31,7 +31,7 @@ def model_config(
     block_length: int | None = None,
     mask_id: int | None = None,
 ) -> ModelConfig:
-    """Reads the config of a folder in a family's layout.
+    """Read the config of a folder in a family's layout.
 
     Args:
       family: the family of the folder, see `families.detect`.
@@ -71,7 +71,7 @@ def model_config(
 
 
 def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """Builds the config.json of a folder in the layout of the config's family.
+    """Build the config.json of a folder in the layout of the config's family.
 
     Args:
       config: the model.
@@ -112,7 +112,7 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
 
 
 def _inexpressible_fields(family: Family, config: ModelConfig) -> list[str]:
-    """Lists fields of the config that a reader of the family's layout would lose."""
+    """List fields of the config that a reader of the family's layout would lose."""
     defaults = {
         "attention": "block_causal",
         "logits_shift": "none",

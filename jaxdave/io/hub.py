@@ -14,7 +14,7 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
 
 
 def find_model(source: str | os.PathLike | None) -> tuple[str, Path]:
-    """Finds the folder of a model and fetches it from the Hub where needed.
+    """Find the folder of a model and fetch it from the Hub where needed.
 
     Args:
       source: one of `DEMO_MODELS` (None: the first), a folder, or a Hub id
@@ -46,7 +46,7 @@ def find_model(source: str | os.PathLike | None) -> tuple[str, Path]:
 
 
 def _fetch(hub_id: str) -> Path:
-    """Downloads a model's folder into the Hub client's cache."""
+    """Download a model's folder into the Hub client's cache."""
     from huggingface_hub import snapshot_download
 
     try:

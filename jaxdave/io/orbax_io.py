@@ -35,7 +35,7 @@ _MAX_PROBLEMS_SHOWN = 5
 
 
 def is_orbax_config(raw: Mapping[str, Any]) -> bool:
-    """Tells a converted folder from one in a family's layout.
+    """Tell a converted folder from one in a family's layout.
 
     Args:
       raw: the content of a folder's config.json.
@@ -47,7 +47,7 @@ def is_orbax_config(raw: Mapping[str, Any]) -> bool:
 
 
 def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """Builds the config.json of a converted checkpoint.
+    """Build the config.json of a converted checkpoint.
 
     Args:
       config: the model.
@@ -65,7 +65,7 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
 
 
 def read_config(raw: dict[str, Any], folder: Path) -> ModelConfig:
-    """Reads the config of a converted checkpoint.
+    """Read the config of a converted checkpoint.
 
     Args:
       raw: the content of its config.json.
@@ -94,7 +94,7 @@ def read_config(raw: dict[str, Any], folder: Path) -> ModelConfig:
 def restore(
     folder: Path, config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None
 ) -> Params:
-    """Reads the parameters of a converted checkpoint directly onto their devices.
+    """Read the parameters of a converted checkpoint directly onto their devices.
 
     Args:
       folder: a folder that jaxdave-convert made.
@@ -138,7 +138,7 @@ def restore(
 
 
 def nest_paths(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Nests leaves in dicts of dicts, the inverse of `leaves_by_path`.
+    """Nest leaves in dicts of dicts, the inverse of `leaves_by_path`.
 
     Args:
       leaves: parameter path -> leaf.
@@ -161,7 +161,7 @@ def nest_paths(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def array_folder(folder: Path, path: str) -> Path:
-    """Names the folder of a parameter's chunks.
+    """Name the folder of a parameter's chunks.
 
     Args:
       folder: a converted checkpoint.
@@ -176,7 +176,7 @@ def array_folder(folder: Path, path: str) -> Path:
 def zarr_metadata(
     shape: tuple[int, ...], chunk_shape: tuple[int, ...], order: str, dtype: str
 ) -> dict[str, Any]:
-    """Builds the .zarray file of an array whose chunks are raw bytes.
+    """Build the .zarray file of an array whose chunks are raw bytes.
 
     Args:
       shape: shape of the array.
@@ -201,7 +201,7 @@ def zarr_metadata(
 
 
 def check_arrays(folder: Path, shape_tree: Any) -> None:
-    """Checks that every chunk of every parameter is there in full.
+    """Check that every chunk of every parameter is there in full.
 
     Orbax reads a chunk that is missing as zeros, so without this check a damaged folder
     would load as a different model.
@@ -235,7 +235,7 @@ def check_arrays(folder: Path, shape_tree: Any) -> None:
 
 
 def _damaged_chunks(parameter_folder: Path, metadata: dict[str, Any]) -> list[str]:
-    """Lists the chunk files of an array that are missing or have a wrong size."""
+    """List the chunk files of an array that are missing or have a wrong size."""
     chunk_shape = metadata["chunks"]
     dtypes = {zarr: jnp.dtype(DTYPES[name]) for name, zarr in _ZARR_DTYPES.items()}
     num_bytes = math.prod(chunk_shape) * dtypes[metadata["dtype"]].itemsize
@@ -253,7 +253,7 @@ def _damaged_chunks(parameter_folder: Path, metadata: dict[str, Any]) -> list[st
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with a line for each key.
+    """Write JSON with a line for each key.
 
     Args:
       path: the file, replaced where it exists.

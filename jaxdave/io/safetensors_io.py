@@ -35,7 +35,7 @@ _MAX_PROBLEMS_SHOWN = 20
 
 
 def check_dtype(dtype: str) -> None:
-    """Checks the name of a parameter dtype.
+    """Check the name of a parameter dtype.
 
     Args:
       dtype: the name.
@@ -54,7 +54,7 @@ def read_weights(
     tensor_names: Mapping[str, str],
     transform: ParamTransform = keep_param,
 ) -> Params:
-    """Reads the parameters of a folder.
+    """Read the parameters of a folder.
 
     Args:
       folder: a folder with one safetensors file, or several and their index.
@@ -101,7 +101,7 @@ def write_weights(
     dtype: str,
     tensor_names: Mapping[str, str],
 ) -> None:
-    """Writes all parameters to one safetensors file.
+    """Write all parameters to one safetensors file.
 
     Args:
       path: the file.
@@ -147,7 +147,7 @@ def write_weights(
 
 
 def is_inside(folder: Path, name: str) -> bool:
-    """Checks that a file that an index lists is in the folder, links followed.
+    """Check that a file that an index lists is in the folder, links followed.
 
     Args:
       folder: the folder of the index.
@@ -166,7 +166,7 @@ def is_inside(folder: Path, name: str) -> bool:
 
 
 def raise_problems(folder: Path, problems: list[str]) -> None:
-    """Raises one error of all problems with a folder's weights, if there are any.
+    """Raise one error of all problems with a folder's weights, if there are any.
 
     Args:
       folder: the folder.
@@ -188,7 +188,7 @@ def raise_problems(folder: Path, problems: list[str]) -> None:
 
 
 def _read_index(folder: Path) -> tuple[dict[str, str] | None, list[str]]:
-    """Reads tensor name -> file (None without an index), and problems with it."""
+    """Read tensor name -> file (None without an index), and problems with it."""
     path = folder / INDEX_FILE
     if not path.exists():
         return None, []
@@ -205,7 +205,7 @@ def _open_files(
     stack: ExitStack,
     problems: list[str],
 ) -> dict[str, Any]:
-    """Opens every safetensors file that the folder should have; adds to `problems`."""
+    """Open every safetensors file that the folder should have; adds to `problems`."""
     names = [WEIGHTS_FILE] if index is None else sorted(set(index.values()))
     for path in sorted(folder.glob("*.safetensors")):
         if path.name not in names:
@@ -228,7 +228,7 @@ def _open_files(
 def _locate_tensors(
     index: Mapping[str, str] | None, files: Mapping[str, Any], problems: list[str]
 ) -> dict[str, str]:
-    """Maps each tensor to the file that holds it; adds to `problems`."""
+    """Map each tensor to the file that holds it; adds to `problems`."""
     file_of: dict[str, str] = {}
     for file, reader in files.items():
         for name in reader.keys():
@@ -250,7 +250,7 @@ def _check_tensors(
     reported: Any,
     problems: list[str],
 ) -> None:
-    """Adds every difference between stored and expected tensors to `problems`.
+    """Add every difference between stored and expected tensors to `problems`.
 
     `reported` contains the names whose absence needs no report of its own.
     """
@@ -280,7 +280,7 @@ def _read_param(
     file_of: Mapping[str, str],
     files: Mapping[str, Any],
 ) -> np.ndarray:
-    """Assembles one parameter from its tensors; the assignment casts to its dtype."""
+    """Assemble one parameter from its tensors; the assignment casts to its dtype."""
     # All layers of a kernel in one array [N, in, out], from N tensors [out, in].
     value = np.empty(leaf.shape, leaf.dtype)
     for name, target in targets.items():

@@ -36,7 +36,7 @@ _SPLITS = {
 
 
 def partition_spec(path: str, config: ModelConfig, num_parts: int) -> PartitionSpec:
-    """Says how one parameter is split.
+    """Say how one parameter is split.
 
     The values of an `Int8` are split as the matrix is, and its scales along with their
     channels. Where a matrix is split across its channels, every part needs all scales.
@@ -79,7 +79,7 @@ def partition_spec(path: str, config: ModelConfig, num_parts: int) -> PartitionS
 
 
 def shardings(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
-    """Builds the shardings of a tree of parameters.
+    """Build the shardings of a tree of parameters.
 
     Args:
       params: parameters, or their shapes as `param_shapes` returns them, with the
@@ -109,7 +109,7 @@ def shardings(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
 
 
 def _scale_dimension(path: str, dimension: int) -> int | None:
-    """Maps a dimension of a matrix to its scales, which lack the axis summed over."""
+    """Map a dimension of a matrix to its scales, which lack the axis summed over."""
     # Kernels have a leading layer axis; the embedding and the head do not.
     ndim = 3 if path.startswith("blocks/") else 2
     summed_axis = (channel_axis(path) or 0) % ndim

@@ -33,7 +33,7 @@ class TensorTarget:
 def _tensor_names(
     top: Mapping[str, str], layer_prefix: str, layer: Mapping[str, str]
 ) -> dict[str, str]:
-    """Joins the names outside the layers with those of a layer's parts."""
+    """Join the names outside the layers with those of a layer's parts."""
     return {
         **top,
         **{
@@ -103,7 +103,7 @@ def tensor_targets(
     num_layers: int,
     tensor_names: Mapping[str, str],
 ) -> dict[str, TensorTarget]:
-    """Lists the tensors that make up a set of parameters.
+    """List the tensors that make up a set of parameters.
 
     Args:
       shapes: parameter path -> shape of the parameter, layers stacked in front.

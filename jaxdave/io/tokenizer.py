@@ -45,7 +45,7 @@ class Codec:
     _decode: Callable[[list[int]], str] = dataclasses.field(repr=False)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Encodes one user turn, followed by the opening of the answer.
+        """Encode one user turn, followed by the opening of the answer.
 
         Args:
           text: what the user says.
@@ -61,7 +61,7 @@ class Codec:
         return self.encode_messages([{"role": "user", "content": text}])
 
     def encode_messages(self, messages: Messages) -> list[int]:
-        """Encodes a conversation, followed by the opening of the answer.
+        """Encode a conversation, followed by the opening of the answer.
 
         Args:
           messages: the turns, each with "role" and "content", both strings.
@@ -76,7 +76,7 @@ class Codec:
         return self.encode_text(self.render(messages))
 
     def render(self, messages: Messages) -> str:
-        """Renders a conversation, followed by the opening of the answer, as text.
+        """Render a conversation, followed by the opening of the answer, as text.
 
         Args:
           messages: the turns, each with "role" and "content", both strings.
@@ -91,7 +91,7 @@ class Codec:
         return self._render(messages)
 
     def encode_text(self, text: str) -> list[int]:
-        """Encodes a text that has its markup in it already.
+        """Encode a text that has its markup in it already.
 
         Args:
           text: any text; special tokens written out in it are recognised.
@@ -111,7 +111,7 @@ class Codec:
         return ids
 
     def encode_answer(self, text: str) -> list[int]:
-        """Encodes an answer and the stop id after it.
+        """Encode an answer and the stop id after it.
 
         Args:
           text: the answer.
@@ -122,7 +122,7 @@ class Codec:
         return [*self._encode(text), *self.stop_ids[:1]] if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decodes token ids to text, special tokens left out.
+        """Decode token ids to text, special tokens left out.
 
         Args:
           ids: token ids, Python or NumPy integers.
@@ -134,7 +134,7 @@ class Codec:
 
 
 def _check_messages(messages: Messages) -> None:
-    """Raises ValueError unless messages are turns with a role and a content each."""
+    """Raise ValueError unless messages are turns with a role and a content each."""
     is_valid = isinstance(messages, (list, tuple)) and all(
         isinstance(message, Mapping)
         and isinstance(message.get("role"), str)
@@ -153,7 +153,7 @@ def _check_messages(messages: Messages) -> None:
 def load_codec(
     folder: Path, mask_id: int | None = None, config: ModelConfig | None = None
 ) -> Codec:
-    """Reads the codec of a checkpoint folder.
+    """Read the codec of a checkpoint folder.
 
     Args:
       folder: a folder with tokenizer files.
@@ -205,7 +205,7 @@ def load_codec(
 
 
 def _refuse_messages(folder: Path) -> Callable[[Messages], str]:
-    """Makes what renders messages in a folder without a chat template."""
+    """Make what renders messages in a folder without a chat template."""
 
     def refuse(_: Messages) -> str:
         raise ValueError(
@@ -219,7 +219,7 @@ def _refuse_messages(folder: Path) -> Callable[[Messages], str]:
 
 
 def special_tokens_map(folder: Path) -> dict[str, str]:
-    """Reads the texts of a folder's special tokens.
+    """Read the texts of a folder's special tokens.
 
     Args:
       folder: a folder with tokenizer files.
@@ -240,7 +240,7 @@ def special_tokens_map(folder: Path) -> dict[str, str]:
 def stop_and_pad_ids(
     folder: Path, id_of: Callable[[str | None], int | None], size: int
 ) -> tuple[tuple[int, ...], int]:
-    """Reads the ids that end an answer and the id that pads.
+    """Read the ids that end an answer and the id that pads.
 
     generation_config.json goes before config.json, and that before the tokenizer files.
 
@@ -292,7 +292,7 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """Reads the vocabulary of a folder, if possible without opening its tokenizer.
+    """Read the vocabulary of a folder, if possible without opening its tokenizer.
 
     Args:
       folder: a folder with tokenizer files.
@@ -324,7 +324,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 
 
 def _model_vocabulary(model: dict[str, Any]) -> dict[str, int]:
-    """Reads tokenizer.json's model: a map token -> id, or pairs in the order of ids."""
+    """Read tokenizer.json's model: a map token -> id, or pairs in the order of ids."""
     vocab = model.get("vocab") or {}
     if isinstance(vocab, list):
         return {token: number for number, (token, _) in enumerate(vocab)}
@@ -363,7 +363,7 @@ class TokenizerBackend:
 
 
 def open_tokenizer(folder: Path) -> TokenizerBackend:
-    """Opens the tokenizer of a folder with the lighter library that reads it right.
+    """Open the tokenizer of a folder with the lighter library that reads it right.
 
     Args:
       folder: a folder with tokenizer files.
@@ -396,7 +396,7 @@ def open_tokenizer(folder: Path) -> TokenizerBackend:
 
 
 def _open_with_tokenizers(folder: Path, settings: dict[str, Any]) -> TokenizerBackend:
-    """Opens tokenizer.json without transformers, whose import takes seconds."""
+    """Open tokenizer.json without transformers, whose import takes seconds."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -428,7 +428,7 @@ def _open_with_tokenizers(folder: Path, settings: dict[str, Any]) -> TokenizerBa
 def _compile_template(
     chat_template: str | None, tokens: Mapping[str, str]
 ) -> Callable[[Messages], str]:
-    """Compiles a chat template in the dialect of Jinja that transformers defines."""
+    """Compile a chat template in the dialect of Jinja that transformers defines."""
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -453,7 +453,7 @@ def _compile_template(
 
 
 def _open_with_transformers(folder: Path) -> TokenizerBackend:
-    """Opens a tokenizer whose class is more than its tokenizer.json."""
+    """Open a tokenizer whose class is more than its tokenizer.json."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers
     from transformers import AutoTokenizer, PreTrainedConfig
@@ -496,7 +496,7 @@ def _open_with_transformers(folder: Path) -> TokenizerBackend:
 def _with_template_errors(
     render: Callable[[Messages], str],
 ) -> Callable[[Messages], str]:
-    """Turns a template's refusal of messages into one line of ValueError."""
+    """Turn a template's refusal of messages into one line of ValueError."""
 
     def checked(messages: Messages) -> str:
         from jinja2.exceptions import TemplateError

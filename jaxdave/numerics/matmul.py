@@ -174,8 +174,7 @@ class PerLayer(LayerStack):
 
     def to_stacked(self) -> Any:
         """One array [N, in, out], or an `Int8` of one."""
-        # Large matrices are stored transposed; the
-        # stacked form is [N, in, out] for all.
+        # Large matrices are stored transposed; in the stacked form none is.
         layers = (
             matrix.to_input_major() if isinstance(matrix, RowMajor) else matrix
             for matrix in self.layers
@@ -212,7 +211,7 @@ class FusedKernels:
         return self.split(matmul(x, self.matrix).astype(x.dtype))
 
     def split(self, y: Any) -> list[Any]:
-        """Cuts arrays along their last axis, the channels, into the matrices' parts.
+        """Cut an array along its last axis, the channels, into the matrices' parts.
 
         Args:
             y: An array [..., sum of sizes] or an `Int8` of such.
@@ -289,7 +288,9 @@ class ChunkedTable(RowTable):
         Returns:
             The matrix [E, X], not copied.
         """
-        index = (first + size - 1) // size  # the last chunk is moved back to fit
+        # Rounded up: the last chunk is moved back so that it is full, so its first row
+        # need not be a multiple of the size.
+        index = (first + size - 1) // size
         return SelectedMatrix(tuple(map(RowMajor, self.chunks)), index)
 
     def to_stacked(self) -> Any:
@@ -307,7 +308,7 @@ class ChunkedTable(RowTable):
 
 
 def matmul(x: jax.Array, matrix: Any) -> jax.Array:
-    """Multiplies vectors by a matrix of any layout.
+    """Multiply vectors by a matrix of any layout.
 
     Args:
         x: Vectors [..., in].
@@ -326,7 +327,7 @@ def matmul(x: jax.Array, matrix: Any) -> jax.Array:
 
 
 def scan_over_layers(layers: Any):
-    """Prepares the parameters of all layers for a `lax.scan`.
+    """Prepare the parameters of all layers for a `lax.scan`.
 
     A scan slices stacked arrays by itself. A `LayerStack` must not be sliced, as that
     would copy it: it stays outside as a closure, and the layer's index picks from it.
@@ -342,8 +343,10 @@ def scan_over_layers(layers: Any):
     # `is_leaf` keeps a stack whole. Flattened, its layers would be leaves of their own,
     # and the scan would try to slice each of them along its rows.
     leaves, tree = jax.tree.flatten(layers, is_leaf=_is_layer_stack)
+    # None is a pytree without leaves: the scan passes over it, and `layer_of` puts the
+    # layer's own matrix in its place.
     stacks = [None if _is_layer_stack(leaf) else leaf for leaf in leaves]
-    num_layers = len(next(leaf for leaf in jax.tree.leaves(stacks)))
+    num_layers = jax.tree.leaves(stacks)[0].shape[0]
 
     def layer_of(element):
         slices, index = element

@@ -1,7 +1,7 @@
 """Conversion of parameters to the layout that this machine's products read fastest.
 
 On a CPU every layer's matrix and every chunk of the head becomes an array of its own
-(the reason is told in `numerics.matmul`). Large matrices are stored with one row per
+(see `numerics.matmul` for the reason). Large matrices are stored with one row per
 output channel, the order that XLA:CPU's products read fastest; small ones stay
 [in, out]. Elsewhere the stacked arrays stay as they are. `to_stacked` gives the form of
 `models.param_shapes` back.
@@ -70,16 +70,18 @@ def to_device_layout(params: Params, config: ModelConfig) -> Params:
     Returns:
         The same tree with layout classes in place of some arrays.
     """
-    # Idempotent: parameters in this layout already are brought back to stacks first.
+    # Parameters that have this layout already are stacked first, so that a second call
+    # changes nothing.
     params = to_stacked(params)
     leaves, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_int8)
-    # From here on `remaining` alone refers to the leaves, and loses them one by one.
+    # From here on only `remaining` refers to the leaves. Popping one from it below lets
+    # its memory be freed as soon as its converted form exists.
     del params
     remaining = {param_path(path): leaf for path, leaf in leaves}
     del leaves
     order, converted = list(remaining), {}
-    # Fused matrices take the place of the first of their group; empty tuples, which are
-    # pytrees without leaves, keep the places of the others.
+    # A fused matrix is stored under the first name of its group. The other names hold
+    # an empty tuple, a pytree without leaves, so that the tree keeps its structure.
     for module, names in FUSED if on_cpu() else ():
         paths = [f"blocks/{module}/{name}/kernel" for name in names]
         converted |= dict.fromkeys(paths, ())
@@ -123,7 +125,7 @@ def transfer_transform(transform: ParamTransform) -> ParamTransform:
 
 
 def _split_fused(tree: Any) -> Any:
-    """Nested dicts with fused matrices back in places of their own."""
+    """Nested dicts in which every fused matrix is split into its parts again."""
     if not isinstance(tree, dict):
         return tree
     result = {name: _split_fused(part) for name, part in tree.items()}
@@ -185,7 +187,7 @@ def _layer_matrix(matrix: Any) -> Any:
 
 
 def _transposed(matrix: Any) -> Any:
-    """A host matrix in the other order; scales belong to channels in either."""
+    """A host matrix transposed; scales belong to output channels in either order."""
     if isinstance(matrix, Int8):
         return Int8(_transposed(matrix.values), matrix.scale)
     return np.ascontiguousarray(matrix.T)
@@ -195,7 +197,8 @@ def _to_chunks(table: Any, size: int) -> ChunkedTable:
     """A table [V, E] in chunks of `size` rows, each on the device."""
     host = jax.tree.map(np.asarray, table)
     rows = num_rows(host)
-    # As `sampling.chunked_head.chunk_logits` counts chunks: the last one is moved back.
+    # The chunks of `sampling.chunked_head.chunk_logits`: the last one starts earlier so
+    # that it is full.
     firsts = [min(first, rows - size) for first in range(0, rows, size)]
 
     def chunk(first: int) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import logit_scale
+from jaxdave.core.config import Numerics, logit_scale
 from jaxdave.core.policy_api import ModelQueries
 from jaxdave.core.prediction import NEG_INF, Prediction
 from jaxdave.core.state import RowState
@@ -67,7 +67,7 @@ def predict_window(spec: "DecodeSpec", params, hidden_LE, row: RowState) -> Pred
         Arrays [D, L], D depths of noise. Positions beyond those that calls of this
         size look at have no prediction (token -1); plain decoding needs none at all.
     """
-    if max(spec.draft_steps) == 1 and not spec.guarded:
+    if max(spec.draft_steps) == 1 and spec.numerics is not Numerics.GUARDED:
         return empty_prediction(spec)
     # All positions at every depth of noise, [D, L]: a draft at depth k reads entry k.
     depths, used = num_noise_depths(spec), spec.used_length

@@ -57,7 +57,7 @@ def run_program(
     redefined_builtins: Collection[str] = (),
     seconds: float = 2.0,
 ) -> Outcome:
-    """Runs a program, and tests after it, and reports if both ran to their ends.
+    """Run a program, and tests after it, and report whether both ran to their ends.
 
     The program has an empty environment, an empty working folder and no output. It
     passes if no statement raises, so end it with the assertions that matter, or give
@@ -114,7 +114,7 @@ def run_program(
 def _run_worker(
     folder: str, request_file: IO[bytes], result_file: IO[bytes], seconds: float
 ) -> int | None:
-    """Returns the exit status of the watcher, or None when its time ran out."""
+    """Return the exit status of the watcher, or None when its time ran out."""
     # Files and not pipes: a pipe that a stray grandchild holds open would make the
     # parent wait for it.
     process = subprocess.Popen(

@@ -45,7 +45,7 @@ REFUSED_EVENTS = frozenset(
 
 
 def main() -> None:
-    """Starts one worker and watches it; exits with 0 only if the worker does."""
+    """Start one worker and watches it; exit with 0 only if the worker does."""
     limits, seconds, nonce, redefined_builtins, parts = marshal.load(sys.stdin.buffer)
     # The result file moves to another descriptor; the program's own output is dropped.
     result_fd, null_fd = os.dup(1), os.open(os.devnull, os.O_RDWR)
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def watch(worker_pid: int, seconds: float) -> int:
-    """Waits for the worker, and kills it when the time is up.
+    """Wait for the worker, and kill it when the time is up.
 
     Args:
         worker_pid: Process id of the worker.
@@ -96,7 +96,7 @@ def watch(worker_pid: int, seconds: float) -> int:
 
 
 def lower_limit(name: str, value: int) -> None:
-    """Lowers one resource limit, on systems that have it.
+    """Lower one resource limit, on systems that have it.
 
     Args:
         name: Its name in the module `resource`.
@@ -114,7 +114,7 @@ def lower_limit(name: str, value: int) -> None:
 
 
 def isolate():
-    """Gives this process's children namespaces of their own, where that is permitted.
+    """Give this process's children namespaces of their own, where that is permitted.
 
     Process ids, network and mounts: the worker can then signal nobody and connect to
     nothing, and its /proc is empty.
@@ -150,7 +150,7 @@ def isolate():
 
 
 def drop_privileges(libc) -> None:
-    """Changes from root to the user "nobody".
+    """Change from root to the user "nobody".
 
     Where the standard library is readable by root only (Python installed under /root),
     the process keeps the capability to read every file, and no other.
@@ -175,13 +175,13 @@ def drop_privileges(libc) -> None:
 
 
 def become_nobody() -> None:
-    """Changes group and user; the group first, as afterwards it is not permitted."""
+    """Change group and user; the group first, as afterwards it is not permitted."""
     os.setgid(NOBODY)
     os.setuid(NOBODY)
 
 
 def nobody_can_read(path: str) -> bool:
-    """Returns True if the user "nobody" may read a file.
+    """Return True if the user "nobody" may read a file.
 
     Args:
         path: The file.
@@ -197,7 +197,7 @@ def nobody_can_read(path: str) -> bool:
 
 
 def keep_read_capability(libc) -> None:
-    """Drops every capability but the one to read all files.
+    """Drop every capability but the one to read all files.
 
     Args:
         libc: The C library.
@@ -212,7 +212,7 @@ def keep_read_capability(libc) -> None:
 
 
 def program_steps(codes, redefined_builtins) -> list[tuple]:
-    """Plans the calls that run a program and then its tests.
+    """Plan the calls that run a program and then its tests.
 
     The tests run in a namespace with what the program defined, but for builtins, which
     are Python's, save those in `redefined_builtins`.
@@ -244,7 +244,7 @@ def program_steps(codes, redefined_builtins) -> list[tuple]:
 
 
 def run_steps(steps: list[tuple], result_fd: int, nonce: bytes) -> None:
-    """Runs the calls, and sends the nonce when the last of them has returned.
+    """Run the calls, and send the nonce when the last of them has returned.
 
     Args:
         steps: What `program_steps` returned.

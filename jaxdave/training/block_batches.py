@@ -67,7 +67,7 @@ class BlockBatch(NamedTuple):
 
 
 def encode_pair(tokenizer: Tokenizer, prompt: str, answer: str) -> TokenPair:
-    """Encodes a problem as one turn of the user and one of the assistant.
+    """Encode a problem as one turn of the user and one of the assistant.
 
     Args:
         tokenizer: The demo's tokenizer.
@@ -85,7 +85,7 @@ def encode_pair(tokenizer: Tokenizer, prompt: str, answer: str) -> TokenPair:
 def make_block_batches(
     recipe: Recipe, tokenizer: Tokenizer, step: int
 ) -> dict[str, BlockBatch]:
-    """Makes the batches of one optimiser step.
+    """Make the batches of one optimiser step.
 
     Args:
         recipe: The training run; its seed and batch size choose the problems.
@@ -111,7 +111,7 @@ def make_block_batches(
 def grouped_pairs(
     recipe: Recipe, tokenizer: Tokenizer, step: int
 ) -> dict[str, list[TokenPair]]:
-    """Encodes the problems of one step, by length group.
+    """Encode the problems of one step, by length group.
 
     Args:
         recipe: The training run; its seed and batch size choose the problems.
@@ -186,7 +186,7 @@ def _corrupt(
     is_answer_R: np.ndarray,
     grouped: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Chooses the positions to hide, and the groups of blocks.
+    """Choose the positions to hide, and the groups of blocks.
 
     A block alone is a group of one: it is partly hidden, behind clean text. With
     `grouped`, runs of blocks are a group, as they are when a decoder drafts past the

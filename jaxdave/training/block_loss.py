@@ -28,7 +28,7 @@ MAX_POSITIONS = 256
 def make_block_loss(
     config: ModelConfig,
 ) -> Callable[[Params, BlockBatch], tuple[jax.Array, jax.Array]]:
-    """Makes the loss of a block-causal model.
+    """Make the loss of a block-causal model.
 
     Args:
         config: The model.
@@ -84,7 +84,7 @@ def make_block_loss(
 
 
 def visibility(batch: BlockBatch, block_BQ: jax.Array) -> jax.Array:
-    """Computes the attention mask over the clean sequence and the masked copies.
+    """Compute the attention mask over the clean sequence and the masked copies.
 
     A clean query sees clean keys up to the end of its block. A masked query sees clean
     keys before the first block of its group, and in its own copy the keys from there to

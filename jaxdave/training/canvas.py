@@ -54,7 +54,7 @@ class CanvasBatch(NamedTuple):
 def make_canvas_batches(
     recipe: Recipe, tokenizer: Tokenizer, step: int
 ) -> dict[str, CanvasBatch]:
-    """Makes the batches of one optimiser step: a pure function of its arguments.
+    """Make the batches of one optimiser step: a pure function of its arguments.
 
     Args:
         recipe: The training run; its seed and batch size choose the problems.
@@ -120,7 +120,7 @@ def _pack(
 def _corrupt(
     rng: np.random.Generator, answer_length: int, block_length: int
 ) -> np.ndarray:
-    """Chooses the canvas positions to hide: bool [C].
+    """Choose the canvas positions to hide: bool [C].
 
     With equal chances either uniformly, or as a semi-autoregressive decoder meets a
     canvas. At least one position of the answer is hidden.
@@ -144,7 +144,7 @@ def _corrupt(
 def make_canvas_loss(
     config: ModelConfig,
 ) -> Callable[[Params, CanvasBatch], tuple[jax.Array, jax.Array]]:
-    """Makes the loss of a full-attention model.
+    """Make the loss of a full-attention model.
 
     Args:
         config: The model.

@@ -45,7 +45,7 @@ class TrainState(NamedTuple):
 
 
 def make_optimiser(recipe: Recipe) -> optax.GradientTransformation:
-    """Makes the optimiser: Muon on the matrices of the layers, AdamW on all else.
+    """Make the optimiser: Muon on the matrices of the layers, AdamW on all else.
 
     Args:
         recipe: The training run.
@@ -82,7 +82,7 @@ def _muon_dimension_numbers(params: Any) -> Any:
 
 
 def make_train_step(recipe: Recipe) -> Callable[..., TrainState]:
-    """Makes the compiled function of one optimiser step.
+    """Make the compiled function of one optimiser step.
 
     Args:
         recipe: The training run.
@@ -160,7 +160,7 @@ def train(recipe: Recipe, tokenizer: Tokenizer, folder: Path) -> TrainState:
 
 
 def write_curve(path: Path, curve: np.ndarray) -> None:
-    """Writes the loss of every step as CSV.
+    """Write the loss of every step as CSV.
 
     Args:
         path: The file; it is replaced as a whole.
@@ -198,7 +198,7 @@ def _restore(
 def _prefetch_batches(
     recipe: Recipe, tokenizer: Tokenizer, begin: int
 ) -> Iterator[tuple[int, dict]]:
-    """Yields (step, batches), making the next batches while the device works."""
+    """Yield (step, batches), making the next batches while the device works."""
     make_batches = BATCH_MAKERS[recipe.config.attention]
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(make_batches, recipe, tokenizer, begin)

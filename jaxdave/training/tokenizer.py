@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
 def build_tokenizer(
     folder: Path, vocab_size: int = 1024, seed: int = 0, problems: int = 20000
 ) -> Tokenizer:
-    """Trains a tokenizer on the first problems of a training stream, and writes it.
+    """Train a tokenizer on the first problems of a training stream, and write it.
 
     The same arguments give the same bytes. The special tokens come last in the
     vocabulary: end of text (also padding), turn start, turn end, mask.
@@ -68,7 +68,7 @@ def build_tokenizer(
 
 
 def pad_and_mask_ids(tokenizer: Tokenizer) -> tuple[int, int]:
-    """Returns the ids of the padding token, which also ends texts, and of the mask.
+    """Return the ids of the padding token, which also ends texts, and of the mask.
 
     Args:
         tokenizer: The demo's tokenizer.
@@ -105,7 +105,7 @@ def _train_bpe(vocab_size: int, seed: int, problems: int) -> Tokenizer:
 
 
 def _corpus(seed: int, problems: int) -> Iterator[str]:
-    """Yields the text between the special tokens of the chats, then the numbers."""
+    """Yield the text between the special tokens of the chats, then the numbers."""
     for index in range(problems):
         problem = training_problem(seed, index)
         yield f"user\n{problem.prompt}"

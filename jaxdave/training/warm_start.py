@@ -18,7 +18,7 @@ from jaxdave.models.param_shapes import param_shapes
 
 
 def warm_start_params(config: ModelConfig, params: Any) -> Any:
-    """Makes parameters for a model from those of one with norms over queries and keys.
+    """Make parameters for a model from those of one with norms over queries and keys.
 
     Key and value heads are repeated where `config` has more of them. Where it has no
     norms over queries and keys, each head's kernel is scaled to outputs of the size
@@ -64,7 +64,7 @@ def warm_start_params(config: ModelConfig, params: Any) -> Any:
 def _scale_heads(
     kernel: jax.Array, input_scale: jax.Array, norm_scale: jax.Array
 ) -> jax.Array:
-    """Scales each head of kernels [N, E, heads * D] to what a norm would put out.
+    """Scale each head of kernels [N, E, heads * D] to what a norm would put out.
 
     The inputs are those of a norm with the gain `input_scale` [N, E], so an output has
     the variance of its column, weighted by that gain; its mean over a head is what the
@@ -79,7 +79,7 @@ def _scale_heads(
 
 
 def _repeat_heads(kernel: jax.Array, head_dim: int, times: int) -> jax.Array:
-    """Repeats each head of kernels [N, E, heads * D] next to itself.
+    """Repeat each head of kernels [N, E, heads * D] next to itself.
 
     Next to itself, since query heads share the key head of their own group.
     """

@@ -55,6 +55,27 @@ def states_of(tokens, active, wanted, far):
     return list(dict.fromkeys(asked)), list(dict.fromkeys(asked + ahead))
 
 
+def test_the_example_of_the_docstring():
+    a, b, c, d, _ = 0, 1, 2, 3, MASK
+    tokens = [
+        [[a, b], [_, _], [_, _]],
+        [[a, b], [c, _], [_, _]],
+        [[a, b], [c, d], [_, _]],
+    ]
+    active = np.array([1, 1, 2])
+    got = cut(np.array(tokens, np.int32), active, np.ones(3, bool), 2, 5)
+    assert got.fits_S.all()
+    assert got.block_states.tokens_MP.tolist() == [
+        [a, b],
+        [_, _],
+        [c, _],
+        [c, d],
+        [_, _],
+    ]
+    assert got.active_S.tolist() == [1, 2, 4]
+    assert got.block_states.chain_MJ[4].tolist() == [0, 3, 4]
+
+
 @given(cases())
 def test_every_state_is_evaluated_once(case):
     tokens, active, wanted, far, most = case

@@ -15,6 +15,7 @@ from helpers import fake_model, oracle
 from helpers.fake_model import build, capped, prompts_of, texts, weights
 
 from jaxdave import policies
+from jaxdave.core.config import Numerics
 from jaxdave.core.prediction import ErrorBound, Prediction
 from jaxdave.engine import autotune, decoders
 from jaxdave.engine.generation import generate, stream
@@ -43,7 +44,7 @@ def oracle_results(net, prompts, room, length, policy):
 )
 def test_inexact_logits_give_the_trusted_text(policy, drafts, length):
     decoder = build(policy, drafts, length, 30, numerics="guarded")
-    assert decoder.spec.guarded
+    assert decoder.spec.numerics is Numerics.GUARDED
     prompts = prompts_of([3, 17, 9], length)
     for seed in range(12):
         net = weights(seed, fuzz=FUZZ)
@@ -77,7 +78,7 @@ def test_the_text_is_that_of_every_draft_length_and_batch(temperature):
 
 def test_without_rechecks_inexact_logits_change_the_text():
     decoder = build(policies.static(1), 8, 4, 30, numerics="guarded")
-    spec = dataclasses.replace(decoder.spec, guarded=False)
+    spec = dataclasses.replace(decoder.spec, numerics=Numerics.FAST)
     loose = dataclasses.replace(decoder, spec=spec, numerics="fast")
     prompts, changed = prompts_of([3, 17, 9], 1), 0
     for seed in range(4):
@@ -156,7 +157,7 @@ def test_other_rules_have_one_text_too(rule):
     policy, prompts = policies.parse(rule), prompts_of([3, 17, 9], 2)
     plain, drafted = (build(policy, d, 4, 30, numerics="guarded") for d in (1, 4))
     loose = dataclasses.replace(
-        drafted, spec=dataclasses.replace(drafted.spec, guarded=False)
+        drafted, spec=dataclasses.replace(drafted.spec, numerics=Numerics.FAST)
     )
     changed = 0
     for seed in range(6):

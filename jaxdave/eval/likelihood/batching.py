@@ -207,7 +207,7 @@ def _next_power_of_two(count: int) -> int:
 
 
 def _check(scorer: Scorer, index: int, question: Question) -> None:
-    """Raises ValueError for a question that cannot be scored."""
+    """Raise ValueError for a question that cannot be scored."""
     size = len(question.context) + len(question.target)
     if not question.target:
         raise ValueError(f"target {index} is empty; there is nothing to score")

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 import jaxdave
+from jaxdave.core.config import Numerics
 from jaxdave.engine import autotune
 from jaxdave.engine.batching import check_room
 from jaxdave.engine.decode_config import DecodeConfig
@@ -164,10 +165,10 @@ def _cell(
     }
     # No preset suppresses ids, and older files do not name them.
     del fields["suppressed_ids"]
-    if not (method.drafted or decoder.numerics == "exact"):
+    if not (method.drafted or decoder.numerics is Numerics.EXACT):
         # What is not in force must not make two runs differ.
         fields |= {"draft_steps": 1, "draft": "none"}
-    fields["numerics"] = decoder.numerics
+    fields["numerics"] = str(decoder.numerics)
     return EvalCell(
         task=task,
         method=method,

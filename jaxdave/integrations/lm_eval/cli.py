@@ -12,7 +12,7 @@ from jaxdave.cli.options import enable_jax_cache
 
 
 def main() -> NoReturn:
-    """Runs the harness on this process's arguments and exits with its code.
+    """Run the harness on this process's arguments and exit with its code.
 
     Example:
         In a shell:
@@ -23,7 +23,7 @@ def main() -> NoReturn:
 
 
 def _evaluate() -> None:
-    """Registers the model and runs the harness's command."""
+    """Register the model and run the harness's command."""
     try:
         from lm_eval.__main__ import cli_evaluate  # pyright: ignore
     except ImportError as error:

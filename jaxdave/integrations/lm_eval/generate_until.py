@@ -46,7 +46,7 @@ def generate_until(
     batch_size: int,
     seed: int,
 ) -> Iterator[tuple[int, str]]:
-    """Generates the text of every request.
+    """Generate the text of every request.
 
     At a temperature the noise is keyed by the prompt, and by how many requests before
     had the same one, so that a text does not depend on the other requests or on the
@@ -117,7 +117,7 @@ def _generate_batch(
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-    """Cuts a text before the first of the stop strings in it.
+    """Cut a text before the first of the stop strings in it.
 
     Args:
         text: The text.
@@ -135,7 +135,7 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
 
 
 def is_final(text: str, stops: Sequence[str]) -> bool:
-    """Tells if no continuation changes what `cut_at_stop` returns.
+    """Tell if no continuation changes what `cut_at_stop` returns.
 
     A longer stop string may yet turn out to begin before the one that was found, and
     half a character at the end (decoded as U+FFFD) may yet become another.

@@ -34,7 +34,7 @@ def generation_request(
     context: str,
     gen_kwargs: Mapping[str, Any],
 ) -> GenerationRequest:
-    """Translates a request for a text.
+    """Translate a request for a text.
 
     What `model_args` names takes precedence over what the task says. A prompt that is
     too long loses its beginning, with a warning.
@@ -99,7 +99,7 @@ def _sampling_settings(options: Options, kwargs: Mapping[str, Any]) -> DecodeCon
 def with_max_new_tokens(
     settings: DecodeConfig, model: Model, max_new_tokens: int
 ) -> DecodeConfig:
-    """Sets the number of new tokens, in whole blocks under full attention.
+    """Set the number of new tokens, in whole blocks under full attention.
 
     Args:
         settings: The settings.
@@ -118,7 +118,7 @@ def with_max_new_tokens(
 
 
 def max_length(options: Options, model: Model) -> int:
-    """Returns the number of tokens that a prompt and its answer may have together.
+    """Return the number of tokens that a prompt and its answer may have together.
 
     Args:
         options: The `model_args`.
@@ -135,7 +135,7 @@ def max_length(options: Options, model: Model) -> int:
 def likelihood_question(
     context: Sequence[int], target: Sequence[int], limit: int
 ) -> Question:
-    """Translates a request for a log-likelihood.
+    """Translate a request for a log-likelihood.
 
     Args:
         context: Token ids; one that is too long loses its beginning, with a warning.
@@ -160,7 +160,7 @@ def likelihood_question(
 def encode_pair(
     encode: EncodeFn, context: str, continuation: str
 ) -> tuple[list[int], list[int]]:
-    """Encodes a context and its continuation as the tokens of the joined text.
+    """Encode a context and its continuation as the tokens of the joined text.
 
     Spaces at the context's end belong to the continuation, and so does a token that
     reaches from one into the other.
@@ -191,7 +191,7 @@ def encode_pair(
 
 
 def rolling_windows(ids: Sequence[int], prefix_id: int, limit: int) -> list[Question]:
-    """Cuts a long text into windows, each of which is scored after what precedes it.
+    """Cut a long text into windows, each of which is scored after what precedes it.
 
     Args:
         ids: Token ids of the text.
