@@ -64,7 +64,8 @@ class PolicyView(NamedTuple):
         pred: The model's `Prediction` of the block.
         position_W: Positions counted from the first generated one, int32 [W]; below 0
             in the prompt.
-        max_new_tokens: How many positions are generated in all, int32 scalar.
+        max_new_tokens: How many positions are decoded in all, int32 scalar: the length
+            asked for, and what it takes to fill its last block.
         mask_id: The id of the mask token, int32 scalar.
         step: Index of this policy step in the row, int32 scalar.
         key: PRNG key of (request, step), for noise of the policy's own. Fold the

@@ -67,7 +67,7 @@ class RowState:
         pred: Their prediction [D, L] at the noise of the coming steps. It is stale:
             good for drafts, never for decisions.
         begin: First generated position, int32.
-        end: The position after the last one that may be generated, int32.
+        end: The position after the last one that is decoded, int32.
         draft_text_T: The user's draft text, int32 [T]; -1 where there is none.
         start: First position of the window, int32.
         needs_refresh: The window has moved to where no cache reaches, so the next call
@@ -228,7 +228,7 @@ class PromptBatch(NamedTuple):
     Attributes:
         tokens_BT: Prompt tokens, then mask ids, int32 [B, T].
         begin_B: First generated position of each row, int32 [B].
-        end_B: The position after the last one that may be generated, int32 [B].
+        end_B: The position after the last one that is decoded, int32 [B].
         draft_text_BT: The users' draft texts, int32 [B, T]; -1 where there is none.
         seed_B: Noise seeds, uint32 [B].
         request_B: Request numbers, uint32 [B]; with the seed they key the noise.

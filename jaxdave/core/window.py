@@ -114,6 +114,25 @@ class WindowLayout:
         block = begin // self.block_length * self.block_length
         return begin if self.anchored else block
 
+    def last_end(self, begin: Any, max_new_tokens: int) -> Any:
+        """The position after the last one that is decoded.
+
+        Blocks are decoded whole, as published loops do, and what is asked for is cut
+        out of the result: a position that did not exist would change what the others of
+        its block see, so that a text would depend on where it is cut.
+
+        Args:
+            begin: First generated position of each row, integers.
+            max_new_tokens: How many tokens are asked for.
+
+        Returns:
+            The end of the block of the last of them; integers like `begin`.
+        """
+        end = begin + max_new_tokens
+        if self.anchored:
+            return end
+        return -(-end // self.block_length) * self.block_length
+
     def advance(self, evaluated_L, committed_L, row: RowState):
         """How far the window moves after a call.
 

@@ -122,7 +122,7 @@ def pack_prompts(
     packed = PromptBatch(
         tokens_BT=host_array(_pad(prompts, capacity, layout.mask_id)),
         begin_B=host_array(begin_B),
-        end_B=host_array(begin_B + np.int32(decoder.max_new_tokens)),
+        end_B=host_array(layout.last_end(begin_B, np.int32(decoder.max_new_tokens))),
         draft_text_BT=host_array(_pad([ids[:capacity] for ids in texts], capacity, -1)),
         seed_B=host_array(np.full(len(prompts), seed, np.uint32)),
         request_B=host_array(np.asarray(request_B, np.uint32)),

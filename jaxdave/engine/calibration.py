@@ -235,7 +235,7 @@ def _observations(
     state = prefill_prompts(decoder, params, prompts)
     # Every call takes at least one policy step,
     # so that rows end within this many calls.
-    for _ in range(decoder.max_new_tokens + 1):
+    for _ in range(decoder.max_rounds + 1):
         yield Observation(*jax.device_get(observer.observe(state.rows)))
         if state.rows.done.all():
             return

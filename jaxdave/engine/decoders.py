@@ -90,7 +90,8 @@ class Decoder:
     @property
     def max_rounds(self) -> int:
         """Rounds of the loop at most: each fills a position or decides one again."""
-        return 2 * self.max_new_tokens
+        # Blocks are decoded whole, so there may be most of a block beyond the limit.
+        return 2 * (self.max_new_tokens + self.spec.layout.block_length)
 
     def undrafted(self) -> "Decoder":
         """The same compiled program with one draft a call, the policy's own state."""

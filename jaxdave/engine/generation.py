@@ -97,6 +97,7 @@ def generate(
     layout = decoder.spec.layout
     rows = read_rows(
         host_rows,
+        max_new_tokens=decoder.max_new_tokens,
         length=layout.block_length,
         mask_id=layout.mask_id,
         stop_ids=layout.stop_ids,

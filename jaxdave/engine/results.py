@@ -245,6 +245,7 @@ def host_fields(rows: RowState) -> HostRows:
 def read_rows(
     rows: HostRows,
     *,
+    max_new_tokens: int,
     length: int,
     mask_id: int,
     stop_ids: tuple[int, ...],
@@ -254,6 +255,7 @@ def read_rows(
 
     Args:
         rows: The rows, on the host.
+        max_new_tokens: How much of a row is its answer: blocks are decoded whole.
         length: The block length.
         mask_id: The id of a masked position.
         stop_ids: The ids that end an answer.
@@ -263,7 +265,7 @@ def read_rows(
         A completion for every row.
     """
     return tuple(
-        _read_row(rows, index, length, mask_id, stop_ids, commits)
+        _read_row(rows, index, max_new_tokens, length, mask_id, stop_ids, commits)
         for index in range(len(rows.done))
     )
 
@@ -294,6 +296,7 @@ def answer_end(
 def _read_row(
     rows: HostRows,
     index: int,
+    max_new_tokens: int,
     length: int,
     mask_id: int,
     stop_ids: tuple[int, ...],
@@ -301,7 +304,8 @@ def _read_row(
 ) -> Completion:
     tokens, call = rows.tokens_T[index], rows.stats.call_T[index]
     begin, end = int(rows.begin[index]), int(rows.end[index])
-    last, known = answer_end(tokens, begin, end, mask_id, stop_ids)
+    answer = begin + max_new_tokens
+    last, known = answer_end(tokens, begin, answer, mask_id, stop_ids)
     stats = rows.stats
     verify, refresh, recheck = (
         int(part[index]) for part in (stats.verify, stats.refresh, stats.recheck)

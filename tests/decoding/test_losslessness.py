@@ -57,7 +57,7 @@ def against_the_oracle(policy, drafts, length, room, batch):
         ):
             same = want.token_ids, want.finish_reason, len(want.token_ids), want.steps
             assert fake_model.text(row) == same
-            end = len(prompt) + room
+            end = len(want.canvas)
             assert canvas[:end].tolist() == want.canvas[:end]
             assert (canvas[end:] == MASK).all()
             assert MASK not in row.token_ids

@@ -22,13 +22,15 @@ class Answer(NamedTuple):
 
 def oracle(net: Weights, prompt, room: int, length: int, policy: str) -> Answer:
     """A policy ("static(2)", ...) by its definition: one state, one step at a time."""
-    begin, end = len(prompt), len(prompt) + room
     canvas, steps, waited = blank(prompt, room, length), 0, False
+    begin, end = len(prompt), len(canvas)
     while not (reason := finished(canvas, begin, end)):
         canvas = policy_step(net, canvas, canvas, end, length, policy)
         steps += 1
         waited |= STOP in canvas[begin:] and not finished(canvas, begin, end)
-    answer = canvas[begin:end]
+    # Blocks are decoded whole; what was not asked for is cut off.
+    answer = canvas[begin : begin + room]
+    reason = finished(canvas, begin, begin + room)
     ids = answer[: answer.index(STOP)] if reason == "stop" else answer
     return Answer(tuple(ids), reason, steps, waited, canvas)
 
@@ -42,7 +44,7 @@ def freedave_calls(net, prompt, room, length, policy, drafts: int, slots: int) -
     """
     reached = lambda d: length * (1 + (2 * -(-d // length) if d > 1 else 1))  # noqa: E731
     window, near = reached(slots), reached(min(slots, 8))
-    begin, end = len(prompt), len(prompt) + room
+    begin, end = len(prompt), len(blank(prompt, room, length))
     first = blank(prompt, room + 2 * window, length)
     step = lambda at, by: policy_step(net, at, by, end, length, policy)  # noqa: E731
     start, calls, known = begin // length * length, 1, step(first, first)

@@ -196,3 +196,20 @@ def test_a_policy_in_a_merged_program_is_itself():
         net, prompts = weights(salt), prompts_of([5, 12, 3], salt)
         both = generate(decoder, official_loops.Chosen(net, chosen[1][1]), prompts)
         assert texts(both) == texts(generate(own, net, prompts))
+
+
+def test_a_text_is_a_prefix_of_longer_ones():
+    """Blocks are decoded whole and cut: a limit does not reach into a block."""
+    prompts = prompts_of([1, 2, 6, 7], 3, fake_model.MASK)
+    shape = Shape(4, 9, 3, False, 0.7, 3)
+    for decoder, chosen in programs("causal", shape, [*NAMES, *MORE]):
+        for name, index in chosen:
+            net = weights(1, **VARIANTS["chaotic"])
+            params = official_loops.Chosen(net, index)
+            answers = {}
+            for room in (9, 1, 2, 3, 4, 6):
+                limited = dataclasses.replace(decoder, max_new_tokens=room)
+                result = generate(limited, params, prompts, seed=2)
+                answers[room] = [row.token_ids for row in result.completions]
+            for room, ids in answers.items():
+                assert ids == [longest[:room] for longest in answers[9]], name
