@@ -18,8 +18,7 @@ import numpy as np
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import BlockStates, ModelFns
-from jaxdave.engine.decoders import MAX_DRAFT_STEPS
-from jaxdave.models.block_causal import FAST_CHUNK, block_causal_model
+from jaxdave.models.block_causal import block_causal_model
 
 NUM_IDS = 64
 """Only ids below this come out; none of the tokenizers has a stop id among them."""
@@ -44,8 +43,7 @@ def scripted_model(config: ModelConfig, acceptance: float, numerics: str) -> Mod
         The model's functions; one object for equal arguments, so that decoders share
         their compiled programs.
     """
-    positions = config.max_positions + 8 * MAX_DRAFT_STEPS + FAST_CHUNK
-    inner = block_causal_model(config, numerics=numerics, positions=positions)  # type: ignore[arg-type]
+    inner = block_causal_model(config, numerics=numerics)  # type: ignore[arg-type]
     assert inner.evaluate_blocks is not None and inner.recheck is not None
     inner_block_states, inner_recheck = inner.evaluate_blocks, inner.recheck
     inner_fast_prefill = inner.fast_prefill

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from jaxdave.cli.prompts import Request, encode
 from jaxdave.core.config import Numerics
 from jaxdave.engine.decode_config import DecodeConfig, LoadConfig
-from jaxdave.engine.results import TextCompletion
+from jaxdave.engine.results import TextCompletion, check_finite
 from jaxdave.engine.sampler import Sampler
 
 
@@ -29,7 +29,8 @@ def run(
         as_json: Print an object for each prompt in place of its text.
 
     Raises:
-        ValueError: The model, a setting or a prompt is bad.
+        ValueError: The model, a setting or a prompt is bad, or the model's scores are
+            not finite numbers.
     """
     from jaxdave.io import checkpoint
 
@@ -48,10 +49,12 @@ def run(
     results = _decode(sampler, requests, prompts, batch_size)
     if not as_json:
         return _print_texts(results, many=len(requests) > 1)
-    slot_probe = _slot_probe(sampler)
+    slot_probe, reasons = _slot_probe(sampler), {}
     for result in results:
+        reasons[result.request] = result.finish_reason
         fields = {**result.to_dict(), "slot_probe": slot_probe}
         print(json.dumps(fields, ensure_ascii=False), flush=True)
+    check_finite(reasons)
 
 
 def _slot_probe(sampler: Sampler) -> bool | None:
@@ -84,14 +87,16 @@ def _decode(
 
 def _print_texts(results: Iterator[TextCompletion], many: bool) -> None:
     calls = tokens = 0
-    seconds = 0.0
+    seconds, reasons = 0.0, {}
     for result in results:
+        reasons[result.request] = result.finish_reason
         title = f"[{result.request}] " if many else ""
         print(f"{title}{result.text}", flush=True)
         calls, tokens = calls + result.nfe.total, tokens + result.valid_tokens
         # `seconds` are those of the whole batch.
         seconds += result.seconds / result.batch_rows
     _print_footer(calls, tokens, seconds)
+    check_finite(reasons)
 
 
 def _print_live(
@@ -106,6 +111,7 @@ def _print_live(
     seconds = time.perf_counter() - start
     more = "" if stream.is_finished else "+"
     _print_footer(stream.calls, len(stream.token_ids), seconds, more)
+    check_finite({0: stream.finish_reason})
 
 
 def _print_footer(calls: int, tokens: int, seconds: float, more: str = "") -> None:

@@ -6,10 +6,25 @@ fields of `ModelConfig`; the values of published checkpoints are in `models.pres
 
 import dataclasses
 import enum
+import math
 from typing import Literal
 
 BLOCK_LENGTHS = (1, 2, 4, 8, 16, 32, 64)
 """Block lengths of block-causal models: the divisors of `models.attention.TILE`."""
+
+
+_LARGEST = {
+    "num_layers": 2**12,
+    "hidden": 2**20,
+    "inter": 2**22,
+    "heads": 2**14,
+    "kv_heads": 2**14,
+    "head_dim": 2**14,
+    "vocab_rows": 2**26,
+    "max_positions": 2**30,
+}
+"""Sizes beyond those of any model, which are taken for a broken config: arrays of such
+sizes, or lists of so many tensors, would fill the memory before anything is refused."""
 
 
 class Numerics(enum.StrEnum):
@@ -100,9 +115,22 @@ class ModelConfig:
     max_positions: int = 32768
 
     def __post_init__(self) -> None:
-        for field in ("num_layers", "hidden", "inter", "heads", "kv_heads", "head_dim"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+        for field, largest in _LARGEST.items():
+            if not 1 <= getattr(self, field) <= largest:
+                raise ValueError(
+                    f"{field}={getattr(self, field)} must be in 1..{largest}; check "
+                    "the config"
+                )
+        if not 0 < self.rope_theta < math.inf:
+            raise ValueError(
+                f"rope_theta={self.rope_theta} must be above 0 and finite; check the "
+                "config"
+            )
+        if not 0 <= self.rms_eps < 1:
+            raise ValueError(
+                f"rms_eps={self.rms_eps} must be in 0..1, such as 1e-6; check the "
+                "config's rms_norm_eps"
+            )
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}; "
@@ -158,6 +186,12 @@ NOISE_CHUNK = 8192
 definition: another number would give other samples for the same seed."""
 
 
+MIN_TEMPERATURE = 1e-20
+"""The lowest temperature that logits are divided by. There the noise, of some ten nats,
+decides between equal logits only, as in the limit of 0; at 1e-38 the quotient would be
+beyond float32."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """Temperature and filters of the sampler.
@@ -166,7 +200,8 @@ class SamplingConfig:
     top-p. Confidence scores are those of the unfiltered tempered distribution.
 
     Attributes:
-        temperature: What logits are divided by; 0 takes the best token.
+        temperature: What logits are divided by; 0 takes the best token. Below
+            `MIN_TEMPERATURE` nothing changes any more.
         top_k: How many of the best tokens may be sampled; 0 is off.
         top_p: The probability mass that may be sampled, in (0, 1]; 1 is off.
 
@@ -183,9 +218,10 @@ class SamplingConfig:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise ValueError(
-                f"temperature={self.temperature} must be 0 (the best token) or more"
+                f"temperature={self.temperature} must be 0 (the best token) or more, "
+                "and finite"
             )
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k} must be 0 (off) or more")
@@ -212,4 +248,4 @@ def logit_scale(sampling: SamplingConfig) -> float:
     Returns:
         1 / temperature, or 1 where the best token is taken.
     """
-    return 1.0 / sampling.temperature if sampling.noisy else 1.0
+    return 1.0 / max(sampling.temperature, MIN_TEMPERATURE) if sampling.noisy else 1.0

@@ -11,6 +11,8 @@ import jax
 
 NEG_INF = -1e30
 """The logit of ids that may not be predicted; finite, so that sums never become NaN."""
+NO_TOKEN = -1
+"""Stands for a token that could not be predicted. Committed, it ends its row."""
 
 
 class Prediction(NamedTuple):
@@ -21,7 +23,8 @@ class Prediction(NamedTuple):
     probabilities in float32 do: scores of 17 and 60 both have probability 1.0.
 
     Attributes:
-        token: The token that the sampler takes, int32 [W]; -1 where there is none.
+        token: The token that the sampler takes, int32 [W]; `NO_TOKEN` where there is
+            none: no score is a finite number.
         score: Log-odds of `token` against all other ids, float32 [W].
         gap: Best logit minus second best logit, float32 [W].
         margin: -log(1 - (p_best - p_second)), float32 [W].

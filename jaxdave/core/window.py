@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdave.core.prediction import NO_TOKEN
 from jaxdave.core.state import RowState
 
 
@@ -276,8 +277,8 @@ class WindowLayout:
     def is_ended(self, tokens_L: jax.Array, row: RowState) -> jax.Array:
         """True if this state of the window ends the row.
 
-        It does when an end token has everything to its left committed, or when nothing
-        before the row's end is masked.
+        It does when an end token has everything to its left committed, when nothing
+        before the row's end is masked, or when a token could not be predicted.
 
         Args:
             tokens_L: A state of the window, int32 [L].
@@ -298,7 +299,9 @@ class WindowLayout:
         is_full = ~jnp.any(masked_L & (position_L < row.end))
         # A full window is only the end if the row ends inside it.
         ends_inside = row.end <= row.start + self.window_length
-        return is_stopped | (is_full & ends_inside)
+        # Nothing that follows a position without one finite score can be right.
+        is_broken = jnp.any(tokens_L == NO_TOKEN)
+        return is_stopped | (is_full & ends_inside) | is_broken
 
     def _first_true(self, flag_L: jax.Array) -> jax.Array:
         """The first index at which the flag holds; the window's length if nowhere."""

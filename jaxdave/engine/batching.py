@@ -14,6 +14,7 @@ from jaxdave.engine.decoders import Decoder
 from jaxdave.models.attention import TILE
 
 TokenIds = Sequence[Sequence[int]]
+_MAX_UINT32 = 2**32 - 1
 
 
 class HasConfig(Protocol):
@@ -42,6 +43,50 @@ def check_room(ids: Sequence[int], model: HasConfig, max_new_tokens: int) -> Non
             f"{model.config.max_positions} with max_new_tokens={max_new_tokens} "
             "of them new; shorten it or ask for fewer"
         )
+
+
+_ENCODE_FIRST = (
+    "{}={!r} is a text; encode it first, e.g. with model.codec.encode_prompt, or give "
+    "it to a Sampler"
+)
+
+
+def check_token_ids(ids: Any, name: str, vocab_size: int, mask_id: int) -> list[int]:
+    """Refuse what is no sequence of a model's token ids.
+
+    An id past the vocabulary would read the embedding's last row, a negative one some
+    other row, and a mask id would be decoded as part of the answer: all give a text.
+
+    Args:
+        ids: Anything, such as a value of a JSON file.
+        name: What errors call it.
+        vocab_size: Ids must be below it.
+        mask_id: The id that stands for text not written yet.
+
+    Returns:
+        The ids.
+
+    Raises:
+        ValueError: It is a text, empty, or holds something that is no id of a token.
+    """
+    if isinstance(ids, str):
+        raise ValueError(_ENCODE_FIRST.format(name, ids[:40]))
+    # Arrays of numpy and jax alike become lists of Python numbers.
+    values = ids.tolist() if hasattr(ids, "tolist") else ids
+    if not isinstance(values, list | tuple | range):
+        raise ValueError(
+            f"{name}={str(ids)[:60]!r} must be a sequence of token ids, e.g. [1, 2]"
+        )
+    if not len(values):
+        raise ValueError(f"{name} is empty; give at least one token")
+    for value in values:
+        is_id = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not (is_id and 0 <= value < vocab_size and value != mask_id):
+            raise ValueError(
+                f"{name} holds {str(value)[:60]!r}, but must be token ids in "
+                f"0..{vocab_size - 1} without the mask id {mask_id}"
+            )
+    return [int(value) for value in values]
 
 
 def check_params(spec: DecodeSpec, params: Any) -> None:
@@ -122,7 +167,7 @@ def pack_prompts(
     packed = PromptBatch(
         tokens_BT=host_array(_pad(prompts, capacity, layout.mask_id)),
         begin_B=host_array(begin_B),
-        end_B=host_array(layout.last_end(begin_B, np.int32(decoder.max_new_tokens))),
+        end_B=host_array(layout.last_end(begin_B, decoder.max_new_tokens)),
         draft_text_BT=host_array(_pad([ids[:capacity] for ids in texts], capacity, -1)),
         seed_B=host_array(np.full(len(prompts), seed, np.uint32)),
         request_B=host_array(np.asarray(request_B, np.uint32)),
@@ -151,21 +196,34 @@ def _pad(rows: TokenIds, length: int, fill: int) -> np.ndarray:
 
 def _check_prompts(decoder: Decoder, prompts: TokenIds, seed: int, requests) -> None:
     """Raise ValueError for prompts, a seed or requests that cannot be used."""
-    if not 0 <= seed < 1 << 32:
-        raise ValueError(f"seed={seed} must be in 0..{(1 << 32) - 1}")
+    spec = decoder.spec
+    _check_uint32("seed", seed)
+    if isinstance(prompts, str):
+        raise ValueError(_ENCODE_FIRST.format("prompts", prompts[:40]))
     if not len(prompts):
         raise ValueError("prompts=[] holds no prompt; give at least one")
     if requests is not None and len(requests) != len(prompts):
         raise ValueError(
             f"{len(requests)} requests for {len(prompts)} prompts; give one each"
         )
+    for request in () if requests is None else requests:
+        _check_uint32("request", request)
     longest = decoder.max_positions - decoder.max_new_tokens
     for row, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise ValueError(f"prompt {row} is empty; give at least one token")
+        check_token_ids(
+            prompt, f"prompt {row}", spec.model.vocab_size, spec.layout.mask_id
+        )
         if len(prompt) > longest:
             raise ValueError(
                 f"prompt {row} has {len(prompt)} tokens, but the model allows "
                 f"{decoder.max_positions} with max_new_tokens="
                 f"{decoder.max_new_tokens} of them new; shorten it or ask for fewer"
             )
+
+
+def _check_uint32(name: str, value: Any) -> None:
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not (is_whole and 0 <= value <= _MAX_UINT32):
+        raise ValueError(
+            f"{name}={value!r} must be a whole number in 0..{_MAX_UINT32}; 0 is usual"
+        )

@@ -25,7 +25,6 @@ from jaxdave.engine.decode_config import MAX_DRAFT_STEPS as MAX_DRAFT_STEPS
 from jaxdave.engine.decode_config import NUMERICS as NUMERICS
 from jaxdave.engine.decode_config import DecodeConfig, DraftSteps
 from jaxdave.engine.decode_layout import DecodeLayout, decode_layout
-from jaxdave.models.block_causal import FAST_CHUNK
 from jaxdave.models.drafted import with_drafted_params
 from jaxdave.models.guidance import with_guidance, with_suppressed_ids
 from jaxdave.models.shadow_masks import with_shadow_masks
@@ -389,11 +388,9 @@ def _decode_spec(
     make_model = layout.make_model
     if policy.shadow:
         make_model = with_shadow_masks(make_model, window.block_length)
-    # The last chunk of a fast prefill may reach past the longest canvas.
-    positions = config.max_positions + 2 * window.window_length + FAST_CHUNK
     # Wrappers from the inside out; each returns `ModelFns`. Parameters of a draft
     # function are stripped last, so that the others never see them.
-    model = network or make_model(config, numerics=numerics, positions=positions)
+    model = network or make_model(config, numerics=numerics)
     if guidance:
         model = with_guidance(model, guidance, config.mask_id)
     if suppressed_ids:

@@ -24,7 +24,13 @@ from jaxdave.engine.batching import (
 )
 from jaxdave.engine.compaction import CompiledLoop, idle_account, run_to_end
 from jaxdave.engine.decoders import Decoder
-from jaxdave.engine.results import Result, answer_end, read_rows
+from jaxdave.engine.results import (
+    FinishReason,
+    Result,
+    answer_end,
+    read_rows,
+    row_finish,
+)
 from jaxdave.runtime.compilation import (
     CompileRequest,
     get_executable,
@@ -40,12 +46,14 @@ class StreamUpdate(NamedTuple):
         positions: Their positions in the sequence.
         token_ids: The tokens.
         call: The network call that committed them, 0 for the prefill.
+        finish_reason: As in `Completion`, of the last update of a row; else None.
     """
 
     row: int
     positions: tuple[int, ...]
     token_ids: tuple[int, ...]
     call: int
+    finish_reason: FinishReason | None = None
 
 
 def generate(
@@ -150,7 +158,10 @@ def stream(
                 sent[row] = end
             if done:
                 open_rows.remove(row)
-                yield StreamUpdate(row, (), (), call)
+                generated = tokens_BT[row, begin : begin + decoder.max_new_tokens]
+                is_stopped = end < begin + decoder.max_new_tokens
+                reason = row_finish(generated, is_stopped)
+                yield StreamUpdate(row, (), (), call, reason)
         if not open_rows:
             return
         state = prepared.loop.run(params, runtime, state)

@@ -7,8 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxdave.core.prediction import NO_TOKEN
 from jaxdave.core.state import RowState, Stats
 
+FinishReason = Literal["stop", "length", "nonfinite"]
 _SHOWN_IDS = 8
 """Token ids that are printed of a completion."""
 
@@ -54,7 +56,8 @@ class Completion:
     Attributes:
         token_ids: The answer, up to and not including the first end token.
         finish_reason: "stop" when an end token was reached, "length" when
-            `max_new_tokens` were decoded.
+            `max_new_tokens` were decoded, "nonfinite" when no score of a position was a
+            finite number; what was decoded before that is not to be trusted.
         valid_tokens: How many of `token_ids` are text.
         nfe: Calls of the model by kind.
         reference_nfe: What the public static loop would have spent on the same path:
@@ -69,7 +72,7 @@ class Completion:
     """
 
     token_ids: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     valid_tokens: int
     nfe: Nfe
     reference_nfe: int
@@ -164,7 +167,7 @@ class TextCompletion:
 
     text: str
     token_ids: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     completion: Completion = dataclasses.field(compare=False)
     request: int = dataclasses.field(default=0, compare=False)
     seconds: float = dataclasses.field(default=0.0, compare=False)
@@ -279,7 +282,7 @@ def answer_end(
         tokens: Token ids of the row, [T].
         begin: The first position after the prompt.
         end: After the last position that may be decoded.
-        mask_id: The id of a masked position.
+        mask_id: The id of a masked position; `NO_TOKEN` counts as one.
         stop_ids: The ids that end an answer.
 
     Returns:
@@ -287,7 +290,7 @@ def answer_end(
         token that has no masked position before it).
     """
     generated = tokens[begin:end]
-    masked = np.flatnonzero(generated == mask_id)
+    masked = np.flatnonzero((generated == mask_id) | (generated == NO_TOKEN))
     known = int(masked[0]) if len(masked) else len(generated)
     stops = np.flatnonzero(np.isin(generated[:known], stop_ids))
     return begin + (int(stops[0]) if len(stops) else known), begin + known
@@ -323,7 +326,7 @@ def _read_row(
     ids = tuple(int(t) for t in tokens[begin:last])
     return Completion(
         token_ids=ids,
-        finish_reason="stop" if last < known else "length",
+        finish_reason=row_finish(tokens[begin:answer], last < known),
         valid_tokens=len(ids),
         nfe=Nfe(prefill=1, verify=verify, refresh=refresh, recheck=recheck),
         reference_nfe=steps + (1 + blocks) * commits,
@@ -335,3 +338,36 @@ def _read_row(
         steps=steps,
         decoded_tokens=len(decoded),
     )
+
+
+def row_finish(generated: np.ndarray, is_stopped: bool) -> FinishReason:
+    """Why a row has ended.
+
+    Args:
+        generated: Tokens after the prompt, to the end of what was decoded.
+        is_stopped: An end token was reached.
+
+    Returns:
+        The reason, as `Completion.finish_reason`.
+    """
+    if np.any(generated == NO_TOKEN):
+        return "nonfinite"
+    return "stop" if is_stopped else "length"
+
+
+def check_finite(finish_reasons: Mapping[int, str | None]) -> None:
+    """Refuse answers that ended for want of a finite score.
+
+    Args:
+        finish_reasons: By number of the prompt.
+
+    Raises:
+        ValueError: One of them is "nonfinite".
+    """
+    broken = [n for n, reason in finish_reasons.items() if reason == "nonfinite"]
+    if broken:
+        raise ValueError(
+            f"prompt {broken[0]}: the model's scores are not finite numbers; its "
+            "weights are broken or overflow, so fetch the checkpoint again or use "
+            "--dtype float32"
+        )

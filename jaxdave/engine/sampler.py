@@ -9,16 +9,19 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.draft_api import DraftedParams
 from jaxdave.drafting.tree_table import TreeTable
 from jaxdave.engine import generation
-from jaxdave.engine.batching import TokenIds, check_params, check_room
+from jaxdave.engine.batching import (
+    TokenIds,
+    check_params,
+    check_room,
+    check_token_ids,
+)
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.decoders import Decoder, make_decoder
-from jaxdave.engine.results import Result, TextCompletion
+from jaxdave.engine.results import FinishReason, Result, TextCompletion
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation: messages with "role" and "content"."""
@@ -266,7 +269,9 @@ class Sampler:
         codec = self.model.codec
         if isinstance(prompt, str):
             ids = codec.encode_prompt(prompt)
-        elif len(prompt) and isinstance(prompt[0], Mapping):
+        elif isinstance(prompt, list | tuple) and any(
+            isinstance(part, Mapping) for part in prompt
+        ):
             ids = codec.encode_messages(prompt)  # pyright: ignore
         else:
             ids = check_prompt_ids(prompt, self.model)
@@ -342,6 +347,7 @@ class TextStream(Iterator[str]):
         token_ids: Ids of the answer so far.
         calls: Calls of the model so far.
         is_finished: True when the row's last call is known.
+        finish_reason: As in `TextCompletion`, once it is finished; None before.
     """
 
     def __init__(
@@ -351,6 +357,7 @@ class TextStream(Iterator[str]):
         self.token_ids: list[int] = []
         self.calls = 1
         self.is_finished = False
+        self.finish_reason: FinishReason | None = None
         self._codec = codec
         self._updates = updates
         self._num_shown = 0
@@ -360,6 +367,7 @@ class TextStream(Iterator[str]):
         for update in self._updates:
             self.token_ids.extend(update.token_ids)
             self.calls, self.is_finished = update.call + 1, not update.token_ids
+            self.finish_reason = update.finish_reason
             piece = self._new_text(is_last=False)
             if piece:
                 return piece
@@ -411,18 +419,5 @@ def check_prompt_ids(value: Any, model: TextModel) -> list[int]:
     Raises:
         ValueError: It is no sequence of ids, or holds the mask id.
     """
-    size, mask = model.config.vocab_size, model.config.mask_id
-    is_sequence = isinstance(value, list | tuple | np.ndarray)
-    good = is_sequence and all(
-        isinstance(i, int | np.integer)
-        and not isinstance(i, bool)
-        and 0 <= i < size
-        and i != mask
-        for i in value
-    )
-    if not good or not len(value):
-        raise ValueError(
-            f"prompt_ids={str(value)[:60]} must be token ids in 0..{size - 1} without "
-            f"the mask id {mask}; give at least one"
-        )
-    return [int(i) for i in value]
+    config = model.config
+    return check_token_ids(value, "prompt_ids", config.vocab_size, config.mask_id)

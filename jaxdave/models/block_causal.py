@@ -44,7 +44,6 @@ def block_causal_model(
     config: ModelConfig,
     *,
     numerics: Numerics | str = Numerics.EXACT,
-    positions: int = 4096,
     block_length: int | None = None,
     extra_branch: ExtraBranch = no_extra_branch,
 ) -> ModelFns:
@@ -54,7 +53,6 @@ def block_causal_model(
         config: The model's shape.
         numerics: "exact" attends by tiles on an absolute grid, "fast" in two parts;
             "guarded" evaluates drafts as "fast" does, and as "exact" what it trusts.
-        positions: How many positions the rotation table covers.
         block_length: Tokens of a block; None: the config's.
         extra_branch: What else each call evaluates. It works on whole windows, so
             there is no `evaluate_blocks`, and no recheck, with one.
@@ -68,7 +66,7 @@ def block_causal_model(
         >>> model.recheck is not None
         True
     """
-    draft_model, trusted_model = draft_and_trusted_models(config, numerics, positions)
+    draft_model, trusted_model = draft_and_trusted_models(config, numerics)
     length = block_length or config.block_length
 
     def mask_from(position_L):

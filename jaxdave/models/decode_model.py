@@ -92,12 +92,11 @@ class DecodeModel:
         head_chunk: Vocabulary ids per chunk of the head.
     """
 
-    def __init__(self, config: ModelConfig, positions: int, *, exact, wide):
+    def __init__(self, config: ModelConfig, *, exact, wide):
         """Build the functions; nothing is compiled yet.
 
         Args:
             config: The model's shape.
-            positions: How many positions the rotation table covers.
             exact: Compute every state in one fixed shape.
             wide: Keep activations in float32 whatever the weights are, as guarded
                 numerics want them: results of different shapes then differ by float32
@@ -114,7 +113,6 @@ class DecodeModel:
             else functools.partial(two_part_attention, tile=tile)
         )
         self.bind, self.attend = Binder(config), attend
-        self.cos, self.sin = rope_table(config, positions)
         self.shift = int(config.logits_shift != "none")
         self.align = shift_right if self.shift else lambda hidden: hidden
         self.head_chunk = head_chunk(config.vocab_rows)
@@ -136,16 +134,19 @@ class DecodeModel:
         """The indices of the layers, int32 [N], for a scan."""
         return jnp.arange(self.config.num_layers, dtype=jnp.int32)
 
-    def rope(self, position):
+    def rope(self, position, capacity: int):
         """Cosines and sines of positions.
 
         Args:
             position: int32 [...].
+            capacity: Positions of the sequence. What lies behind them is never read, so
+                the table is as long as they are, whatever the model allows.
 
         Returns:
             Two arrays [..., rotary_dim / 2].
         """
-        return jnp.asarray(self.cos)[position], jnp.asarray(self.sin)[position]
+        cos, sin = rope_table(self.config, capacity)
+        return jnp.asarray(cos)[position], jnp.asarray(sin)[position]
 
     def evaluate_window(
         self, params, tokens_KL, start, cache: KVCache, mask_fn: MaskFn, keys_end
@@ -213,7 +214,7 @@ class DecodeModel:
             k, v, layer_cache = window_of(k), window_of(v), LayerCache(cache, index)
             return self.attend(q, k, v, layer_cache, start, mask_fn, keys_end)
 
-        bound, rope = self.bind(params), self.rope(position_KQ)
+        bound, rope = self.bind(params), self.rope(position_KQ, cache.k.shape[1])
         hidden, kv = bound.hidden(
             tokens_KQ, rope, attend, self.layer_indices, self.dtype
         )
@@ -245,7 +246,7 @@ class DecodeModel:
         # depend on how many there are.
         over = jax.vmap if not self.exact else lambda f: lambda a: jax.lax.map(f, a)
         bound = self.bind(params)
-        rope = self.rope(position_CS)
+        rope = self.rope(position_CS, tokens_T.shape[0])
         hidden, kv = bound.canvas(tokens_CS, rope, attend, over, self.dtype)
         return self.align(hidden), KVCache(*kv)
 
@@ -316,14 +317,13 @@ class DecodeModel:
 
 
 def draft_and_trusted_models(
-    config: ModelConfig, numerics: Numerics | str, positions: int
+    config: ModelConfig, numerics: Numerics | str
 ) -> tuple[DecodeModel, DecodeModel]:
     """The model that evaluates drafts, and the one that guarded numerics trust.
 
     Args:
         config: The model's shape.
         numerics: "guarded", "exact" or "fast".
-        positions: How many positions the rotation table covers.
 
     Returns:
         draft_model: Exact under "exact", else fast.
@@ -334,10 +334,8 @@ def draft_and_trusted_models(
     # difference, the error bound, must be as small as float32
     # rounding for most decisions to be certified.
     guarded = numerics == Numerics.GUARDED
-    trusted = DecodeModel(
-        config, positions, exact=numerics != Numerics.FAST, wide=guarded
-    )
-    fast = DecodeModel(config, positions, exact=False, wide=guarded)
+    trusted = DecodeModel(config, exact=numerics != Numerics.FAST, wide=guarded)
+    fast = DecodeModel(config, exact=False, wide=guarded)
     return (trusted if numerics == Numerics.EXACT else fast), trusted
 
 

@@ -26,7 +26,6 @@ def cached_model(
     config: ModelConfig,
     *,
     numerics: Numerics | str = Numerics.EXACT,
-    positions: int = 4096,
     extra_branch: ExtraBranch = no_extra_branch,
 ) -> ModelFns:
     """Build a full-attention model whose cache is frozen at each block's start.
@@ -37,13 +36,12 @@ def cached_model(
     Args:
         config: The model's shape.
         numerics: "guarded", "exact" or "fast", see `Numerics`.
-        positions: How many positions the rotation table covers.
         extra_branch: What else each call evaluates.
 
     Returns:
         The record for the decode loop.
     """
-    draft_model, trusted_model = draft_and_trusted_models(config, numerics, positions)
+    draft_model, trusted_model = draft_and_trusted_models(config, numerics)
 
     def prefill(
         params, tokens_T, begin, start, end, window_length: int, prompt_length: int
@@ -76,7 +74,6 @@ def uncached_model(
     config: ModelConfig,
     *,
     numerics: Numerics | str = Numerics.EXACT,
-    positions: int = 4096,
     extra_branch: ExtraBranch = no_extra_branch,
 ) -> ModelFns:
     """Build a full-attention model without a cache: every call evaluates all tokens.
@@ -86,13 +83,12 @@ def uncached_model(
     Args:
         config: The model's shape.
         numerics: "guarded", "exact" or "fast", see `Numerics`.
-        positions: How many positions the rotation table covers.
         extra_branch: What else each call evaluates.
 
     Returns:
         The record for the decode loop.
     """
-    draft_model, trusted_model = draft_and_trusted_models(config, numerics, positions)
+    draft_model, trusted_model = draft_and_trusted_models(config, numerics)
 
     def forward_of(model: DecodeModel) -> ForwardFn:
         def forward(params, tokens_KL, start, end, cache):

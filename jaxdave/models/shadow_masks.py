@@ -93,7 +93,7 @@ def shadow_vectors(
     masks_KL = jnp.full((drafts, size), model.config.mask_id, jnp.int32)
     layer_inputs = model.layer_indices, context.window
     bound = model.bind(params)
-    rope = model.rope(shadow_position_L)
+    rope = model.rope(shadow_position_L, context.cache.k.shape[1])
     shadow_KLE, _ = bound.hidden(masks_KL, rope, attend, layer_inputs)
     return jnp.concatenate([hidden_KLE, shadow_KLE], axis=-1)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxdave.core.config import SamplingConfig, logit_scale
 from jaxdave.core.model_api import ModelFns
-from jaxdave.core.prediction import NEG_INF, Prediction
+from jaxdave.core.prediction import NEG_INF, NO_TOKEN, Prediction
 from jaxdave.runtime.platform import on_cpu
 from jaxdave.sampling.distribution import (
     DistributionStats,
@@ -207,11 +207,14 @@ def sample_and_score(
             summary,
         )
     best, stats = summary
-    runner_R = jnp.where(best.runner_y > NEG_INF, best.runner_up, -1)
+    runner_R = jnp.where(best.runner_y > NEG_INF, best.runner_up, NO_TOKEN)
     gap, margin, entropy = gap_margin_entropy(stats)
     lead = best.y - best.runner_y if noisy else gap
+    # A row of scores without one finite number (overflow, broken weights) has no best
+    # token. NaN compares as false, so its logits count as suppressed above.
+    has_token = (best.z > NEG_INF) & (best.z < jnp.inf)
     return Prediction(
-        token=best.token,
+        token=jnp.where(has_token, best.token, NO_TOKEN),
         score=best.z - best.others,
         gap=gap,
         margin=margin,

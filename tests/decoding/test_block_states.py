@@ -137,7 +137,7 @@ def test_a_piece_has_one_set_of_bits(hidden):
     """In any seat, beside any others, its parents in the call or in the cache."""
     config = fake_model.TINY.__class__(**{**vars(fake_model.TINY), "hidden": hidden})
     params = jax.tree.map(lambda a: a * 6 if a.ndim > 1 else a, init(config, 0))
-    net = block_causal_model(config, positions=512)
+    net = block_causal_model(config)
     most, blocks, size = 12, 5, config.block_length
     rng = np.random.default_rng(hidden)
     shape = (config.num_layers, 2 * TILE, config.kv_heads, config.head_dim)

@@ -66,7 +66,7 @@ def table_model() -> ModelFns:
     return ModelFns(forward, prefill, logits, unused, 5, 4, (MASK,), 2)
 
 
-TABLE = Scorer(lambda positions: table_model(), None, False, MASK, 64)
+TABLE = Scorer(table_model(), None, False, MASK, 64)
 
 
 def log_probs(state, place) -> np.ndarray:

@@ -45,7 +45,7 @@ def network(config, length: int, cache: str | None, drafts: int, room: int, poli
 def _network(config, length, cache, drafts, room, has_shadow: bool):
     make = decode_layout(config, length, cache, drafts, room).make_model
     make = with_shadow_masks(make, length) if has_shadow else make
-    return make(config, numerics="exact", positions=1024)
+    return make(config, numerics="exact")
 
 
 def saved_calls(decoder, cap: int, params, prompts, seed: int = 0) -> int:

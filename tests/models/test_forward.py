@@ -83,7 +83,7 @@ def test_decoding_window_agrees():
     """The engine's prefill of an empty cache is the same model."""
     params = checkpoint_folders.random(BLOCKS)
     tokens = np.random.default_rng(2).integers(0, 775, (1, 64)).astype(np.int32)
-    net = block_causal_model(BLOCKS, positions=64)
+    net = block_causal_model(BLOCKS)
     zero, end = jnp.int32(0), jnp.int32(64)
     hidden, _ = net.prefill(params, jnp.asarray(tokens[0]), zero, zero, end, 64, 64)
     states = jax.jit(layer_states(BLOCKS))(params, tokens)

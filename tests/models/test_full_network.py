@@ -72,7 +72,7 @@ NAMES = "llada-1m", "dream-1m"
 @pytest.mark.parametrize("kind", MAKERS)
 def test_prefill_gives_the_logits_of_the_whole_model(kind, name, numerics):
     config, params = model(name)
-    net = MAKERS[kind](config, numerics=numerics, positions=256)
+    net = MAKERS[kind](config, numerics=numerics)
     for start, window in ((BEGIN, 32), (BEGIN + BLOCK, BLOCK)):
         hidden, _ = prefilled(net, params, canvas(), start, window)
         want = expected(config, params, canvas(), start, window)
@@ -82,7 +82,7 @@ def test_prefill_gives_the_logits_of_the_whole_model(kind, name, numerics):
 @pytest.mark.parametrize(("name", "numerics"), pairs(NAMES, ("exact", "fast")))
 def test_a_window_without_a_cache_is_the_whole_model(name, numerics):
     config, params = model(name)
-    net = uncached_model(config, numerics=numerics, positions=256)
+    net = uncached_model(config, numerics=numerics)
     _, cache = prefilled(net, params, canvas(), BEGIN, 32)
     drafts = np.random.default_rng(1).integers(0, 48, (3, 32)).astype(np.int32)
     args = jnp.asarray(drafts), jnp.int32(BEGIN), jnp.int32(END), cache
@@ -104,7 +104,7 @@ def test_a_frozen_cache_is_read_alike_by_both_attentions(name, window):
     same = np.asarray(canvas()[start : start + window])
     result = {}
     for numerics in ("exact", "fast"):
-        net = cached_model(config, numerics=numerics, positions=256)
+        net = cached_model(config, numerics=numerics)
         _, cache = prefilled(net, params, canvas(), start, window)
         drafts = jnp.asarray(np.stack([same, changed]))
         args = drafts, jnp.int32(start), jnp.int32(END), cache
@@ -124,7 +124,7 @@ def test_a_frozen_cache_is_read_alike_by_both_attentions(name, window):
 @pytest.mark.parametrize("kind", MAKERS)
 def test_capacity_and_garbage_past_the_end_do_not_change_bits(kind):
     config, params = model("llada-1m")
-    net = MAKERS[kind](config, positions=512)
+    net = MAKERS[kind](config)
     longer = jnp.concatenate([canvas(), canvas(1)])[:256].at[END:192].set(5)
     bits = []
     for tokens_T in (canvas(), longer):
@@ -139,7 +139,7 @@ def test_capacity_and_garbage_past_the_end_do_not_change_bits(kind):
 
 def test_guidance_mixes_the_logits_of_two_canvases():
     config, params = model("llada-1m")
-    plain = cached_model(config, positions=256)
+    plain = cached_model(config)
     net = with_guidance(plain, 1.5, config.mask_id)
     hidden, cache = prefilled(net, params, canvas(), BEGIN, 8)
     masked = canvas().at[:BEGIN].set(config.mask_id)
@@ -157,5 +157,5 @@ def test_guidance_mixes_the_logits_of_two_canvases():
 
 
 def test_ids_can_be_forbidden():
-    net = cached_model(preset("llada-1m", **SMALL), positions=256)
+    net = cached_model(preset("llada-1m", **SMALL))
     assert with_suppressed_ids(net, (45, 46)).suppressed_ids == (45, 46, 47)

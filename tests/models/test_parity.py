@@ -124,7 +124,7 @@ def test_cached_windows_match_pytorch(case, numerics):
     """Prefill, cache and a window of two blocks give what no cache gives."""
     reference, config, params = twins(*case)
     block = config.block_length
-    net = block_causal_model(config, numerics=numerics, positions=256)
+    net = block_causal_model(config, numerics=numerics)
     tokens = np.random.default_rng(1).integers(0, 50, (1, 128)).astype(np.int32)
     cache = empty(config, 128)
     _, new = net.forward(
@@ -150,7 +150,7 @@ def test_bfloat16_is_close():
     reference, config, params = twins(*CASES[1])
     tokens = np.random.default_rng(2).integers(0, 50, (1, 64)).astype(np.int32)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
-    net = block_causal_model(config, positions=128)
+    net = block_causal_model(config)
     cache = empty(config, 64)
     hidden, _ = net.forward(
         half, jnp.asarray(tokens), jnp.int32(0), jnp.int32(0), cache

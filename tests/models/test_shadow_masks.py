@@ -116,7 +116,7 @@ def expected(config, params, tokens_T, start, window):
 @pytest.mark.parametrize(("kind", "numerics"), CASES)
 def test_both_calls_agree_with_dense_attention(kind, numerics):
     config, params, make = model(kind)
-    net = make(config, numerics=numerics, positions=256)
+    net = make(config, numerics=numerics)
     start, window = BEGIN + BLOCK, 16
     hidden, cache = prefilled(net, params, canvas(), start, window)
     want = expected(config, params, canvas(), start, window)
@@ -140,7 +140,7 @@ def test_a_frozen_cache_is_read_alike_by_both_attentions(kind):
     logits, start, window = [], BEGIN + BLOCK, BLOCK
     changed = np.random.default_rng(2).integers(0, 48, (DRAFTS, window), np.int32)
     for numerics in ("exact", "fast"):
-        net = make(config, numerics=numerics, positions=256)
+        net = make(config, numerics=numerics)
         _, cache = prefilled(net, params, canvas(), start, window)
         logits.append(
             logits_of_halves(net, params, forwarded(net, params, changed, start, cache))
@@ -152,7 +152,7 @@ def test_a_frozen_cache_is_read_alike_by_both_attentions(kind):
 def test_a_shadow_does_not_look_at_its_own_token(kind, numerics):
     """In one layer, to the bit; in more, tokens that saw it pass on what they saw."""
     config, params, make = model(kind, 1)
-    net = make(config, numerics=numerics, positions=256)
+    net = make(config, numerics=numerics)
     tokens_L = np.asarray(canvas()[BEGIN:END])
     _, cache = prefilled(net, params, canvas(), BEGIN, 32)
     place = np.arange(32)
@@ -193,7 +193,7 @@ def test_odds_are_those_against_all_others():
 
 def test_guidance_mixes_what_the_shadows_of_two_canvases_say():
     config, params, make = model("llada cached")
-    net = with_guidance(make(config, positions=256), 1.5, config.mask_id)
+    net = with_guidance(make(config), 1.5, config.mask_id)
     hidden, cache = prefilled(net, params, canvas(), BEGIN, BLOCK)
     masked = canvas().at[:BEGIN].set(config.mask_id)
     conditional, unconditional = (

@@ -31,7 +31,7 @@ def make(
     )  # fmt: skip
     params = transformer.init(config, seed)
     params = jax.tree.map(lambda a: a * 6 if a.ndim > 1 else a, params)
-    net = maker(config, numerics="exact", positions=1024)
+    net = maker(config, numerics="exact")
 
     @jax.jit
     def forward(tokens_KL, start, cache):

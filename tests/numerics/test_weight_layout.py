@@ -120,7 +120,7 @@ def test_a_chunked_head_gives_the_logits_of_the_whole_one(config, kind):
     np.testing.assert_allclose(
         logits(laid_out, tokens), logits(params, tokens), rtol=1e-4, atol=1e-4
     )
-    model = DecodeModel(config, 64, exact=False, wide=False)
+    model = DecodeModel(config, exact=False, wide=False)
     hidden = jax.random.normal(jax.random.key(0), (4, config.hidden))
     want = Binder(config)(params).logits(hidden)
     part = jax.jit(model.logits)

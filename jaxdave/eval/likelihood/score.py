@@ -13,7 +13,6 @@ P positions of one block, R rows of the output head, E features.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -53,7 +52,7 @@ class Scorer:
     """The model as questions are scored with it; `make_scorer` makes one.
 
     Attributes:
-        make_model: Function (number of positions) -> model functions.
+        model: Functions of the model.
         block_length: Block length of a block-causal model; None for full attention.
         first_from_previous: True if the first token of a block is predicted by the last
             position of the block before (shifted logits).
@@ -61,7 +60,7 @@ class Scorer:
         max_positions: Largest number of tokens of context and target together.
     """
 
-    make_model: Callable[[int], ModelFns]
+    model: ModelFns
     block_length: int | None
     first_from_previous: bool
     mask_id: int
@@ -90,15 +89,13 @@ def make_scorer(
     is_causal = config.attention == "block_causal"
     length = block_length or config.block_length
 
-    def make_model(positions: int) -> ModelFns:
-        shared: Any = {"numerics": numerics, "positions": positions}
-        if is_causal:
-            return block_causal_model(config, block_length=length, **shared)
-        plain = uncached_model(config, **shared)
-        return with_guidance(plain, guidance, config.mask_id) if guidance else plain
-
+    if is_causal:
+        model = block_causal_model(config, numerics=numerics, block_length=length)
+    else:
+        model = uncached_model(config, numerics=numerics)
+        model = with_guidance(model, guidance, config.mask_id) if guidance else model
     return Scorer(
-        make_model=make_model,
+        model=model,
         block_length=length if is_causal else None,
         first_from_previous=is_causal and config.logits_shift != "none",
         mask_id=config.mask_id,
@@ -117,8 +114,7 @@ def score(scorer: Scorer, params, rows: ScoringRow) -> jax.Array:
     Returns:
         float32 [B], in nats.
     """
-    model = scorer.make_model(rows.tokens_T.shape[1])
-    return jax.vmap(lambda row: _score_row(scorer, model, params, row))(rows)
+    return jax.vmap(lambda row: _score_row(scorer, scorer.model, params, row))(rows)
 
 
 def _score_row(scorer: Scorer, model: ModelFns, params, row: ScoringRow) -> jax.Array:
