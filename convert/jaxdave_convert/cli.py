@@ -38,10 +38,11 @@ def convert(
         str | None, typer.Option(help="bfloat16 or float32; by default as stored.")
     ] = None,
     block_length: Annotated[
-        int | None, typer.Option(help="Of the training, if config.json has none.")
+        int | None, typer.Option(help="Of the training; instead of config.json's.")
     ] = None,
     mask_id: Annotated[
-        int | None, typer.Option(help="Of the mask token, if no file has it.")
+        int | None,
+        typer.Option(help="Of the mask token, if no file has it or two disagree."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, write nothing.")
@@ -97,7 +98,12 @@ def _convert(
             on_progress=on_progress,
             on_message=_print_message,
         )
-    print(f"{dst}: {_summary(plan)}")
+    verified = ""
+    if verify:
+        # No more than there are.
+        total = len(plan.targets)
+        verified = f", {min(verify, total)} of {total} tensors read back"
+    print(f"{dst}: {_summary(plan)}{verified}")
 
 
 def _export(src: Path, out: Path) -> None:

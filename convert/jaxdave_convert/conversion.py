@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from jaxdave.io import orbax_io
+from jaxdave.io.safetensors_io import describe_unused
+from jaxdave.io.tokenizer import load_codec
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave.runtime.files import read_json, replace_folder
 from jaxdave_convert import manifest, resume_record, verify, zarr_layout
@@ -87,7 +89,10 @@ def make_plan(
       ValueError: the destination is in use, or the source cannot be converted.
     """
     check_destination(dst, overwrite)
-    return plan_conversion(src, options)
+    plan = plan_conversion(src, options)
+    # What could not be loaded afterwards is refused before anything is copied.
+    load_codec(plan.source.folder, config=plan.config)
+    return plan
 
 
 def run_plan(
@@ -120,10 +125,10 @@ def run_plan(
         try:
             _fill_folder(plan, work, verify_count, on_progress, on_message)
         except BaseException as error:
-            # Finished files are worth keeping for the
-            # next run; a folder without any is not.
+            # Finished files are worth keeping for the next run where this one was cut
+            # off. A source that was refused leaves nothing behind.
             finished = resume_record.read_record(work, plan)
-            if not finished:
+            if not finished or isinstance(error, ValueError):
                 shutil.rmtree(work)
             if isinstance(error, OSError) and error.errno in _DISK_FULL_ERRORS:
                 message = _disk_full_message(plan, dst, error, finished)
@@ -190,18 +195,15 @@ def _fill_folder(
         finished[shard.file] = _convert_shard(plan, shard, work, mark, on_progress)
         # `copy_shard` has waited for the disk, so the record holds after a crash too.
         resume_record.write_record(work, plan, finished)
+    if plan.unwritten:
+        on_message(describe_unused(plan.source.folder, plan.unwritten))
     # 3. What can only be checked once all files
     # are there; then everything but the weights.
     _check_tied_head(plan, finished)
     orbax_io.check_arrays(work, param_shapes(plan.config))
     hashes = {file: shard.sha256 for file, shard in finished.items()}
     manifest.write_metadata(work, plan, hashes)
-    try:
-        verify.verify_tensors(plan, work, verify_count)
-    except ValueError:
-        # Chunks with wrong bits must not be used by the next run.
-        (work / resume_record.RECORD_FILE).unlink()
-        raise
+    verify.verify_tensors(plan, work, verify_count)
 
 
 def _convert_shard(
@@ -221,7 +223,7 @@ def _convert_shard(
         zarr_layout.tensor_grids(plan.family, plan.config, plan.targets),
         work / orbax_io.WEIGHTS,
         plan.dtype,
-        unwritten=tied_head,
+        unwritten=plan.unwritten,
         hashed=() if tied_head is None else (tied_head, embedding),
         on_progress=on_progress,
     )

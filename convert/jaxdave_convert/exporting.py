@@ -84,6 +84,7 @@ def _fill_folder(
         # it is written back byte for byte, so that the file can equal the original.
         original = (src / SOURCE_FOLDER / f"{shard['source']}.header").read_bytes()
         tensors = safetensors_header.parse_tensors(original, shard["source"])
+        tensors = tuple(t for t in tensors if t.name in grids)
         header = _narrow_header(original, tensors, dtype)
         is_narrowed |= header != original
         weight_map.update({tensor.name: shard["file"] for tensor in tensors})
@@ -113,13 +114,17 @@ def _fill_folder(
 def _narrow_header(
     header: bytes, tensors: tuple[TensorEntry, ...], dtype: str
 ) -> bytes:
-    """Rewrite a header for bfloat16 tensors where the original had wider ones."""
+    """Rewrite a header for the tensors that there are, and the dtype that they have."""
+    entries = safetensors_header.parse_header(header)
+    metadata = entries.pop("__metadata__", {})
     is_lossless = all(DTYPE_NAMES[tensor.dtype] == dtype for tensor in tensors)
-    if dtype == "float32" or is_lossless:
+    is_narrowed = dtype != "float32" and not is_lossless
+    # Buffers that the model computes were not converted.
+    if len(entries) == len(tensors) and not is_narrowed:
         return header
-    metadata = safetensors_header.parse_header(header).get("__metadata__", {})
     return safetensors_header.build_header(
-        {tensor.name: ("BF16", tensor.shape) for tensor in tensors}, metadata
+        {t.name: ("BF16" if is_narrowed else t.dtype, t.shape) for t in tensors},
+        metadata,
     )
 
 

@@ -9,7 +9,7 @@ from jaxdave.io import families
 from jaxdave.io.families import Family
 from jaxdave.io.hf_config import model_config
 from jaxdave.io.safetensors_io import check_dtype, raise_problems
-from jaxdave.io.tensor_names import TensorTarget
+from jaxdave.io.tensor_names import TensorTarget, is_buffer
 from jaxdave_convert import safetensors_header
 from jaxdave_convert.safetensors_header import TensorEntry
 from jaxdave_convert.source import CheckpointSource, open_source
@@ -60,6 +60,12 @@ class ConversionPlan:
     def num_parameters(self) -> int:
         """Number of parameters of the model, each a single number."""
         return sum(math.prod(target.shape) for target in self.targets.values())
+
+    @property
+    def unwritten(self) -> tuple[str, ...]:
+        """Names of stored tensors that the model has no place for."""
+        names = self.source.tensor_names
+        return tuple(name for name in names if name not in self.targets)
 
     @property
     def bytes_read(self) -> int:
@@ -163,6 +169,8 @@ def _mismatches(
             problems += [] if is_broken else [f"missing tensor {name}"]
             continue
         file, tensor = stored[name]
+        if name not in targets and is_buffer(name):
+            continue
         if name not in targets and name != tied_head:
             problems.append(f"{file}: unknown tensor {name}")
             continue

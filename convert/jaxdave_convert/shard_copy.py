@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from jaxdave.io.finite import check_finite
 from jaxdave.io.safetensors_io import DTYPES
 from jaxdave_convert import torch_bin
 from jaxdave_convert.safetensors_header import ITEM_SIZES, Shard, TensorEntry
@@ -60,7 +61,7 @@ def copy_shard(
     weights: Path,
     dtype: str,
     *,
-    unwritten: str | None = None,
+    unwritten: Collection[str] = (),
     hashed: Collection[str] = (),
     on_progress: OnProgress = ignore_progress,
 ) -> ShardHashes:
@@ -69,10 +70,10 @@ def copy_shard(
     Args:
       path: the weight file.
       shard: its header.
-      grids: tensor name -> how the tensor is cut, for every tensor of the file.
+      grids: tensor name -> how the tensor is cut, for every tensor that is written.
       weights: the folder of the arrays, in which each parameter has its own.
       dtype: "float32" or "bfloat16", what the chunks are stored as.
-      unwritten: name of a tensor that is only read.
+      unwritten: names of tensors that are only read.
       hashed: names of tensors to return the own hash of.
       on_progress: called with the bytes that have been read.
 
@@ -89,24 +90,31 @@ def copy_shard(
     }
     # Blocks of whole rows, decided for the whole file first: the reader then yields
     # them in order, and each tensor takes as many as are its own.
-    row_counts = [block_rows(tensor, grids[tensor.name]) for tensor in shard.tensors]
-    byte_counts = [
-        [rows * tensor.size // grids[tensor.name].rows for rows in counts]
-        for tensor, counts in zip(shard.tensors, row_counts, strict=True)
-    ]
+    row_counts, byte_counts = [], []
+    for tensor in shard.tensors:
+        if tensor.name in unwritten:
+            firsts = range(0, tensor.size, _BUFFER_BYTES)
+            counts = [min(_BUFFER_BYTES, tensor.size - first) for first in firsts]
+            row_counts.append(counts)
+            byte_counts.append(counts)
+            continue
+        grid = grids[tensor.name]
+        counts = block_rows(tensor, grid)
+        row_counts.append(counts)
+        byte_counts.append([rows * tensor.size // grid.rows for rows in counts])
     read = _read_bin if path.suffix == ".bin" else _read_safetensors
     views = read(path, shard, byte_counts, hasher, on_progress)
     # Finished files go to the disk while later ones are written.
     with ThreadPoolExecutor(_SYNC_THREADS) as disk:
         for tensor, counts in zip(shard.tensors, row_counts, strict=True):
-            grid = grids[tensor.name]
             blocks = itertools.islice(views, len(counts))
             if tensor.name in tensor_hashers:
                 blocks = _hash_blocks(blocks, tensor_hashers[tensor.name])
-            if tensor.name == unwritten:
+            if tensor.name in unwritten:
                 collections.deque(blocks, maxlen=0)  # reads, and hashes, to the end
                 continue
-            arrays = (rows_of(view, tensor.dtype, grid.cols, dtype) for view in blocks)
+            grid = grids[tensor.name]
+            arrays = _rows_of_blocks(blocks, tensor, grid.cols, dtype)
             for chunk_path in _write_chunks(arrays, counts, grid, weights):
                 syncs.append(disk.submit(_sync, chunk_path))
         # The reader is a generator; only past its last block does it finish its hash.
@@ -134,6 +142,15 @@ def block_rows(tensor: TensorEntry, grid: ChunkGrid) -> list[int]:
     height = grid.rows // grid.row_parts
     counts = [min(max_rows, height - first) for first in range(0, height, max_rows)]
     return counts * grid.row_parts
+
+
+def _rows_of_blocks(
+    blocks: Iterator[memoryview], tensor: TensorEntry, cols: int, dtype: str
+) -> Iterator[np.ndarray]:
+    for view in blocks:
+        rows = rows_of(view, tensor.dtype, cols, dtype)
+        check_finite(tensor.name, rows)
+        yield rows
 
 
 def rows_of(view: memoryview, stored: str, cols: int, dtype: str) -> np.ndarray:

@@ -76,7 +76,6 @@ def open_source(src: str) -> tuple[CheckpointSource, list[str]]:
     shards = _read_shards(folder, files, problems)
     suffix = Path(weights_file).suffix
     _check_against_index(folder, shards, index, suffix, problems)
-    # Files that a link leads out of the folder are not taken along.
     names = {path.name for glob in _SIDECARS for path in folder.glob(glob)}
     hub_hashes = {
         shard.file: sha256
@@ -89,9 +88,7 @@ def open_source(src: str) -> tuple[CheckpointSource, list[str]]:
         revision=_hub_revision(folder),
         raw_config=raw,
         shards=shards,
-        sidecars=tuple(
-            sorted(n for n in names if (folder / n).is_file() and is_inside(folder, n))
-        ),
+        sidecars=tuple(sorted(name for name in names if (folder / name).is_file())),
         recorded_hashes={**hub_hashes, **index_hashes},
     )
     return source, problems
@@ -139,7 +136,7 @@ def _read_shards(
     """Read the header of every weight file; adds to `problems`."""
     shards = []
     for file in files:
-        if not is_inside(folder, file):
+        if not is_inside(file):
             problems.append(f"{file}: points outside the folder")
         elif not (folder / file).is_file():
             problems.append(f"{file}: missing file")

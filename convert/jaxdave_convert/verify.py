@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdave.core.param_paths import leaves_by_path
 from jaxdave.io import orbax_io
-from jaxdave.io.tokenizer import open_tokenizer
+from jaxdave.io.tokenizer import load_codec
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave_convert import shard_copy, torch_bin
 from jaxdave_convert.plan import ConversionPlan
@@ -25,7 +25,7 @@ def verify_tensors(plan: ConversionPlan, folder: Path, count: int) -> None:
     """Compare a sample of converted tensors with the source.
 
     Also compares Orbax's own metadata with the tree of parameters, and opens the
-    tokenizer if any tensor is compared. One tensor is in memory at a time.
+    tokenizer. One tensor is in memory at a time.
 
     Args:
       plan: the conversion.
@@ -37,8 +37,7 @@ def verify_tensors(plan: ConversionPlan, folder: Path, count: int) -> None:
       ValueError: names the first tensor that differs.
     """
     _check_tree(plan, folder)
-    if count:
-        open_tokenizer(folder)
+    load_codec(folder, config=plan.config)
     pairs = [
         (shard, tensor)
         for shard in plan.source.shards

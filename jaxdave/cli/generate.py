@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jaxdave.cli.prompts import Request, encode
 from jaxdave.core.config import Numerics
@@ -16,6 +17,7 @@ def run(
     load: LoadConfig,
     config: DecodeConfig,
     requests: Sequence[Request],
+    template_args: Mapping[str, Any],
     batch_size: int,
     as_json: bool,
 ) -> None:
@@ -25,6 +27,7 @@ def run(
         load: The model.
         config: What decides the decode.
         requests: The prompts.
+        template_args: What the chat template reads beside the messages.
         batch_size: Prompts decoded together.
         as_json: Print an object for each prompt in place of its text.
 
@@ -40,6 +43,7 @@ def run(
         block_length=config.block_length,
         quantize=load.quantize,
     )
+    model = model.with_template_args(**template_args)
     room = config.max_new_tokens
     room = model.max_new_tokens if room is None else room
     prompts = [encode(request, model, room) for request in requests]

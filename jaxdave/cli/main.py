@@ -64,8 +64,12 @@ def generate(
         Path | None,
         typer.Option(
             help='JSON lines: {"prompt": ...}, {"messages": [...]} '
-            'or {"prompt_ids": [...]}, and "draft_text" if you like.'
+            'or {"prompt_ids": [...]}, and "draft_text" or "template_args" beside it.'
         ),
+    ] = None,
+    template_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE for the chat template; may be repeated."),
     ] = None,
     batch_size: BatchSize = 1,
     as_json: Annotated[
@@ -77,10 +81,12 @@ def generate(
     check_batch_size(batch_size)
     from jaxdave.cli import generate
     from jaxdave.cli.prompts import read_requests
+    from jaxdave.io.chat_template import parse_template_args
 
     requests = read_requests(prompt, prompts, draft_text)
+    template_args = parse_template_args(template_arg or ())
     disable_cache(no_compile_cache)
-    generate.run(load, config, requests, batch_size, as_json)
+    generate.run(load, config, requests, template_args, batch_size, as_json)
 
 
 @app.command()

@@ -1,18 +1,20 @@
 """The prompts of a command line: from an argument or a file of JSON lines, checked."""
 
 import dataclasses
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxdave.engine.batching import check_room
 from jaxdave.engine.sampler import check_prompt_ids
+from jaxdave.runtime.files import parse_json, read_regular
 
 if TYPE_CHECKING:
     from jaxdave.io.checkpoint import Model
 
 
 _KINDS = ("prompt", "messages", "prompt_ids")
+_EXTRAS = ("draft_text", "template_args")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Request:
         value: Anything that stands there.
         where: What errors begin with.
         draft_text: What the answer may look like.
+        template_args: What the chat template reads beside the messages.
     """
 
     index: int
@@ -32,6 +35,7 @@ class Request:
     value: Any
     where: str = ""
     draft_text: str | None = None
+    template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_requests(
@@ -65,7 +69,8 @@ def read_requests(
             f"--draft-text is for one prompt and --prompts {file} was given; write "
             '"draft_text" into its lines'
         )
-    lines = enumerate(_read(file).splitlines())
+    # Only a line feed ends a line: a string may hold U+2028 and its like as they are.
+    lines = enumerate(_read(file).split("\n"))
     requests = [_parse(file, index, line) for index, line in lines if line.strip()]
     if not requests:
         raise ValueError(f"{file} holds no prompt; write one JSON object a line")
@@ -87,12 +92,13 @@ def encode(request: Request, model: "Model", max_new_tokens: int) -> list[int]:
         ValueError: The prompt is broken or too long; names its line.
     """
     try:
+        codec = model.codec.with_template_args(**request.template_args)
         if request.kind == "prompt_ids":
             ids = check_prompt_ids(request.value, model)
         elif request.kind == "messages":
-            ids = model.codec.encode_messages(request.value)
+            ids = codec.encode_messages(request.value)
         elif isinstance(request.value, str):
-            ids = model.codec.encode_prompt(request.value)
+            ids = codec.encode_prompt(request.value)
         else:
             raise ValueError(
                 f"prompt={request.value!r} must be a text; put it in quotes"
@@ -105,7 +111,7 @@ def encode(request: Request, model: "Model", max_new_tokens: int) -> list[int]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return read_regular(file).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ValueError(
@@ -116,7 +122,7 @@ def _read(file: Path) -> str:
 def _parse(file: Path, index: int, line: str) -> Request:
     where = f"{file}, line {index + 1}: "
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError as error:
         raise ValueError(
             f"{where}broken JSON ({error}); write one object a line"
@@ -127,9 +133,20 @@ def _parse(file: Path, index: int, line: str) -> Request:
             f"{where}{line.strip()[:60]!r} must be an object with exactly one of "
             f"{', '.join(_KINDS)}; add or remove the others"
         )
+    unknown = [key for key in value if key not in (*_KINDS, *_EXTRAS)]
+    if unknown:
+        raise ValueError(
+            f"{where}{unknown[0]!r} is no key of a prompt; use one of "
+            f"{', '.join(_KINDS)}, and {' or '.join(_EXTRAS)} beside it"
+        )
     draft_text = value.get("draft_text")
     if draft_text is not None and not isinstance(draft_text, str):
         raise ValueError(
             f"{where}draft_text={str(draft_text)[:60]} must be a text; put it in quotes"
         )
-    return Request(index, kinds[0], value[kinds[0]], where, draft_text)
+    template_args = value.get("template_args", {})
+    if not isinstance(template_args, dict):
+        raise ValueError(
+            f"{where}template_args={str(template_args)[:60]} must be an object"
+        )
+    return Request(index, kinds[0], value[kinds[0]], where, draft_text, template_args)

@@ -6,6 +6,7 @@ Either holds config.json, the weights and the tokenizer files.
 
 import dataclasses
 import functools
+import logging
 import os
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from jaxdave.core.model_api import Params
 from jaxdave.drafting import tree_table
 from jaxdave.drafting.tree_table import TreeTable
 from jaxdave.io import families, hf_config, orbax_io, safetensors_io
+from jaxdave.io.finite import check_finite
 from jaxdave.io.hub import find_model
 from jaxdave.io.sharding import shardings
 from jaxdave.io.tokenizer import Codec, load_codec
@@ -28,6 +30,7 @@ from jaxdave.numerics import quantization
 from jaxdave.numerics.weight_layout import to_device_layout, transfer_transform
 from jaxdave.runtime.files import make_readable, read_json, replace_folder
 
+_LOGGER = logging.getLogger("jaxdave")
 DEFAULT_MAX_NEW_TOKENS = 256
 """Length limit of an answer, where a folder does not name one."""
 TOKENIZER_FILES = (
@@ -81,6 +84,19 @@ class Model:
         default_factory=dict, repr=False
     )
     quantize: str | None = None
+
+    def with_template_args(self, **arguments: Any) -> "Model":
+        """This model with arguments for its chat template.
+
+        Args:
+          **arguments: what the template reads beside the messages, such as
+            enable_thinking=False.
+
+        Returns:
+          The model.
+        """
+        codec = self.codec.with_template_args(**arguments)
+        return dataclasses.replace(self, codec=codec)
 
 
 def load(
@@ -158,7 +174,7 @@ def load(
         params=params,
         codec=codec,
         max_new_tokens=_read_max_new_tokens(folder),
-        tables=tree_table.select_tables(tree_table.read_tables(folder), quantize),
+        tables=_read_tables(folder, quantize),
         quantize=quantize,
     )
 
@@ -244,7 +260,22 @@ def _restore_and_transform(
 ) -> Params:
     """Read a converted folder with the signature that `load` calls."""
     params = orbax_io.restore(folder, config, dtype, mesh)
-    return quantization.transform_params(params, transform)
+
+    def checked(path: str, leaf: Any) -> Any:
+        check_finite(path, leaf)
+        return transform(path, leaf)
+
+    return quantization.transform_params(params, checked)
+
+
+def _read_tables(folder: Path, quantize: str | None) -> Mapping[str, TreeTable]:
+    """Read the draft trees of a folder; a broken file costs speed, not the answer."""
+    try:
+        tables = tree_table.read_tables(folder)
+    except ValueError as error:
+        _LOGGER.warning("%s; drafts are nested", " ".join(str(error).split()))
+        return {}
+    return tree_table.select_tables(tables, quantize)
 
 
 def _read_max_new_tokens(folder: Path) -> int:

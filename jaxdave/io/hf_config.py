@@ -173,11 +173,19 @@ def _mask_id(
     id_of: Callable[[str | None], int | None],
 ) -> int:
     """The mask id: the caller's, config.json's, the tokenizer's or the family's."""
-    if override is not None:
-        return override
     token = special_tokens_map(folder).get("mask_token")
     tokenizer_id = id_of(token)
     config_id = raw.get("mask_token_id")
+    if override is not None:
+        # An override settles what files leave open. Against all of them it would show
+        # the model an ordinary token where it was trained to see masks.
+        known = {config_id, tokenizer_id} - {None}
+        if len(known) == 1 and override not in known:
+            raise ValueError(
+                f"{folder}: mask_id={override} contradicts the files, whose mask id is "
+                f"{known.pop()}; leave it out"
+            )
+        return override
     mask_id = config_id
     if mask_id is None:
         mask_id = id_of(family.mask_token) if tokenizer_id is None else tokenizer_id

@@ -4,9 +4,10 @@ Reading checks a folder completely before it fills any parameter: every file, ev
 tensor, shape and dtype. All problems are then reported in one error.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from safetensors.numpy import save_file
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
 from jaxdave.core.param_paths import leaves_by_path
-from jaxdave.io.tensor_names import TensorTarget, tensor_targets
+from jaxdave.io.finite import check_finite
+from jaxdave.io.tensor_names import TensorTarget, is_buffer, tensor_targets
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave.numerics.quantization import ParamTransform, keep_param, transform_params
 from jaxdave.numerics.weight_layout import to_stacked
@@ -32,6 +34,9 @@ INDEX_FILE = "model.safetensors.index.json"
 
 _STORED_DTYPES = ("F32", "BF16", "F16")
 _MAX_PROBLEMS_SHOWN = 20
+_COMPARED_ROWS = 4096
+"""Rows of two tables that are in memory while they are compared."""
+_LOGGER = logging.getLogger("jaxdave")
 
 
 def check_dtype(dtype: str) -> None:
@@ -83,8 +88,18 @@ def read_weights(
         # A listed tensor that is absent was reported above, by itself or with its file;
         # without an index, the loss of the only file explains the loss of all tensors.
         reported = targets if index is None and not files else index or ()
-        _check_tensors(file_of, files, targets, reported, problems)
+        unused = {name for name in file_of if is_buffer(name)}
+        tied_head = tensor_names["head"] if config.tie_embeddings else None
+        if tied_head in file_of:
+            unused.add(tied_head)
+        used = {name: file for name, file in file_of.items() if name not in unused}
+        _check_tensors(used, files, targets, reported, problems)
+        if tied_head in unused:
+            embedding = tensor_names["embedding"]
+            _check_tied_head(tied_head, embedding, file_of, files, problems)
         raise_problems(folder, problems)
+        if unused:
+            _LOGGER.warning("%s", describe_unused(folder, unused))
 
         # 2. Read one parameter at a time, and transform it (quantise it, put it on the
         # device) before the next: two copies of a large model would not fit.
@@ -146,23 +161,41 @@ def write_weights(
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def is_inside(folder: Path, name: str) -> bool:
-    """Check that a file that an index lists is in the folder, links followed.
+def is_inside(name: str) -> bool:
+    """Check that the name of a file in an index leads to no place outside its folder.
+
+    Links are followed wherever they lead: the folder and the links in it are the
+    user's, as in the Hub's cache, whose snapshots link to blobs.
 
     Args:
-      folder: the folder of the index.
       name: what the index calls the file.
 
     Returns:
-      True if reading the file stays inside the folder, or inside the model's folder of
-      the Hub's cache, where `snapshots/REVISION` links to `blobs` two levels up.
+      True for a relative name without "..".
     """
     # An index comes from whoever published the checkpoint: a name such as "../x" in it
     # must not make us read other files of this machine.
-    is_hub_cache = folder.parent.name == "snapshots"
-    root = (folder.parents[1] if is_hub_cache else folder).resolve()
-    is_relative = not Path(name).is_absolute() and ".." not in Path(name).parts
-    return is_relative and (folder / name).resolve().is_relative_to(root)
+    path = PureWindowsPath(name)  # knows both kinds of separators, and drives
+    is_relative = not (path.root or path.drive) and ".." not in path.parts
+    return bool(name) and is_relative and "\0" not in name
+
+
+def describe_unused(folder: Path, names: Collection[str]) -> str:
+    """Say which stored tensors a model has no use for.
+
+    Args:
+      folder: the folder.
+      names: names of the tensors, one or more.
+
+    Returns:
+      One line.
+    """
+    first, more = min(names), len(names) - 1
+    others = f" and {more} more" if more else ""
+    return (
+        f"{folder}: tensor {first}{others} not used, as the model computes it, or has "
+        "it under another name"
+    )
 
 
 def raise_problems(folder: Path, problems: list[str]) -> None:
@@ -212,7 +245,7 @@ def _open_files(
             problems.append(f"{path.name}: extra file, no part of the checkpoint")
     files = {}
     for name in names:
-        if not is_inside(folder, name):
+        if not is_inside(name):
             problems.append(f"{name}: points outside the folder")
         elif not (folder / name).is_file():
             problems.append(f"{name}: missing file")
@@ -273,6 +306,33 @@ def _check_tensors(
                 )
 
 
+def _check_tied_head(
+    head: str,
+    embedding: str,
+    file_of: Mapping[str, str],
+    files: Mapping[str, Any],
+    problems: list[str],
+) -> None:
+    """Add to `problems` if a stored head differs from the embedding it is tied to."""
+    if embedding not in file_of:
+        return  # reported already
+    stored, shared = (files[file_of[n]].get_slice(n) for n in (head, embedding))
+    rows = stored.get_shape()[0]
+    # The reader refuses a slice that ends behind the table.
+    ranges = [
+        slice(first, min(first + _COMPARED_ROWS, rows))
+        for first in range(0, rows, _COMPARED_ROWS)
+    ]
+    is_equal = stored.get_shape() == shared.get_shape() and all(
+        np.array_equal(stored[part], shared[part]) for part in ranges
+    )
+    if not is_equal:
+        problems.append(
+            f"tensor {head} differs from {embedding}, to which config.json ties it "
+            "(tie_word_embeddings)"
+        )
+
+
 def _read_param(
     leaf: Any,
     path: str,
@@ -286,6 +346,7 @@ def _read_param(
     for name, target in targets.items():
         if target.path == path:
             tensor = files[file_of[name]].get_tensor(name)
+            check_finite(name, tensor)
             tensor = tensor.T if target.is_transposed else tensor
             value[... if target.layer is None else target.layer] = tensor
     return value

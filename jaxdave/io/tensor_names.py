@@ -6,7 +6,13 @@ jaxdave stacks the parameters of all layers along a leading axis and stores kern
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
+
+_BUFFER = re.compile(
+    r"(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)"
+    r"|position_ids|masked_bias)$"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +102,18 @@ LLADA_TENSORS = _tensor_names(
     },
 )
 """Parameter path -> tensor name in the layout of LLaDA."""
+
+
+def is_buffer(name: str) -> bool:
+    """Tell tensors that are computed from the config, and that some files store.
+
+    Args:
+      name: a tensor's name.
+
+    Returns:
+      True for rotary tables, position ids and causal masks.
+    """
+    return _BUFFER.search(name) is not None
 
 
 def tensor_targets(

@@ -6,17 +6,14 @@ and transformers where a tokenizer class needs it) behind one record.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxdave.core.config import ModelConfig
-from jaxdave.runtime.files import read_json
-
-Messages = Sequence[Mapping[str, Any]]
-"""A conversation: one mapping for each turn, with "role" and "content"."""
+from jaxdave.io.chat_template import Messages, RenderFn, compile_template
+from jaxdave.runtime.files import read_json, read_regular
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +25,7 @@ class Codec:
       stop_ids: ids that end an answer.
       pad_id: id that pads a row.
       size: size of the vocabulary; every id of the tokenizer is below it.
+      template_args: what the chat template reads beside the messages.
 
     Example:
       >>> from jaxdave.io.hub import find_model
@@ -40,9 +38,23 @@ class Codec:
     stop_ids: tuple[int, ...]
     pad_id: int
     size: int
-    _render: Callable[[Messages], str] = dataclasses.field(repr=False)
+    _render: RenderFn = dataclasses.field(repr=False)
     _encode: Callable[[str], list[int]] = dataclasses.field(repr=False)
     _decode: Callable[[list[int]], str] = dataclasses.field(repr=False)
+    template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def with_template_args(self, **arguments: Any) -> "Codec":
+        """This codec with arguments for its chat template.
+
+        Args:
+          **arguments: what the template reads beside the messages, such as
+            enable_thinking=False; they replace earlier ones of their name.
+
+        Returns:
+          The codec.
+        """
+        merged = {**self.template_args, **arguments}
+        return dataclasses.replace(self, template_args=merged)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Encode one user turn, followed by the opening of the answer.
@@ -64,7 +76,8 @@ class Codec:
         """Encode a conversation, followed by the opening of the answer.
 
         Args:
-          messages: the turns, each with "role" and "content", both strings.
+          messages: the turns, each with a "role" and a "content": a text, parts of the
+            form {"type": "text", "text": TEXT}, or None. Other keys are passed on.
 
         Returns:
           Token ids.
@@ -79,7 +92,8 @@ class Codec:
         """Render a conversation, followed by the opening of the answer, as text.
 
         Args:
-          messages: the turns, each with "role" and "content", both strings.
+          messages: the turns, each with a "role" and a "content": a text, parts of the
+            form {"type": "text", "text": TEXT}, or None. Other keys are passed on.
 
         Returns:
           The text with the chat template's markup in it.
@@ -88,7 +102,7 @@ class Codec:
           ValueError: the messages have another form, or the chat template refuses them.
         """
         _check_messages(messages)
-        return self._render(messages)
+        return self._render(messages, self.template_args)
 
     def encode_text(self, text: str) -> list[int]:
         """Encode a text that has its markup in it already.
@@ -102,6 +116,7 @@ class Codec:
         Raises:
           ValueError: the text contains the mask token.
         """
+        check_characters(text)
         ids = self._encode(text)
         if self.mask_id in ids:
             raise ValueError(
@@ -119,6 +134,7 @@ class Codec:
         Returns:
           Token ids; none for an empty text.
         """
+        check_characters(text)
         return [*self._encode(text), *self.stop_ids[:1]] if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -133,12 +149,32 @@ class Codec:
         return self._decode([int(i) for i in ids])
 
 
+def check_characters(text: str) -> None:
+    """Refuse a text that has half a character in it.
+
+    Args:
+      text: any text.
+
+    Raises:
+      ValueError: it cannot be written as UTF-8: it holds a lone surrogate, as broken
+        JSON and file names of other encodings do.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text holds half a character, {text[error.start]!a}, at position "
+            f"{error.start}; write the whole character"
+        ) from None
+
+
 def _check_messages(messages: Messages) -> None:
     """Raise ValueError unless messages are turns with a role and a content each."""
     is_valid = isinstance(messages, (list, tuple)) and all(
         isinstance(message, Mapping)
         and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
+        and "content" in message
+        and _is_content(message["content"])
         for message in messages
     )
     if not is_valid:
@@ -146,8 +182,18 @@ def _check_messages(messages: Messages) -> None:
             'messages must be a list of {"role": TEXT, "content": TEXT} objects; '
             "give each message both"
         )
-    if not any(message["content"].strip() for message in messages):
+    if not any(message["content"] for message in messages):
         raise ValueError("messages are empty; give at least one a content")
+
+
+def _is_content(content: Any) -> bool:
+    """True for a text, None, or a list of parts that are texts."""
+    if content is None or isinstance(content, str):
+        return True
+    return isinstance(content, list | tuple) and all(
+        isinstance(part, Mapping) and isinstance(part.get("text"), str)
+        for part in content
+    )
 
 
 def load_codec(
@@ -184,7 +230,7 @@ def load_codec(
             _decode=backend.decode,
         )
     if backend.chat_template is None:
-        _refuse_messages(folder)([])
+        _refuse_messages(folder)([], {})
     if mask_id is None:
         mask_id = backend.id_of(names.get("mask_token"))
     if mask_id is None:
@@ -204,10 +250,11 @@ def load_codec(
     )
 
 
-def _refuse_messages(folder: Path) -> Callable[[Messages], str]:
+def _refuse_messages(folder: Path) -> RenderFn:
     """Make what renders messages in a folder without a chat template."""
 
-    def refuse(_: Messages) -> str:
+    def refuse(messages: Messages, arguments: Mapping[str, Any]) -> str:
+        del messages, arguments
         raise ValueError(
             f"{folder}: the tokenizer has no chat template; add chat_template.jinja"
         )
@@ -258,8 +305,13 @@ def stop_and_pad_ids(
     names = special_tokens_map(folder)
     generation = read_json(folder / "generation_config.json", optional=True)
     config = read_json(folder / "config.json", optional=True)
-    tokenizer_eos = id_of(names.get("eos_token"))
-    eos = generation.get("eos_token_id", config.get("eos_token_id", tokenizer_eos))
+    candidates = (
+        generation.get("eos_token_id"),
+        config.get("eos_token_id"),
+        id_of(names.get("eos_token")),
+    )
+    # A null says nothing, and does not hide what the other files say.
+    eos: Any = next((ids for ids in candidates if ids is not None), None)
     stop_ids = eos if isinstance(eos, list) else [eos]
     if not stop_ids or not all(type(i) is int and 0 <= i < size for i in stop_ids):
         raise ValueError(
@@ -348,8 +400,8 @@ class TokenizerBackend:
       chat_template: the Jinja source of the chat template, or None.
       size: one more than the largest id.
       id_of: token -> id; None for a token that the tokenizer lacks, and for None.
-      render: messages -> text with the opening of the answer; raises ValueError where
-        the template refuses the messages.
+      render: (messages, template arguments) -> text with the opening of the answer;
+        raises ValueError where the template refuses the messages.
       encode: text -> ids, none added at either end.
       decode: ids -> text, special tokens left out.
     """
@@ -357,7 +409,7 @@ class TokenizerBackend:
     chat_template: str | None
     size: int
     id_of: Callable[[str | None], int | None]
-    render: Callable[[Messages], str]
+    render: RenderFn
     encode: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
 
@@ -400,11 +452,6 @@ def _open_with_tokenizers(folder: Path, settings: dict[str, Any]) -> TokenizerBa
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    chat_template = settings.get("chat_template")
-    # Newer checkpoints keep the template in a file of its own, which has precedence.
-    template_file = folder / "chat_template.jinja"
-    if template_file.is_file():
-        chat_template = template_file.read_text(encoding="utf-8")
 
     def id_of(token: str | None) -> int | None:
         return None if token is None else tokenizer.token_to_id(token)
@@ -415,41 +462,33 @@ def _open_with_tokenizers(folder: Path, settings: dict[str, Any]) -> TokenizerBa
     def decode(ids: list[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=True)
 
+    chat_template = _read_chat_template(folder, settings)
     return TokenizerBackend(
         chat_template=chat_template,
         size=1 + max(tokenizer.get_vocab().values()),
         id_of=id_of,
-        render=_compile_template(chat_template, special_tokens_map(folder)),
+        render=compile_template(chat_template or "", special_tokens_map(folder)),
         encode=encode,
         decode=decode,
     )
 
 
-def _compile_template(
-    chat_template: str | None, tokens: Mapping[str, str]
-) -> Callable[[Messages], str]:
-    """Compile a chat template in the dialect of Jinja that transformers defines."""
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _read_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The chat template of a folder; of several, the one named "default"."""
+    # Newer checkpoints keep the template in a file of its own, which has precedence.
+    file = folder / "chat_template.jinja"
+    if os.path.lexists(file):
+        return read_regular(file).decode("utf-8-sig")
+    return _default_template(settings.get("chat_template"))
 
-    def raise_exception(message: str):
-        raise TemplateError(message)
 
-    def tojson(value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False)
-
-    # The template comes with the checkpoint, so it runs in a sandbox.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = raise_exception
-    environment.filters["tojson"] = tojson
-    template = environment.from_string(chat_template or "")
-
-    def render(messages: Messages) -> str:
-        return template.render(messages=messages, add_generation_prompt=True, **tokens)
-
-    return _with_template_errors(render)
+def _default_template(template: Any) -> str | None:
+    """One of the forms that tokenizer files give templates in, as text."""
+    if isinstance(template, list):
+        template = {one["name"]: one["template"] for one in template}
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    return template if isinstance(template, str) else None
 
 
 def _open_with_transformers(folder: Path) -> TokenizerBackend:
@@ -470,10 +509,10 @@ def _open_with_transformers(folder: Path) -> TokenizerBackend:
     )
     vocab = tokenizer.get_vocab()
 
-    def render(messages: Messages) -> str:
-        return tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
+    # Rendered by us for both libraries, so that limits hold and both read alike.
+    chat_template = _default_template(tokenizer.chat_template)
+    tokens = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
+    render = compile_template(chat_template or "", tokens)
 
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -484,30 +523,10 @@ def _open_with_transformers(folder: Path) -> TokenizerBackend:
         )
 
     return TokenizerBackend(
-        chat_template=tokenizer.chat_template,
+        chat_template=chat_template,
         size=1 + max(vocab.values()),
         id_of=vocab.get,
-        render=_with_template_errors(render),
+        render=render,
         encode=encode,
         decode=decode,
     )
-
-
-def _with_template_errors(
-    render: Callable[[Messages], str],
-) -> Callable[[Messages], str]:
-    """Turn a template's refusal of messages into one line of ValueError."""
-
-    def checked(messages: Messages) -> str:
-        from jinja2.exceptions import TemplateError
-
-        try:
-            return render(messages)
-        except (TemplateError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"the chat template refuses the messages ({reason}); "
-                "use the roles and the order that the model was trained with"
-            ) from error
-
-    return checked

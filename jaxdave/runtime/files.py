@@ -4,9 +4,11 @@ Nothing half-written survives a failure: content is written under a temporary na
 then renamed.
 """
 
+import errno
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -94,6 +96,42 @@ def cache_folder(name: str) -> Path | None:
     return Path(root).expanduser() / "jaxdave" / name
 
 
+def read_regular(path: Path) -> bytes:
+    """Read a whole file, links followed.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        OSError: It cannot be read, or is something else than a file: reading a pipe
+            would wait for ever, and a device may have no end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path.read_bytes()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: The text, or its bytes in UTF-8, with or without a byte-order mark.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: It is no JSON, or nested too deep to be read.
+    """
+    try:
+        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
@@ -108,10 +146,11 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
         ValueError: The file is missing, is not JSON or holds something else; the
             message names it.
     """
-    if optional and not path.exists():
+    # A link that leads nowhere is no missing file, but one that was lost.
+    if optional and not os.path.lexists(path):
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_regular(path))
     except FileNotFoundError as error:
         raise ValueError(
             f"{path}: missing file; a checkpoint folder must have it, so fetch or "

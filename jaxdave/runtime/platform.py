@@ -1,5 +1,7 @@
 """Settings that depend on the kind of machine that programs run on."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +14,22 @@ _GPU_OPTIONS = {
     "xla_gpu_enable_triton_gemm": False,
     "xla_disable_hlo_passes": "dot-merger",
 }
+
+
+@contextlib.contextmanager
+def in_32_bits() -> Iterator[None]:
+    """Trace and run programs in 32 bits, whatever JAX is set to.
+
+    Under JAX_ENABLE_X64 Python numbers would become 64-bit arrays, which do not mix
+    with the arrays of a decode; and its results are defined in float32.
+
+    Example:
+        >>> with in_32_bits():
+        ...     print(jax.numpy.arange(2).dtype)
+        int32
+    """
+    with jax.enable_x64(False):
+        yield
 
 
 def on_cpu() -> bool:

@@ -45,7 +45,7 @@ def test_mask_that_nobody_knows(refused, source, tmp_path):
         (("--family", "llada"), "n_layers is missing"),
         (("--dtype", "int8"), "dtype 'int8' is unknown"),
         (("--block-length", 3), "block_length=3 must divide 64"),
-        (("--mask-id", 784), "mask_id=784 must be a row"),
+        (("--mask-id", 784), "mask_id=784 contradicts the files"),
         (("--verify", -1), "verify=-1 must be"),
         (("--colour", "red"), "No such option"),
         (("--export", "--dry-run"), "takes no other option"),

@@ -95,7 +95,7 @@ def test_the_room_is_the_model_s_where_none_is_given():
     ("prompt", "words"),
     [
         ("", "is empty"),
-        ([], "prompt_ids=[] must be token ids"),
+        ([], "prompt_ids is empty"),
         ([1, 10**6], "must be token ids in 0.."),
         ([True, 1], "must be token ids"),
         ([{"role": "user"}], "messages must be a list"),

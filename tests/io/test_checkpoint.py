@@ -1,6 +1,7 @@
 """Loading folders, and the one line that names everything wrong with one."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -150,13 +151,12 @@ def test_tensor_beside_the_index(folder):
     assert "tensor lm_head.weight is there against the index" in load_error(folder)
 
 
-@pytest.mark.parametrize("kind", ["parent", "absolute", "link"])
+@pytest.mark.parametrize("kind", ["parent", "absolute", "windows"])
 def test_index_must_stay_inside_the_folder(folder, tmp_path, kind):
     outside = tmp_path / "outside.safetensors"
     (folder / "model.safetensors").rename(outside)
-    name = {"parent": "../outside.safetensors", "absolute": str(outside)}.get(kind, "l")
-    if kind == "link":
-        (folder / name).symlink_to(outside)
+    names = {"parent": "../outside.safetensors", "absolute": str(outside)}
+    name = names.get(kind, "..\\outside.safetensors")
     write_index(folder, dict.fromkeys(load_file(outside), name))
     assert f"{name}: points outside the folder" in load_error(folder)
 
@@ -193,10 +193,15 @@ def test_unknown_and_mixed_up_architectures_do_not_load(folder):
     assert "q_proj.bias" in load_error(folder)
 
 
-def test_block_length_and_mask_come_from_arguments_first(folder):
-    model = checkpoint.load(folder, block_length=16, mask_id=5)
-    assert (model.config.block_length, model.config.mask_id) == (16, 5)
-    assert model.codec.mask_id == 5
+def test_block_length_comes_from_arguments_first(folder):
+    assert checkpoint.load(folder, block_length=16).config.block_length == 16
+
+
+def test_a_mask_id_settles_what_the_files_leave_open(folder):
+    assert "mask_id=5 contradicts the files" in load_error(folder, mask_id=5)
+    change_json(folder / "config.json", mask_token_id=5)
+    model = checkpoint.load(folder, mask_id=5)
+    assert (model.config.mask_id, model.codec.mask_id) == (5, 5)
 
 
 def test_config_of_the_hub_without_block_length_and_mask(folder):
@@ -235,3 +240,95 @@ def test_hub_failure_is_one_line(monkeypatch):
 
 def test_unknown_dtype(folder):
     assert "dtype 'float16' is unknown" in load_error(folder, dtype="float16")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_tensor_that_is_not_finite_is_named(folder, value):
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensor = load_file(folder / "model.safetensors")[name]
+    tensor[3, 5] = value
+    change_tensors(folder, **{name: tensor})
+    assert f"tensor {name} holds NaN or infinity" in load_error(folder)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "device", "folder", "nowhere"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"],
+)
+def test_what_is_no_file_is_refused_at_once(folder, kind, name):
+    path = folder / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        target = {"loop": name, "device": "/dev/zero", "nowhere": "lost"}[kind]
+        path.symlink_to(target)
+    load_error(folder)
+
+
+def test_linked_folders_load(folder, tmp_path, pristine):
+    """A link to a folder, own files beside linked weights, and links to links."""
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    own = tmp_path / "own"
+    own.mkdir()
+    for path in folder.iterdir():
+        if path.suffix == ".json":
+            shutil.copyfile(path, own / path.name)
+        else:
+            (own / path.name).symlink_to(tmp_path / "link" / path.name)
+    want = to_stacked(checkpoint.load(pristine).params)
+    for path in (tmp_path / "link", own):
+        assert_equal(to_stacked(checkpoint.load(path).params), want)
+
+
+def test_buffers_that_the_model_computes_are_passed_over(folder, pristine, caplog):
+    frequencies = np.ones(4, np.float32)
+    change_tensors(
+        folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": frequencies}
+    )
+    want = to_stacked(checkpoint.load(pristine).params)
+    assert_equal(to_stacked(checkpoint.load(folder).params), want)
+    assert "rotary_emb.inv_freq not used" in caplog.text
+
+
+def test_a_tied_head_that_is_stored_must_be_the_embedding(folder, caplog):
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    change_json(folder / "config.json", tie_word_embeddings=True)
+    change_tensors(folder, **{"lm_head.weight": embedding})
+    checkpoint.load(folder)
+    assert "lm_head.weight not used" in caplog.text
+    embedding[7, 3] += 1
+    change_tensors(folder, **{"lm_head.weight": embedding})
+    assert "lm_head.weight differs from model.embed_tokens" in load_error(folder)
+
+
+def test_a_null_hides_no_other_id(folder):
+    change_json(folder / "config.json", eos_token_id=5)
+    change_json(folder / "generation_config.json", eos_token_id=None)
+    assert checkpoint.load(folder).config.stop_ids[0] == 5
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"tables": 3}', "\ud800"])
+def test_a_broken_draft_table_costs_speed_and_no_answer(folder, content, caplog):
+    (folder / "drafts.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    assert checkpoint.load(folder).tables == {}
+    assert "drafts are nested" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_deep_json_and_byte_order_marks(folder, name):
+    text = (folder / name).read_text()
+    (folder / name).write_text("\ufeff" + text)
+    checkpoint.load(folder)
+    (folder / name).write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    assert "nested too deep" in load_error(folder)
+
+
+def test_absurd_sizes(folder):
+    change_json(folder / "config.json", max_position_embeddings=10**9)
+    checkpoint.load(folder)
+    change_json(folder / "config.json", num_hidden_layers=10**9)
+    assert "num_layers=1000000000 must be in 1..4096" in load_error(folder)

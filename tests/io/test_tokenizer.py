@@ -186,13 +186,13 @@ def test_real_sdar_ids(sdar):
 
 def test_real_sdar_template(sdar):
     """The template adds no system turn of its own, and opens the answer."""
-    assert sdar._render(TURNS) == RENDERED
+    assert sdar.render(TURNS) == RENDERED
     ids = sdar.encode_messages(TURNS)
     assert ids.count(151644) == 4 and ids.count(151645) == 3
     assert sdar.decode(ids).startswith("user\nTom has 3 cards.\n")
     system = {"role": "system", "content": "Be brief."}
     system_turn = "<|im_start|>system\nBe brief.<|im_end|>\n"
-    assert sdar._render([system, *TURNS]) == system_turn + RENDERED
+    assert sdar.render([system, *TURNS]) == system_turn + RENDERED
 
 
 @hypothesis.given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))

@@ -27,6 +27,7 @@ from jaxdave.eval.likelihood.score import make_scorer
 from jaxdave.integrations.lm_eval import lm_requests, options
 from jaxdave.integrations.lm_eval.generate_until import generate_until
 from jaxdave.io import checkpoint
+from jaxdave.io.chat_template import parse_template_args
 from jaxdave.io.tokenizer import open_tokenizer, special_tokens_map
 
 
@@ -59,7 +60,8 @@ class JaxDave(TemplateLM):
                 quantize=load.quantize,
             )
         self.model = model
-        self.codec = self.model.codec
+        words = filter(None, reading.template_args.split(";"))
+        self.codec = model.codec.with_template_args(**parse_template_args(list(words)))
         # What is out of range is said here, before any task is loaded.
         room = settings.max_new_tokens or 1
         self._decoder(lm_requests.with_max_new_tokens(settings, self.model, room))

@@ -56,6 +56,7 @@ class Reading:
         max_length: Tokens of prompt and answer together; None: what the model allows.
         mask_id: Goes before what the folder says.
         add_bos_token: Begin every text with it.
+        template_args: NAME=VALUE for the chat template; several are parted by ";".
 
     Raises:
         ValueError: A value is out of range.
@@ -64,6 +65,7 @@ class Reading:
     max_length: int | None = None
     mask_id: int | None = None
     add_bos_token: bool = False
+    template_args: str = ""
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:

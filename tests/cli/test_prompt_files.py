@@ -1,0 +1,59 @@
+"""Files of prompts: what ends a line, unknown keys, template arguments, characters."""
+
+import json
+
+import pytest
+
+from jaxdave.cli.prompts import encode, read_requests
+from jaxdave.io import checkpoint
+
+
+def read(tmp_path, text, encoding="utf-8"):
+    file = tmp_path / "p.jsonl"
+    file.write_bytes(text.encode(encoding, "surrogatepass"))
+    return read_requests(None, file)
+
+
+@pytest.mark.parametrize(
+    "character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"]
+)
+def test_only_a_line_feed_ends_a_line(tmp_path, character):
+    text = json.dumps({"prompt": f"a{character}b"}, ensure_ascii=False)
+    if character < " ":  # JSON escapes these
+        text = json.dumps({"prompt": "ab"})
+    (first, second) = read(tmp_path, f"{text}\r\n{text}\n")
+    assert first.value == second.value
+    assert "a" in first.value and "b" in first.value
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    assert read(tmp_path, '\ufeff{"prompt": "a"}\n')[0].value == "a"
+
+
+@pytest.mark.parametrize("key", ["tools", "temperature", "promt", "max_new_tokens"])
+def test_unknown_keys_are_refused(tmp_path, key):
+    with pytest.raises(ValueError, match=f"line 2: '{key}' is no key of a prompt"):
+        read(tmp_path, '{"prompt": "a"}\n' + json.dumps({"prompt": "b", key: 1}))
+
+
+def test_deep_lines_and_pipes(tmp_path):
+    with pytest.raises(ValueError, match="line 1: broken JSON .it is nested too deep"):
+        read(tmp_path, "[" * 100_000)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_requests(None, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["a\ud800", "\udc80x"])
+def test_half_a_character(text):
+    model = checkpoint.load("sdar-1m")
+    request = read_requests(text, None)[0]
+    with pytest.raises(ValueError, match="half a character") as caught:
+        encode(request, model, 16)
+    caught.value.args[0].encode("utf-8")
+
+
+def test_template_arguments_of_a_line(tmp_path):
+    line = {"messages": [{"role": "user", "content": "a"}], "template_args": {"x": 1}}
+    assert read(tmp_path, json.dumps(line))[0].template_args == {"x": 1}
+    with pytest.raises(ValueError, match="template_args=3 must be an object"):
+        read(tmp_path, json.dumps({**line, "template_args": 3}))
