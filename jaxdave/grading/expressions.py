@@ -16,8 +16,10 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+(?![A-Za-z]))?)"
     r"|(?P<command>\\[A-Za-z]+|\\[{}])|(?P<word>[A-Za-z]+)|(?P<sign>\*\*|\S))"
 )
-_MIXED = re.compile(r"(?<!\d)(\d+)\s*(?:\\frac\s*(?:\{(\d+)\}|(\d))\s*(?:\{(\d+)\}|(\d))|"
-                    r"(?<=\d)\s+(\d+)\s*/\s*(\d+)(?![\d.]))(?!\s*[\^!])")  # fmt: skip
+_MIXED = re.compile(
+    r"(?<!\d)(\d+)\s*(?:\\frac\s*(?:\{(\d+)\}|(\d))\s*(?:\{(\d+)\}|(\d))"
+    r"|(?<=\d)\s+(\d+)\s*/\s*(\d+)(?![\d.]))(?!\s*[\^!])"
+)
 _TIMES_TEN = re.compile(r"(?<=\d)\s*x\s*(?=10\s*\^)")
 _NAMES = {"pi": "pi", "sqrt": "sqrt", "infinity": "infty", "inf": "infty"}
 _LETTER_COMMANDS = frozenset(

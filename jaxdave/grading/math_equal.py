@@ -6,7 +6,7 @@ it leaves open (functions, equations) is for a computer algebra system.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from jaxdave.grading import exact, quantities, spelling
@@ -15,7 +15,6 @@ from jaxdave.grading.answer_values import (
     Based,
     Group,
     Number,
-    Words,
     readings,
 )
 from jaxdave.grading.exact import UndecidedError
@@ -176,7 +175,7 @@ def _match_all(gold: Sequence[Answer], answer: Sequence[Answer]) -> bool | None:
     return _all_equal(results)
 
 
-def _all_equal(results) -> bool | None:
+def _all_equal(results: Iterable[bool | None]) -> bool | None:
     """True if all are True, False if one is False, else None."""
     found = set(results)
     return False if False in found else None if None in found else True

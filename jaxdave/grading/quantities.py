@@ -117,13 +117,20 @@ _UNITS = {
     )),
     **_table("years", "1 month, 12 year yr, 120 decade, 1200 century centurie"),
     **_table("volume", "1 ml mL milliliter millilitre, 1000 l L liter litre"),
-    **_table("money", "1 cent, 100 dollar USD usd buck euro EUR"),
+    **_table("money", "1 cent, 100 dollar USD usd buck"),
+    **_table("euros", "1 eurocent, 100 euro EUR"),
     **_table("angle", "1 degree"),
     **_table("radians", "1 rad radian"),
     **_table("percent", "1 percent"),
     **_table("morning", "1 am AM a.m A.M"),
     **_table("afternoon", "1 pm PM p.m P.M"),
 }  # fmt: skip
+_CURRENCIES = {DOLLAR: _UNITS["dollar"], "€": _UNITS["euro"]} | {
+    sign: Unit(name, Fraction(1)) for sign, name in (("£", "pounds"), ("¥", "yen"))
+}
+_CURRENCY_SIGN = re.compile(f"[{''.join(_CURRENCIES)}]")
+_PRICE_SCALE = re.compile(r"(?<=\d)[kmb]$", re.IGNORECASE)
+_PRICE_SCALES = {"k": " thousand", "m": " million", "b": " billion"}
 _RATES = {"mph": ("mile", "hour"), "kph": ("km", "hour"), "kmh": ("km", "hour")}
 # A single letter may be a variable, so it counts as a unit behind a space only.
 _UNIT_WORD = re.compile(
@@ -204,13 +211,11 @@ def split_quantity(text: str, *, letters_are_units: bool) -> Quantity:
         ('2', Fraction(1000000, 1), 'money')
     """
     unit = None
-    has_sign = DOLLAR in text
-    if has_sign:
-        text = text.replace(DOLLAR, "").strip()
-        text = re.sub(r"(?<=\d)[kK]$", " thousand", text)
-        text = re.sub(r"(?<=\d)[mM]$", " million", text)
-        text = re.sub(r"(?<=\d)[bB]$", " billion", text)
-        unit = _UNITS["dollar"]
+    sign = _CURRENCY_SIGN.search(text)
+    if sign:
+        unit = _CURRENCIES[sign[0]]
+        text = _CURRENCY_SIGN.sub("", text).strip()
+        text = _PRICE_SCALE.sub(lambda m: _PRICE_SCALES[m[0].lower()], text)
     factor = Fraction(1)
     text = _ORDINAL.sub("", text)
     text, unit = _split_unit(text, unit, letters_are_units)

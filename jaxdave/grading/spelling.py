@@ -12,7 +12,7 @@ DOLLAR = "¤"
 MAX_LAYERS = 12
 """Most layers of markup around an answer that are removed."""
 _DASHES = "−–‐‑‒﹣－"
-_SPACES = "\t\r\n\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+_SPACES = "\t\r\n\u00a0\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\ufe0f"
 _SIGNS = {
     "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "∗": "*",
@@ -21,8 +21,8 @@ _SIGNS = {
     "⩾": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
     "±": r"\pm ", "∓": r"\mp ", "≈": r"\approx ", "…": "...", "，": ",", "；": ";",
     "：": ":", "％": "%", "（": "(", "）": ")", "．": ".", "＝": "=", "＋": "+",
-    "’": "'", "‘": "'", "“": '"', "”": '"', "￥": "¥", "€": DOLLAR, "£": DOLLAR,
-    "ℝ": r"\mathbb{R}", "∅": r"\emptyset ", "\u2044": "/", "＄": "$",
+    "’": "'", "‘": "'", "“": '"', "”": '"', "￥": "¥",
+    "ℝ": r"\mathbb{R}", "∅": r"\emptyset ", "＄": "$",
 }  # fmt: skip
 _TABLE = str.maketrans(
     {

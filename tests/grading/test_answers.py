@@ -42,10 +42,10 @@ CODE_BLOCKS = {
     "```python\nx = 1\n```": ("x = 1", "x = 1"),
     "```python\na\n``` ```python\nb\n```": ("b", "a"),
     "```\na\n```": ("", "a"),
-    "```py\na\n```": ("", "a"),
-    "```python\n  a\n": ("", "  a"),
+    "```py\na\n```": ("a", "a"),
+    "```python\n  a\n": ("  a", "  a"),
     "x = 1": ("", "x = 1"),
-    "Here:\n```python\ndef f():\n    pass\n\n": ("", "def f():\n    pass"),
+    "Here:\n```python\ndef f():\n    pass\n\n": (("def f():\n    pass",) * 2),
     "```python\r\na\r\nb\r\n```": ("a\r\nb", "a\r\nb"),
 }
 BEGIN_DONE_BLOCKS = {
