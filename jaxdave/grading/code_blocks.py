@@ -108,7 +108,9 @@ def _opening_fence(line: str) -> _Fence | None:
         length=len(match["fence"]),
         language=language_match[1].lower(),
         quotes=quotes,
-        indent=0 if is_prose else len(_unquoted(prefix, quotes).expandtabs(4)),
+        indent=_width(prefix)
+        if is_prose
+        else len(_unquoted(prefix, quotes).expandtabs(4)),
         # Code may begin behind the name of the language.
         first_line=attributes if _STATEMENT.match(attributes) else "",
     )
@@ -119,8 +121,7 @@ def _closing_fence(line: str, fence: _Fence) -> tuple[str | None, str]:
     inner = _unquoted(line, fence.quotes)
     mark = fence.sign * fence.length
     stripped = inner.strip()
-    indent = len(inner.expandtabs(4)) - len(inner.expandtabs(4).lstrip())
-    if stripped.startswith(mark) and indent <= fence.indent + 3:
+    if stripped.startswith(mark) and _width(inner) <= fence.indent + 3:
         rest = stripped.lstrip(fence.sign)
         opened = _opening_fence(stripped)
         is_reopened = opened is not None and opened.language in PYTHON
@@ -128,7 +129,8 @@ def _closing_fence(line: str, fence: _Fence) -> tuple[str | None, str]:
     # At the end of a line of code, but not within a string or a comment.
     is_inline = fence.sign == "`" and inner.count("```") == 1
     before, _, rest = inner.partition("```")
-    if is_inline and not rest.strip() and not re.search("[\"'#]", before):
+    is_code = before.strip() and not re.search("[\"'#]", before)
+    if is_inline and is_code and not rest.strip():
         return before, ""
     return None, ""
 
@@ -142,13 +144,22 @@ def _unquoted(line: str, quotes: int) -> str:
 
 def _block(fence: _Fence, lines: Sequence[str], is_closed: bool) -> CodeBlock:
     """A block of the lines after a fence."""
-    inner = [_unindented(_unquoted(line, fence.quotes), fence.indent) for line in lines]
+    inner = [_unquoted(line, fence.quotes) for line in lines]
+    widths = [_width(line) for line in inner if line.strip()]
+    indent = min([fence.indent, *widths])
+    inner = [_unindented(line, indent) for line in inner]
     code = "\n".join(inner).strip("\r\n")
     dedented = textwrap.dedent(code)
     if fence.indent and _STATEMENT.match(dedented):
         # In a list, lines are often further in than the fence.
         code = dedented
     return CodeBlock(fence.language, code, is_closed)
+
+
+def _width(line: str) -> int:
+    """Columns of the space that a line begins with."""
+    columns = line.expandtabs(4)
+    return len(columns) - len(columns.lstrip())
 
 
 def _unindented(line: str, columns: int) -> str:
@@ -314,10 +325,10 @@ def _changed_names(node: ast.stmt) -> set[str]:
         if isinstance(part, (ast.Name, ast.Subscript, ast.Attribute)):
             if not isinstance(part.ctx, ast.Load):
                 changed.add(_root(part))
-    # `table.append(1)` changes a table; `f.cache_clear()` is no harm either.
-    call = node.value if isinstance(node, ast.Expr) else None
-    if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
-        changed.add(_root(call.func))
+        # `table.append(1)` changes a table.
+        call = part.value if isinstance(part, ast.Expr) else None
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+            changed.add(_root(call.func))
     return changed - {""}
 
 
@@ -337,10 +348,9 @@ def _used_names(node: ast.stmt) -> Iterator[str]:
     while tables:
         table = tables.pop()
         tables += table.get_children()
+        at_top = table.get_type() == "module"
         for symbol in table.get_symbols():
-            if symbol.is_referenced() and (
-                table.get_type() == "module" or (symbol.is_global())
-            ):
+            if symbol.is_referenced() if at_top else symbol.is_global():
                 yield symbol.get_name()
 
 

@@ -38,22 +38,6 @@ MATH_ANSWERS = {
     "none": "",
     "#### 5 and \\boxed{6}": "6",
 }
-CODE_BLOCKS = {
-    "```python\nx = 1\n```": ("x = 1", "x = 1"),
-    "```python\na\n``` ```python\nb\n```": ("b", "a"),
-    "```\na\n```": ("", "a"),
-    "```py\na\n```": ("a", "a"),
-    "```python\n  a\n": ("  a", "  a"),
-    "x = 1": ("", "x = 1"),
-    "Here:\n```python\ndef f():\n    pass\n\n": (("def f():\n    pass",) * 2),
-    "```python\r\na\r\nb\r\n```": ("a\r\nb", "a\r\nb"),
-}
-BEGIN_DONE_BLOCKS = {
-    "[BEGIN]\n 'x = 1' \n[DONE] \n\n ": "x = 1",
-    "[BEGIN]\nx = 1\n[DONE] [BEGIN]\ny": "x = 1",
-    "[BEGIN]\n```python\nx = 1\n```\n": "x = 1",
-    "x = 1": "x = 1",
-}
 
 
 @pytest.mark.parametrize("text", MATH_ANSWERS)
@@ -64,30 +48,6 @@ def test_math_answer(text: str) -> None:
 def test_boxed_answer_as_published() -> None:
     assert extract.boxed_answer(r"\boxed{3} #### 4") == "3"
     assert extract.boxed_answer("#### 4") == "Can not extract the answer!"
-
-
-@pytest.mark.parametrize("text", CODE_BLOCKS)
-def test_code_blocks(text: str) -> None:
-    assert (
-        extract.last_python_block(text),
-        extract.first_code_block(text),
-    ) == CODE_BLOCKS[text]
-
-
-@pytest.mark.parametrize("text", BEGIN_DONE_BLOCKS)
-def test_begin_done_block(text: str) -> None:
-    assert extract.begin_done_block(text) == BEGIN_DONE_BLOCKS[text]
-
-
-def test_reachable_keeps_what_the_entry_needs() -> None:
-    code = (
-        "import os\nK = 3\nL = 4\ndef help(x):\n    return x + K\n"
-        "def f(x):\n    return help(x)\ndef other():\n    return L\nprint(f(1))\n"
-        "And that is all."
-    )
-    plain = extract.reachable_code(code, "f").replace("\n\n", "\n")
-    assert plain == "\n".join(code.split("\n")[:2] + code.split("\n")[3:7])
-    assert extract.reachable_code("no code here", "f") == ""
 
 
 def test_endless_repetition_is_read_in_one_pass() -> None:
