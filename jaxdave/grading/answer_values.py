@@ -40,6 +40,9 @@ _MATRIX = re.compile(
     r"\\begin\{([pbBvV]?matrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1\}", re.DOTALL
 )
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-z])|\+/-|\+-")
+TIME = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)(?:\s*([AaPp])\.?[Mm]\.?)?")
+"""A time of day, which may also be a ratio."""
+_RATIO = re.compile(r"[^:<>=]+(?::[^:<>=]+)+")
 _OPENERS, _CLOSERS = "([", ")]"
 
 
@@ -150,6 +153,7 @@ def _parse(text: str, is_second: bool) -> Answer:
     while match:
         variable, text = match[1].replace(" ", ""), text[match.end() :]
         match = _LEFT_SIDE.match(text)
+    text = _one_side(text, is_second)
     parts = [p for part in _split(text, ",;") for p in _CONJUNCTION.split(part)]
     parts = [part.strip() for part in parts if part.strip()]
     if len(parts) > MAX_ITEMS:
@@ -158,11 +162,33 @@ def _parse(text: str, is_second: bool) -> Answer:
         parts[0] = f"{variable}={parts[0]}"
     if len(parts) > 1:
         items = tuple(_flat(_parse(part, is_second) for part in parts))
-        return Group(kind="list", items=items)
+        total = None if "," in text else _total(items)
+        return total or Group(kind="list", items=items)
     answer = _parse_item(parts[0] if parts else text, is_second)
     if isinstance(answer, (Number, Group)) and variable:
         return dataclasses.replace(answer, variable=variable)
     return answer
+
+
+def _one_side(text: str, is_second: bool) -> str:
+    """What stands before `\\approx`, or in the second reading behind it."""
+    sides = text.split("\\approx")
+    return sides[-1 if is_second or not sides[0].strip() else 0].strip()
+
+
+def _total(items: tuple[Answer, ...]) -> Number | None:
+    """`5 feet and 3 inches` in feet; None for numbers of one unit, or without."""
+    numbers = [item for item in items if isinstance(item, Number) and item.unit]
+    units = [number.unit for number in numbers if number.unit]
+    factors = [unit.factor for unit in units]
+    is_sum = len(numbers) == len(items) and len({u.dimension for u in units}) == 1
+    if not is_sum or factors != sorted(set(factors), reverse=True):
+        return None
+    value = exact.rational(0)
+    for number, unit in zip(numbers, units, strict=True):
+        scale = exact.rational(unit.factor / factors[0])
+        value = exact.add(value, exact.multiply(number.value, scale))
+    return dataclasses.replace(numbers[0], value=value)
 
 
 def _flat(answers: Iterator[Answer]) -> Iterator[Answer]:
@@ -190,6 +216,11 @@ def _parse_item(text: str, is_second: bool) -> Answer:
     brackets = _brackets(text)
     if brackets:
         return _parse_group(brackets, text, is_second)
+    time = TIME.fullmatch(text)
+    if time and not is_second:
+        return _parse_time(time)
+    if _RATIO.fullmatch(text) and "\\" not in text.replace("\\frac", ""):
+        return _parse_ratio(text)
     if _PLUS_MINUS.search(text):
         return _parse_plus_minus(text, is_second)
     relations = _RELATION.findall(text)
@@ -275,6 +306,24 @@ def _bare(text: str) -> str:
     return _join_thousands(text[match.end() :] if match else text)
 
 
+def _parse_time(match: re.Match[str]) -> Answer:
+    """A time of day in minutes, with its half of the day for a unit."""
+    minutes = exact.rational(60 * int(match[1]) + int(match[2]))
+    half = {"a": "am", "p": "pm"}.get((match[3] or "").lower())
+    unit = quantities.split_quantity(f"1 {half}", letters_are_units=False).unit
+    # No number of minutes: 3:30 is not 210.
+    return Number(value=exact.multiply(exact.atom("clock"), minutes), unit=unit)
+
+
+def _parse_ratio(text: str) -> Answer:
+    """`3:4` as a fraction; `1:2:3` as the list of what the others are to the first."""
+    first, *others = [expressions.parse_expression(part) for part in text.split(":")]
+    if len(others) == 1:
+        return Number(value=exact.divide(first, others[0]))
+    items = tuple(Number(value=exact.divide(other, first)) for other in others)
+    return Group(kind="ratio", items=items)
+
+
 def _parse_plus_minus(text: str, is_second: bool) -> Answer:
     """`1 \\pm 2` as the list of both."""
     signs = [{"mp": "-+"}.get(m[1] or "", "+-") for m in _PLUS_MINUS.finditer(text)]
@@ -293,6 +342,8 @@ def _parse_relation(text: str, relations: list[str], is_second: bool) -> Answer:
     names = {r"\le": "<=", r"\ge": ">=", r"\ne": "!="}
     signs = [names.get(sign, sign) for sign in relations]
     sides = [side.strip() for side in _RELATION.split(text)]
+    if not all(sides):
+        return Words(text=spelling.without_spaces(text))
     if len(sides) == 2 and re.fullmatch("[A-Za-z]", sides[1]) and signs != ["!="]:
         flipped = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
         sides, signs = sides[::-1], [flipped.get(signs[0], signs[0])]
@@ -310,9 +361,19 @@ def _parse_relation(text: str, relations: list[str], is_second: bool) -> Answer:
         ends = tuple(_parse_item(side, is_second) for side in (sides[0], sides[2]))
         kind = ("[" if signs[0] == "<=" else "(") + ("]" if signs[1] == "<=" else ")")
         return Group(kind=kind, items=ends)
-    if set(signs) == {"="} and len(sides) > 2:
-        return _parse_item(sides[-1], is_second)
+    answers = [_parse_item(side, is_second) for side in sides]
+    if set(signs) == {"="} and all(map(_is_constant, answers)):
+        return answers[-1]
     raise UndecidedError("relation")
+
+
+def _is_constant(answer: Answer) -> bool:
+    """True for a number without variables."""
+    if not isinstance(answer, Number):
+        return False
+    monomials = [*answer.value.numerator, *answer.value.denominator]
+    names = {name for monomial in monomials for name, _ in monomial}
+    return all(name in ("pi", "e", "i") or name.isdigit() for name in names)
 
 
 def _join_thousands(text: str) -> str:

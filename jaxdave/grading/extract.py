@@ -23,8 +23,8 @@ _BARE_BOX = re.compile(r"\\boxed\s*(-?\d[\d,.]*|[A-Za-z])")
 # An escaped character is consumed as a pair, so that `\{` and `\}` do not nest.
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _DASH = "[-\u2212\u2013\u2010\u2011\u2012\ufe63\uff0d]"
-_NUMBER = r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
-_ARGUMENT = r"(?:\{[^{}]{1,60}\}|\d)"
+_NUMBER = r"(?:\d(?:[\d,]|\\!\s?(?=\d)|\{,\}(?=\d))*(?:\.\d+)?|\.\d+)"
+_ARGUMENT = r"(?:\{(?:[^{}]|\{[^{}]{0,40}\}){1,60}\}|\d)"
 _VULGAR = "[\u00bc-\u00be\u2150-\u215e]"
 _ROOT = rf"(?:\\sqrt(?:\[\d\])?\s*{_ARGUMENT}|[√∛]\s*\(?\d+\)?)"
 _FRACTION = rf"\\[dtc]?frac\s*{_ARGUMENT}\s*{_ARGUMENT}"
@@ -55,17 +55,27 @@ _ANSWER_SENTENCE = re.compile(
     re.IGNORECASE,
 )
 _DELIMITED = re.compile(
-    r"\$\$([^$]{1,300})\$\$|\$([^$\n]{1,300})\$|\\\((.{1,300}?)\\\)"
+    r"\$\$([^$]{1,300})\$\$|\$((?:\\\$|[^$\n]){1,300})\$|\\\((.{1,300}?)\\\)"
     r"|\\\[(.{1,300}?)\\\]|\*\*([^*\n]{1,300})\*\*|`([^`\n]{1,300})`",
     re.DOTALL,
 )
-_SENTENCE_END = re.compile(r"\.(?=\s|\*|$)|[\n!?;]|\.$")
+_SENTENCE_END = re.compile(r"(?<!\\)[.!?;](?=\s|\*|$)|\n")
 _WORD = re.compile(r"(?<![A-Za-z\\])(?!and\b|or\b|sqrt|pi\b)[A-Za-z]{2,}")
 _LABEL = re.compile(
     r"(?:the |so |thus,? |hence,? )*(?:final |correct )?answer\**\s*"
     r"(?:is\b\s*:?|[:=]|$)",
     re.IGNORECASE,
 )
+# What makes a quantity the beginning of an expression, or of a list.
+_GOES_ON = re.compile(
+    r"[A-Za-z](?![A-Za-z])|\s*(?:[-+*/=^<>×·÷]|\\(?!text|mbox|mathrm|[,;! %$])"
+    r"|!(?=\s*[=+*/])|x\s*\d|[A-Za-z]\s*[-+*/=^]|(?:and|or|,)\s*-?\d)"
+)
+_WITH_UNITS = re.compile(r"\s+[A-Za-z]{2,20}[A-Za-z ]{0,20}[-+*/×]\s*\$?\d")
+_COMMAND_WORDS = re.compile(
+    r"\\(?:text\w*|mbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+"
+)
+_LEFT_SIDE = re.compile(r"(?:.*=)?\s*[A-Za-z]\w?\s*(?:\([A-Za-z]\))?\s*")
 _NUMBERED_HEADING = re.compile(r"\d+[.)]\s+[A-Za-z]")
 _MAX_SENTENCE = 400
 
@@ -159,19 +169,17 @@ def answer_in_line(line: str) -> str:
         ('(3, 4)', 'three')
     """
     line = line.strip()
-    match = _DELIMITED.match(line)
-    if match:
-        content = next(part for part in match.groups() if part is not None).strip()
-        is_price = match[0].startswith("$") and _WORD.search(
-            re.sub(r"\\[a-z]+\s*\{[^{}]*\}", "", content)
-        )
-        if not is_price:
-            return _right_side(content)
-    word = _WORD.search(line)
+    content = _delimited(line)
+    if content:
+        return _right_side(content)
+    word = _WORD.search(_without_commands(line))
     expression = line[: word.start()] if word else line
-    expression = re.sub(r"\s+(?:and|or)\s*$", "", expression).strip()
+    expression = re.sub(r"\s+(?:and|or)\s*$|,\s*$", "", expression).strip()
     quantity = _QUANTITY.match(line)
-    if quantity and _is_end(line[quantity.end() :]):
+    rest = line[quantity.end() :] if quantity else ""
+    if quantity and "=" in rest and _WITH_UNITS.match(rest):
+        return answer_in_line(rest.rpartition("=")[2])
+    if quantity and not quantity[0].endswith(",") and not _GOES_ON.match(rest):
         return _tidy(line, quantity)
     if expression and not re.fullmatch(r"[\W_]*", expression):
         return _right_side(expression)
@@ -179,16 +187,30 @@ def answer_in_line(line: str) -> str:
     return _tidy(line, quantities[-1]) if quantities else line
 
 
-def _is_end(rest: str) -> bool:
-    """True if what follows a quantity is no part of the expression."""
-    return re.match(r"\s*(?:[-+*/=^!<>\\]|,\s*-?\d|(?:and|or|,)\s*-?\d)", rest) is None
+def _delimited(line: str) -> str:
+    """What stands between the delimiters that a line begins with; empty if nothing."""
+    match = _DELIMITED.match(line)
+    if match is None:
+        return ""
+    content = next(part for part in match.groups() if part is not None).strip()
+    # Two prices in one sentence enclose words.
+    is_price = line.startswith("$") and _WORD.search(_without_commands(content))
+    return "" if is_price else content
+
+
+def _without_commands(text: str) -> str:
+    """A text of the same length without LaTeX commands and the words in them."""
+    return _COMMAND_WORDS.sub(lambda match: "0" * len(match[0]), text)
 
 
 def _right_side(expression: str) -> str:
-    """What stands behind the last equals sign, if one number has several."""
-    *_, last = re.split(r"(?<![<>!])=", expression)
-    has_one = not re.search(r"[,;]|\b(?:and|or)\b", expression)
-    return (last if has_one else expression).strip()
+    """What stands behind the last equals sign, if the one before it is no equation."""
+    left, _, right = expression.rpartition("=")
+    is_equation = re.search(r"[a-z]", _without_commands(left), re.IGNORECASE)
+    if is_equation and not _LEFT_SIDE.fullmatch(left):
+        return expression.strip()
+    has_one = not re.search(r"[,;<>!]|\b(?:and|or)\b", left)
+    return (right if has_one else expression).strip()
 
 
 def _tidy(text: str, match: re.Match[str]) -> str:
@@ -223,7 +245,7 @@ def answer_sentence(text: str) -> str | None:
     if not matches:
         return None
     rest = text[matches[-1].end() :][:_MAX_SENTENCE].lstrip("*_: \n\t")
-    if _DELIMITED.match(rest):
+    if _delimited(rest):
         return answer_in_line(rest) or None
     sentence = _SENTENCE_END.split(rest, maxsplit=1)[0]
     return answer_in_line(sentence.strip("*_ ")) or None

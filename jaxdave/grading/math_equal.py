@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from jaxdave.grading import exact, quantities, spelling
 from jaxdave.grading.answer_values import (
+    TIME,
     Answer,
     Based,
     Group,
@@ -23,6 +24,9 @@ _MAX_LENGTH = 2000
 # Lists and sets have no order; a pair may be written without its brackets.
 _UNORDERED = ("list", "{}")
 # Two numbers side by side and subscripts mean something else to math-verify.
+# `(B)` alone is the letter of a choice, which may be followed by what it stands for.
+_CHOICE_GOLD = re.compile(r"\([A-J]\)")
+_CHOICE = re.compile(r"\(?([A-Ja-j])(?:$|\)(?:$|\s))")
 _MISREAD = re.compile(r"(?<![_\d])(?<!frac )\d+\s+\d|\d\s*_")
 
 
@@ -53,9 +57,18 @@ def answers_equal(gold: str, answer: str) -> bool | None:
     texts = [spelling.clean(text) for text in (gold, answer)]
     if len({spelling.without_spaces(text) for text in texts}) == 1:
         return True
+    choices = [_CHOICE.match(text) for text in texts]
+    if _CHOICE_GOLD.fullmatch(texts[0]) and all(choices):
+        return len({match[1].upper() for match in choices if match}) == 1
+    if all(text.isalpha() and len(text) > 2 for text in texts):
+        return texts[0].lower() == texts[1].lower() or None
+    # `6:30` and `3:15` are one ratio, but two times of day.
+    count = 1 if all(map(TIME.fullmatch, texts)) else None
     try:
         results = {
-            _equal(one, other) for one in readings(gold) for other in readings(answer)
+            _equal(one, other)
+            for one in readings(gold)[:count]
+            for other in readings(answer)[:count]
         }
     except (UndecidedError, RecursionError):
         results = {None}

@@ -8,7 +8,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from jaxdave.grading.spelling import DOLLAR
+from jaxdave.grading.spelling import DOLLAR, clean
 
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen "
@@ -22,7 +22,7 @@ _NUMBER_WORDS = {
 SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
     "trillion": 10**12, "quadrillion": 10**15, "quintillion": 10**18, "dozen": 12,
-    "gross": 144, "score": 20, "lakh": 10**5, "crore": 10**7, "myriad": 10**4,
+    "gross": 144, "score": 20, "ten": 10, "lakh": 10**5, "crore": 10**7,
 }  # fmt: skip
 """Words that multiply the number before them."""
 _PARTS = {
@@ -32,10 +32,11 @@ _PARTS = {
     "thousandth": 1000, "millionth": 10**6,
 }  # fmt: skip
 _PART = "|".join(_PARTS)
+_WORD = "|".join(_NUMBER_WORDS)
+_WORD_SCALE = "hundred|thousand|million|billion|trillion"
 _WORD_RUN = re.compile(
-    r"\b(?:{0})(?:(?:[ -]|-? and )(?:{0}|hundred|thousand|million|billion))*\b".format(
-        "|".join(_NUMBER_WORDS)
-    ),
+    rf"\b(?:{_WORD})(?:[ -](?:{_WORD})\b"
+    rf"|[ -](?:{_WORD_SCALE})\b(?: and (?:{_WORD})\b)?)*(?![A-Za-z])",
     re.IGNORECASE,
 )
 _A_SCALE = re.compile(rf"\ban? (?=(?:{'|'.join(SCALES)})s?\b)", re.IGNORECASE)
@@ -66,6 +67,7 @@ _SPOKEN = (
     (re.compile(r"\b(?:the )?cube root of (\d+|[a-z]\b)", re.I), r"\\sqrt[3]{\1}"),
     (re.compile(r"(?<=\d) (?:raised )?to the power of (\d+)", re.I), r"^{\1}"),
     (re.compile(r"(?<=\d) times (?=\d)", re.I), r"\\cdot "),
+    (re.compile(r"(?<=\d) to (?=\d+$)", re.I), ":"),
     (re.compile(r"(?<=\d) plus (?=\d)", re.I), "+"),
     (re.compile(r"(?<=\d) minus (?=\d)", re.I), "-"),
     (re.compile(r"(\w+) \(?base (\w+)\)?$", re.I), r"\1_{\2}"),
@@ -119,12 +121,17 @@ _UNITS = {
     **_table("volume", "1 ml mL milliliter millilitre, 1000 l L liter litre"),
     **_table("money", "1 cent, 100 dollar USD usd buck"),
     **_table("euros", "1 eurocent, 100 euro EUR"),
-    **_table("angle", "1 degree"),
+    **_table("angle", "1 degree deg"),
     **_table("radians", "1 rad radian"),
     **_table("percent", "1 percent"),
     **_table("morning", "1 am AM a.m A.M"),
     **_table("afternoon", "1 pm PM p.m P.M"),
 }  # fmt: skip
+_ASKED = "|".join((_WORD_SCALE, "dozen"))
+_ASKED_SCALE = re.compile(
+    rf"how (?:many|much)(?: more| total)? ({_ASKED})s?\b|\bin ({_ASKED})s\b",
+    re.IGNORECASE,
+)
 _CURRENCIES = {DOLLAR: _UNITS["dollar"], "€": _UNITS["euro"]} | {
     sign: Unit(name, Fraction(1)) for sign, name in (("£", "pounds"), ("¥", "yen"))
 }
@@ -137,13 +144,18 @@ _UNIT_WORD = re.compile(
     r"(?P<gap>\s*)(?<![A-Za-z\\_{])(?P<word>[A-Za-z](?:[A-Za-z.'-]*[A-Za-z])?)"
     r"(?:\s*\^\s*\{?(?P<power>[23])\}?)?$"
 )
-_UNIT_RATIO = re.compile(r"(?<=[\d}) ])\s*([A-Za-z]+)\s*/\s*([A-Za-z]+)$")
+_UNIT_RATIO = re.compile(
+    r"(?<=[\d}) ])\s*([A-Za-z]+)\s*/\s*([A-Za-z]+)(?:\s*\^\s*\{?([23])\}?)?$"
+)
 _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)$")
 _MATH_WORDS = frozenset(
     "pi sqrt sin cos tan cot sec csc log exp infinity infty inf max min mod gcd lcm "
     "det arcsin arccos arctan alpha beta gamma theta lambda more less fewer greater "
-    "least most above below or and to not root base over under than zero".split()
+    "least most above below or and to not root base over under than zero plus minus "
+    "minimum maximum".split()
 )
+# Words, or nothing, before a word: then it is no unit.
+_NO_NUMBER = re.compile(r"[A-Za-z ]{2,}|\s*")
 _OPERATIONS = {"squared": "^2", "cubed": "^3", "factorial": "!"}
 
 
@@ -180,10 +192,10 @@ def digits_for_words(text: str) -> str:
         return text
     text = _OF_A_SCALE.sub(lambda m: f"1/{_PARTS[m[1].lower()]} ", text)
     text = _A_SCALE.sub("1 ", text)
-    text = _WORD_RUN.sub(lambda m: str(_value_of_words(m[0])), text)
+    text = _WORD_RUN.sub(lambda m: _digits_of_words(m[0]), text)
     text = _AND_A_HALF.sub(lambda m: f"{m[1]} 1/{_PARTS[m[2].lower()]}", text)
-    text = re.sub(r"\b(\d+) and (?=\d+/\d+|\\frac)", r"\1 ", text)
     text = _PART_PHRASE.sub(_part, text)
+    text = re.sub(r"\b(\d+) and (?=\d+/\d+|\\frac)", r"\1 ", text)
     text = "1/2" if text.lower() == "half" else text
     text = _SHARE.sub(r"\1/\2", text, count=1)
     text = _NEGATIVE.sub("-", text)
@@ -192,6 +204,29 @@ def digits_for_words(text: str) -> str:
     for pattern, replacement in _SPOKEN:
         text = pattern.sub(replacement, text)
     return text
+
+
+def without_asked_scale(question: str, answer: str) -> str:
+    """Drop the word of quantity in which a question asks for its answer.
+
+    Args:
+        question: The question.
+        answer: An answer to it.
+
+    Returns:
+        The answer without that word; the answer itself if the question asks for none.
+
+    Example:
+        >>> without_asked_scale("How many dozens of eggs are there?", "7 dozen eggs")
+        '7 eggs'
+        >>> without_asked_scale("How many eggs are there?", "7 dozen eggs")
+        '7 dozen eggs'
+    """
+    for match in _ASKED_SCALE.finditer(question):
+        word = _singular(match[1] or match[2])
+        pattern = r"(?<=[\d})]) ?\b" + word + r"s?\b"
+        answer = re.sub(pattern, "", clean(answer), flags=re.IGNORECASE)
+    return answer
 
 
 def split_quantity(text: str, *, letters_are_units: bool) -> Quantity:
@@ -221,9 +256,10 @@ def split_quantity(text: str, *, letters_are_units: bool) -> Quantity:
     text, unit = _split_unit(text, unit, letters_are_units)
     match = _UNIT_WORD.search(text)
     for _ in range(MAX_WORDS):
-        if not match or not match.start() or _singular(match["word"]) not in SCALES:
+        scale = _scale(match["word"]) if match and match.start() else None
+        if match is None or scale is None:
             break
-        factor *= SCALES[_singular(match["word"])]
+        factor *= scale
         text = text[: match.start()]
         match = _UNIT_WORD.search(text)
     operation = match and _OPERATIONS.get(match["word"].lower())
@@ -237,10 +273,11 @@ def _split_unit(
 ) -> tuple[str, Unit | None]:
     """Take the unit off the end of a text, with all words that belong to it."""
     ratio = _UNIT_RATIO.search(text)
-    if ratio and all(_known_unit(name) for name in ratio.groups()):
-        top, bottom = map(_known_unit, ratio.groups())
-        assert top is not None and bottom is not None
-        return text[: ratio.start()], _rate(top, bottom)
+    if ratio:
+        top, bottom = map(_known_unit, ratio.groups()[:2])
+        if top and bottom:
+            power = int(ratio[3] or 1)
+            return text[: ratio.start()], _rate(top, _raised(bottom, power))
     if unit is None:
         text, unit = _rate_in_words(text)
     match = _UNIT_WORD.search(text)
@@ -255,8 +292,7 @@ def _split_unit(
             power = 2 if spoken[1].startswith("s") else 3
             text = text[: spoken.start()].rstrip()
         if found and unit is None:
-            unit = Unit(f"{found.dimension}^{power}", found.factor**power)
-            unit = found if power == 1 else unit
+            unit = _raised(found, power)
         match = _UNIT_WORD.search(text)
     return text.strip(), unit
 
@@ -276,6 +312,12 @@ def _rate_in_words(text: str) -> tuple[str, Unit | None]:
     return text[: match.start()], _rate(top, bottom)
 
 
+def _raised(unit: Unit, power: int) -> Unit:
+    if power == 1:
+        return unit
+    return Unit(f"{unit.dimension}^{power}", unit.factor**power)
+
+
 def _rate(top: Unit, bottom: Unit) -> Unit:
     return Unit(f"{top.dimension}/{bottom.dimension}", top.factor / bottom.factor)
 
@@ -284,13 +326,13 @@ def _is_unit_word(match: re.Match[str], letters_are_units: bool) -> bool:
     """True for a word that names what is counted, or how it is measured."""
     word = match["word"]
     is_known = _known_unit(word) is not None
-    if not match.start() or word.lower() in _OPERATIONS or _singular(word) in SCALES:
+    before = match.string[: match.start()]
+    if word.lower() in _OPERATIONS or _scale(word) or _NO_NUMBER.fullmatch(before):
         return False
-    if len(word) == 1:
+    if len(word) == 1 and word != "a":
         return is_known and bool(match["gap"]) and letters_are_units
     if is_known:
         return True
-    before = match.string[: match.start()]
     is_bound = re.search(r"\b(?:or|at|than|up|not)$", before) is not None
     if is_bound:
         return False
@@ -305,6 +347,11 @@ def _known_unit(word: str) -> Unit | None:
         if name in _UNITS and (len(name) > 1 or name == word):
             return _UNITS[name]
     return None
+
+
+def _scale(word: str) -> int | None:
+    """What a word multiplies the number before it by, in singular or plural."""
+    return SCALES.get(word.lower()) or SCALES.get(_singular(word))
 
 
 def _singular(word: str) -> str:
@@ -327,9 +374,10 @@ def _part(match: re.Match[str]) -> str:
     return f"{count}/{_PARTS[name]}"
 
 
-def _value_of_words(words: str) -> int:
-    """The value of a run of number words such as `two hundred and five`."""
-    total, group = 0, 0
+def _digits_of_words(words: str) -> str:
+    """A run of number words such as `two hundred and five` in digits."""
+    numbers: list[int] = []
+    total, group, is_open = 0, 0, False
     for word in re.split(r"[ -]+", words.lower()):
         if word == "hundred":
             group = (group or 1) * 100
@@ -337,5 +385,17 @@ def _value_of_words(words: str) -> int:
             total += (group or 1) * SCALES[word]
             group = 0
         elif word != "and":
-            group += _NUMBER_WORDS[word]
-    return total + group
+            value = _NUMBER_WORDS[word]
+            if is_open and not _fits(group, value):
+                # `three five` is two numbers.
+                numbers.append(total + group)
+                total, group = 0, 0
+            group += value
+            is_open = True
+    return " ".join(map(str, [*numbers, total + group]))
+
+
+def _fits(group: int, value: int) -> bool:
+    """True if a number word may follow others, as `five` does `twenty`."""
+    last = group % 100
+    return last == 0 or (last >= 20 and last % 10 == 0 and 0 < value < 10)

@@ -39,6 +39,8 @@ _VULGAR = {
 }  # fmt: skip
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+# A long dash is a minus only where nothing is before it.
+_LEADING_DASH = re.compile(r"^\s*[—―](?=\s*[\d\\.(])")
 _SPACE_COMMANDS = re.compile(r"(?<!\\)\\(?:[,;: ]|quad(?![a-z])|qquad(?![a-z]))|~")
 # `\left` is not the start of `\leftarrow`.
 _LAYOUT = re.compile(
@@ -60,7 +62,9 @@ _REPEATED = re.compile(
 _COMBINED_BAR = re.compile(r"((?:\d[\u0305\u0304\u0307])+)")
 _DOTTED = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?:\.\.\.|\\[lc]?dots)")
 _IN_BRACKETS = re.compile(r"(-?\s*)(\d*)\.(\d*)\((\d+)\)")
-_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-z])|\\deg(?![a-z])")
+_DEGREES = re.compile(
+    r"\^\s*\{?\s*\\circ\s*\}?|\\deg(?:ree)?(?![a-z])|(?<=\d)\s*\^\s*\{?o\b\}?"
+)
 _PERCENT = re.compile(r"\\?%|\bper ?cent\b|\bpct\b")
 _LABEL = re.compile(
     r"(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:final |correct )?"
@@ -94,7 +98,7 @@ def clean(text: str) -> str:
         >>> clean(r"**$\dfrac{1}{2}$**,"), clean("1½"), clean("−5.")
         ('\\frac{1}{2}', '1 \\frac{1}{2}', '-5')
     """
-    text = _plain_signs(text)
+    text = _plain_signs(_LEADING_DASH.sub("-", text))
     text = _THOUSANDS_MARK.sub("", text)
     text = _SPACE_COMMANDS.sub(" ", _LAYOUT.sub("", text))
     text = _COMMAND.sub(_renamed, text)

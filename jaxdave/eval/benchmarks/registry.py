@@ -11,7 +11,7 @@ from types import MappingProxyType
 from jaxdave.eval.benchmarks import demo, items
 from jaxdave.eval.deviations import check_published
 from jaxdave.eval.types import Task
-from jaxdave.grading import extract, mathematics, programs
+from jaxdave.grading import extract, math_equal, mathematics, programs, quantities
 from jaxdave.grading.types import Item, Verdict
 
 Items = tuple[Item, ...]
@@ -104,7 +104,18 @@ def reference(item: Item) -> str:
 def _grade_math(
     extractor: Callable[[str], str], items: Items, texts: Texts
 ) -> Verdicts:
-    return mathematics.grade_math([reference(item) for item in items], texts, extractor)
+    golds = [reference(item) for item in items]
+    verdicts = mathematics.grade_math(golds, texts, extractor)
+    return tuple(map(_in_asked_scale, items, golds, verdicts))
+
+
+def _in_asked_scale(item: Item, gold: str, verdict: Verdict) -> Verdict:
+    """Accept `7 dozen` for 7 where the question is how many dozens there are."""
+    number = quantities.without_asked_scale(item.question, verdict.extracted)
+    if verdict.correct or number == verdict.extracted:
+        return verdict
+    right = math_equal.answers_equal(gold, number)
+    return Verdict(True, verdict.extracted) if right else verdict
 
 
 def _grade_code(
