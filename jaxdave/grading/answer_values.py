@@ -9,7 +9,6 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Literal
 
 from jaxdave.grading import exact, expressions, quantities, spelling
 from jaxdave.grading.exact import UndecidedError, Value
@@ -113,7 +112,6 @@ class Group:
 
 
 Answer = Number | Based | Infinity | Words | Group
-Brackets = Literal["()", "[]", "(]", "[)", "{}"]
 
 
 def readings(text: str) -> tuple[Answer, ...]:

@@ -26,7 +26,9 @@ _UNORDERED = ("list", "{}")
 # Two numbers side by side and subscripts mean something else to math-verify.
 # `(B)` alone is the letter of a choice, which may be followed by what it stands for.
 _CHOICE_GOLD = re.compile(r"\([A-J]\)")
-_CHOICE = re.compile(r"\(?([A-Ja-j])(?:$|\)(?:$|\s))")
+_CHOICE = re.compile(
+    r"\(?([A-Ja-j])(?:$|\)$|\)[.:]?\s+(?=[\w\\$])(?!.*\([A-J]\)|(?:and|or)\b))"
+)
 _MISREAD = re.compile(r"(?<![_\d])(?<!frac )\d+\s+\d|\d\s*_")
 
 

@@ -43,6 +43,9 @@ _A_SCALE = re.compile(rf"\ban? (?=(?:{'|'.join(SCALES)})s?\b)", re.IGNORECASE)
 _AND_A_HALF = re.compile(
     r"\b(\d+) and (?:an? |one |1[ -])?(half|third|quarter)\b", re.IGNORECASE
 )
+_SCALE_AND_A_HALF = re.compile(
+    rf"\b(\d+) ({'|'.join(SCALES)}) and a half\b", re.IGNORECASE
+)
 _OF_A_SCALE = re.compile(
     rf"\b(?:an? )?(half|third|quarter) (?:of )?an? (?=(?:{'|'.join(SCALES)})\b)",
     re.IGNORECASE,
@@ -155,7 +158,7 @@ _MATH_WORDS = frozenset(
     "minimum maximum".split()
 )
 # Words, or nothing, before a word: then it is no unit.
-_NO_NUMBER = re.compile(r"[A-Za-z ]{2,}|\s*")
+_NO_NUMBER = re.compile(r"[A-Za-z ]{2,}|[aA]|\s*")
 _OPERATIONS = {"squared": "^2", "cubed": "^3", "factorial": "!"}
 
 
@@ -192,6 +195,7 @@ def digits_for_words(text: str) -> str:
         return text
     text = _OF_A_SCALE.sub(lambda m: f"1/{_PARTS[m[1].lower()]} ", text)
     text = _A_SCALE.sub("1 ", text)
+    text = _SCALE_AND_A_HALF.sub(r"\1 1/2 \2", text)
     text = _WORD_RUN.sub(lambda m: _digits_of_words(m[0]), text)
     text = _AND_A_HALF.sub(lambda m: f"{m[1]} 1/{_PARTS[m[2].lower()]}", text)
     text = _PART_PHRASE.sub(_part, text)

@@ -59,6 +59,8 @@ _THOUSANDS_MARK = re.compile(r"(?<=\d)(?:\{,\}|,\\!)\s*(?=\d{3})")
 _REPEATED = re.compile(
     r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot|overbar|widebar)\s*(?:\{(\d+)\}|(\d))"
 )
+# Dots over the first and the last digit that repeat.
+_DOTS = re.compile(r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?")
 _COMBINED_BAR = re.compile(r"((?:\d[\u0305\u0304\u0307])+)")
 _DOTTED = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?:\.\.\.|\\[lc]?dots)")
 _IN_BRACKETS = re.compile(r"(-?\s*)(\d*)\.(\d*)\((\d+)\)")
@@ -75,7 +77,8 @@ _RENAMED = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqslant": "le",
     "geq": "ge", "geqslant": "ge", "neq": "ne", "lbrace": "{", "rbrace": "}",
     "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "ast": "cdot",
-    "minus": "-", "dbinom": "binom", "tbinom": "binom", "lt": "<", "gt": ">",
+    "minus": "-", "langle": "(", "rangle": ")",
+    "dbinom": "binom", "tbinom": "binom", "lt": "<", "gt": ">",
     "varnothing": "emptyset", "infin": "infty",
 }  # fmt: skip
 _LOOSE_SPACES = re.compile(
@@ -200,6 +203,7 @@ def _unwrapped(text: str, command: re.Pattern[str], form: str) -> str:
 
 def _repeating_decimals(text: str) -> str:
     r"""Write `0.1\overline{6}`, `0.1666...` and `0.1(6)` as fractions."""
+    text = _DOTS.sub(lambda m: f"\\overline{{{''.join(m.groups())}}}", text)
     text = _REPEATED.sub(lambda m: _as_fraction(m[1], m[2], m[3] or m[4]), text)
     text = _DOTTED.sub(_dotted, text)
     match = _IN_BRACKETS.fullmatch(text.strip())

@@ -15,7 +15,12 @@ from jaxdave.grading import extract, mathematics
 from jaxdave.grading.math_equal import answers_equal
 
 FOLDER = Path(__file__).parent / "pairs"
-ANSWERS = ("answers.tsv", "held_out_answers.tsv", "more_answers.tsv")
+ANSWERS = (
+    "answers.tsv",
+    "held_out_answers.tsv",
+    "held_out_answers_2.tsv",
+    "more_answers.tsv",
+)
 IS_RIGHT = {"right": True, "wrong": False}
 needs_math_verify = pytest.mark.skipif(
     importlib.util.find_spec("math_verify") is None,
