@@ -1,36 +1,44 @@
-"""Equality of two mathematical answers, by their normalised spelling and exact value.
+r"""Equality of two mathematical answers, by their spelling and their exact value.
 
-This decides the frequent cases (numbers, fractions, the same LaTeX) quickly and without
-dependencies; what it leaves open is for a computer algebra system.
+This decides numbers in all their spellings, closed-form expressions, polynomials,
+lists, pairs, sets, intervals and words, without dependencies and without rounding. What
+it leaves open (functions, equations) is for a computer algebra system.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
-_SPACES = re.compile(r"\\[!,;: ]|~|\s+")
-# Markup and units that do not change a value. `\left` is not the start of `\leftarrow`.
-_IGNORED = re.compile(
-    r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\\\$|\$|\\%|%|\^\{?\\circ\}?|"
-    r"\\degree"
+from jaxdave.grading import exact, quantities, spelling
+from jaxdave.grading.answer_values import (
+    TIME,
+    Answer,
+    Based,
+    Group,
+    Number,
+    readings,
 )
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{([^{}]*)\}")
-# `x=`, `f(x)=` and `x\in` in front of an answer.
-_LEFT_SIDE = re.compile(r"^[A-Za-z](?:\([a-z]\))?(?:=|\\in)")
-_THOUSANDS = re.compile(r"(?<![\d.])(\d{1,3})((?:(?:,|\{,\})\d{3})+)(?!\d)")
-_DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
-_FRACTION = re.compile(r"([-+]?)\\frac\{(-?\d+)\}\{(-?\d+)\}")
-_SLASH_FRACTION = re.compile(r"([-+]?\d+)/(\d+)")
-_UNBRACED = re.compile(r"\\(frac|sqrt)(?=[^{\[])")
-_WITH_UNIT = re.compile(r"([-$\d.,]+) [A-Za-z]{3,}(?: [A-Za-z]+)*\.?")
+from jaxdave.grading.exact import UndecidedError
+
 _MAX_LENGTH = 2000
+# Lists and sets have no order; a pair may be written without its brackets.
+_UNORDERED = ("list", "{}")
+# Two numbers side by side and subscripts mean something else to math-verify.
+# `(B)` alone is the letter of a choice, which may be followed by what it stands for.
+_CHOICE_GOLD = re.compile(r"\([A-J]\)")
+_CHOICE = re.compile(
+    r"\(?([A-Ja-j])(?:$|\)$|\)[.:]?\s+(?=[\w\\$])(?!.*\([A-J]\)|(?:and|or)\b))"
+)
+_MISREAD = re.compile(r"(?<![_\d])(?<!frac )\d+\s+\d|\d\s*_")
 
 
 def answers_equal(gold: str, answer: str) -> bool | None:
     r"""Compare two answers by spelling and by value.
 
-    Numbers are compared as exact fractions. Commas between thousands, leading zeros,
-    units after a number, and currency, per cent and degree signs do not count; but a
-    number with a per cent sign and one without are left undecided.
+    Values are exact: `0.333` is not a third, and no two numbers are equal because they
+    are close. Thousands separators, leading zeros, units, and currency and degree signs
+    do not count, unless both answers have units and these differ. A percentage equals
+    its number (the unit may be the question's) and its hundredth.
 
     Args:
         gold: The reference answer.
@@ -41,88 +49,148 @@ def answers_equal(gold: str, answer: str) -> bool | None:
         True or False where spelling and value decide; None where they do not.
 
     Example:
-        >>> answers_equal(r"\frac{1}{2}", "0.5"), answers_equal("18", "19")
+        >>> answers_equal(r"\frac{3}{2}", "1 1/2"), answers_equal("2", "2 million")
         (True, False)
-        >>> answers_equal("(x+1)^2", "x^2+2x+1") is None
+        >>> answers_equal(r"\sin x", r"\cos(\frac{\pi}{2} - x)") is None
         True
     """
     if not answer or max(len(gold), len(answer)) > _MAX_LENGTH:
         return False
-    gold_text, answer_text = normalise(gold), normalise(answer)
-    if gold_text == answer_text:
+    texts = [spelling.clean(text) for text in (gold, answer)]
+    if len({spelling.without_spaces(text) for text in texts}) == 1:
         return True
-    values = parse_number(gold_text), parse_number(answer_text)
-    if None in values or ("%" in gold) != ("%" in answer):
+    choices = [_CHOICE.match(text) for text in texts]
+    if _CHOICE_GOLD.fullmatch(texts[0]) and all(choices):
+        return len({match[1].upper() for match in choices if match}) == 1
+    if all(text.isalpha() and len(text) > 2 for text in texts):
+        return texts[0].lower() == texts[1].lower() or None
+    # `6:30` and `3:15` are one ratio, but two times of day.
+    count = 1 if all(map(TIME.fullmatch, texts)) else None
+    try:
+        results = {
+            _equal(one, other)
+            for one in readings(gold)[:count]
+            for other in readings(answer)[:count]
+        }
+    except (UndecidedError, RecursionError):
+        results = {None}
+    if True in results:
+        return True
+    if None in results and not any(_MISREAD.search(text) for text in texts):
         return None
-    return values[0] == values[1]
+    return False
 
 
-def parse_number(text: str) -> Fraction | None:
-    r"""Parse an integer, a decimal, or a fraction of integers.
-
-    Args:
-        text: A normalised answer.
-
-    Returns:
-        The exact value; None if the text is anything else, or divides by zero.
-
-    Example:
-        >>> parse_number("-0.5"), parse_number(r"-\frac{1}{2}"), parse_number("1/2")
-        (Fraction(-1, 2), Fraction(-1, 2), Fraction(1, 2))
-    """
-    plain = text.replace(" ", "")
-    if _DECIMAL.fullmatch(plain):
-        return Fraction(plain.rstrip("."))
-    match = _FRACTION.fullmatch(plain)
-    if match:
-        sign, numerator, denominator = match.groups()
-    else:
-        match = _SLASH_FRACTION.fullmatch(plain)
-        # "0/0" stands for no match; the check of the denominator rejects it.
-        sign = ""
-        numerator, denominator = match.groups() if match else ("0", "0")
-    if int(denominator) == 0:
-        return None
-    value = Fraction(int(numerator), int(denominator))
-    return -value if sign == "-" else value
+def _equal(gold: Answer, answer: Answer) -> bool | None:
+    """Compare two readings."""
+    if isinstance(gold, Group) and len(gold.items) == 1 and gold.kind == "{}":
+        return _equal(gold.items[0], _only_item(answer))
+    if isinstance(gold, Number) and isinstance(answer, Number):
+        return _numbers_equal(gold, answer)
+    if isinstance(gold, Group) and isinstance(answer, Group):
+        return _groups_equal(gold, answer)
+    if isinstance(gold, Based) and isinstance(answer, Number):
+        # The question says the base, so that an answer may leave it out.
+        return exact.as_fraction(answer.value) == _digits_as_decimal(gold.digits)
+    if isinstance(gold, Number) and isinstance(answer, Based) and answer.base == "10":
+        return exact.as_fraction(gold.value) == _digits_as_decimal(answer.digits)
+    if isinstance(gold, Number) and isinstance(answer, Group):
+        only = _only_item(answer)
+        return False if only is answer else _equal(gold, only)
+    return gold == answer
 
 
-def normalise(text: str) -> str:
-    r"""Give answers that differ in spelling only the same text.
-
-    Args:
-        text: An answer, in LaTeX or plain.
-
-    Returns:
-        The answer without white space, markup, units and a left side such as `x=`.
-
-    Example:
-        >>> normalise(r"x = \dfrac12"), normalise("1,234 gold coins.")
-        ('\\frac{1}{2}', '1234')
-    """
-    # The order matters: a unit is recognised by the space before it, so units go
-    # before spaces; thousands are recognised after spaces such as `\,` are gone.
-    text = _TEXT_COMMAND.sub(r"\1", text.strip())
-    number_and_unit = _WITH_UNIT.fullmatch(text)
-    text = number_and_unit[1] if number_and_unit else text
-    text = _IGNORED.sub("", text)
-    text = _SPACES.sub("", text).rstrip(".")
-    text = _THOUSANDS.sub(lambda match: match[1] + re.sub(r"\D", "", match[2]), text)
-    text = _LEFT_SIDE.sub("", text)
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    return _with_braces(text)
+def _only_item(answer: Answer) -> Answer:
+    """The item of a set of one; the answer itself if it is anything else."""
+    if isinstance(answer, Group) and answer.kind == "{}" and len(answer.items) == 1:
+        return answer.items[0]
+    return answer
 
 
-def _with_braces(text: str) -> str:
-    r"""Write `\frac12` as `\frac{1}{2}` and `\sqrt3` as `\sqrt{3}`."""
-    parts = _UNBRACED.split(text)
-    result = parts[0]
-    for command, rest in zip(parts[1::2], parts[2::2], strict=True):
-        num_arguments = 2 if command == "frac" else 1
-        result += "\\" + command
-        while num_arguments and rest and rest[0] not in "{\\":
-            result += "{" + rest[0] + "}"
-            rest = rest[1:]
-            num_arguments -= 1
-        result += rest
-    return result
+def _digits_as_decimal(digits: str) -> Fraction | None:
+    return Fraction(digits) if digits.isdecimal() else None
+
+
+def _numbers_equal(gold: Number, answer: Number) -> bool | None:
+    """Compare two numbers with their units."""
+    names = {gold.variable, answer.variable} - {""}
+    if len(names) > 1 and all(len(name) == 1 for name in names):
+        return False
+    ours, theirs = gold.unit, answer.unit
+    is_percent = [unit == quantities.PERCENT for unit in (ours, theirs)]
+    if is_percent[0] != is_percent[1]:
+        return _percentage_equal(gold, answer, gold_is_percent=is_percent[0])
+    if ours is None or theirs is None:
+        return exact.equal(gold.value, answer.value)
+    if ours.dimension != theirs.dimension:
+        return False
+    scaled = [
+        exact.multiply(number.value, exact.rational(unit.factor))
+        for number, unit in ((gold, ours), (answer, theirs))
+    ]
+    return exact.equal(*scaled)
+
+
+def _percentage_equal(
+    gold: Number, answer: Number, *, gold_is_percent: bool
+) -> bool | None:
+    """Compare a percentage and a number, which may leave the sign to the question."""
+    hundredth = exact.rational(Fraction(1, 100))
+    percentage, number = (
+        (gold.value, answer.value) if gold_is_percent else (answer.value, gold.value)
+    )
+    share = exact.equal(exact.multiply(percentage, hundredth), number)
+    whole = exact.as_fraction(gold.value)
+    # Of a reference below 1, such as 0.5, `0.5 %` is a hundredth.
+    is_share = not gold_is_percent and whole is not None and 0 < abs(whole) < 1
+    return share if share or is_share else exact.equal(percentage, number)
+
+
+def _groups_equal(gold: Group, answer: Group) -> bool | None:
+    """Compare two groups, item by item."""
+    names = {gold.variable, answer.variable} - {""}
+    if len(names) > 1 and all(len(name) == 1 for name in names):
+        return False
+    kinds = gold.kind, answer.kind
+    if gold.kind == "cup" == answer.kind:
+        return _match_all(gold.items, answer.items)
+    if gold.kind in _UNORDERED:
+        # An unordered reference says nothing about the order of the answer.
+        if answer.kind in (*_UNORDERED, *(("()", "[]") if gold.kind == "list" else ())):
+            return _match_all(*(_distinct(group) for group in (gold, answer)))
+        return False
+    if kinds[0] != kinds[1] and kinds != ("()", "list"):
+        return False
+    if len(gold.items) != len(answer.items):
+        return False
+    return _all_equal(map(_equal, gold.items, answer.items))
+
+
+def _distinct(group: Group) -> Sequence[Answer]:
+    """The items of a group, those of a set without repetitions."""
+    if group.kind != "{}":
+        return group.items
+    kept: list[Answer] = []
+    for item in group.items:
+        if not any(_equal(other, item) for other in kept):
+            kept.append(item)
+    return kept
+
+
+def _match_all(gold: Sequence[Answer], answer: Sequence[Answer]) -> bool | None:
+    """Compare items in any order."""
+    if len(gold) != len(answer):
+        return False
+    left, results = list(answer), []
+    for item in gold:
+        equal = [_equal(item, other) for other in left]
+        if True in equal:
+            left.pop(equal.index(True))
+        results.append(True if True in equal else None if None in equal else False)
+    return _all_equal(results)
+
+
+def _all_equal(results: Iterable[bool | None]) -> bool | None:
+    """True if all are True, False if one is False, else None."""
+    found = set(results)
+    return False if False in found else None if None in found else True

@@ -4,6 +4,7 @@ One `assemble_*` function for each benchmark puts an extracted code and the item
 together into the program that is run.
 """
 
+import ast
 import builtins
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -133,8 +134,12 @@ def assemble_humaneval(
     if _defines_function(code, entry):
         prompt = prompt[: prompt.rindex(f"def {entry}(")]
     tests = f"{item.data['test']}\ncheck({entry})"
+    first, rest = _split_future_imports(code)
     return CandidateProgram(
-        source=f"{prompt}\n{code}", tests=tests, redefined_builtins=(), seconds=seconds
+        source=f"{first}{prompt}\n{rest}",
+        tests=tests,
+        redefined_builtins=(),
+        seconds=seconds,
     )
 
 
@@ -160,6 +165,22 @@ def assemble_published(item: Item, code: str, seconds: float = 3.0) -> Candidate
     return CandidateProgram(
         source=source, tests="", redefined_builtins=(), seconds=seconds
     )
+
+
+def _split_future_imports(code: str) -> tuple[str, str]:
+    """Move `from __future__` imports out of a code, as they must be a program's first.
+
+    Lines keep their places, so that a program's errors name the right ones.
+    """
+    tree = extract.parse_code(code)
+    lines = code.split("\n")
+    first: list[str] = []
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            first.append(f"{ast.unparse(node)}\n")
+            last = node.end_lineno or node.lineno
+            lines[node.lineno - 1 : last] = [""] * (last - node.lineno + 1)
+    return "".join(first), "\n".join(lines)
 
 
 def _defines_function(code: str, name: str) -> bool:

