@@ -14,16 +14,11 @@ def read(tmp_path, text, encoding="utf-8"):
     return read_requests(None, file)
 
 
-@pytest.mark.parametrize(
-    "character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"]
-)
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
 def test_only_a_line_feed_ends_a_line(tmp_path, character):
     text = json.dumps({"prompt": f"a{character}b"}, ensure_ascii=False)
-    if character < " ":  # JSON escapes these
-        text = json.dumps({"prompt": "ab"})
-    (first, second) = read(tmp_path, f"{text}\r\n{text}\n")
-    assert first.value == second.value
-    assert "a" in first.value and "b" in first.value
+    first, second = read(tmp_path, f"{text}\r\n{text}\n")
+    assert first.value == second.value == f"a{character}b"
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):

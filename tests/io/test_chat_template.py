@@ -53,7 +53,8 @@ def test_templates_read_as_in_transformers(source):
 @pytest.mark.parametrize(
     "source",
     [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}"
+        "{% endfor %}{% endfor %}",
         "{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}",
         "{{ 'x' * 10**10 }}",
         "{{ 10 ** 10 ** 10 }}",
