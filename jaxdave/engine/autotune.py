@@ -8,13 +8,11 @@ largest numerical error seen, times a safety factor, is the error bound of guard
 numerics: a decision whose margin is within it is evaluated again.
 """
 
-import json
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,8 +21,9 @@ from jaxdave.core.config import Numerics
 from jaxdave.core.prediction import ErrorBound
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import DecodeState, RuntimeParams, host_array
+from jaxdave.engine import measurements as measurements_on_disk
+from jaxdave.engine.measurements import Measurements
 from jaxdave.runtime.compilation import CompileRequest, get_executable
-from jaxdave.runtime.files import cache_folder, replace_file
 from jaxdave.runtime.fingerprint import fingerprint
 
 SAFETY_FACTOR = 8.0
@@ -37,24 +36,11 @@ TIMED_ROUNDS = 6
 """Rounds of one timing."""
 REPEATS = 3
 """Timings of which the fastest counts."""
-MEASUREMENT_FOLDER = "measured"
 SAMPLED_VALUES = 64
 """Values of every weight by which models are told apart."""
 
 RunFn = Callable[[Any, RuntimeParams, DecodeState], DecodeState]
 NewStateFn = Callable[[RuntimeParams], DecodeState]
-
-
-class Measurements(NamedTuple):
-    """What was measured of a compiled loop.
-
-    Attributes:
-        seconds: Seconds of a round at each draft length.
-        error: The largest error of each field of `ErrorBound`, in that order.
-    """
-
-    seconds: tuple[float, ...]
-    error: tuple[float, ...]
 
 
 MEASUREMENTS: dict[Any, tuple[tuple[weakref.ref, ...], Measurements]] = {}
@@ -198,10 +184,10 @@ def _measured(
         measurements = _known_measurements(key, leaves)
         if measurements is None:
             name = _measurement_key(spec, params, shapes)
-            measurements = _read_measurements(name)
-            if measurements is None:
-                measurements = measure(spec, run, params, new_state)
-                _write_measurements(name, measurements)
+            kept = measurements_on_disk.read(name, len(spec.draft_steps))
+            measurements = kept or measure(spec, run, params, new_state)
+            if kept is None:
+                measurements_on_disk.write(name, measurements)
             with _TABLE_LOCK:
                 MEASUREMENTS[key] = tuple(map(weakref.ref, leaves)), measurements
     return measurements, time.perf_counter() - start
@@ -220,7 +206,7 @@ def _known_measurements(key: Any, leaves: list[Any]) -> Measurements | None:
 
 def _measurement_key(spec: DecodeSpec, params: Any, shapes: Any) -> str | None:
     """A name for all that a measurement depends on; None where it cannot be named."""
-    if cache_folder(MEASUREMENT_FOLDER) is None:
+    if not measurements_on_disk.is_kept():
         return None
     # Shapes and shardings are those of the device
     # layout, which decides how fast calls are.
@@ -229,32 +215,3 @@ def _measurement_key(spec: DecodeSpec, params: Any, shapes: Any) -> str | None:
         for leaf in jax.tree.leaves(params)
     ]
     return fingerprint(spec, shapes, sample_weights(params), layout)
-
-
-def _read_measurements(name: str | None) -> Measurements | None:
-    path = _measurement_path(name)
-    if path is None or not path.exists():
-        return None
-    try:
-        raw = json.loads(path.read_text())
-        if len(raw["error"]) != len(ErrorBound._fields):
-            return None  # of another version
-        return Measurements(tuple(raw["seconds"]), tuple(raw["error"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # what is broken is measured again
-
-
-def _write_measurements(name: str | None, measurements: Measurements) -> None:
-    path = _measurement_path(name)
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(measurements._asdict()).encode())
-    except OSError:
-        return  # a home that cannot be written to costs time, not the answer
-
-
-def _measurement_path(name: str | None) -> Path | None:
-    folder = None if name is None else cache_folder(MEASUREMENT_FOLDER)
-    return None if folder is None else folder / f"{name}.json"

@@ -16,12 +16,13 @@ NO_CACHE = "JAXDAVE_NO_CACHE"
 """Environment variable; if it is set, nothing is kept from run to run."""
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write a file, or replace it, in one step.
 
     Args:
         path: The file. Its folder must exist.
         content: What the file will hold.
+        mode: Its permissions.
 
     Raises:
         OSError: It cannot be written; what was there before is unchanged.
@@ -31,7 +32,7 @@ def replace_file(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.chmod(name, 0o644)  # a temporary file is private
+        os.chmod(name, mode)  # a temporary file is private
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
