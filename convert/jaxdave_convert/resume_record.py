@@ -16,17 +16,11 @@ from typing import Any
 
 from jaxdave.io import orbax_io
 from jaxdave.runtime.files import replace_file
+from jaxdave.runtime.locks import LOCK_FILE, Busy, locked
 from jaxdave_convert.plan import ConversionPlan
 from jaxdave_convert.safetensors_header import Shard
 
-try:
-    import fcntl
-except ImportError:  # Windows, where two conversions into one folder are not kept apart
-    fcntl = None
-
-
 RECORD_FILE = "progress.json"
-_LOCK_FILE = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +52,22 @@ def work_folder(dst: Path) -> Path:
 
 @contextlib.contextmanager
 def lock_folder(work: Path) -> Iterator[None]:
-    """Hold a work folder for this process; makes it where it does not exist.
+    """Hold a work folder, which need not exist, for this process.
 
     Args:
-      work: the folder.
+      work: the folder, in one that exists.
 
     Raises:
       ValueError: another process holds it.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / _LOCK_FILE).open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            # The kernel releases the lock when the process ends, killed or not.
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            # Beside the folder, which becomes the destination in the end.
+            stack.enter_context(locked(work.with_name(work.name + LOCK_FILE)))
+        except Busy:
             raise ValueError(
                 f"{work} is in use by another conversion; wait for it to end"
-            ) from error
+            ) from None
         yield
 
 
@@ -117,16 +109,14 @@ def write_record(
 
 
 def clear_folder(work: Path) -> None:
-    """Empty a work folder except for its lock.
+    """Make a work folder anew, without anything in it.
 
     Args:
       work: the folder, locked.
     """
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != _LOCK_FILE:
-            path.unlink()
+    if work.exists():
+        shutil.rmtree(work)
+    work.mkdir()
 
 
 def remove_record(work: Path) -> None:
@@ -136,7 +126,6 @@ def remove_record(work: Path) -> None:
       work: the folder.
     """
     (work / RECORD_FILE).unlink(missing_ok=True)
-    (work / _LOCK_FILE).unlink(missing_ok=True)
 
 
 def file_mark(folder: Path, shard: Shard) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,12 @@ from jaxdave.io.sharding import shardings
 from jaxdave.io.tokenizer import Codec, load_codec
 from jaxdave.numerics import quantization
 from jaxdave.numerics.weight_layout import to_device_layout, transfer_transform
-from jaxdave.runtime.files import make_readable, read_json, replace_folder
+from jaxdave.runtime.files import (
+    make_readable,
+    read_json,
+    replace_folder,
+    unfinished_folder,
+)
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """Length limit of an answer, where a folder does not name one."""
@@ -206,9 +210,7 @@ def save(
         copied_files += [
             path for path in Path(tokenizer).iterdir() if path.name in TOKENIZER_FILES
         ]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with unfinished_folder(folder) as work:
         # All files go to a hidden folder beside the
         # destination, which is renamed at the end.
         safetensors_io.write_weights(
@@ -230,9 +232,6 @@ def save(
             shutil.copyfile(path, work / path.name)
         make_readable(work)
         replace_folder(work, folder)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def _restore_and_transform(

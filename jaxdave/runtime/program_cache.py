@@ -152,7 +152,8 @@ def load(name: str, args: Sequence[Any]) -> Any | None:
         The executable, or None if there is none that works.
     """
     path = _program_path(name)
-    # Checked before anything is unpickled: a flipped bit in machine code can do anything.
+    # Checked before anything is unpickled: a
+    # flipped bit in machine code can do anything.
     content = None if path is None else read_sealed(path, name)
     if path is None or content is None:
         return None
