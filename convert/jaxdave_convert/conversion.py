@@ -15,6 +15,7 @@ from jaxdave.io import orbax_io
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave.runtime.files import read_json, replace_folder
 from jaxdave.runtime.interrupts import removed_on_interrupt, unbroken
+from jaxdave.runtime.locks import LOCK_FILE
 from jaxdave_convert import manifest, resume_record, verify, zarr_layout
 from jaxdave_convert.plan import ConversionOptions, ConversionPlan, plan_conversion
 from jaxdave_convert.resume_record import FinishedShard
@@ -116,7 +117,6 @@ def run_plan(
       OSError: a file cannot be read or written.
     """
     dst = dst.absolute()
-    dst.parent.mkdir(parents=True, exist_ok=True)
     work = resume_record.work_folder(dst)
     with resume_record.lock_folder(work), removed_on_interrupt(work) as keep:
         # Looked at again, as another conversion may have ended since.
@@ -141,6 +141,8 @@ def run_plan(
         with unbroken(f"{dst}"):
             resume_record.remove_record(work)
             replace_folder(work, dst)
+            # It goes along: without it another process could begin in the old place.
+            (dst / LOCK_FILE).unlink(missing_ok=True)
 
 
 def check_destination(dst: Path, overwrite: bool) -> None:

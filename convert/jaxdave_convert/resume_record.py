@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxdave.io import orbax_io
 from jaxdave.runtime.files import replace_file
-from jaxdave.runtime.locks import LOCK_FILE, Busy, locked
+from jaxdave.runtime.locks import LOCK_FILE, Busy, locked_folder
 from jaxdave_convert.plan import ConversionPlan
 from jaxdave_convert.safetensors_header import Shard
 
@@ -52,18 +52,17 @@ def work_folder(dst: Path) -> Path:
 
 @contextlib.contextmanager
 def lock_folder(work: Path) -> Iterator[None]:
-    """Hold a work folder, which need not exist, for this process.
+    """Hold a work folder for this process; makes it where it does not exist.
 
     Args:
-      work: the folder, in one that exists.
+      work: the folder.
 
     Raises:
       ValueError: another process holds it.
     """
     with contextlib.ExitStack() as stack:
         try:
-            # Beside the folder, which becomes the destination in the end.
-            stack.enter_context(locked(work.with_name(work.name + LOCK_FILE)))
+            stack.enter_context(locked_folder(work))
         except Busy:
             raise ValueError(
                 f"{work} is in use by another conversion; wait for it to end"
@@ -109,14 +108,16 @@ def write_record(
 
 
 def clear_folder(work: Path) -> None:
-    """Make a work folder anew, without anything in it.
+    """Empty a work folder except for its lock.
 
     Args:
       work: the folder, locked.
     """
-    if work.exists():
-        shutil.rmtree(work)
-    work.mkdir()
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
 
 
 def remove_record(work: Path) -> None:

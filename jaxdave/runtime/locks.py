@@ -6,6 +6,7 @@ The system gives a lock back when its process ends, killed or not.
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,32 +22,35 @@ LOCK_FILE = ".lock"
 _BUSY_ERRORS = (errno.EAGAIN, errno.EACCES)
 
 
-class Busy(Exception):
+class Busy(OSError):
     """Another process, or another thread of this one, holds the lock."""
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, timeout: float = 0.0) -> Iterator[None]:
     """Hold the lock of a name, and take its file away at the end.
 
     Args:
         path: The lock's file, in a folder that exists.
+        timeout: Seconds to wait for it.
 
     Returns:
         A context manager.
 
     Raises:
-        Busy: It is held; nothing is waited for.
+        Busy: It is held by another process, or another thread.
         OSError: The file cannot be made, or its file system has no locks.
     """
-    handle = _acquire(path)
+    handle = _acquire(path, time.monotonic() + timeout)
     try:
         with removed_on_interrupt(path):
             yield
     finally:
-        # Removed while it is held, so that it is nobody else's.
+        # Removed while it is held, so that it is nobody else's; if its folder was moved
+        # meanwhile, the name may be.
         with contextlib.suppress(OSError):
-            path.unlink()
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                path.unlink()
         os.close(handle)
 
 
@@ -115,7 +119,7 @@ def output_folder(out: Path) -> Iterator[None]:
         yield
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, latest: float) -> int:
     """The handle of a lock file that is locked and still has its name."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -127,9 +131,12 @@ def _acquire(path: Path) -> int:
                 return handle
         except FileNotFoundError:
             pass
-        except BaseException:
+        except BaseException as error:
             os.close(handle)
-            raise
+            if not isinstance(error, Busy) or time.monotonic() > latest:
+                raise
+            time.sleep(0.02)
+            continue
         os.close(handle)
 
 
@@ -143,5 +150,5 @@ def _lock(handle: int) -> None:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # pyright: ignore
     except OSError as error:
         if error.errno in _BUSY_ERRORS:
-            raise Busy from error
+            raise Busy(error.errno, "another process holds the lock") from error
         raise
