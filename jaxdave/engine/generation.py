@@ -114,7 +114,7 @@ def stream(
     requests: Sequence[int] | None = None,
     draft_text: TokenIds | None = None,
 ) -> Iterator[StreamUpdate]:
-    """Yield tokens as they become final, row by row, in order of position.
+    """Decode tokens that come as they become final, row by row, in order of position.
 
     Args:
         decoder: As `generate`, and so are the others.
@@ -124,14 +124,23 @@ def stream(
         requests: Number of each request.
         draft_text: For every prompt the ids of what the answer may look like.
 
-    Yields:
-        Updates; the last one of a row has no tokens and names the call that ended it.
-        The tokens are those of `generate`.
+    Returns:
+        An iterator of updates; the last one of a row has no tokens and names the call
+        that ended it. The tokens are those of `generate`.
 
     Raises:
-        ValueError: As `generate`.
+        ValueError: As `generate`, and at once.
     """
+    # Not part of the generator, which would begin
+    # with it only when the first update is asked for.
     prepared = prepare(decoder, params, prompts, seed, requests, draft_text)
+    return _stream_updates(decoder, params, prompts, prepared)
+
+
+def _stream_updates(
+    decoder: Decoder, params: Any, prompts: TokenIds, prepared: "PreparedDecode"
+) -> Iterator[StreamUpdate]:
+    """Yield the updates of prompts that are prepared."""
     state = prepared.prefill(params, prepared.loop.runtime, prepared.prompts)
     # The loop that `generate` begins with, one round at a time.
     runtime = prepared.loop.runtime._replace(max_calls=host_array(np.int32(1)))

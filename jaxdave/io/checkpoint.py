@@ -61,6 +61,9 @@ _CARRIED_FILES = (*TOKENIZER_FILES, "README.md", "LICENSE")
 class Model:
     """Everything that decoding text needs.
 
+    It can be pickled: parameters travel by value, to the first device of the other
+    side, and the tokenizer is read again from the folder.
+
     Attributes:
       name: the demo's name, the folder's name or the Hub id.
       folder: the folder that the model was read from.
