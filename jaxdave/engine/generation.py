@@ -15,7 +15,7 @@ import numpy as np
 from jaxdave.core.state import DecodeState, PromptBatch, RuntimeParams, host_array
 from jaxdave.core.window import CacheRule
 from jaxdave.decoding import loop as decode_loop
-from jaxdave.engine.autotune import tuned_params
+from jaxdave.engine.autotune import observe, tuned_params
 from jaxdave.engine.batching import (
     TokenIds,
     check_params,
@@ -24,7 +24,8 @@ from jaxdave.engine.batching import (
 )
 from jaxdave.engine.compaction import CompiledLoop, idle_account, run_to_end
 from jaxdave.engine.decoders import Decoder
-from jaxdave.engine.results import Result, answer_end, read_rows
+from jaxdave.engine.results import Completion, Result, answer_end, read_rows
+from jaxdave.engine.timing import SeenDecode
 from jaxdave.runtime.compilation import (
     CompileRequest,
     get_executable,
@@ -102,6 +103,8 @@ def generate(
         stop_ids=layout.stop_ids,
         commits=layout.cache_rule is CacheRule.EXACT,
     )
+    if len(rows) == 1:
+        observe(decoder.spec, params, prepared.shapes, _seen(rows[0], seconds))
     return Result(rows, seconds, prepared.seconds + compile_seconds)
 
 
@@ -172,12 +175,21 @@ class PreparedDecode(NamedTuple):
         loop: The compiled decode loop.
         prompts: The packed prompts.
         seconds: Spent on compiling and measuring just now.
+        shapes: What tells the shapes that the programs were compiled for.
     """
 
     prefill: Callable[..., DecodeState]
     loop: CompiledLoop
     prompts: PromptBatch
     seconds: float
+    shapes: Any
+
+
+def _seen(row: Completion, seconds: float) -> SeenDecode:
+    """A decode of one row as the measurement of its calls sees it."""
+    # The first of a row's calls is its prefill.
+    others = row.nfe.total - row.nfe.verify - 1
+    return SeenDecode(seconds, row.sizes, others)
 
 
 def prepare(
@@ -241,7 +253,7 @@ def prepare(
     # What compiling has cost is the price that a smaller loop is measured against.
     account = idle_account(loop)
     account.compile_seconds = max(account.compile_seconds, seconds)
-    return PreparedDecode(prefill, loop, packed, seconds + measured)
+    return PreparedDecode(prefill, loop, packed, seconds + measured, shapes)
 
 
 def prefill_prompts(decoder: Decoder, params: Any, prompts: TokenIds) -> DecodeState:

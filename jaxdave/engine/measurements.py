@@ -26,10 +26,16 @@ class Measurements(NamedTuple):
     Attributes:
         seconds: Seconds of a round at each draft length.
         error: The largest error of each field of `ErrorBound`, in that order.
+        prefill: Seconds of a prefill.
+        spread: How far the timings varied (`timing.Timing`).
+        tries: How often it was timed.
     """
 
     seconds: tuple[float, ...]
     error: tuple[float, ...]
+    prefill: float = 0.0
+    spread: float = 0.0
+    tries: int = 1
 
 
 def is_kept() -> bool:
@@ -78,7 +84,7 @@ def write(name: str | None, measurements: Measurements) -> None:
         return  # a home that cannot be written to
 
 
-def _from_json(raw: dict[str, Any], num_lengths: int) -> Measurements:
+def _from_json(raw: Any, num_lengths: int) -> Measurements:
     """Measurements of their JSON. Raises an error of Python's own where it is none."""
     lengths = {"seconds": num_lengths, "error": len(ErrorBound._fields)}
     for key, length in lengths.items():
@@ -87,7 +93,12 @@ def _from_json(raw: dict[str, Any], num_lengths: int) -> Measurements:
             raise ValueError(f"{key} is no measurement")
     if 0 in raw["seconds"]:
         raise ValueError("nothing takes no time")
-    return Measurements(**{key: tuple(map(float, raw[key])) for key in lengths})
+    single = {key: raw[key] for key in ("prefill", "spread", "tries")}
+    if not all(map(_is_measured, single.values())):
+        raise ValueError(f"{single} is no measurement")
+    return Measurements(
+        **{key: tuple(map(float, raw[key])) for key in lengths}, **single
+    )
 
 
 def _is_measured(value: Any) -> bool:
