@@ -168,7 +168,10 @@ def _measured(
             if old is None:
                 measurements = measure(spec, run, params, new_state)
             elif direction or timing.is_doubted(old):
-                new = timing.time_lengths(spec, run, params, new_state)
+                # As briefly as can be: what is noisy now as well is kept in doubt.
+                new = timing.time_lengths(
+                    spec, run, params, new_state, max_repeats=timing.REPEATS
+                )
                 measurements = timing.merged(old, new, is_too_fast=direction > 0)
             assert measurements is not None
             if measurements != old:

@@ -88,6 +88,7 @@ def time_lengths(
     params: Any,
     new_state: NewStateFn,
     on_filled: Callable[[int, DecodeState], None] = lambda index, state: None,
+    max_repeats: int = MAX_REPEATS,
 ) -> Timing:
     """Time the rounds of every draft length.
 
@@ -98,6 +99,7 @@ def time_lengths(
         new_state: runtime -> a new state of probe prompts for the loop.
         on_filled: Called once for every length with its index and the state after its
             rounds, which it may use up.
+        max_repeats: Timings of each length at most, `REPEATS` or more.
 
     Returns:
         The timing.
@@ -107,7 +109,7 @@ def time_lengths(
     times: list[list[float]] = [[] for _ in lengths]
     prefills: list[float] = []
     repeats = 0
-    while repeats < REPEATS or (repeats < MAX_REPEATS and spread(times) > QUIET_SPREAD):
+    while repeats < REPEATS or (repeats < max_repeats and spread(times) > QUIET_SPREAD):
         for index, runtime in enumerate(runtimes):
             # JAX returns before the device has finished; the clock
             # starts and stops on arrays that are there.
