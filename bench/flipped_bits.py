@@ -1,4 +1,4 @@
-"""Single bits flipped in cached files: every text must be right, and the file made anew.
+"""Single bits flipped in cached files: texts must be right, and files made anew.
 
     python -m bench.flipped_bits [--count 200] [--seed 0]
 

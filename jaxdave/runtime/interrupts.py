@@ -95,8 +95,6 @@ def install(name: str) -> None:
         os.write(writer, bytes([signal.SIGINT]))
     # Registered first, so that it runs last.
     atexit.register(_end_process)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_uninstall)
 
 
 def install_for_program(name: str) -> None:
@@ -299,11 +297,15 @@ def _end_process() -> None:
     os._exit(_STATE.exit_code)
 
 
-def _uninstall() -> None:
-    """In a child that was forked there is no watcher: Python's own handler is back."""
-    _STATE.name = _STATE.exit_code = _STATE.pipe = _STATE.first_signal = None
-    _STATE.main_is_busy = 0
-    _STATE.paths.clear()
-    _STATE.groups.clear()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def _after_fork() -> None:
+    """In a forked child there is no watcher: Python's own handler is back."""
+    was_installed = _STATE.name is not None
+    # The lock may have been held by a thread that the child does not have.
+    _STATE.__init__()
+    if was_installed:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
