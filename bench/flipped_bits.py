@@ -20,9 +20,14 @@ import jax
 
 import jaxdave
 from jaxdave.engine import autotune
+from jaxdave.runtime import compilation
 from jaxdave.runtime.compilation import clear_executables
 from jaxdave.runtime.files import NO_CACHE
 
+_QUICK = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 PROMPT = "Mia has 3 pens. She buys 4 more pens. How many pens does Mia have now?"
 
 
@@ -50,7 +55,8 @@ def run(count: int, seed: int, folder: Path) -> tuple[int, int, dict[str, int]]:
         (right texts, files made anew, flips by kind of file).
     """
     model = jaxdave.load("sdar-1m")
-    sampler = jaxdave.Sampler(model, jaxdave.DecodeConfig(max_new_tokens=16))
+    config = jaxdave.DecodeConfig(max_new_tokens=16, draft_steps=1)
+    sampler = jaxdave.Sampler(model, config)
     expected = sampler(PROMPT).token_ids
     kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     rng, right, anew = random.Random(seed), 0, 0
@@ -78,6 +84,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     jax.config.update("jax_disable_most_optimizations", True)
+    compilation.EXTRA_OPTIONS.update(_QUICK)
     with tempfile.TemporaryDirectory() as name:
         os.environ.pop(NO_CACHE, None)
         os.environ["XDG_CACHE_HOME"] = name

@@ -106,11 +106,12 @@ def start(command: Command, folder: Path, cache: Path) -> subprocess.Popen:
     Returns:
         The process.
     """
+    (folder / "tmp").mkdir()
     words = [str(folder / "out") if w == "OUT" else w for w in command.words]
     return subprocess.Popen(
         [sys.executable, "-c", _PROGRAMS[command.program], *words],
         cwd=folder,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache), "TMPDIR": str(folder)},
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), "TMPDIR": str(folder / "tmp")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -148,6 +149,7 @@ def interrupt(command: Command, at: float, folder: Path, cache: Path) -> Outcome
         for path in root.rglob(pattern)
     }
     left -= {name for name in left if name.endswith((".zarray", ".zgroup"))}
+    left |= {f"tmp/{path.name}" for path in (folder / "tmp").iterdir()}
     code = process.returncode
     return Outcome(command.name, at, code, seconds, said, tuple(sorted(left)))
 
