@@ -43,14 +43,14 @@ class _Interrupts:
     Attributes:
         name: The program's name; None: nothing is installed.
         exit_code: What the program ends with, once that is known.
-        first_signal: Time of the first SIGINT; None: there was none.
+        first_signal: When the main thread has first handled a signal; None: it has not.
         is_ending: No unbroken write may begin any more.
         writing: What is being written unbroken, one entry for each thread.
         paths: Files and folders that are removed, by a key of their own.
         groups: Process groups that are killed.
         depth: Of the unbroken writes of each thread.
         main_is_busy: The main thread may be in an unbroken write.
-        pipe: Tells the watcher of signals; None: there is no watcher yet.
+        has_watcher: There is a thread that will end the process.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class _Interrupts:
         self.depth = threading.local()
         # Changed by the main thread alone, and read by its signal handler.
         self.main_is_busy = 0
-        self.pipe: tuple[int, int] | None = None
+        self.has_watcher = False
 
 
 _STATE = _Interrupts()
@@ -83,16 +83,16 @@ def install(name: str) -> None:
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
         return
-    signal.signal(signal.SIGINT, _stop_main_thread)
     _STATE.name = name
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    _STATE.pipe = reader, writer
-    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    # Before the handler, so that no signal that is handled goes untold.
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    # A signal that came before the pipe was there is passed on by hand.
+    signal.signal(signal.SIGINT, _stop_main_thread)
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    _STATE.has_watcher = True
     if _STATE.first_signal is not None:
-        os.write(writer, bytes([signal.SIGINT]))
+        _wait_for_the_end()
     # Registered first, so that it runs last.
     atexit.register(_end_process)
 
@@ -210,16 +210,11 @@ def _stop_main_thread(*_: object) -> None:
     """The signal handler: the main thread goes no further, and the watcher ends it."""
     if _STATE.first_signal is None:
         _STATE.first_signal = time.monotonic()
-    elif _is_another_signal():
+    elif time.monotonic() - _STATE.first_signal > SAME_SECONDS:
         os._exit(INTERRUPTED)
     # Not in the middle of a write, and not before there is a watcher.
-    if _STATE.pipe is not None and not _STATE.main_is_busy:
+    if _STATE.has_watcher and not _STATE.main_is_busy:
         _wait_for_the_end()
-
-
-def _is_another_signal() -> bool:
-    first = _STATE.first_signal
-    return first is not None and time.monotonic() - first > SAME_SECONDS
 
 
 def _wait_for_the_end() -> None:
@@ -234,8 +229,6 @@ def _watch(reader: int) -> None:
     # Collecting garbage runs code of other packages, which may want what the main
     # thread holds.
     gc.disable()
-    if _STATE.first_signal is None:  # the main thread is not in Python at the moment
-        _STATE.first_signal = time.monotonic()
     os.set_blocking(reader, False)
     _let_writes_end(reader)
     _tidy_up()
@@ -257,7 +250,8 @@ def _let_writes_end(reader: int) -> None:
             _say(f"finishing {writing[0]}; Ctrl-C again ends it unfinished")
         time.sleep(0.01)
         with contextlib.suppress(BlockingIOError):
-            if signal.SIGINT in os.read(reader, 1) and _is_another_signal():
+            is_signal = signal.SIGINT in os.read(reader, 1)
+            if is_signal and time.monotonic() - start > SAME_SECONDS:
                 os._exit(INTERRUPTED)
 
 

@@ -127,6 +127,19 @@ def test_what_must_not_be_cut_is_finished_with_a_word(tmp_path):
     assert (tmp_path / "file").read_text() == "whole"
 
 
+def test_one_signal_is_one_though_it_is_handled_late(tmp_path):
+    """The main thread may be in C, and then learns of it when others long have."""
+    script = UNBROKEN.format(
+        more="import hashlib; "
+        "__import__('threading').Timer(0.2, os.kill, (os.getpid(), 2)).start(); "
+        "hashlib.pbkdf2_hmac('sha256', b'', b'', 3_000_000)"
+    )
+    script = script.replace("        os.kill(os.getpid(), signal.SIGINT)\n", "", 1)
+    done, _ = run_python(script, str(tmp_path / "file"))
+    assert done.returncode == 130 and done.stderr.startswith("prog: finishing the file")
+    assert (tmp_path / "file").read_text() == "whole"
+
+
 def test_a_second_signal_does_not_wait(tmp_path):
     script = UNBROKEN.format(more="os.kill(os.getpid(), signal.SIGINT); time.sleep(60)")
     done, seconds = run_python(script, str(tmp_path / "file"))
