@@ -28,18 +28,16 @@ interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)
 RUN = "from jaxdave.cli.main import main; main()"
 
 
-def run_python(script: str, *words: str, **options):
+def run_python(script: str, *words: str, handler="default_int_handler", **options):
+    # A shell in the background has its children ignore the signal.
+    begin = f"import signal\nsignal.signal(signal.SIGINT, signal.{handler})\n"
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", script, *words],
+        [sys.executable, "-c", begin + script, *words],
         capture_output=True,
         text=True,
         timeout=120,
-        # A shell in the background has its children ignore the signal.
-        **{
-            "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            **options,
-        },
+        **options,
     )
     return done, time.monotonic() - start
 
@@ -166,8 +164,7 @@ with interrupts.killed_on_interrupt(child.pid):
 
 def test_where_it_is_ignored_it_stays_ignored():
     script = ON_IMPORT.format(module="typer") + f"action = interrupt\n{RUN}"
-    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
-    done, _ = run_python(script, "--version", preexec_fn=ignore)
+    done, _ = run_python(script, "--version", handler="SIG_IGN")
     assert (done.returncode, done.stderr) == (0, "")
 
 
