@@ -4,7 +4,6 @@ Names are imported on first use, so that `jaxdave --help` does not wait for JAX.
 """
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     from jaxdave.io.checkpoint import save as save
     from jaxdave.models.presets import preset as preset
 
+    __version__: str
+
 _MODULES = ("decoding", "drafting", "policies")
 _HOMES = {
     "core.config": ("ModelConfig",),
@@ -58,13 +59,10 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-try:
-    __version__ = version("jaxdave")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+unknown"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in _MODULES:
         return importlib.import_module(f"jaxdave.{name}")
     if name not in _HOME_OF:
@@ -72,5 +70,15 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"jaxdave.{_HOME_OF[name]}"), name)
 
 
+def _version() -> str:
+    """The version of the installed package."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("jaxdave")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0+unknown"
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF, *_MODULES})
+    return sorted({*globals(), *_HOME_OF, *_MODULES, "__version__"})

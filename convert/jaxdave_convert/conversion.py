@@ -16,6 +16,8 @@ from jaxdave.io.safetensors_io import describe_unused
 from jaxdave.io.tokenizer import load_codec
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave.runtime.files import read_json, replace_folder
+from jaxdave.runtime.interrupts import removed_on_interrupt, unbroken
+from jaxdave.runtime.locks import LOCK_FILE
 from jaxdave_convert import manifest, resume_record, verify, zarr_layout
 from jaxdave_convert.plan import ConversionOptions, ConversionPlan, plan_conversion
 from jaxdave_convert.resume_record import FinishedShard
@@ -68,7 +70,7 @@ def convert(
         family=family, dtype=dtype, block_length=block_length, mask_id=mask_id
     )
     plan = make_plan(os.fspath(src), Path(dst), options, overwrite)
-    run_plan(plan, Path(dst), verify_count=verify_count)
+    run_plan(plan, Path(dst), verify_count=verify_count, overwrite=overwrite)
 
 
 def make_plan(
@@ -99,6 +101,7 @@ def run_plan(
     plan: ConversionPlan,
     dst: Path,
     *,
+    overwrite: bool = False,
     verify_count: int = 0,
     on_progress: OnProgress = ignore_progress,
     on_message: OnMessage = lambda message: None,
@@ -107,37 +110,44 @@ def run_plan(
 
     Args:
       plan: the conversion.
-      dst: the folder to make; replaced where it exists.
+      dst: the folder to make.
+      overwrite: `dst` may be an older conversion, which is replaced.
       verify_count: number of tensors to read back and compare bit by bit.
       on_progress: called with the bytes that have been read.
       on_message: called with what the user should know.
 
     Raises:
       ValueError: the source has changed or is damaged, the disk is full, or another
-        process converts to the same destination.
+        process converts to the same destination, or has done so.
       OSError: a file cannot be read or written.
     """
     dst = dst.absolute()
-    dst.parent.mkdir(parents=True, exist_ok=True)
     work = resume_record.work_folder(dst)
-    _check_space(plan, dst.parent, work)
-    with resume_record.lock_folder(work):
+    with resume_record.lock_folder(work), removed_on_interrupt(work) as keep:
+        # Looked at again, as another conversion may have ended since.
+        check_destination(dst, overwrite)
+        _check_space(plan, dst.parent, work)
+        if resume_record.read_record(work, plan):
+            keep()
         try:
-            _fill_folder(plan, work, verify_count, on_progress, on_message)
+            _fill_folder(plan, work, verify_count, on_progress, on_message, keep)
         except BaseException as error:
             # Finished files are worth keeping for the next run where this one was cut
             # off. A source that was refused leaves nothing behind.
             finished = resume_record.read_record(work, plan)
             if not finished or isinstance(error, ValueError):
-                shutil.rmtree(work)
+                shutil.rmtree(work, ignore_errors=True)
             if isinstance(error, OSError) and error.errno in _DISK_FULL_ERRORS:
                 message = _disk_full_message(plan, dst, error, finished)
                 raise ValueError(message) from error
             raise
         # Only a complete folder gets here. Renaming
         # it is the one step that others can see.
-        resume_record.remove_record(work)
-    replace_folder(work, dst)
+        with unbroken(f"{dst}"):
+            resume_record.remove_record(work)
+            replace_folder(work, dst)
+            # It goes along: without it another process could begin in the old place.
+            (dst / LOCK_FILE).unlink(missing_ok=True)
 
 
 def check_destination(dst: Path, overwrite: bool) -> None:
@@ -169,8 +179,12 @@ def _fill_folder(
     verify_count: int,
     on_progress: OnProgress,
     on_message: OnMessage,
+    keep: Callable[[], None],
 ) -> None:
-    """Make the whole checkpoint in the work folder, from where the last run ended."""
+    """Make the whole checkpoint in the work folder, from where the last run ended.
+
+    Calls `keep` once the folder holds something that the next run can use.
+    """
     # 1. Take up the last run of this very conversion, or start with empty arrays.
     finished = resume_record.read_record(work, plan)
     if finished is None:
@@ -195,6 +209,7 @@ def _fill_folder(
         finished[shard.file] = _convert_shard(plan, shard, work, mark, on_progress)
         # `copy_shard` has waited for the disk, so the record holds after a crash too.
         resume_record.write_record(work, plan, finished)
+        keep()
     if plan.unwritten:
         on_message(describe_unused(plan.source.folder, plan.unwritten))
     # 3. What can only be checked once all files

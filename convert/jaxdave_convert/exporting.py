@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,8 @@ from jaxdave.core.config import ModelConfig
 from jaxdave.io import families, orbax_io
 from jaxdave.io.safetensors_io import DTYPES, INDEX_FILE
 from jaxdave.models.param_shapes import param_shapes
-from jaxdave.runtime.files import make_readable, read_json
+from jaxdave.runtime.files import make_readable, read_json, unfinished_folder
+from jaxdave.runtime.interrupts import unbroken
 from jaxdave_convert import safetensors_header, torch_bin, zarr_layout
 from jaxdave_convert.manifest import GENERATION_FILE, MANIFEST_FILE, SOURCE_FOLDER
 from jaxdave_convert.safetensors_header import TensorEntry
@@ -54,15 +54,11 @@ def export(src: Path, out: Path, on_progress: OnProgress = ignore_progress) -> N
     orbax_io.check_arrays(src, param_shapes(config))
     record = read_json(src / MANIFEST_FILE)
     out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with unfinished_folder(out) as work:
         _fill_folder(src, work, config, raw["dtype"], record, on_progress)
         make_readable(work)
-        work.rename(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+        with unbroken(f"{out}"):
+            work.rename(out)
 
 
 def _fill_folder(

@@ -16,17 +16,11 @@ from typing import Any
 
 from jaxdave.io import orbax_io
 from jaxdave.runtime.files import replace_file
+from jaxdave.runtime.locks import LOCK_FILE, Busy, locked_folder
 from jaxdave_convert.plan import ConversionPlan
 from jaxdave_convert.safetensors_header import Shard
 
-try:
-    import fcntl
-except ImportError:  # Windows, where two conversions into one folder are not kept apart
-    fcntl = None
-
-
 RECORD_FILE = "progress.json"
-_LOCK_FILE = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +60,13 @@ def lock_folder(work: Path) -> Iterator[None]:
     Raises:
       ValueError: another process holds it.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / _LOCK_FILE).open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            # The kernel releases the lock when the process ends, killed or not.
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            stack.enter_context(locked_folder(work))
+        except Busy:
             raise ValueError(
                 f"{work} is in use by another conversion; wait for it to end"
-            ) from error
+            ) from None
         yield
 
 
@@ -125,7 +116,7 @@ def clear_folder(work: Path) -> None:
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != _LOCK_FILE:
+        elif path.name != LOCK_FILE:
             path.unlink()
 
 
@@ -136,7 +127,6 @@ def remove_record(work: Path) -> None:
       work: the folder.
     """
     (work / RECORD_FILE).unlink(missing_ok=True)
-    (work / _LOCK_FILE).unlink(missing_ok=True)
 
 
 def file_mark(folder: Path, shard: Shard) -> dict[str, Any]:

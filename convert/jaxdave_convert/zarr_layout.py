@@ -12,7 +12,6 @@ import dataclasses
 import json
 import logging
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from jaxdave.io.families import Family
 from jaxdave.io.safetensors_io import DTYPES
 from jaxdave.io.tensor_names import TensorTarget
 from jaxdave.models.param_shapes import param_shapes
+from jaxdave.runtime.files import temporary_folder
 from jaxdave_convert.plan import ConversionPlan
 
 MAX_CHUNKS = 8
@@ -179,8 +179,8 @@ def _orbax_files(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str,
 
     tiny = {p: jnp.zeros((1,) * len(s), DTYPES[dtype]) for p, s in shapes.items()}
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
-    with tempfile.TemporaryDirectory() as name:
-        weights = Path(name) / orbax_io.WEIGHTS
+    with temporary_folder() as folder:
+        weights = folder / orbax_io.WEIGHTS
         with _absl_warnings_off(), ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(weights, orbax_io.nest_paths(tiny))
         paths = [path for path in weights.iterdir() if path.is_file()]

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import typer
 
+from jaxdave.runtime.interrupts import INTERRUPTED
+
 # The base of everything that typer raises for a wrong command line.
 _UsageError = cast(type[Exception], typer.BadParameter.__base__)
-
-INTERRUPTED = 130
 
 
 def run_app(app: typer.Typer, name: str, argv: Sequence[str] | None) -> int:

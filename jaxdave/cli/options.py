@@ -12,7 +12,7 @@ import typer
 
 from jaxdave.engine.decode_config import Option
 from jaxdave.engine.decode_config import options as options_of
-from jaxdave.runtime.files import NO_CACHE, cache_folder
+from jaxdave.runtime.files import NO_CACHE
 
 BatchSize = Annotated[int, typer.Option(help="Prompts decoded together.")]
 NoCache = Annotated[
@@ -137,16 +137,17 @@ def enable_jax_cache(is_off: bool) -> None:
         is_off: The option `--no-compile-cache`.
     """
     disable_cache(is_off)
-    folder = cache_folder("xla")
-    if folder is None:
+    if os.environ.get(NO_CACHE):
         return
     import jax
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # a home that cannot be written to costs time, not the answer
+    from jaxdave.runtime.xla_cache import open_xla_cache
+
+    # A folder that the user has named is his own affair.
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = open_xla_cache()
+        if folder is None:
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

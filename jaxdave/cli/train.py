@@ -17,9 +17,19 @@ def run(name: str, out: Path, steps: int | None) -> None:
         steps: Training steps; None: the recipe's.
 
     Raises:
-        ValueError: The recipe is unknown, or there is less than one step.
+        ValueError: The recipe is unknown, there is less than one step, or another run
+            writes to `out`.
     """
     recipe = select_recipe(name, steps)
+    from jaxdave.runtime.locks import output_folder
+
+    # Taken before anything is looked at: an earlier run is resumed from there.
+    with output_folder(out):
+        _train(recipe, name, out)
+
+
+def _train(recipe: "Recipe", name: str, out: Path) -> None:
+    """Train, or resume, in a folder that is this run's alone."""
     from jaxdave.io import checkpoint
     from jaxdave.training.loop import train
     from jaxdave.training.tokenizer import MASK, build_tokenizer

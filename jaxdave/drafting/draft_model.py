@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.core.draft_api import DraftContext, DraftFn
+from jaxdave.core.made_by import remembered
 from jaxdave.core.state import RowState
 from jaxdave.drafting.guesses import TokenGuess, with_guesses
 from jaxdave.drafting.nested import nested
@@ -121,6 +122,7 @@ def next_logits(params: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
 
 
 @functools.cache
+@remembered
 def draft_model(config: DraftModelConfig, base: DraftFn = nested) -> DraftFn:
     """The draft function of a draft model.
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.core.draft_api import DraftContext, DraftFn, DraftSet, DraftState
+from jaxdave.core.made_by import remembered
 
 MIN_SHARE = 0.02
 """A guess less likely than this, beside the model's own token, is not drafted."""
@@ -35,6 +36,7 @@ GuessFn = Callable[[DraftContext], TokenGuess]
 
 
 @functools.cache
+@remembered
 def with_guesses(base: DraftFn, guess: GuessFn, reads_text: bool = False) -> DraftFn:
     """A draft function whose drafts compete with those of guessed tokens.
 

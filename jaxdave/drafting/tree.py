@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.draft_api import DraftContext, DraftFn, DraftSet, DraftState
+from jaxdave.core.made_by import remembered
 from jaxdave.core.policy_api import Policy
 from jaxdave.drafting.nested import nested
 from jaxdave.drafting.registry import DraftRequest, register
@@ -95,6 +96,7 @@ def score_gaps(context: DraftContext, order_L: jax.Array) -> jax.Array:
 
 
 @functools.cache
+@remembered
 def tree(table: TreeTable) -> DraftFn:
     """The draft function of a table, for policies of one token a step, the best first.
 
@@ -137,6 +139,7 @@ def tree(table: TreeTable) -> DraftFn:
 
 
 @functools.cache
+@remembered
 def subsets(length: int) -> DraftFn:
     """Drafts of every subset of a short block's open places, then nested ones.
 

@@ -34,11 +34,14 @@ import numpy as np
 from jaxdave.core.config import ModelConfig
 from jaxdave.numerics.quantization import QUANTIZATIONS
 from jaxdave.runtime.files import read_json, replace_file
+from jaxdave.runtime.locks import locked
 
 TABLE_FILE = "drafts.json"
 """Name of the file of all tables in a checkpoint's folder."""
 TABLE_VERSION = 2
 """Version of the file's layout; a file of another one is refused."""
+_LOCK_SECONDS = 10.0
+"""For how long the writing of a table waits for that of another one."""
 MAX_PLACES = 32
 """Places that nodes can name: the most confident ones."""
 OPEN_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -282,13 +285,15 @@ def write_table(folder: Path, key: str, table: TreeTable) -> None:
     Raises:
         ValueError: The folder has a file of another version.
     """
-    tables = {**_read_versioned(folder)["tables"], key: _to_json(table)}
-    # One line for each table, in the order of their names: a file under version control
-    # then changes where a table does.
-    rows = (f"{json.dumps(k)}: {json.dumps(tables[k])}" for k in sorted(tables))
-    inner = ",\n".join(rows)
-    text = f'{{"version": {TABLE_VERSION}, "tables": {{\n{inner}\n}}}}\n'
-    replace_file(folder / TABLE_FILE, text.encode())
+    # Read and written under a lock: two calibrations of one model keep both tables.
+    with locked(folder / f".{TABLE_FILE}.lock", timeout=_LOCK_SECONDS):
+        tables = {**_read_versioned(folder)["tables"], key: _to_json(table)}
+        # One line for each table, in the order of their names: a file under version
+        # control then changes where a table does.
+        rows = (f"{json.dumps(k)}: {json.dumps(tables[k])}" for k in sorted(tables))
+        inner = ",\n".join(rows)
+        text = f'{{"version": {TABLE_VERSION}, "tables": {{\n{inner}\n}}}}\n'
+        replace_file(folder / TABLE_FILE, text.encode())
 
 
 def _read_versioned(folder: Path) -> dict[str, Any]:

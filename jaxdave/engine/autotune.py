@@ -1,20 +1,19 @@
 """Autotuning: what calls cost, and how far their predictions may be off.
 
 Both are facts of one model, device and set of shapes, measured before the first decode.
-They are kept on disk beside the compiled programs, and measured once in a process.
+They are kept on disk beside the compiled programs. Timings that were disturbed, or that
+decoding contradicts, are made again (`jaxdave.engine.timing`).
 
 The seconds of a call at each draft length let the loop choose how many drafts pay. The
 largest numerical error seen, times a safety factor, is the error bound of guarded
 numerics: a decision whose margin is within it is evaluated again.
 """
 
-import json
+import dataclasses
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,8 +22,11 @@ from jaxdave.core.config import Numerics
 from jaxdave.core.prediction import ErrorBound
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import DecodeState, RuntimeParams, host_array
+from jaxdave.engine import measurements as measurements_on_disk
+from jaxdave.engine import timing
+from jaxdave.engine.measurements import Measurements
+from jaxdave.engine.timing import NewStateFn, RunFn, SeenDecode
 from jaxdave.runtime.compilation import CompileRequest, get_executable
-from jaxdave.runtime.files import cache_folder, replace_file
 from jaxdave.runtime.fingerprint import fingerprint
 
 SAFETY_FACTOR = 8.0
@@ -33,28 +35,12 @@ MIN_ERROR_BOUND = 1e-5
 """Log-odds; the bound is never smaller, however equal the numbers were."""
 CHECKED_ROUNDS = 12
 """Rounds for each draft length in which every decision is made twice."""
-TIMED_ROUNDS = 6
-"""Rounds of one timing."""
-REPEATS = 3
-"""Timings of which the fastest counts."""
-MEASUREMENT_FOLDER = "measured"
+CONTRADICTIONS = 3
+"""Decodes in a row that must take longer than measured: a busy spell passes."""
+MAX_CHECKS = 3
+"""Times that a process measures again because of what decoding sees."""
 SAMPLED_VALUES = 64
 """Values of every weight by which models are told apart."""
-
-RunFn = Callable[[Any, RuntimeParams, DecodeState], DecodeState]
-NewStateFn = Callable[[RuntimeParams], DecodeState]
-
-
-class Measurements(NamedTuple):
-    """What was measured of a compiled loop.
-
-    Attributes:
-        seconds: Seconds of a round at each draft length.
-        error: The largest error of each field of `ErrorBound`, in that order.
-    """
-
-    seconds: tuple[float, ...]
-    error: tuple[float, ...]
 
 
 MEASUREMENTS: dict[Any, tuple[tuple[weakref.ref, ...], Measurements]] = {}
@@ -121,28 +107,25 @@ def measure(
     Returns:
         The measurements; errors are 0 unless numerics are guarded.
     """
-    seconds, error = [], np.zeros(len(ErrorBound._fields))
+    error = np.zeros(len(ErrorBound._fields))
     # No lead exceeds an infinite bound: no decision is certain, and each is rechecked.
     check_all = ErrorBound.uniform(host_array(np.float32(np.inf)))
-    for index in range(len(spec.draft_steps)):
-        runtime = spec.runtime(max(spec.draft_steps))
-        # A forced length also keeps the loop going past the rows' ends, so that every
-        # length is timed over the same number of rounds.
-        runtime = runtime._replace(forced_index=host_array(np.int32(index)))
-        timed = runtime._replace(max_calls=host_array(np.int32(TIMED_ROUNDS)))
-        best, filled = _time_rounds(run, params, timed, new_state)
-        seconds.append(best / TIMED_ROUNDS)
-        if spec.numerics is Numerics.GUARDED:
-            checked = runtime._replace(
-                max_calls=host_array(np.int32(CHECKED_ROUNDS)), error_bound=check_all
-            )
-            # `filled` comes out of the timing runs, in
-            # which fast calls have written its cache.
-            for state in (new_state(checked), filled):
-                observed = run(params, checked, state).rows.stats.error
-                largest = [np.max(field) for field in jax.device_get(observed)]
-                error = np.maximum(error, largest)
-    return Measurements(tuple(seconds), tuple(error.tolist()))
+
+    def find_errors(index: int, filled: DecodeState) -> None:
+        nonlocal error
+        if spec.numerics is not Numerics.GUARDED:
+            return
+        checked = timing.forced_runtime(spec, index, CHECKED_ROUNDS)
+        checked = checked._replace(error_bound=check_all)
+        # `filled` comes out of a timing run, in
+        # which fast calls have written its cache.
+        for state in (new_state(checked), filled):
+            observed = run(params, checked, state).rows.stats.error
+            largest = [np.max(field) for field in jax.device_get(observed)]
+            error = np.maximum(error, largest)
+
+    timed = timing.time_lengths(spec, run, params, new_state, find_errors)
+    return Measurements(error=tuple(error.tolist()), **timed._asdict())
 
 
 def sample_weights(params: Any) -> list[np.ndarray]:
@@ -164,47 +147,107 @@ def _first_values(params: Any) -> list[jax.Array]:
     return [leaf.reshape(-1)[:SAMPLED_VALUES] for leaf in jax.tree.leaves(params)]
 
 
-def _time_rounds(
-    run: RunFn, params: Any, runtime: RuntimeParams, new_state: NewStateFn
-) -> tuple[float, DecodeState]:
-    """(seconds of the fastest of several runs, the state after the last one)."""
-    times = []
-    # A fresh state each time, as the loop takes the buffers of the one that it is
-    # given. The fastest run counts: whatever else the machine does can only add time.
-    for _ in range(REPEATS):
-        # JAX returns before the device has finished; the clock
-        # starts and stops on arrays that are there.
-        state = jax.block_until_ready(new_state(runtime))
-        start = time.perf_counter()
-        state = jax.block_until_ready(run(params, runtime, state))
-        times.append(time.perf_counter() - start)
-    return min(times), state
-
-
 def _measured(
     spec: DecodeSpec, run: RunFn, params: Any, new_state: NewStateFn, shapes: Any
 ) -> tuple[Measurements, float]:
     """Measurements from this process, the disk or the device, and the seconds spent."""
     leaves = jax.tree.leaves(params)
-    # Inside a process parameters are told apart by identity, which costs nothing;
-    # `_known_measurements` makes sure that the identities are still theirs.
-    key = spec, shapes, tuple(map(id, leaves))
+    key = _key(spec, shapes, leaves)
     measurements = _known_measurements(key, leaves)
-    if measurements is not None:
+    if measurements is not None and not _must_check(key):
         return measurements, 0.0
     start = time.perf_counter()
     with _MEASURING_LOCK:
         # Another thread may have measured the same while this one waited.
         measurements = _known_measurements(key, leaves)
-        if measurements is None:
+        direction = _take_check(key)
+        if measurements is None or direction:
             name = _measurement_key(spec, params, shapes)
-            measurements = _read_measurements(name)
-            if measurements is None:
+            old = measurements or measurements_on_disk.read(name, len(spec.draft_steps))
+            measurements = old
+            if old is None:
                 measurements = measure(spec, run, params, new_state)
-                _write_measurements(name, measurements)
+            elif direction or timing.is_doubted(old):
+                # As briefly as can be: what is noisy now as well is kept in doubt.
+                new = timing.time_lengths(
+                    spec, run, params, new_state, max_repeats=timing.REPEATS
+                )
+                measurements = timing.merged(old, new, is_too_fast=direction > 0)
+            assert measurements is not None
+            if measurements != old:
+                measurements_on_disk.write(name, measurements)
             with _TABLE_LOCK:
                 MEASUREMENTS[key] = tuple(map(weakref.ref, leaves)), measurements
     return measurements, time.perf_counter() - start
+
+
+def observe(spec: DecodeSpec, params: Any, shapes: Any, seen: SeenDecode) -> None:
+    """Compare a decode with what was measured; what it contradicts is measured again.
+
+    That is done by the next decode of these shapes, before it begins.
+
+    Args:
+        spec: What was decoded.
+        params: The model's parameters.
+        shapes: As for `tuned_params`.
+        seen: The decode.
+    """
+    if len(spec.draft_steps) == 1:
+        return  # nothing is chosen by it
+    leaves = jax.tree.leaves(params)
+    key = _key(spec, shapes, leaves)
+    measurements = _known_measurements(key, leaves)
+    if measurements is None:
+        return
+    direction = timing.contradiction(measurements, seen)
+    with _TABLE_LOCK:
+        check = _CHECKS.setdefault(key, _Check())
+        check.slower = check.slower + 1 if direction > 0 else 0
+        # Nothing makes a call faster than it is, but much makes it slower.
+        if check.count < MAX_CHECKS:
+            is_due = direction < 0 or check.slower >= CONTRADICTIONS
+            check.direction = direction if is_due else 0
+
+
+@dataclasses.dataclass
+class _Check:
+    """What decoding has seen of a measurement.
+
+    Attributes:
+        slower: Decodes in a row that took longer than it allows.
+        direction: As of `timing.contradiction`, if it must be measured again.
+        count: Times that it was measured again.
+    """
+
+    slower: int = 0
+    direction: int = 0
+    count: int = 0
+
+
+_CHECKS: dict[Any, _Check] = {}
+
+
+def _must_check(key: Any) -> bool:
+    check = _CHECKS.get(key)
+    return check is not None and check.direction != 0
+
+
+def _take_check(key: Any) -> int:
+    """The direction in which a measurement is contradicted, which is dealt with now."""
+    with _TABLE_LOCK:
+        check = _CHECKS.get(key)
+        if check is None or not check.direction:
+            return 0
+        direction = check.direction
+        check.slower, check.direction, check.count = 0, 0, check.count + 1
+        return direction
+
+
+def _key(spec: DecodeSpec, shapes: Any, leaves: list[Any]) -> Any:
+    """What a measurement is found by inside a process."""
+    # Parameters are told apart by identity, which costs nothing;
+    # `_known_measurements` makes sure that the identities are still theirs.
+    return spec, shapes, tuple(map(id, leaves))
 
 
 def _known_measurements(key: Any, leaves: list[Any]) -> Measurements | None:
@@ -220,7 +263,7 @@ def _known_measurements(key: Any, leaves: list[Any]) -> Measurements | None:
 
 def _measurement_key(spec: DecodeSpec, params: Any, shapes: Any) -> str | None:
     """A name for all that a measurement depends on; None where it cannot be named."""
-    if cache_folder(MEASUREMENT_FOLDER) is None:
+    if not measurements_on_disk.is_kept():
         return None
     # Shapes and shardings are those of the device
     # layout, which decides how fast calls are.
@@ -229,32 +272,3 @@ def _measurement_key(spec: DecodeSpec, params: Any, shapes: Any) -> str | None:
         for leaf in jax.tree.leaves(params)
     ]
     return fingerprint(spec, shapes, sample_weights(params), layout)
-
-
-def _read_measurements(name: str | None) -> Measurements | None:
-    path = _measurement_path(name)
-    if path is None or not path.exists():
-        return None
-    try:
-        raw = json.loads(path.read_text())
-        if len(raw["error"]) != len(ErrorBound._fields):
-            return None  # of another version
-        return Measurements(tuple(raw["seconds"]), tuple(raw["error"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # what is broken is measured again
-
-
-def _write_measurements(name: str | None, measurements: Measurements) -> None:
-    path = _measurement_path(name)
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(measurements._asdict()).encode())
-    except OSError:
-        return  # a home that cannot be written to costs time, not the answer
-
-
-def _measurement_path(name: str | None) -> Path | None:
-    folder = None if name is None else cache_folder(MEASUREMENT_FOLDER)
-    return None if folder is None else folder / f"{name}.json"

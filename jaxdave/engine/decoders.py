@@ -7,8 +7,9 @@ drafts a call carries; the decode loop is one (`jaxdave.decoding.loop`).
 
 import dataclasses
 import functools
+import pickle
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxdave import policies
 from jaxdave.core.config import ModelConfig, Numerics, SamplingConfig
@@ -42,21 +43,38 @@ DEFAULT_DRAFT_STEPS = 8
 """Drafts of a call where one program must serve all."""
 
 
+class _Recipe(NamedTuple):
+    """What a decoder was made of.
+
+    Attributes:
+        spec: The spec that came out of it.
+        arguments: The arguments of `make_decoder` by name.
+    """
+
+    spec: DecodeSpec
+    arguments: Mapping[str, Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     """What `generate` and `stream` decode with, beside the parameters and the prompts.
+
+    It is pickled as what it was made of, and made again on the other side: programs are
+    looked up there, in memory and on disk.
 
     Attributes:
         spec: The functions and sizes that programs are compiled from.
         max_num_drafts: How many of a call's drafts may be used; 1 is the plain policy.
         max_new_tokens: Positions that may be decoded after the prompt.
         max_positions: Positions that the model allows in all.
+        recipe: What it was made of; None: it cannot be pickled.
     """
 
     spec: DecodeSpec
     max_num_drafts: int
     max_new_tokens: int
     max_positions: int
+    recipe: _Recipe | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def numerics(self) -> Numerics:
@@ -85,6 +103,18 @@ class Decoder:
             ValueError: The configuration does not fit the model.
         """
         return make_decoder(model_config, config, tables=tables)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        recipe = self.recipe
+        # A decoder whose spec was replaced is not what its recipe makes.
+        if recipe is None or recipe.spec is not self.spec:
+            raise pickle.PicklingError(
+                "this decoder was not made by make_decoder, so it cannot be made again "
+                "elsewhere; pickle its DecodeConfig, and call make_decoder there"
+            )
+        sizes = ("max_num_drafts", "max_new_tokens", "max_positions")
+        changes = {name: getattr(self, name) for name in sizes}
+        return _make_again, (dict(recipe.arguments), changes)
 
     @property
     def max_rounds(self) -> int:
@@ -252,6 +282,33 @@ def make_decoder(
         >>> make_decoder(preset("sdar-1m"), config).numerics
         <Numerics.GUARDED: 'guarded'>
     """
+    made = _make_decoder(
+        model_config, config, tables, has_draft_text, draft_params, network
+    )
+    arguments = {
+        "model_config": model_config,
+        "config": config,
+        "tables": tables,
+        "has_draft_text": has_draft_text,
+        "network": network,
+    }
+    return dataclasses.replace(made, recipe=_Recipe(made.spec, arguments))
+
+
+def _make_again(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> Decoder:
+    """A decoder that was pickled."""
+    return dataclasses.replace(make_decoder(**arguments), **changes)
+
+
+def _make_decoder(
+    model_config: ModelConfig,
+    config: DecodeConfig,
+    tables: Mapping[str, TreeTable] | None,
+    has_draft_text: bool,
+    draft_params: Any,
+    network: ModelFns | None,
+) -> Decoder:
+    """A decoder that knows no recipe yet."""
     policy = config.make_policy()
     if config.stop_last:
         policy = policies.demote(policy, model_config.stop_ids)

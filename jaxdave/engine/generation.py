@@ -15,7 +15,7 @@ import numpy as np
 from jaxdave.core.state import DecodeState, PromptBatch, RuntimeParams, host_array
 from jaxdave.core.window import CacheRule
 from jaxdave.decoding import loop as decode_loop
-from jaxdave.engine.autotune import tuned_params
+from jaxdave.engine.autotune import observe, tuned_params
 from jaxdave.engine.batching import (
     TokenIds,
     check_params,
@@ -25,12 +25,14 @@ from jaxdave.engine.batching import (
 from jaxdave.engine.compaction import CompiledLoop, idle_account, run_to_end
 from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.results import (
+    Completion,
     FinishReason,
     Result,
     answer_end,
     read_rows,
     row_finish,
 )
+from jaxdave.engine.timing import SeenDecode
 from jaxdave.runtime.compilation import (
     CompileRequest,
     get_executable,
@@ -111,6 +113,8 @@ def generate(
         stop_ids=layout.stop_ids,
         commits=layout.cache_rule is CacheRule.EXACT,
     )
+    if len(rows) == 1:
+        observe(decoder.spec, params, prepared.shapes, _seen(rows[0], seconds))
     return Result(rows, seconds, prepared.seconds + compile_seconds)
 
 
@@ -123,7 +127,7 @@ def stream(
     requests: Sequence[int] | None = None,
     draft_text: TokenIds | None = None,
 ) -> Iterator[StreamUpdate]:
-    """Yield tokens as they become final, row by row, in order of position.
+    """Decode tokens that come as they become final, row by row, in order of position.
 
     Args:
         decoder: As `generate`, and so are the others.
@@ -133,14 +137,23 @@ def stream(
         requests: Number of each request.
         draft_text: For every prompt the ids of what the answer may look like.
 
-    Yields:
-        Updates; the last one of a row has no tokens and names the call that ended it.
-        The tokens are those of `generate`.
+    Returns:
+        An iterator of updates; the last one of a row has no tokens and names the call
+        that ended it. The tokens are those of `generate`.
 
     Raises:
-        ValueError: As `generate`.
+        ValueError: As `generate`, and at once.
     """
+    # Not part of the generator, which would begin
+    # with it only when the first update is asked for.
     prepared = prepare(decoder, params, prompts, seed, requests, draft_text)
+    return _stream_updates(decoder, params, prompts, prepared)
+
+
+def _stream_updates(
+    decoder: Decoder, params: Any, prompts: TokenIds, prepared: "PreparedDecode"
+) -> Iterator[StreamUpdate]:
+    """Yield the updates of prompts that are prepared."""
     state = prepared.prefill(params, prepared.loop.runtime, prepared.prompts)
     # The loop that `generate` begins with, one round at a time.
     runtime = prepared.loop.runtime._replace(max_calls=host_array(np.int32(1)))
@@ -175,12 +188,21 @@ class PreparedDecode(NamedTuple):
         loop: The compiled decode loop.
         prompts: The packed prompts.
         seconds: Spent on compiling and measuring just now.
+        shapes: What tells the shapes that the programs were compiled for.
     """
 
     prefill: Callable[..., DecodeState]
     loop: CompiledLoop
     prompts: PromptBatch
     seconds: float
+    shapes: Any
+
+
+def _seen(row: Completion, seconds: float) -> SeenDecode:
+    """A decode of one row as the measurement of its calls sees it."""
+    # The first of a row's calls is its prefill.
+    others = row.nfe.total - row.nfe.verify - 1
+    return SeenDecode(seconds, row.sizes, others)
 
 
 def prepare(
@@ -244,7 +266,7 @@ def prepare(
     # What compiling has cost is the price that a smaller loop is measured against.
     account = idle_account(loop)
     account.compile_seconds = max(account.compile_seconds, seconds)
-    return PreparedDecode(prefill, loop, packed, seconds + measured)
+    return PreparedDecode(prefill, loop, packed, seconds + measured, shapes)
 
 
 def prefill_prompts(decoder: Decoder, params: Any, prompts: TokenIds) -> DecodeState:

@@ -1,16 +1,12 @@
 """`jaxdave eval`: load a model, run every cell, print and write the tables."""
 
-import contextlib
 import itertools
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from jaxdave.eval.report import figures, report, tables
 from jaxdave.eval.run import plan, runner
@@ -22,9 +18,8 @@ from jaxdave.eval.run.runner import VerdictCache
 from jaxdave.io import checkpoint
 from jaxdave.io.checkpoint import Model
 from jaxdave.runtime.files import replace_file
-
-LOCK = ".lock"
-"""Name of the file that keeps a second run out of an output folder."""
+from jaxdave.runtime.interrupts import unbroken
+from jaxdave.runtime.locks import output_folder
 
 
 def run(config: EvalConfig) -> None:
@@ -37,62 +32,29 @@ def run(config: EvalConfig) -> None:
         ValueError: The options, the model, the data, the prompts or the records of an
             earlier run are wrong. Nothing has been written then.
     """
+    if config.out is None:
+        return _run(config)
+    # Taken before anything is looked at: what an earlier run has finished decides what
+    # this one does. A new folder is removed again if the input turns out to be wrong.
+    with output_folder(config.out):
+        _run(config)
+
+
+def _run(config: EvalConfig) -> None:
+    """Evaluate, in a folder that is this run's alone."""
     model = checkpoint.load(
         config.load.model,
         dtype=config.load.dtype,
         block_length=config.overrides.get("block_length"),
         quantize=config.load.quantize,
     )
-    out = config.out
-    with contextlib.ExitStack() as stack:
-        # Planning reads the records of an earlier run, so a folder that exists is
-        # locked before. A new one is made only after all input has been checked.
-        if out is not None and out.is_dir():
-            stack.enter_context(_exclusive(out))
-        cells = plan.cells(config, model)
-        if out is not None and not out.is_dir():
-            stack.enter_context(_exclusive(out))
-        with progress_display() as display:
-            results = _run_cells(cells, model, display)
-        values = report.make_report(config, results)
-        if out is not None:
-            _write(out, values)
+    cells = plan.cells(config, model)
+    with progress_display() as display:
+        results = _run_cells(cells, model, display)
+    values = report.make_report(config, results)
+    if config.out is not None:
+        _write(config.out, values)
     sys.stdout.write(tables.to_markdown(values))
-
-
-@contextlib.contextmanager
-def _exclusive(out: Path) -> Iterator[None]:
-    """Make the output folder and keep other runs out of it.
-
-    Raises ValueError where one is in there, or nothing can be written.
-    """
-    _make_folder(out)
-    lock = FileLock(out / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"out={out} is being written to by another run; wait until it has ended, "
-            "or choose another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        (out / LOCK).unlink(missing_ok=True)
-        lock.release()
-
-
-def _make_folder(out: Path) -> None:
-    """Make the output folder. Raises ValueError where nothing can be written there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        writable, reason = os.access(out, os.W_OK | os.X_OK), "it is read-only"
-    except OSError as error:
-        writable, reason = False, error.strerror
-    if not writable:
-        raise ValueError(
-            f"out={out} cannot be written to ({reason}); choose another folder"
-        )
 
 
 def _run_cells(
@@ -150,5 +112,6 @@ def _write(out: Path, values: dict[str, Any]) -> None:
         f"{name}.md": tables.to_markdown(values).encode(),
         **_draw_figures(values),
     }
-    for file, content in files.items():
-        replace_file(out / file, content)
+    with unbroken(f"the report in {out}"):
+        for file, content in files.items():
+            replace_file(out / file, content)

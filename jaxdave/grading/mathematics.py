@@ -18,12 +18,14 @@ from pathlib import Path
 
 from jaxdave.grading.math_equal import answers_equal
 from jaxdave.grading.types import Verdict
+from jaxdave.runtime.interrupts import killed_on_interrupt, unbroken
 
 SECONDS = 15.0
 """Time limit of math-verify for one answer."""
 STARTUP_SECONDS = 120.0
 """Time limit for starting a worker, most of which is the import of sympy."""
 MAX_WORKERS = 4
+_WORKER = Path(__file__).parent / "math_verify_worker.py"
 AnswerPair = tuple[str, str]
 """(reference answer, extracted answer)."""
 
@@ -111,20 +113,23 @@ def _start_worker() -> Iterator[subprocess.Popen[str]]:
     """Start `math_verify_worker.py`, and kill it at the end."""
     # Without -P Python would put the folder of the file first on sys.path, and its
     # `types.py` would hide the module of the standard library.
-    process = subprocess.Popen(
-        [sys.executable, "-P", str(Path(__file__).parent / "math_verify_worker.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        encoding="utf-8",
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    with contextlib.ExitStack() as stack:
+        with unbroken("the start of math-verify"):
+            process = subprocess.Popen(
+                [sys.executable, "-P", str(_WORKER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,
+            )
+            stack.enter_context(killed_on_interrupt(process.pid))
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def _ask(process: subprocess.Popen[str], question: str, seconds: float) -> str:

@@ -9,7 +9,6 @@ import functools
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,12 @@ from jaxdave.io.sharding import shardings
 from jaxdave.io.tokenizer import Codec, load_codec
 from jaxdave.numerics import quantization
 from jaxdave.numerics.weight_layout import to_device_layout, transfer_transform
-from jaxdave.runtime.files import make_readable, read_json, replace_folder
+from jaxdave.runtime.files import (
+    make_readable,
+    read_json,
+    replace_folder,
+    unfinished_folder,
+)
 
 _LOGGER = logging.getLogger("jaxdave")
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -59,6 +63,9 @@ _CARRIED_FILES = (*TOKENIZER_FILES, "README.md", "LICENSE")
 @dataclasses.dataclass(frozen=True)
 class Model:
     """Everything that decoding text needs.
+
+    It can be pickled: parameters travel by value, to the first device of the other
+    side, and the tokenizer is read again from the folder.
 
     Attributes:
       name: the demo's name, the folder's name or the Hub id.
@@ -222,9 +229,7 @@ def save(
         copied_files += [
             path for path in Path(tokenizer).iterdir() if path.name in TOKENIZER_FILES
         ]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with unfinished_folder(folder) as work:
         # All files go to a hidden folder beside the
         # destination, which is renamed at the end.
         safetensors_io.write_weights(
@@ -246,9 +251,6 @@ def save(
             shutil.copyfile(path, work / path.name)
         make_readable(work)
         replace_folder(work, folder)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def _restore_and_transform(

@@ -7,6 +7,7 @@ and transformers where a tokenizer class needs it) behind one record.
 
 import dataclasses
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from jaxdave.runtime.files import read_json, read_regular
 class Codec:
     """A tokenizer with its chat template.
 
+    It is pickled as its folder and its ids, and opened again on the other side.
+
     Attributes:
       mask_id: id of the mask token.
       stop_ids: ids that end an answer.
       pad_id: id that pads a row.
       size: size of the vocabulary; every id of the tokenizer is below it.
       template_args: what the chat template reads beside the messages.
+      folder: the folder with its files; None: it cannot be pickled.
 
     Example:
       >>> from jaxdave.io.hub import find_model
@@ -42,6 +46,7 @@ class Codec:
     _encode: Callable[[str], list[int]] = dataclasses.field(repr=False)
     _decode: Callable[[list[int]], str] = dataclasses.field(repr=False)
     template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    folder: Path | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def with_template_args(self, **arguments: Any) -> "Codec":
         """This codec with arguments for its chat template.
@@ -55,6 +60,14 @@ class Codec:
         """
         merged = {**self.template_args, **arguments}
         return dataclasses.replace(self, template_args=merged)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        if self.folder is None:
+            raise pickle.PicklingError(
+                "a codec without a folder cannot be opened again"
+            )
+        ids = self.mask_id, self.stop_ids, self.pad_id
+        return _open_again, (self.folder, self.template_args, *ids)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Encode one user turn, followed by the opening of the answer.
@@ -219,15 +232,8 @@ def load_codec(
     backend = open_tokenizer(folder)
     # A config has settled these ids already, from these files and from the caller.
     if config is not None:
-        has_template = backend.chat_template is not None
-        return Codec(
-            mask_id=config.mask_id,
-            stop_ids=config.stop_ids,
-            pad_id=config.pad_id,
-            size=backend.size,
-            _render=backend.render if has_template else _refuse_messages(folder),
-            _encode=backend.encode,
-            _decode=backend.decode,
+        return _make_codec(
+            folder, backend, config.mask_id, config.stop_ids, config.pad_id
         )
     if backend.chat_template is None:
         _refuse_messages(folder)([], {})
@@ -239,14 +245,33 @@ def load_codec(
             "tokenizer; add mask_token to tokenizer_config.json, or pass mask_id"
         )
     stop_ids, pad_id = stop_and_pad_ids(folder, backend.id_of, backend.size)
+    return _make_codec(folder, backend, mask_id, stop_ids, pad_id)
+
+
+def _open_again(folder: Path, template_args: Mapping[str, Any], *ids: Any) -> Codec:
+    """A codec that was pickled."""
+    codec = _make_codec(folder, open_tokenizer(folder), *ids)
+    return codec.with_template_args(**template_args)
+
+
+def _make_codec(
+    folder: Path,
+    backend: "TokenizerBackend",
+    mask_id: int,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+) -> Codec:
+    """The codec of a tokenizer; without a chat template it refuses messages only."""
+    has_template = backend.chat_template is not None
     return Codec(
         mask_id=mask_id,
         stop_ids=stop_ids,
         pad_id=pad_id,
         size=backend.size,
-        _render=backend.render,
+        _render=backend.render if has_template else _refuse_messages(folder),
         _encode=backend.encode,
         _decode=backend.decode,
+        folder=folder,
     )
 
 

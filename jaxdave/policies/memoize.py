@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
+from jaxdave.core.made_by import remember
 from jaxdave.core.policy_api import Policy
 
 P = ParamSpec("P")
@@ -39,6 +40,7 @@ def memoized(maker: Callable[P, Policy]) -> Callable[P, Policy]:
         with lock:
             if key not in policies:
                 policies[key] = maker(*args, **kwargs)
+                remember(policies[key], maker, args, kwargs)
             return policies[key]
 
     return memoized_maker

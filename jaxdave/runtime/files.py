@@ -4,6 +4,7 @@ Nothing half-written survives a failure: content is written under a temporary na
 then renamed.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -11,33 +12,76 @@ import shutil
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from jaxdave.runtime.interrupts import removed_on_interrupt, unbroken
 
 NO_CACHE = "JAXDAVE_NO_CACHE"
 """Environment variable; if it is set, nothing is kept from run to run."""
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write a file, or replace it, in one step.
 
     Args:
         path: The file. Its folder must exist.
         content: What the file will hold.
+        mode: Its permissions.
 
     Raises:
         OSError: It cannot be written; what was there before is unchanged.
     """
-    # In the same folder, as a rename is atomic within one file system only.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)  # a temporary file is private
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with unbroken(f"{path}"):
+        # In the same folder, as a rename is atomic within one file system only.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(name, mode)  # a temporary file is private
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+
+@contextlib.contextmanager
+def unfinished_folder(target: Path) -> Iterator[Path]:
+    """Make a hidden folder beside a folder that is to be made or replaced.
+
+    Example:
+        with unfinished_folder(target) as work:
+            ...  # write files
+            replace_folder(work, target)
+
+    Args:
+        target: The folder. Those that it is in are made.
+
+    Returns:
+        A context manager that gives the hidden folder, which is removed if anything
+        fails or the command is interrupted.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    with removed_on_interrupt(work):
+        try:
+            yield work
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder that is gone in the end, interrupted or not.
+
+    Returns:
+        A context manager that gives the folder.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        with removed_on_interrupt(Path(name)):
+            yield Path(name)
 
 
 def make_readable(folder: Path) -> None:
@@ -61,19 +105,20 @@ def replace_folder(source: Path, target: Path) -> None:
     Raises:
         OSError: It cannot be moved; the old folder is in its place again.
     """
-    if not target.exists():
-        source.rename(target)
-        return
-    # Folders cannot replace each other in one step, as files can. The old one is moved
-    # aside, and back again if the new one cannot take its place.
-    aside = source.with_name(source.name + ".old")
-    target.rename(aside)
-    try:
-        source.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside)
+    with unbroken(f"{target}"):
+        if not target.exists():
+            source.rename(target)
+            return
+        # Folders cannot replace each other in one step, as files can. The old one is
+        # moved aside, and back again if the new one cannot take its place.
+        aside = source.with_name(source.name + ".old")
+        target.rename(aside)
+        try:
+            source.rename(target)
+        except BaseException:
+            aside.rename(target)
+            raise
+        shutil.rmtree(aside)
 
 
 def cache_folder(name: str) -> Path | None:

@@ -1,9 +1,11 @@
 """Compiled programs on disk, so that the next process neither traces nor compiles.
 
 A file holds one executable, as `jax.experimental.serialize_executable` writes it, under
-its `fingerprint`. Files are pickles in the user's own cache folder, like those of JAX.
+its `fingerprint`. It is a pickle of machine code, so it is unpickled only if it is, bit
+for bit, what this user has written (`jaxdave.runtime.cache_files`).
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -16,7 +18,12 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
-from jaxdave.runtime.files import cache_folder, replace_file
+from jaxdave.runtime.cache_files import (
+    keep_latest,
+    read_sealed,
+    trusted_folder,
+    write_sealed,
+)
 from jaxdave.runtime.fingerprint import fingerprint, warn_not_kept
 
 LOGGER = logging.getLogger("jaxdave")
@@ -41,10 +48,10 @@ def program_key(
 
     Returns:
         The name; None if the program is not kept on disk, because nothing is
-        (`cache_folder`), because it does not run on the first device alone, or because
-        the function has no fingerprint.
+        (`trusted_folder`), because it does not run on the first device alone, or
+        because the function has no fingerprint.
     """
-    if cache_folder(PROGRAM_FOLDER) is None:
+    if trusted_folder(PROGRAM_FOLDER) is None:
         return None
     if not is_on_first_device(args):
         LOGGER.debug(
@@ -145,21 +152,25 @@ def load(name: str, args: Sequence[Any]) -> Any | None:
         The executable, or None if there is none that works.
     """
     path = _program_path(name)
-    if path is None or not path.exists():
+    # Checked before anything is unpickled: a
+    # flipped bit in machine code can do anything.
+    content = None if path is None else read_sealed(path, name)
+    if path is None or content is None:
         return None
     try:
         # Trees of the arguments and the results are needed to call the executable: that
         # of the arguments comes from the caller, that of the results from the file.
-        payload, outputs = pickle.loads(path.read_bytes())
+        payload, outputs = pickle.loads(content)
         executable = serialize_executable.deserialize_and_load(
             payload,
             jax.tree.structure((tuple(args), {})),
             jax.tree.structure(outputs),
             execution_devices=jax.devices()[:1],
         )
-        os.utime(path)  # the files used last are kept
     except Exception:  # noqa: BLE001
-        return None  # whatever is broken in it, the program is compiled anew
+        return None  # e.g. too little memory; the program is compiled anew
+    with contextlib.suppress(OSError):
+        os.utime(path)  # the files used last are kept
     return executable
 
 
@@ -178,10 +189,8 @@ def store(name: str, executable: Any) -> None:
         # A definition of a tree cannot be pickled, but a tree with its leaves can, if
         # its classes are importable: those of a function's body are not.
         outputs = jax.tree.unflatten(tree, range(tree.num_leaves))
-        content = pickle.dumps((payload, outputs))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content)
-        _evict_oldest(path.parent)
+        write_sealed(path, name, pickle.dumps((payload, outputs)))
+        keep_latest(path.parent, MAX_FILES)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         LOGGER.debug("a program cannot be stored in %s: %s", path, error)
     except (AttributeError, pickle.PicklingError) as error:
@@ -196,12 +205,5 @@ def _function_name(function: Any) -> str:
 
 
 def _program_path(name: str) -> Path | None:
-    folder = cache_folder(PROGRAM_FOLDER)
-    return None if folder is None else folder / f"{name}.pickle"
-
-
-def _evict_oldest(folder: Path) -> None:
-    """Drop the files that were not used for longest."""
-    files = sorted(folder.glob("*.pickle"), key=lambda path: path.stat().st_mtime)
-    for path in files[:-MAX_FILES]:
-        path.unlink(missing_ok=True)
+    folder = trusted_folder(PROGRAM_FOLDER)
+    return None if folder is None else folder / f"{name}.program"

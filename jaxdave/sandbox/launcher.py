@@ -26,6 +26,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Literal
 
+from jaxdave.runtime.files import temporary_folder
+from jaxdave.runtime.interrupts import killed_on_interrupt, unbroken
 from jaxdave.sandbox import worker
 
 GRACE_SECONDS = 5.0
@@ -94,7 +96,7 @@ def run_program(
     if tests is None:
         parts.pop()
     with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        temporary_folder() as folder,
         tempfile.TemporaryFile() as request_file,
         tempfile.TemporaryFile() as result_file,
     ):
@@ -112,31 +114,35 @@ def run_program(
 
 
 def _run_worker(
-    folder: str, request_file: IO[bytes], result_file: IO[bytes], seconds: float
+    folder: Path, request_file: IO[bytes], result_file: IO[bytes], seconds: float
 ) -> int | None:
     """Return the exit status of the watcher, or None when its time ran out."""
     # Files and not pipes: a pipe that a stray grandchild holds open would make the
     # parent wait for it.
-    process = subprocess.Popen(
-        # Isolated, without site-packages, and without writing bytecode.
-        [sys.executable, "-I", "-S", "-B", "-c", _worker_source()],
-        stdin=request_file,
-        stdout=result_file,
-        stderr=subprocess.DEVNULL,
-        cwd=folder,
-        env={},
-        start_new_session=True,
-    )
-    try:
-        # The watcher ends its worker when the time is up; this is for the watcher.
-        return process.wait(timeout=seconds + GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        # Also after a normal end, for the children that the program left behind.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with contextlib.ExitStack() as stack:
+        # An interrupt of ours does not reach a session of its own.
+        with unbroken("the start of a program"):
+            process = subprocess.Popen(
+                # Isolated, without site-packages, and without writing bytecode.
+                [sys.executable, "-I", "-S", "-B", "-c", _worker_source()],
+                stdin=request_file,
+                stdout=result_file,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                env={},
+                start_new_session=True,
+            )
+            stack.enter_context(killed_on_interrupt(process.pid))
+        try:
+            # The watcher ends its worker when the time is up; this is for the watcher.
+            return process.wait(timeout=seconds + GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            # Also after a normal end, for the children that the program left behind.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from jaxdave.io import checkpoint
 from jaxdave.models import transformer
 from jaxdave.numerics.weight_layout import to_stacked
 from jaxdave.runtime.files import replace_file
+from jaxdave.runtime.interrupts import unbroken
 from jaxdave.training.block_batches import make_block_batches
 from jaxdave.training.block_loss import make_block_loss
 from jaxdave.training.canvas import make_canvas_batches, make_canvas_loss
@@ -149,9 +150,10 @@ def train(recipe: Recipe, tokenizer: Tokenizer, folder: Path) -> TrainState:
                 # Without the steps to come, whose number may change before a resume.
                 curve = np.asarray(state.curve)[:done]
                 saved = state._replace(curve=jnp.asarray(curve))
-                manager.save(done, args=ocp.args.StandardSave(saved))
-                manager.wait_until_finished()
-                write_curve(folder / "loss.csv", curve)
+                with unbroken(f"the checkpoint of step {done}"):
+                    manager.save(done, args=ocp.args.StandardSave(saved))
+                    manager.wait_until_finished()
+                    write_curve(folder / "loss.csv", curve)
             if done % 10 == 0:
                 text = f"training, loss {float(state.curve[index]):.3f}"
                 progress.update(task, completed=done, description=text)

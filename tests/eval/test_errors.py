@@ -5,13 +5,13 @@ import os
 import pytest
 from helpers import checkpoint_folders
 
-from jaxdave.eval import command
 from jaxdave.eval.benchmarks import demo
 from jaxdave.eval.run import cells, eval_config
 from jaxdave.eval.run.methods import METHODS
 from jaxdave.eval.types import Prompt
 from jaxdave.grading.types import Item
 from jaxdave.io import checkpoint
+from jaxdave.runtime.locks import output_folder
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +87,12 @@ def test_a_folder_that_cannot_be_written_is_said_before_decoding(
 
 def test_two_runs_do_not_write_to_one_folder(run, model, tmp_path):
     args = ("eval", "--model", model, "--limit", 1, "--out", tmp_path)
-    with command._exclusive(tmp_path):
+    with output_folder(tmp_path):
         code, _, err = run(*args)
         assert code == 2 and err.count("\n") == 1
         assert f"out={tmp_path} is being written to by another run" in err
     assert not list(tmp_path.iterdir())
-    with command._exclusive(tmp_path):
+    with output_folder(tmp_path):
         pass  # the lock of a run that has ended is free
 
 

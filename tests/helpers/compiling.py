@@ -24,3 +24,19 @@ def quickly():
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+def answer_quickly(sampler, prompt: str) -> tuple[tuple[int, ...], int]:
+    """For a spawned process: ids of an answer, and how many functions were traced."""
+    # As conftest.py has it: settings are part of a program's name.
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    traced, real = [], jax.jit
+
+    def counting(function, **settings):
+        traced.append(function)
+        return real(function, **settings)
+
+    with quickly(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compilation.jax, "jit", counting)
+        return sampler(prompt).token_ids, len(traced)

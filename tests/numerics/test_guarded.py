@@ -5,7 +5,6 @@ call; prefill chunks, the trusted shape, have none. The oracle only knows exact 
 """
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -186,20 +185,6 @@ def test_differences_are_of_what_is_open_and_said():
     assert jax.tree.map(float, found) == pytest.approx(jax.tree.map(float, want))
 
 
-def test_measurements_of_another_version_are_made_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        autotune, "_measurement_path", lambda name: tmp_path / "one.json"
-    )
-    made = autotune.Measurements((0.5, 1.0), (1e-6, 2e-6, 3e-6, 4e-6, 5e-6))
-    autotune._write_measurements("one", made)
-    assert autotune._read_measurements("one") == made
-    old = {"seconds": [0.5], "score": 1e-6, "lead": 1e-6}
-    short = {"seconds": [0.5], "error": [1e-6, 1e-6]}
-    for raw in (old, short):
-        (tmp_path / "one.json").write_text(json.dumps(raw))
-        assert autotune._read_measurements("one") is None
-
-
 def test_a_measurement_is_of_weights_that_are_all_the_same(monkeypatch):
     """One leaf in common does not make a model; nor does the id of one that is gone."""
     made = []
@@ -208,8 +193,9 @@ def test_a_measurement_is_of_weights_that_are_all_the_same(monkeypatch):
     monkeypatch.setattr(
         autotune, "measure", lambda *_: made.append(1) or autotune.Measurements((), ())
     )
+    spec: Any = build(policies.static(1), 1, 4, 8).spec
     none: Any = None
-    ask = lambda params: autotune._measured(none, none, params, none, "shapes")  # noqa: E731
+    ask = lambda params: autotune._measured(spec, none, params, none, "shapes")  # noqa: E731
     shared, first, second = (jnp.ones(n) for n in (1, 2, 2))
     for params in ({"a": shared, "b": first}, {"a": shared, "b": second}) * 2:
         ask(params)

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import random
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -95,6 +96,33 @@ def test_a_broken_file_is_made_anew(cache, monkeypatch):
     path.write_bytes(path.read_bytes()[:-100])
     assert sample(3) == [1.0] * 3 and len(traced) == 2
     assert sample(3) == [1.0] * 3 and len(traced) == 2
+
+
+def test_a_flipped_bit_is_never_executed(cache, monkeypatch):
+    """Machine code with a wrong bit ends the process, or computes something else."""
+    traced = traces(monkeypatch)
+    assert sample(5) == [1.0] * 5
+    (path,) = (cache / "jaxdave" / program_cache.PROGRAM_FOLDER).iterdir()
+    rng = random.Random(0)
+    for count in range(2, 14):
+        content = bytearray(path.read_bytes())
+        bit = rng.randrange(8 * len(content))
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        assert sample(5) == [1.0] * 5
+        assert len(traced) == count, f"the program with bit {bit} flipped was loaded"
+
+
+def test_a_program_of_another_key_is_made_anew(cache, monkeypatch):
+    traced = traces(monkeypatch)
+    assert sample(3) == [1.0] * 3
+    folder = cache / "jaxdave" / program_cache.PROGRAM_FOLDER
+    (three,) = folder.iterdir()
+    content = three.read_bytes()
+    assert sample(4) == [1.0] * 4
+    (four,) = set(folder.iterdir()) - {three}
+    four.write_bytes(content)
+    assert sample(4) == [1.0] * 4 and len(traced) == 3
 
 
 def test_nothing_is_kept_where_that_is_off_or_cannot_be(cache, monkeypatch):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxdave.runtime.interrupts import unbroken
+
 FORMAT = 2
 """Version of the format of these files; part of the header."""
 
@@ -120,10 +122,13 @@ def record_writer(path: Path, header: Header) -> Iterator[WriteRecord]:
 
 
 def _write_line(file, value: Mapping[str, Any]) -> None:
-    file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-    # Flush hands the line to the system, fsync to the disk: it survives a power cut.
-    file.flush()
-    os.fsync(file.fileno())
+    line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    with unbroken(f"a line of {file.name}"):
+        file.write(line)
+        # Flush hands the line to the system, fsync to the disk: it survives a power
+        # cut.
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _parse(path: Path, header: Header) -> tuple[dict[str, Record], int]:

@@ -4,11 +4,11 @@ The harness finds a model only after its module was imported, which its own comm
 not do; everything else is the harness's.
 """
 
-import sys
 from typing import NoReturn
 
-from jaxdave.cli.console import run
-from jaxdave.cli.options import enable_jax_cache
+from jaxdave.runtime import interrupts
+
+NAME = "jaxdave-lm-eval"
 
 
 def main() -> NoReturn:
@@ -19,7 +19,10 @@ def main() -> NoReturn:
 
             jaxdave-lm-eval run --model jaxdave --model_args model=sdar-1m --tasks gsm8k
     """
-    sys.exit(run("jaxdave-lm-eval", _evaluate))
+    interrupts.install_for_program(NAME)
+    from jaxdave.cli.console import run
+
+    interrupts.exit_program(run(NAME, _evaluate))
 
 
 def _evaluate() -> None:
@@ -31,6 +34,7 @@ def _evaluate() -> None:
             f"lm-eval cannot be imported ({error}); pip install 'jaxdave[eval]'"
         ) from error
     import jaxdave.integrations.lm_eval.model  # noqa: F401  registers the model
+    from jaxdave.cli.options import enable_jax_cache
 
     enable_jax_cache(False)
     cli_evaluate()

@@ -1,0 +1,192 @@
+"""Ctrl-C: exit code 130 at once, wherever it comes, and nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxdave.cli import main
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+ON_IMPORT = """
+import os, signal, sys
+
+class Finder:
+    \"\"\"Runs an action when a module is about to be imported.\"\"\"
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            action()
+
+sys.meta_path.insert(0, Finder())
+interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)
+"""
+RUN = "from jaxdave.cli.main import main; main()"
+
+
+def run_python(script: str, *words: str, handler="default_int_handler", **options):
+    # A shell in the background has its children ignore the signal.
+    begin = f"import signal\nsignal.signal(signal.SIGINT, signal.{handler})\n"
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", begin + script, *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+    return done, time.monotonic() - start
+
+
+def is_interrupted(done, name: str = "jaxdave") -> bool:
+    return (done.returncode, done.stderr) == (130, f"{name}: interrupted\n")
+
+
+@pytest.mark.parametrize("module", ["typer", "jaxdave.cli.options", "rich.console"])
+def test_during_imports(module):
+    script = ON_IMPORT.format(module=module) + f"action = interrupt\n{RUN}"
+    done, _ = run_python(script, "policies")
+    assert is_interrupted(done) and done.stdout == ""
+
+
+def test_the_converter_too():
+    run = "from jaxdave_convert.cli import main; main()"
+    script = ON_IMPORT.format(module="typer") + f"action = interrupt\n{run}"
+    done, _ = run_python(script, "--help", env={**os.environ, "PYTHONPATH": PATH})
+    assert is_interrupted(done, "jaxdave-convert")
+
+
+PATH = os.pathsep.join(path for path in sys.path if path)
+
+
+def test_where_nothing_can_be_raised():
+    """In a callback of the garbage collector exceptions are swallowed."""
+    collect = """
+import gc
+def action():
+    gc.callbacks.append(lambda *_: interrupt())
+    gc.collect()
+    gc.callbacks.clear()
+"""
+    script = ON_IMPORT.format(module="rich.console") + collect + RUN
+    done, _ = run_python(script, "policies")
+    assert is_interrupted(done) and done.stdout == ""
+
+
+def test_at_exit():
+    action = "import atexit\naction = lambda: atexit.register(interrupt)\n"
+    script = ON_IMPORT.format(module="typer") + action + RUN
+    done, _ = run_python(script, "--version")
+    assert is_interrupted(done) and done.stdout.startswith("jaxdave ")
+
+
+def test_while_the_main_thread_is_in_c():
+    action = """
+import hashlib, threading
+def action():
+    threading.Timer(0.1, interrupt).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)  # a minute
+"""
+    script = ON_IMPORT.format(module="rich.console") + action + RUN
+    done, seconds = run_python(script, "policies")
+    assert is_interrupted(done) and seconds < 15
+
+
+UNBROKEN = """
+import os, pathlib, signal, sys, time
+from jaxdave.runtime import interrupts
+interrupts.install("prog")
+path = pathlib.Path(sys.argv[1])
+folder = path.with_name("work")
+folder.mkdir()
+with interrupts.removed_on_interrupt(folder):
+    (folder / "part").write_text("")
+    with interrupts.unbroken("the file"):
+        os.kill(os.getpid(), signal.SIGINT)
+        with interrupts.unbroken("a part of it"):
+            time.sleep(1)
+        {more}
+        path.write_text("whole")
+    path.write_text("more")
+"""
+
+
+def test_what_must_not_be_cut_is_finished_with_a_word(tmp_path):
+    done, _ = run_python(UNBROKEN.format(more=""), str(tmp_path / "file"))
+    assert done.returncode == 130
+    assert done.stderr == (
+        "prog: finishing the file; Ctrl-C again ends it unfinished\nprog: interrupted\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_one_signal_is_one_though_it_is_handled_late(tmp_path):
+    """The main thread may be in C, and then learns of it when others long have."""
+    script = UNBROKEN.format(
+        more="import hashlib; "
+        "__import__('threading').Timer(0.2, os.kill, (os.getpid(), 2)).start(); "
+        "hashlib.pbkdf2_hmac('sha256', b'', b'', 3_000_000)"
+    )
+    script = script.replace("        os.kill(os.getpid(), signal.SIGINT)\n", "", 1)
+    done, _ = run_python(script, str(tmp_path / "file"))
+    assert done.returncode == 130 and done.stderr.startswith("prog: finishing the file")
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_a_second_signal_does_not_wait(tmp_path):
+    script = UNBROKEN.format(more="os.kill(os.getpid(), signal.SIGINT); time.sleep(60)")
+    done, seconds = run_python(script, str(tmp_path / "file"))
+    assert done.returncode == 130 and seconds < 15
+    assert not (tmp_path / "file").exists()
+
+
+def test_processes_of_their_own_session_are_killed():
+    script = """
+import os, signal, subprocess, sys
+from jaxdave.runtime import interrupts
+interrupts.install("prog")
+sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+child = subprocess.Popen(sleep, start_new_session=True)
+print(child.pid, flush=True)
+with interrupts.killed_on_interrupt(child.pid):
+    os.kill(os.getpid(), signal.SIGINT)
+    child.wait()
+"""
+    # Its pipe is open for as long as the child lives.
+    done, seconds = run_python(script)
+    assert is_interrupted(done, "prog") and seconds < 15
+
+
+def test_where_it_is_ignored_it_stays_ignored():
+    script = ON_IMPORT.format(module="typer") + f"action = interrupt\n{RUN}"
+    done, _ = run_python(script, "--version", handler="SIG_IGN")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_caller_of_the_command_line_keeps_its_own_ways(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit):
+        main.main(["--version"])
+    assert capsys.readouterr().out.startswith("jaxdave ")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_forked_child_has_the_handler_of_python():
+    script = """
+import os, signal
+from jaxdave.runtime import interrupts
+interrupts.install("prog")
+if os.fork() == 0:
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        os._exit(3)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    done, _ = run_python(script)
+    assert (done.returncode, done.stdout) == (0, "3\n")
