@@ -15,7 +15,7 @@ Arrays are named with a suffix of axis letters, `tokens_NW` is [N, W]:
      of weights and caches                  Z  possible draft lengths
   S  states of a call, S = K N              C  calls of a row
   M  distinct block states of a call; ids   R  any rows of a matrix
-     at each position
+     at each position                       I  steps of a schedule
   J  blocks of the window
 
 The engine is written for one row and mapped over the rows of a batch.
