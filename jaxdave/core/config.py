@@ -132,6 +132,15 @@ class ModelConfig:
                 )
 
     @property
+    def eos_id(self) -> int:
+        """The id of the end of a text, where others of `stop_ids` end a turn.
+
+        It is the stop id that also pads, as in all published checkpoints; otherwise the
+        first stop id.
+        """
+        return self.pad_id if self.pad_id in self.stop_ids else self.stop_ids[0]
+
+    @property
     def suppressed_ids(self) -> tuple[int, ...]:
         """Ids below `vocab_size` that no decoder may ever predict."""
         return (self.mask_id,)

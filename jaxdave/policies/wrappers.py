@@ -108,7 +108,8 @@ def demote(policy: Policy, ids: Sequence[int]) -> Policy:
     Raises:
         ValueError: `ids` is empty.
 
-    Source: LLaDA's confidence_eos_eot_inf.
+    Source: how LLaDA describes its confidence_eos_eot_inf. Its code takes the end
+    tokens out of all confidences, too (`models.guidance.with_unscored_ids`).
     """
     if not ids:
         raise ValueError("demote: ids is empty; give the ids that should come last")

@@ -1,4 +1,4 @@
-"""--stop-last and --no-stop: what they do, alone and with every method."""
+"""--stop-last, --no-stop and LLaDA's two: what they do, with every method."""
 
 import json
 from dataclasses import replace
@@ -15,9 +15,10 @@ PLAIN = DecodeConfig(max_new_tokens=32)
 LAST = replace(PLAIN, stop_last=True)
 
 
-def test_the_help_names_both(run):
+def test_the_help_names_all(run):
     code, out, _ = run("generate", "--help")
-    assert code == 0 and "--stop-last" in out and "--no-stop" in out
+    names = "--stop-last --no-stop --logits-eos-inf --confidence-eos-eot-inf"
+    assert code == 0 and all(name in out for name in names.split())
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_end_tokens_come_after_the_answer(run):
 def test_they_exclude_each_other(run):
     code, out, err = run("generate", "x", "--stop-last", "--no-stop")
     assert (code, out) == (2, "") and err.count("\n") == 1 and "Traceback" not in err
-    assert "leave one of --stop-last and --no-stop out" in err
+    assert "leave one of --no-stop and --stop-last out" in err
 
 
 def test_a_lossy_policy_is_taken_when_asked_for(run):
