@@ -61,6 +61,7 @@ class ModelConfig:
             at i - 1 (Dream). "block": the one at i - 1 inside a block only
             (Fast-dLLM v2).
         qkv_bias: Whether the projections to queries, keys and values have a bias.
+        o_bias: Whether the projection out of attention has a bias.
         qk_norm: Whether queries and keys are RMS-normed per head.
         tie_embeddings: Whether the head is the embedding.
         rope_theta: Base of the rotary frequencies.
@@ -91,6 +92,7 @@ class ModelConfig:
     attention: Literal["block_causal", "full"] = "block_causal"
     logits_shift: Literal["none", "full", "block"] = "none"
     qkv_bias: bool = False
+    o_bias: bool = False
     qk_norm: bool = False
     tie_embeddings: bool = False
     rope_theta: float = 1e6

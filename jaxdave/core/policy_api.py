@@ -154,6 +154,8 @@ class Policy(NamedTuple):
             step would be the same for all predictions within the bound that have the
             same tokens at the open positions. None if the rule cannot tell; it is then
             decoded under exact numerics.
+        tokens_per_step: How many tokens every step commits while there are as many in
+            the block; None where that varies. Only reports look at it.
 
     Example:
         def step(view, memory):  # fill the leftmost open position
@@ -172,3 +174,4 @@ class Policy(NamedTuple):
     scoring: CandidateScoring | None = None
     shadow: bool = False
     is_certain: Callable[[PolicyView, Memory, ErrorBound], jax.Array] | None = None
+    tokens_per_step: int | None = None

@@ -100,7 +100,8 @@ def generate(
         length=layout.block_length,
         mask_id=layout.mask_id,
         stop_ids=layout.stop_ids,
-        commits=layout.cache_rule is CacheRule.EXACT,
+        is_block_causal=layout.cache_rule is CacheRule.EXACT,
+        tokens_per_step=decoder.spec.policy.tokens_per_step,
     )
     return Result(rows, seconds, prepared.seconds + compile_seconds)
 

@@ -41,7 +41,6 @@ from jaxdave.policies.intervals import (
     increasing,
     point,
     select_top,
-    union,
 )
 from jaxdave.policies.registry import register
 from jaxdave.policies.validation import check_amount, check_count

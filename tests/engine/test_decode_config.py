@@ -70,7 +70,10 @@ def test_nothing_can_be_changed():
         ({"threshold": 0.9, "tokens_per_step": 2}, "no meaning with a threshold"),
         ({"policy": "wino", "threshold": 0.9}, "policy='wino' says what a step"),
         ({"policy": policies.wino(), "tokens_per_step": 2}, "says what a step commits"),
-        ({"stop_last": True, "no_stop": True}, "leave one of --no-stop and --stop-last"),
+        (
+            {"stop_last": True, "no_stop": True},
+            "leave one of --no-stop and --stop-last",
+        ),
         (
             {"confidence_eos_eot_inf": True, "stop_last": True},
             "leave one of --stop-last and --confidence-eos-eot-inf out",
