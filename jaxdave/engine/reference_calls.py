@@ -47,9 +47,9 @@ def reference_calls(path: DecodedPath) -> int:
     """The calls of the public loop on a path.
 
     Exact where every step commits the same number of tokens. Otherwise what is left of
-    the last block counts as one call, and the count may be too low by its other steps;
-    without a cache under full attention, where one call of ours may complete several
-    blocks, also by one call for each block that took one step.
+    the last block counts as one call at most, and the count may be too low by its other
+    steps; without a cache under full attention, where one call of ours may complete
+    several blocks, also by one call for each block that took one step.
 
     Args:
         path: The path, which has at least one decoded position.
@@ -60,33 +60,38 @@ def reference_calls(path: DecodedPath) -> int:
     length = path.block_length
     anchor = 0 if path.is_block_causal else path.begin
     decoded = path.begin + np.flatnonzero(path.call_T[path.begin : path.end] >= 0)
-    last_block = (int(decoded[-1]) - anchor) // length
-    last_end = anchor + (last_block + 1) * length
-    # Positions of the last block that were left out: after an end token, or because the
-    # room ends inside the block.
-    tail_T = path.call_T[max(path.begin, last_end - length) : last_end]
-    rest = int(np.sum(tail_T < 0))
-    rest_calls = -(-rest // path.tokens_per_step) if path.tokens_per_step else rest > 0
-    calls = path.steps + int(rest_calls)
-    if path.is_block_causal:
-        blocks = last_block - path.begin // length + 1
-        has_prefill = path.begin >= length
-        return calls + blocks + has_prefill
-    return calls + _second_looks(path, last_block, is_cut=rest > 0)
-
-
-def _second_looks(path: DecodedPath, last_block: int, is_cut: bool) -> int:
-    """Blocks that one step completed, which the public loop looks at once more."""
-    if path.block_length == 1:
-        return 0
-    first, size = path.begin, path.block_length
-    calls_of_block = [
-        set(path.call_T[first + b * size : first + (b + 1) * size].tolist()) - {-1}
-        for b in range(last_block + 1 - is_cut)
+    first = (path.begin - anchor) // length
+    last = (int(decoded[-1]) - anchor) // length
+    # Positions of every block that the prompt does not fill.
+    blocks = [
+        np.arange(max(path.begin, anchor + b * length), anchor + (b + 1) * length)
+        for b in range(first, last + 1)
     ]
+    if path.tokens_per_step is not None:
+        steps = [-(-len(block) // path.tokens_per_step) for block in blocks]
+        total, single = sum(steps), steps.count(1)
+    else:
+        total, single = _varying_steps(path, blocks)
+    if path.is_block_causal:
+        has_prefill = path.begin >= length
+        return total + len(blocks) + has_prefill
+    # Blocks that one step completes are looked at once more, if they had room for more.
+    return total + (single if length > 1 else 0)
+
+
+def _varying_steps(path: DecodedPath, blocks: list[np.ndarray]) -> tuple[int, int]:
+    """The steps of a path, and how many blocks are known to have taken one only."""
+    # Positions of the last block may be left out: after an end token, or because the
+    # room ends inside the block. What lies beyond the room may have been committed
+    # along with the last token, the rest takes a step at least.
+    left = blocks[-1][path.call_T[blocks[-1]] < 0]
+    total = path.steps + int(np.any(left < path.end))
+    complete = blocks[: len(blocks) - (len(left) > 0)]
+    calls_of_block = [set(path.call_T[block].tolist()) for block in complete]
     all_calls = [call for calls in calls_of_block for call in calls]
-    return sum(
+    single = sum(
         sum(path.steps_of_call[call] for call in calls) == 1
         and all(all_calls.count(call) == 1 for call in calls)
         for calls in calls_of_block
     )
+    return total, single

@@ -85,10 +85,10 @@ def prophet(
     Raises:
         ValueError: A parameter is out of range.
 
-    Source: Prophet (arXiv 2508.19982, generate_earlyexit.py). Deviations: logits are the
-    tempered ones; the step fills its block only, where the code fills the whole answer
-    from one call, and an answer that does not lie in the block does not end it. With
-    one single block the texts are the code's.
+    Source: Prophet (arXiv 2508.19982, generate_earlyexit.py). Deviations: logits are
+    the tempered ones; the step fills its block only, where the code fills the whole
+    answer from one call, and an answer that does not lie in the block does not end it.
+    With one single block the texts are the code's.
     """
     check_count(256, steps=steps)
     check_count(5, answer_length=answer_length)
