@@ -324,7 +324,7 @@ def _read_row(
         int(a) for a in stats.accepted_C[index][: verify + refresh + recheck]
     )
     path = DecodedPath(
-        call_T=call,
+        call_T=np.asarray(call),
         begin=begin,
         end=end,
         steps=steps,

@@ -2,6 +2,7 @@
 """Full attention: the laws of decoding under every cache rule, with a shift or not."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +150,7 @@ def llada_answer(net, prompt, room: int, banned, unscored, sinks) -> list[int]:
     ],
 )
 def test_an_option_for_end_tokens_is_what_it_names(option, rule):
+    extra: dict[str, Any] = {option: True}
     decoder = decoders.freedave(
         LLADA,
         draft_steps=4,
@@ -156,7 +158,7 @@ def test_an_option_for_end_tokens_is_what_it_names(option, rule):
         max_new_tokens=12,
         cache="none",
         network=fake_full_model.network(False),
-        **{option: True},
+        **extra,
     )
     prompts = prompts_of([5, 8, 11, 3], seed=2)
     rules = {"banned": (), "unscored": (), "sinks": (), **rule}
