@@ -3,8 +3,8 @@
     python -m bench.demo [--limit N]
 
 Calls are those of the answers as decoded: decoding stops at the end token, so nothing
-after it counts. "reference" is the number of calls that the public static loop would
-spend on the same path.
+after it counts. "reference" is the number of calls that the public static loop spends
+on the same path, to the end of the block in which the answer ends.
 """
 
 from collections.abc import Sequence

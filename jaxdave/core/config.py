@@ -76,6 +76,7 @@ class ModelConfig:
             at i - 1 (Dream). "block": the one at i - 1 inside a block only
             (Fast-dLLM v2).
         qkv_bias: Whether the projections to queries, keys and values have a bias.
+        o_bias: Whether the projection out of attention has a bias.
         qk_norm: Whether queries and keys are RMS-normed per head.
         tie_embeddings: Whether the head is the embedding.
         rope_theta: Base of the rotary frequencies.
@@ -106,6 +107,7 @@ class ModelConfig:
     attention: Literal["block_causal", "full"] = "block_causal"
     logits_shift: Literal["none", "full", "block"] = "none"
     qkv_bias: bool = False
+    o_bias: bool = False
     qk_norm: bool = False
     tie_embeddings: bool = False
     rope_theta: float = 1e6
@@ -158,6 +160,15 @@ class ModelConfig:
                     f"{field}={getattr(self, field)} must be a row of the embedding "
                     f"(0..{self.vocab_rows - 1}); take it from the tokenizer"
                 )
+
+    @property
+    def eos_id(self) -> int:
+        """The id of the end of a text, where others of `stop_ids` end a turn.
+
+        It is the stop id that also pads, as in all published checkpoints; otherwise the
+        first stop id.
+        """
+        return self.pad_id if self.pad_id in self.stop_ids else self.stop_ids[0]
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:

@@ -123,6 +123,9 @@ class ModelFns(NamedTuple):
         fast_prefill: `prefill` in whatever shapes are fastest. Allowed under guarded
             numerics because `recheck` can remake the whole cache in the trusted shape.
             None: guarded numerics use `prefill`.
+        unscored_ids: Ids that may be predicted, but that confidences leave out: score,
+            gap, margin and entropy are those of the distribution without them, and a
+            token that is one of them has probability 0.
     """
 
     forward: ForwardFn
@@ -137,3 +140,4 @@ class ModelFns(NamedTuple):
     evaluate_blocks: EvaluateBlocksFn | None = None
     recheck: RecheckFn | None = None
     fast_prefill: PrefillFn | None = None
+    unscored_ids: tuple[int, ...] = ()

@@ -15,7 +15,7 @@ Arrays are named with a suffix of axis letters, `tokens_NW` is [N, W]:
      of weights and caches                  Z  possible draft lengths
   S  states of a call, S = K N              C  calls of a row
   M  distinct block states of a call; ids   R  any rows of a matrix
-     at each position
+     at each position                       I  steps of a schedule
   J  blocks of the window
 
 The engine is written for one row and mapped over the rows of a batch.
@@ -155,6 +155,8 @@ class Policy(NamedTuple):
             step would be the same for all predictions within the bound that have the
             same tokens at the open positions. None if the rule cannot tell; it is then
             decoded under exact numerics.
+        tokens_per_step: How many tokens every step commits while there are as many in
+            the block; None where that varies. Only reports look at it.
 
     Example:
         def step(view, memory):  # fill the leftmost open position
@@ -173,3 +175,4 @@ class Policy(NamedTuple):
     scoring: CandidateScoring | None = None
     shadow: bool = False
     is_certain: Callable[[PolicyView, Memory, ErrorBound], jax.Array] | None = None
+    tokens_per_step: int | None = None

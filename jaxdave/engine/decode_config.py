@@ -189,8 +189,15 @@ class DecodeConfig(_Record):
         cache: "none", "prefix" or "dual" for full-attention models (None: "dual");
             block-causal models take None.
         guidance: Scale of classifier-free guidance, 0 (off) or more; full attention.
-        no_stop: Never predict an end token.
-        stop_last: End tokens count as the least confident of their block.
+        no_stop: Never predict any of the model's end tokens.
+        logits_eos_inf: Never predict the end of a text (`ModelConfig.eos_id`); the end
+            of a turn still ends an answer. LLaDA's option of that name.
+        stop_last: Positions that hold an end token are the least confident of their
+            block, as LLaDA describes its next option; other confidences stay.
+        confidence_eos_eot_inf: All confidences are of the distribution without the end
+            tokens, and positions that hold one come last, as LLaDA's code computes its
+            option of that name at temperature 0. (Above, that code leaves out the end
+            of a turn only.)
         draft: The draft function: a name (`jaxdave.drafting.registry`), such as "tree",
             "nested" or "copy", or a draft function itself.
         lossy: Allow policies that speculate with the text and do not verify.
@@ -231,8 +238,16 @@ class DecodeConfig(_Record):
     )
     cache: str | None = _field(None, "none, prefix or dual, for full attention.")
     guidance: float = _field(0.0, "Classifier-free guidance; 0 is off.")
-    no_stop: bool = _field(False, "Never predict an end token.")
-    stop_last: bool = _field(False, "End tokens are the least confident of a block.")
+    no_stop: bool = _field(False, "Never predict any end token.")
+    logits_eos_inf: bool = _field(
+        False, "Never predict the end of a text; that of a turn still ends (LLaDA)."
+    )
+    stop_last: bool = _field(
+        False, "Positions of end tokens are a block's least confident."
+    )
+    confidence_eos_eot_inf: bool = _field(
+        False, "Confidences leave end tokens out (LLaDA)."
+    )
     draft: Any = _field(
         "tree",
         "tree (nested where the model is not calibrated), nested, copy (tree, and "
@@ -369,11 +384,7 @@ def _check_combinations(c: DecodeConfig) -> None:
             f"threshold={c.threshold} has no meaning with method 'static'; "
             "use --method threshold or leave it out"
         )
-    if c.stop_last and c.no_stop:
-        raise ValueError(
-            "stop_last=True orders end tokens and no_stop=True forbids them; "
-            "leave one of --stop-last and --no-stop out"
-        )
+    _check_end_tokens(c)
     if c.policy is not None and (c.is_by_threshold or c.tokens_per_step is not None):
         name = c.policy if isinstance(c.policy, str) else c.policy.name
         raise ValueError(
@@ -385,3 +396,19 @@ def _check_combinations(c: DecodeConfig) -> None:
             f"tokens_per_step={c.tokens_per_step} has no meaning with a threshold, "
             "which decides how many; leave one of them out"
         )
+
+
+def _check_end_tokens(c: DecodeConfig) -> None:
+    """Two settings that say the same of end tokens, or opposite things."""
+    for one, other, reason in (
+        ("no_stop", "stop_last", "forbids end tokens, which the other orders"),
+        ("no_stop", "confidence_eos_eot_inf", "forbids what the other orders"),
+        ("no_stop", "logits_eos_inf", "forbids all that the other forbids"),
+        ("stop_last", "confidence_eos_eot_inf", "is another reading of the other"),
+    ):
+        if getattr(c, one) and getattr(c, other):
+            flags = (f"--{name.replace('_', '-')}" for name in (one, other))
+            raise ValueError(
+                f"{one}=True {reason}, {other}=True; "
+                f"leave one of {' and '.join(flags)} out"
+            )

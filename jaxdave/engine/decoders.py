@@ -27,7 +27,11 @@ from jaxdave.engine.decode_config import NUMERICS as NUMERICS
 from jaxdave.engine.decode_config import DecodeConfig, DraftSteps
 from jaxdave.engine.decode_layout import DecodeLayout, decode_layout
 from jaxdave.models.drafted import with_drafted_params
-from jaxdave.models.guidance import with_guidance, with_suppressed_ids
+from jaxdave.models.guidance import (
+    with_guidance,
+    with_suppressed_ids,
+    with_unscored_ids,
+)
 from jaxdave.models.shadow_masks import with_shadow_masks
 from jaxdave.policies.validation import check_policy
 from jaxdave.runtime.platform import on_cpu
@@ -310,7 +314,7 @@ def _make_decoder(
 ) -> Decoder:
     """A decoder that knows no recipe yet."""
     policy = config.make_policy()
-    if config.stop_last:
+    if config.stop_last or config.confidence_eos_eot_inf:
         policy = policies.demote(policy, model_config.stop_ids)
     check_policy(policy)
     _check_hashable("policy", policy)
@@ -365,6 +369,7 @@ def _assemble(
         policy = policies.first_alone(policy)
     suppressed_ids = {*config.suppressed_ids}
     suppressed_ids |= {*model_config.stop_ids} if config.no_stop else set()
+    suppressed_ids |= {model_config.eos_id} if config.logits_eos_inf else set()
     spec = _decode_spec(
         config=model_config,
         policy=policy,
@@ -374,6 +379,7 @@ def _assemble(
         numerics=numerics,
         guidance=config.guidance,
         suppressed_ids=tuple(sorted(suppressed_ids)),
+        unscored_ids=model_config.stop_ids if config.confidence_eos_eot_inf else (),
         draft=draft,
         network=network,
     )
@@ -437,6 +443,7 @@ def _decode_spec(
     numerics: Numerics,
     guidance: float,
     suppressed_ids: tuple[int, ...],
+    unscored_ids: tuple[int, ...],
     draft: DraftFn,
     network: ModelFns | None,
 ) -> DecodeSpec:
@@ -452,6 +459,8 @@ def _decode_spec(
         model = with_guidance(model, guidance, config.mask_id)
     if suppressed_ids:
         model = with_suppressed_ids(model, suppressed_ids)
+    if unscored_ids:
+        model = with_unscored_ids(model, unscored_ids)
     if draft.takes_params:
         model = with_drafted_params(model)
     return DecodeSpec(

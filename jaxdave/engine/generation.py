@@ -111,7 +111,8 @@ def generate(
         length=layout.block_length,
         mask_id=layout.mask_id,
         stop_ids=layout.stop_ids,
-        commits=layout.cache_rule is CacheRule.EXACT,
+        is_block_causal=layout.cache_rule is CacheRule.EXACT,
+        tokens_per_step=decoder.spec.policy.tokens_per_step,
     )
     if len(rows) == 1:
         observe(decoder.spec, params, prepared.shapes, _seen(rows[0], seconds))

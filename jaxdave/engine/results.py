@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxdave.core.prediction import NO_TOKEN
 from jaxdave.core.state import RowState, Stats
+from jaxdave.engine.reference_calls import DecodedPath, reference_calls
 
 FinishReason = Literal["stop", "length", "nonfinite"]
 _SHOWN_IDS = 8
@@ -60,9 +61,9 @@ class Completion:
             finite number; what was decoded before that is not to be trusted.
         valid_tokens: How many of `token_ids` are text.
         nfe: Calls of the model by kind.
-        reference_nfe: What the public static loop would have spent on the same path:
-            for block-causal models one prefill, one call per policy step and one commit
-            per block; for full attention one call per policy step.
+        reference_nfe: What the public loop without drafts would have spent on the same
+            path, up to the end of the block in which the answer ends. Exact where every
+            step commits as many tokens (see `engine.reference_calls`).
         accepted: Policy steps that each call after the prefill confirmed.
         committed_at: The call that made each of `token_ids` known (0: the prefill).
         steps: Policy steps in all.
@@ -252,7 +253,8 @@ def read_rows(
     length: int,
     mask_id: int,
     stop_ids: tuple[int, ...],
-    commits: bool,
+    is_block_causal: bool,
+    tokens_per_step: int | None,
 ) -> tuple[Completion, ...]:
     """The completions of finished rows.
 
@@ -262,13 +264,23 @@ def read_rows(
         length: The block length.
         mask_id: The id of a masked position.
         stop_ids: The ids that end an answer.
-        commits: The public loop spends calls on a prefill and on commits.
+        is_block_causal: The model is, so that the public loop stores finished blocks.
+        tokens_per_step: Tokens that every policy step commits; None where that varies.
 
     Returns:
         A completion for every row.
     """
     return tuple(
-        _read_row(rows, index, max_new_tokens, length, mask_id, stop_ids, commits)
+        _read_row(
+            rows,
+            index,
+            max_new_tokens,
+            length,
+            mask_id,
+            stop_ids,
+            is_block_causal,
+            tokens_per_step,
+        )
         for index in range(len(rows.done))
     )
 
@@ -303,7 +315,8 @@ def _read_row(
     length: int,
     mask_id: int,
     stop_ids: tuple[int, ...],
-    commits: bool,
+    is_block_causal: bool,
+    tokens_per_step: int | None,
 ) -> Completion:
     tokens, call = rows.tokens_T[index], rows.stats.call_T[index]
     begin, end = int(rows.begin[index]), int(rows.end[index])
@@ -315,24 +328,33 @@ def _read_row(
     )
     # The row's step index counts policy steps, however many each call has confirmed.
     steps = int(rows.n[index])
-    # The public loop commits every block that holds a decoded position.
     decoded = np.flatnonzero(call[begin:end] >= 0)
     if not len(decoded):
         raise ValueError(
             f"no token was committed in {steps} policy steps; a policy's step must "
             "fill an open position whenever there is one"
         )
-    blocks = (begin + int(decoded[-1])) // length - begin // length + 1
+    accepted = tuple(
+        int(a) for a in stats.accepted_C[index][: verify + refresh + recheck]
+    )
+    path = DecodedPath(
+        call_T=np.asarray(call),
+        begin=begin,
+        end=end,
+        steps=steps,
+        steps_of_call=(1, *accepted),
+        tokens_per_step=tokens_per_step,
+        block_length=length,
+        is_block_causal=is_block_causal,
+    )
     ids = tuple(int(t) for t in tokens[begin:last])
     return Completion(
         token_ids=ids,
         finish_reason=row_finish(tokens[begin:answer], last < known),
         valid_tokens=len(ids),
         nfe=Nfe(prefill=1, verify=verify, refresh=refresh, recheck=recheck),
-        reference_nfe=steps + (1 + blocks) * commits,
-        accepted=tuple(
-            int(a) for a in stats.accepted_C[index][: verify + refresh + recheck]
-        ),
+        reference_nfe=reference_calls(path),
+        accepted=accepted,
         sizes=tuple(int(count) for count in stats.size_Z[index]),
         committed_at=tuple(int(c) for c in call[begin:last]),
         steps=steps,

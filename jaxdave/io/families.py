@@ -7,7 +7,7 @@ resulting config needs (`checkpoint_tensors`).
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.param_paths import leaves_by_path
@@ -30,6 +30,18 @@ ConfigKeys = Mapping[str, tuple[str, type, Any]]
 """Field of `ModelConfig` -> (key of config.json, its type, value if it is absent)."""
 
 
+class NullKey(NamedTuple):
+    """What a null stands for in a family's config.json.
+
+    Attributes:
+      other: the key whose value it takes.
+      if_absent: whether a missing key means the same.
+    """
+
+    other: str
+    if_absent: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One layout of checkpoints.
@@ -48,8 +60,8 @@ class Family:
         trained without blocks.
       stop_tokens: tokens that end an answer besides those that the files name.
       mask_token: the mask token's text, for folders whose files do not name it.
-      null_keys: keys of config.json that mean "as that other key" where they are null
-        or absent.
+      null_keys: keys of config.json that mean "as that other key" where they are null;
+        where they are absent, too, if the class has no default of its own.
     """
 
     name: str
@@ -64,7 +76,7 @@ class Family:
     block_length_key: str | None
     stop_tokens: tuple[str, ...]
     mask_token: str
-    null_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    null_keys: Mapping[str, NullKey] = dataclasses.field(default_factory=dict)
 
 
 _QWEN_KEYS: ConfigKeys = {
@@ -79,13 +91,15 @@ _QWEN_KEYS: ConfigKeys = {
     "rope_theta": ("rope_theta", float, REQUIRED),
     "rms_eps": ("rms_norm_eps", float, REQUIRED),
     "qkv_bias": ("attention_bias", bool, False),
+    # Qwen3's class, and so SDAR's, gives the output projection a bias as well.
+    "o_bias": ("attention_bias", bool, False),
     "tie_embeddings": ("tie_word_embeddings", bool, False),
 }
 # Qwen2's class has biases on q, k and v whatever its config says, and no head_dim key.
 _QWEN2_KEYS: ConfigKeys = {
     field: entry
     for field, entry in _QWEN_KEYS.items()
-    if field not in ("qkv_bias", "head_dim")
+    if field not in ("qkv_bias", "o_bias", "head_dim")
 }
 _LLADA_KEYS: ConfigKeys = {
     "num_layers": ("n_layers", int, REQUIRED),
@@ -109,6 +123,7 @@ _QWEN_REQUIRED: Mapping[str, Any] = {
     "rope_scaling": None,
     "use_sliding_window": False,
 }
+_QWEN_NULLS = {"num_key_value_heads": NullKey("num_attention_heads")}
 _LLADA_REQUIRED: Mapping[str, Any] = {
     "rope": True,
     "alibi": False,
@@ -140,6 +155,7 @@ DREAM = Family(
     block_length_key=None,
     stop_tokens=_CHATML_STOP_TOKENS,
     mask_token="<|mask|>",
+    null_keys=_QWEN_NULLS,
 )
 # LLaDA has tensor and key names of its own; the others have Qwen's.
 LLADA = Family(
@@ -155,7 +171,10 @@ LLADA = Family(
     block_length_key=None,
     stop_tokens=("<|eot_id|>",),
     mask_token="<|mdm_mask|>",
-    null_keys={"n_kv_heads": "n_heads", "embedding_size": "vocab_size"},
+    null_keys={
+        "n_kv_heads": NullKey("n_heads", if_absent=True),
+        "embedding_size": NullKey("vocab_size", if_absent=True),
+    },
 )
 # Qwen3's layers (norms on queries and keys), block-causal. TraDo has the same files.
 SDAR = Family(
@@ -171,6 +190,7 @@ SDAR = Family(
     block_length_key="block_size",
     stop_tokens=_CHATML_STOP_TOKENS,
     mask_token="<|MASK|>",
+    null_keys=_QWEN_NULLS,
 )
 # Qwen2's layers, block-causal; outputs are shifted inside a block only. It has the same
 # tensors as Dream: the config alone tells the two apart.
@@ -187,6 +207,7 @@ FAST_DLLM = Family(
     block_length_key="bd_size",
     stop_tokens=_CHATML_STOP_TOKENS,
     mask_token="|<MASK>|",
+    null_keys=_QWEN_NULLS,
 )
 FAMILIES = {family.name: family for family in (DREAM, LLADA, SDAR, FAST_DLLM)}
 """All families by name."""
@@ -262,8 +283,11 @@ def config_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: names every key that is missing, has a wrong type, or asks for
         something that our transformer does not implement.
     """
+    raw, problems = _resolve_rope(raw)
+    raw, more = _resolve_kv_heads(raw)
     raw = _fill_null_keys(family, raw)
-    fields, problems = _read_keys(raw, family.config_keys, family.required_values)
+    fields, most = _read_keys(raw, family.config_keys, family.required_values)
+    problems = [*problems, *more, *most]
     # Classes without a head_dim key divide the
     # hidden size by the heads, as ours then does.
     if not problems and "head_dim" not in fields:
@@ -279,32 +303,96 @@ def config_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fill_null_keys(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolve keys whose null means "as that other key" (`Family.null_keys`)."""
+    """Resolve keys whose null means something (`Family.null_keys`)."""
     filled = dict(raw)
-    for key, other in family.null_keys.items():
-        if filled.get(key) is None and other in filled:
+    for key, (other, if_absent) in family.null_keys.items():
+        is_null = raw.get(key) is None and (if_absent or key in raw)
+        if is_null and other in filled:
             filled[key] = filled[other]
+    # LLaDA's class multiplies where no size is given.
+    if "mlp_ratio" in raw and raw.get("mlp_hidden_size") is None:
+        sizes = raw["mlp_ratio"], raw.get("d_model")
+        if all(_is_instance(size, int) for size in sizes):
+            filled["mlp_hidden_size"] = sizes[0] * sizes[1]
     return filled
+
+
+def _resolve_kv_heads(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Resolve `multi_query_attention`, LLaDA's other way to say `n_kv_heads`.
+
+    Returns:
+      The resolved content of config.json, and what is wrong with it.
+    """
+    is_multi_query, stated = raw.get("multi_query_attention"), raw.get("n_kv_heads")
+    if not isinstance(is_multi_query, bool):
+        return dict(raw), []
+    heads = 1 if is_multi_query else raw.get("n_heads")
+    if stated not in (None, heads):
+        return dict(raw), [
+            f"multi_query_attention={is_multi_query} must be null where "
+            f"n_kv_heads={stated!r}"
+        ]
+    return {**raw, "n_kv_heads": heads}, []
+
+
+_ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "factor"}
+_SCALED_BY_FACTOR = ("linear", "dynamic", "yarn")
+"""Rotary scalings that a factor of 1 leaves as they are."""
+
+
+def _resolve_rope(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Put the rotary settings where older files have them, and null for no scaling.
+
+    As transformers 5 does: `rope_scaling`, unless empty, takes the place of
+    `rope_parameters`, and a base in there goes before `rope_theta`.
+
+    Returns:
+      The resolved content of config.json, and what is wrong with it.
+    """
+    resolved = {**raw, "rope_scaling": None, "rope_parameters": None}
+    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = raw.get(key) or {}
+    if not isinstance(rope, Mapping):
+        return resolved, [f"{key}={rope!r} must be None or an object"]
+    if rope.get("rope_theta") is not None:
+        resolved["rope_theta"] = rope["rope_theta"]
+    kind = rope.get("rope_type", rope.get("type"))
+    is_plain = kind == "default" or (key == "rope_parameters" and kind is None)
+    # A factor of 1 scales nothing, unless other keys say more.
+    is_plain |= kind in _SCALED_BY_FACTOR and rope.get("factor") == 1
+    is_plain &= kind == "default" or set(rope) <= _ROPE_KEYS
+    problems = [] if is_plain or not rope else [f"{key}={dict(rope)!r} must be None"]
+    for part in (rope, raw):
+        share = part.get("partial_rotary_factor")
+        if share is not None and share != 1:
+            problems.append(f"partial_rotary_factor={share!r} must be 1")
+    return resolved, problems
 
 
 def _read_keys(
     raw: Mapping[str, Any], config_keys: ConfigKeys, required_values: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Read fields from config.json; returns them and what is wrong with the keys."""
-    # Newer transformers write the rotary settings into an object of their own.
-    raw = {**(raw.get("rope_parameters") or {}), **raw}
     fields, problems = {}, []
     for field, (key, kind, default) in config_keys.items():
         value = raw.get(key, default)
+        # The published classes ask whether a switch is true, and null is not.
+        value = False if value is None and kind is bool else value
         if value is REQUIRED:
             problems.append(f"{key} is missing")
         elif not _is_instance(value, kind):
-            problems.append(f"{key}={value!r} must be of type {kind.__name__}")
+            problem = f"{key}={value!r} must be of type {kind.__name__}"
+            problems += [problem] if problem not in problems else []
         else:
             fields[field] = kind(value)
-    for key, value in {**required_values, "rope_type": "default"}.items():
-        if raw.get(key, value) != value:
-            problems.append(f"{key}={raw[key]!r} must be {value!r}")
+    for key, value in required_values.items():
+        stated = raw.get(key, value)
+        is_off = stated is None and value is False
+        if stated != value and not is_off:
+            problems.append(f"{key}={stated!r} must be {value!r}")
+    layers = raw.get("layer_types") or ()
+    if any(kind != "full_attention" for kind in layers):
+        problems.append(f"layer_types={layers!r} must all be 'full_attention'")
     return fields, problems
 
 

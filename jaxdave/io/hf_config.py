@@ -118,6 +118,7 @@ def _inexpressible_fields(family: Family, config: ModelConfig) -> list[str]:
         "logits_shift": "none",
         "qk_norm": False,
         "qkv_bias": False,
+        "o_bias": False,
         "rope_fp32": False,
     }
     # A field with a key of its own in config.json may have any value.
@@ -127,6 +128,12 @@ def _inexpressible_fields(family: Family, config: ModelConfig) -> list[str]:
         if field not in family.config_keys
     }
     implied = {**implied, **family.config_values, "rotary_dim": config.head_dim}
+    # One key may say two fields, which must agree then.
+    values_by_key: dict[str, Any] = {}
+    for field, (key, _, _) in family.config_keys.items():
+        value = getattr(config, field)
+        if values_by_key.setdefault(key, value) != value:
+            implied[field] = values_by_key[key]
     return [
         f"{field}={getattr(config, field)!r}"
         for field, value in implied.items()

@@ -66,6 +66,7 @@ QWEN_TENSORS = _tensor_names(
         "attn/q/bias": "self_attn.q_proj.bias",
         "attn/k/bias": "self_attn.k_proj.bias",
         "attn/v/bias": "self_attn.v_proj.bias",
+        "attn/o/bias": "self_attn.o_proj.bias",
         "attn/q_norm/scale": "self_attn.q_norm.weight",
         "attn/k_norm/scale": "self_attn.k_norm.weight",
         "mlp/gate/kernel": "mlp.gate_proj.weight",

@@ -1,4 +1,4 @@
-"""Models derived from models: classifier-free guidance and suppressed ids."""
+"""Models derived from models: guidance, and ids that are suppressed or not scored."""
 
 import jax.numpy as jnp
 
@@ -72,7 +72,7 @@ def with_guidance(model: ModelFns, scale: float, mask_id: int) -> ModelFns:
 
 
 def with_suppressed_ids(model: ModelFns, ids: tuple[int, ...]) -> ModelFns:
-    """Forbid more ids (LLaDA's `logits_eos_inf`).
+    """Forbid more ids.
 
     Args:
         model: Any model.
@@ -82,3 +82,16 @@ def with_suppressed_ids(model: ModelFns, ids: tuple[int, ...]) -> ModelFns:
         The model with these ids among its `suppressed_ids`.
     """
     return model._replace(suppressed_ids=tuple(sorted({*model.suppressed_ids, *ids})))
+
+
+def with_unscored_ids(model: ModelFns, ids: tuple[int, ...]) -> ModelFns:
+    """Leave ids out of the confidences (LLaDA's `confidence_eos_eot_inf`).
+
+    Args:
+        model: Any model.
+        ids: Ids that may be predicted and do not count in any confidence.
+
+    Returns:
+        The model with these `unscored_ids`.
+    """
+    return model._replace(unscored_ids=tuple(sorted({*model.unscored_ids, *ids})))

@@ -138,7 +138,7 @@ class Attention(nnx.Module):
         self.q = Linear(c.hidden, q_size, bias=c.qkv_bias, **options)
         self.k = Linear(c.hidden, kv_size, bias=c.qkv_bias, **options)
         self.v = Linear(c.hidden, kv_size, bias=c.qkv_bias, **options)
-        self.o = Linear(q_size, c.hidden, **options)
+        self.o = Linear(q_size, c.hidden, bias=c.o_bias, **options)
         has_norm = c.qk_norm
         self.q_norm = RMSNorm(c.head_dim, c.rms_eps, dtype=dtype) if has_norm else None
         self.k_norm = RMSNorm(c.head_dim, c.rms_eps, dtype=dtype) if has_norm else None

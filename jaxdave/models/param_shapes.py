@@ -42,7 +42,7 @@ def param_shapes(config: ModelConfig, dtype=jnp.float32) -> Params:
         "q": linear(c.hidden, q_size, c.qkv_bias),
         "k": linear(c.hidden, kv_size, c.qkv_bias),
         "v": linear(c.hidden, kv_size, c.qkv_bias),
-        "o": linear(q_size, c.hidden),
+        "o": linear(q_size, c.hidden, c.o_bias),
     }
     if c.qk_norm:
         attn |= {name: {"scale": (c.head_dim,)} for name in ("q_norm", "k_norm")}

@@ -45,7 +45,8 @@ def static(tokens_per_step: int = 1) -> Policy:
     def choose(view: PolicyView, values: IntervalView) -> Interval:
         return select_top(view, tokens_per_step, values.score)
 
-    return interval_policy(f"static({tokens_per_step})", choose)
+    policy = interval_policy(f"static({tokens_per_step})", choose)
+    return policy._replace(tokens_per_step=tokens_per_step)
 
 
 @register
@@ -71,4 +72,5 @@ def left_to_right(tokens_per_step: int = 1) -> Policy:
             best_positions(view, tokens_per_step, jnp.zeros_like(view.pred.score))
         )
 
-    return interval_policy(f"left_to_right({tokens_per_step})", choose)
+    policy = interval_policy(f"left_to_right({tokens_per_step})", choose)
+    return policy._replace(tokens_per_step=tokens_per_step)

@@ -202,31 +202,80 @@ def even_split(masks: jax.Array | int, steps: int, clock: BlockClock) -> jax.Arr
     return jnp.where(clock.index >= steps - 1, masks, share)
 
 
-def time_shares(steps: int, eps: float) -> np.ndarray:
-    """The share of the remaining masks that each step of a linear time commits.
+class TimeGrid(NamedTuple):
+    """A linear time that falls in steps, as Dream's sampler counts it.
+
+    Attributes:
+        times: t_0 ... t_steps, float32 [steps + 1], from 1 down to 0: the last step
+            takes all, as if its time ended at 0.
+    """
+
+    times: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        """How many steps the time falls in."""
+        return len(self.times) - 1
+
+    def shares(self) -> np.ndarray:
+        """The share of the remaining masks that each step commits.
+
+        Returns:
+            1 - t_{i+1} / t_i, float32 [steps]; 1 in the last step.
+        """
+        return np.float32(1) - self.times[1:] / self.times[:-1]
+
+
+def time_grid(steps: int, eps: float) -> TimeGrid:
+    """A linear time from 1 to eps.
 
     Args:
         steps: Number of steps.
         eps: The last time, above 0 and below 1.
 
     Returns:
-        1 - t_{i+1} / t_i for t = linspace(1, eps, steps + 1), and 1 in the last step;
-        float32 [steps].
+        linspace(1, eps, steps + 1) with 0 in the place of the last time, in the float32
+        numbers that `torch.linspace` has: counted from both ends, so that a count that
+        is a whole number but for rounding is rounded as in the published code.
     """
-    # On the host in float64, then rounded once:
-    # shares must have the same bits everywhere.
-    times = np.linspace(1.0, eps, steps + 1)
-    return np.append(1.0 - times[1:-1] / times[:-2], 1.0).astype(np.float32)
+    first, last = np.float32(1), np.float32(eps)
+    stride = (last - first) / np.float32(steps)
+    index = np.arange(steps + 1)
+    from_first = first + stride * index.astype(np.float32)
+    from_last = last - stride * (steps - index).astype(np.float32)
+    times = np.where(index < (steps + 1) // 2, from_first, from_last)
+    return TimeGrid(np.append(times[:-1], np.float32(0)).astype(np.float32))
 
 
-def time_share(shares: np.ndarray, clock: BlockClock) -> jax.Array:
-    """The share of the remaining masks that this step commits.
+def next_commit(
+    view: PolicyView, shares: np.ndarray, index: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The next step of a time grid that commits something, and how much.
+
+    Step i commits int(m share_i) of the m masks that remain. A step that commits none
+    leaves the state as it is, so that the model would say the same again: the policy
+    goes on to the next step of the grid without a call. Where a wrapper has closed
+    masks, the step is one of the grid whatever it commits, as a block's first token is
+    in Fast-dLLM's Dream.
 
     Args:
-        shares: The shares of all steps, float32 [steps]; the last one is repeated.
-        clock: The clock of the block.
+        view: The policy's view.
+        shares: The shares of all steps, float32 [steps].
+        index: The step of the grid that is due, int32 scalar.
 
     Returns:
-        float32 scalar.
+        (the step of the grid to take, the number of tokens that it commits, which is 0
+        only where a wrapper has closed masks), int32 scalars.
     """
-    return jnp.asarray(shares)[jnp.minimum(clock.index, len(shares) - 1)]
+    # Masks of the whole block, also those that a wrapper has closed: the grid counts
+    # what remains to be decoded. The product is rounded as Dream's int(...) finds it.
+    masks = count(masked_positions(view))
+    counts_I = jnp.floor(masks.astype(jnp.float32) * jnp.asarray(shares))
+    last = len(shares) - 1
+    step_I = jnp.arange(len(shares), dtype=jnp.int32)
+    index = jnp.minimum(index, last)
+    commits_I = (step_I >= index) & (counts_I >= 1)
+    is_whole = count(view.open_W) == masks
+    first = jnp.min(jnp.where(commits_I, step_I, last))
+    step = jnp.where(is_whole, first, index)
+    return step, counts_I[step].astype(jnp.int32)

@@ -5,26 +5,31 @@ the m masks that remain, the last step all. `steps` is per block; the grid begin
 in every block, as in Fast-dLLM's Dream. Defaults are those of Dream's generation
 config.
 
-Source: Dream (arXiv 2508.15487, generation_utils.py). Deviations: a step whose n_i is 0
-commits one token; confidences are of the unfiltered tempered distribution.
+Steps whose n_i is 0 take no call, as nothing would change: with as many steps as masks,
+the first step commits none, the last one two, and the text is the published code's in
+one call less. Under a cache, where a block's first token is a step of its own, as many
+steps as positions leave all n_i at 0, so that Fast-dLLM's code, and this, commit the
+rest of the block at once; ask for fewer steps or for many more. `static`, the policy
+where none is named, commits one token in every step.
+
+Source: Dream (arXiv 2508.15487, generation_utils.py). Deviation: confidences are of the
+unfiltered tempered distribution.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxdave.core.policy_api import Policy, PolicyView
+from jaxdave.core.policy_api import Memory, Policy, PolicyView
 from jaxdave.policies.block_rules import (
     BlockClock,
-    scheduled_policy,
-    time_share,
-    time_shares,
+    TimeGrid,
+    block_interval_policy,
+    next_commit,
+    time_grid,
 )
 from jaxdave.policies.common import (
-    count,
-    masked_positions,
     policy_name,
     position_gumbels,
     position_uniforms,
@@ -36,7 +41,6 @@ from jaxdave.policies.intervals import (
     increasing,
     point,
     select_top,
-    union,
 )
 from jaxdave.policies.registry import register
 from jaxdave.policies.validation import check_amount, check_count
@@ -51,9 +55,10 @@ EPS = 1e-3
 def origin(steps: int = 512, eps: float = EPS) -> Policy:
     """Every masked position by chance, more likely from step to step.
 
-    Commit i if u_i < 1 - t_{i+1} / t_i, u_i ~ U(0, 1); all in the last step. Schedule
-    and source: see this module. Deviation: if chance picks none, the one with the
-    smallest u_i is committed.
+    Commit i if u_i < 1 - t_{i+1} / t_i, u_i ~ U(0, 1); all in the last step. Steps in
+    which chance picks none take no call: with t the present time, the next step is the
+    first one with some u_i < 1 - t_{k+1} / t, and commits all such i, which is the same
+    law. Schedule and source: see this module.
 
     Args:
         steps: Steps per block, at least 1.
@@ -65,16 +70,26 @@ def origin(steps: int = 512, eps: float = EPS) -> Policy:
     Raises:
         ValueError: A parameter is out of range.
     """
-    shares = checked_time_shares(steps, eps)
+    times = checked_time_grid(steps, eps).times
 
-    def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
+    def decide(
+        view: PolicyView, clock: BlockClock, index: Memory, values: IntervalView
+    ) -> tuple[Interval, Memory]:
         # A random number per position carries no numerical error, so that the choice is
         # certain whatever the model computed.
         uniform_W = position_uniforms(view)
-        by_chance = point(uniform_W < time_share(shares, clock))
-        return union(select_top(view, 1, point(-uniform_W)), by_chance)
+        times_I = jnp.asarray(times)
+        index = jnp.minimum(index, steps - 1)
+        # Chance to be picked in the steps from the present one up to step k.
+        picked_I = 1 - times_I[1:] / times_I[index]
+        least = jnp.min(jnp.where(view.open_W, uniform_W, 1.0))
+        step_I = jnp.arange(steps, dtype=jnp.int32)
+        picks_I = (step_I >= index) & (least < picked_I)
+        step = jnp.min(jnp.where(picks_I, step_I, steps - 1))
+        return point(uniform_W < picked_I[step]), step + 1
 
-    return scheduled_policy(policy_name("origin", steps=steps, eps=eps), choose)
+    name = policy_name("origin", steps=steps, eps=eps)
+    return block_interval_policy(name, decide, no_steps)
 
 
 @register
@@ -82,7 +97,7 @@ def maskgit_plus(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> P
     """The most probable tokens first, by Dream's time schedule.
 
     c_i = p_i(token); alg_temp > 0: n_i positions drawn without replacement from
-    softmax(c / alg_temp). Schedule, source and deviations: see this module.
+    softmax(c / alg_temp). Schedule, source and deviation: see this module.
 
     Args:
         steps: Steps per block, at least 1.
@@ -110,7 +125,7 @@ def topk_margin(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> Po
     """The clearest lead over the second token first, by Dream's time schedule.
 
     c_i = p_(1) - p_(2) of position i; alg_temp as in `maskgit_plus`. Schedule, source
-    and deviations: see this module.
+    and deviation: see this module.
 
     Args:
         steps: Steps per block, at least 1.
@@ -143,7 +158,7 @@ def entropy(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> Policy
     """The lowest entropy first, by Dream's time schedule.
 
     c_i = sum over v of p_i(v) log p_i(v); alg_temp as in `maskgit_plus`. Schedule,
-    source and deviations: see this module.
+    source and deviation: see this module.
 
     Args:
         steps: Steps per block, at least 1.
@@ -166,15 +181,15 @@ def entropy(steps: int = 512, eps: float = EPS, alg_temp: float = 0.0) -> Policy
     )
 
 
-def checked_time_shares(steps: int, eps: float) -> np.ndarray:
-    """The shares of `block_rules.time_shares`, of parameters that are checked.
+def checked_time_grid(steps: int, eps: float) -> TimeGrid:
+    """The grid of `block_rules.time_grid`, of parameters that are checked.
 
     Args:
         steps: Steps per block, at least 1.
         eps: The last time, above 0 and below 1.
 
     Returns:
-        float32 [steps].
+        The grid.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -182,26 +197,21 @@ def checked_time_shares(steps: int, eps: float) -> np.ndarray:
     check_count(512, steps=steps)
     if not 0 < eps < 1:
         raise ValueError(f"eps={eps} must be above 0 and below 1; {EPS} is usual")
-    return time_shares(steps, eps)
+    return time_grid(steps, eps)
 
 
-def scheduled_count(
-    view: PolicyView, shares: np.ndarray, clock: BlockClock
-) -> jax.Array:
-    """The number of tokens n_i that the time schedule commits in this step.
+def no_steps(size: int, width: int) -> Memory:
+    """The memory of a time grid before a block's first step: none are taken.
 
     Args:
-        view: The policy's view.
-        shares: The shares of all steps, float32 [steps].
-        clock: The clock of the block.
+        size: Positions of a block.
+        width: Features of a hidden vector.
 
     Returns:
-        n_i, int32 scalar; it may be 0.
+        int32 scalar.
     """
-    # Masks of the whole block, also those that a wrapper has closed: the schedule
-    # counts what remains to be decoded. The floor is Dream's int(...).
-    masks = count(masked_positions(view)).astype(jnp.float32)
-    return jnp.floor(masks * time_share(shares, clock)).astype(jnp.int32)
+    del size, width
+    return jnp.int32(0)
 
 
 def _timed_policy(
@@ -217,16 +227,19 @@ def _timed_policy(
 
     Both rank alike; `order` does not saturate where a probability rounds to 1.
     """
-    shares = checked_time_shares(steps, eps)
+    shares = checked_time_grid(steps, eps).shares()
     check_amount(0.0, alg_temp=alg_temp)
 
-    def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
+    def decide(
+        view: PolicyView, clock: BlockClock, index: Memory, values: IntervalView
+    ) -> tuple[Interval, Memory]:
+        step, num_tokens = next_commit(view, shares, index)
         score = order(values)
         if alg_temp > 0:
             score = sampled_order(confidence(values), alg_temp, view, values.slack)
-        return select_top(view, scheduled_count(view, shares, clock), score)
+        return select_top(view, num_tokens, score), step + 1
 
-    return scheduled_policy(name, choose)
+    return block_interval_policy(name, decide, no_steps)
 
 
 def negative_entropy(values: IntervalView) -> Interval:

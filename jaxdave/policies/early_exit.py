@@ -22,22 +22,21 @@ from jaxdave.policies.block_rules import (
     BlockClock,
     block_interval_policy,
     even_split,
+    next_commit,
     scheduled_policy,
 )
 from jaxdave.policies.common import count, policy_name, tree_mean
 from jaxdave.policies.dream import (
     EPS,
-    checked_time_shares,
+    checked_time_grid,
     negative_entropy,
-    scheduled_count,
+    no_steps,
 )
 from jaxdave.policies.intervals import (
     Interval,
     IntervalView,
     at_least,
     increasing,
-    intersection,
-    point,
     select_top,
     union,
 )
@@ -67,14 +66,15 @@ def prophet(
     """LLaDA's rule until the answer is clear enough for how far decoding is; then all.
 
     If the mean of (best logit - second logit) over the answer's positions >= early,
-    mid or late (for k / steps < 1/3, < 2/3, else), fill the block; otherwise step as
-    `low_confidence`.
+    mid or late (for progress < 0.33, < 0.67, else), fill the block; otherwise step as
+    `low_confidence`. Progress is (k + 1) / n for step k = 0, 1, ... of n steps, those
+    of all blocks of the answer: the first step of block b is step b * steps.
 
     Args:
         steps: Steps per block, at least 1.
-        early: Bound on the mean gap in the first third of the steps, 0 or more.
-        mid: The same in the second third.
-        late: The same in the last third.
+        early: Bound on the mean gap before a progress of 0.33, 0 or more.
+        mid: The same before 0.67.
+        late: The same from there on.
         answer_start: First position of the answer, counted from the first generated
             one; -1: every masked position counts, as in SchED's copy of the rule.
         answer_length: Positions of the answer, at least 1.
@@ -85,9 +85,10 @@ def prophet(
     Raises:
         ValueError: A parameter is out of range.
 
-    Source: Prophet (arXiv 2508.19982). Deviations: logits are the tempered ones; the
-    step fills its block only, and an answer that does not lie in the block does not end
-    it.
+    Source: Prophet (arXiv 2508.19982, generate_earlyexit.py). Deviations: logits are
+    the tempered ones; the step fills its block only, where the code fills the whole
+    answer from one call, and an answer that does not lie in the block does not end it.
+    With one single block the texts are the code's.
     """
     check_count(256, steps=steps)
     check_count(5, answer_length=answer_length)
@@ -96,9 +97,8 @@ def prophet(
         raise ValueError(f"answer_start={answer_start} must be -1 (all masks) or more")
 
     def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
-        # The phase by progress in the block, k / steps below 1/3, below 2/3, or above.
-        third = jnp.minimum(3 * clock.index // steps, 2)
-        bound = jnp.asarray([early, mid, late], jnp.float32)[third]
+        phase = _phase(view, clock, steps)
+        bound = jnp.asarray([early, mid, late], jnp.float32)[phase]
 
         def answer_gap(gap_W: jax.Array) -> jax.Array:
             return _answer_gap(view, gap_W, answer_start, answer_length)
@@ -159,7 +159,7 @@ def sched(
     Raises:
         ValueError: A parameter is out of range.
     """
-    shares = checked_time_shares(steps, eps)
+    shares = checked_time_grid(steps, eps).shares()
     check_amount(0.0, k=k, patience=patience)
     check_share(0.0, min_progress=min_progress, max_change_ratio=max_change_ratio)
     bounds = _falling_bounds(steps, tau_high, tau_low, mode, k)
@@ -167,17 +167,23 @@ def sched(
     def decide(
         view: PolicyView, clock: BlockClock, memory: Memory, values: IntervalView
     ) -> tuple[Interval, Memory]:
-        last_token_W, steady_steps = memory
+        last_token_W, steady_steps, index = memory
         # Tokens of open positions, which the memory is made of, are exact in the sense
         # of `block_interval_policy`: they are certified apart, by their leads.
-        is_steady = _is_steady(view, last_token_W, min_progress, max_change_ratio)
-        steady_steps = jnp.where(is_steady, steady_steps + 1, 0)
-        bound = jnp.asarray(bounds)[jnp.minimum(clock.index, steps - 1)]
+        is_far = _is_far(view, min_progress)
+        is_steady = is_far & _few_changed(view, last_token_W, max_change_ratio)
+        step, num_tokens = next_commit(view, shares, index)
+        # In steps that commit none the model says the same again: nothing changes but
+        # the bound, and each of them is one more steady step.
+        step_I = jnp.arange(steps, dtype=jnp.int32)
+        steady_I = jnp.where(is_steady, steady_steps + 1, 0) + (step_I - index)
+        steady_I = jnp.where(is_far, steady_I, 0)
+        can_end_I = (step_I >= index) & (step_I <= step) & (steady_I > patience)
+        bound = jnp.min(jnp.where(can_end_I, jnp.asarray(bounds), jnp.inf))
         gap = increasing(lambda gap_W: tree_mean(gap_W, view.open_W), values.gap)
-        is_clear = intersection(at_least(gap, bound), point(steady_steps > patience))
-        num_tokens = scheduled_count(view, shares, clock)
+        is_clear = at_least(gap, bound)
         choice = union(select_top(view, num_tokens, negative_entropy(values)), is_clear)
-        return choice, (view.pred.token, steady_steps)
+        return choice, (view.pred.token, steady_I[step], step + 1)
 
     name = policy_name(
         "sched",
@@ -196,8 +202,7 @@ def sched(
 
 def _no_tokens(size: int, width: int) -> Memory:
     """SchED's memory before a block's first step: no tokens, steady for no steps."""
-    del width
-    return jnp.full(size, NO_TOKEN, jnp.int32), jnp.int32(0)
+    return jnp.full(size, NO_TOKEN, jnp.int32), jnp.int32(0), no_steps(size, width)
 
 
 def _answer_gap(
@@ -211,23 +216,37 @@ def _answer_gap(
     return jnp.where(count(answer_W) == length, gap, -jnp.inf)
 
 
-def _is_steady(
-    view: PolicyView,
-    last_token_W: jax.Array,
-    min_progress: float,
-    max_change_ratio: float,
+def _phase(view: PolicyView, clock: BlockClock, steps: int) -> jax.Array:
+    """Prophet's phase by the progress of the answer: 0, 1 or 2, an int32 scalar."""
+    size = view.open_W.shape[0]
+    # Where the first block begins: before the answer if it holds part of the prompt.
+    first = -(-view.position_W[0] % size)
+    block = (view.position_W[0] - first) // size
+    num_blocks = (view.max_new_tokens - first + size - 1) // size
+    # In whole numbers, as hundredths of all steps.
+    progress = 100 * (block * steps + clock.index + 1)
+    total = num_blocks * steps
+    late, last = (progress >= share * total for share in (33, 67))
+    return late.astype(jnp.int32) + last.astype(jnp.int32)
+
+
+def _few_changed(
+    view: PolicyView, last_token_W: jax.Array, max_change_ratio: float
 ) -> jax.Array:
-    """True if few masks changed their token, and enough of the block is committed."""
-
-    def float_count(flag_W: jax.Array) -> jax.Array:
-        return count(flag_W).astype(jnp.float32)
-
+    """True if few masks changed their token since the last step."""
     changed_W = (view.pred.token != last_token_W) & view.open_W
-    few = float_count(changed_W) / float_count(view.open_W) <= max_change_ratio
+    changed, masks = (
+        count(flag_W).astype(jnp.float32) for flag_W in (changed_W, view.open_W)
+    )
+    return changed / masks <= max_change_ratio
+
+
+def _is_far(view: PolicyView, min_progress: float) -> jax.Array:
+    """True if enough of the block is committed."""
     # Compared as counts, not as a share: XLA turns a division by a constant into a
     # product with its reciprocal, which is not rounded correctly.
-    min_count = jnp.float32(min_progress * last_token_W.shape[0])
-    return few & (float_count(~view.open_W) >= min_count)
+    min_count = jnp.float32(min_progress * view.open_W.shape[0])
+    return count(~view.open_W).astype(jnp.float32) >= min_count
 
 
 def _falling_bounds(

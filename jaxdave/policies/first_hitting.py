@@ -24,4 +24,4 @@ def first_hitting() -> Policy:
         # The largest of independent uniform numbers is at a uniformly random position.
         return point(best_positions(view, 1, position_uniforms(view)))
 
-    return interval_policy("first_hitting()", choose)
+    return interval_policy("first_hitting()", choose)._replace(tokens_per_step=1)

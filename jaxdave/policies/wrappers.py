@@ -53,7 +53,8 @@ def first_alone(policy: Policy) -> Policy:
             open_W=open_W, decoded_W=view.decoded_W & ~first_W, pred=pred
         )
 
-    return _with_view(policy, f"first_alone({policy.name})", change)
+    alone = _with_view(policy, f"first_alone({policy.name})", change)
+    return _varying(alone)
 
 
 @memoized
@@ -88,7 +89,8 @@ def small_blocks(policy: Policy, length: int = 8) -> Policy:
         first = jnp.min(jnp.where(view.open_W, small_block_W, size))
         return view._replace(open_W=view.open_W & (small_block_W == first))
 
-    return _with_view(policy, f"small_blocks({policy.name}, {length})", change)
+    small = _with_view(policy, f"small_blocks({policy.name}, {length})", change)
+    return _varying(small)
 
 
 @memoized
@@ -108,7 +110,8 @@ def demote(policy: Policy, ids: Sequence[int]) -> Policy:
     Raises:
         ValueError: `ids` is empty.
 
-    Source: LLaDA's confidence_eos_eot_inf.
+    Source: how LLaDA describes its confidence_eos_eot_inf. Its code takes the end
+    tokens out of all confidences, too (`models.guidance.with_unscored_ids`).
     """
     if not ids:
         raise ValueError("demote: ids is empty; give the ids that should come last")
@@ -155,6 +158,12 @@ def certain(policy: Policy) -> Policy:
         return view._replace(pred=pred)
 
     return _with_view(policy, f"certain({policy.name})", change)
+
+
+def _varying(policy: Policy) -> Policy:
+    """The policy, whose steps may find fewer open positions than they would commit."""
+    is_one = policy.tokens_per_step == 1
+    return policy if is_one else policy._replace(tokens_per_step=None)
 
 
 def _with_view(

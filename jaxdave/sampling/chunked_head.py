@@ -159,6 +159,7 @@ def sample_and_score(
     chunk: int,
     sampling: SamplingConfig,
     key_R: jax.Array,
+    unscored_ids: tuple[int, ...] = (),
 ) -> Prediction:
     """The token that each position would take, and how sure the model is.
 
@@ -172,6 +173,8 @@ def sample_and_score(
         sampling: Temperature and filters.
         key_R: PRNG keys of (request, step, position), uint32 [R, 2]; unused at
             temperature 0.
+        unscored_ids: Ids that can be the token and that no score counts; a token that
+            is one of them has a score of about `NEG_INF`.
 
     Returns:
         Arrays [R]. Scores are those of the unfiltered tempered distribution.
@@ -196,6 +199,10 @@ def sample_and_score(
                 z >= floor_R[:, None], z + gumbel(key_R, index, chunk), -jnp.inf
             )
             y = jnp.where(z > NEG_INF, y, -jnp.inf)
+        if unscored_ids:
+            id_X = index * chunk + jnp.arange(chunk, dtype=jnp.int32)
+            is_unscored_X = jnp.isin(id_X, jnp.asarray(unscored_ids, jnp.int32))
+            z = jnp.where(is_unscored_X[None], NEG_INF, z)
         return _Summary(_best_of_chunk(y, z, index), distribution_stats(z))
 
     summary = summarize(jnp.int32(0))
@@ -209,10 +216,11 @@ def sample_and_score(
     best, stats = summary
     runner_R = jnp.where(best.runner_y > NEG_INF, best.runner_up, NO_TOKEN)
     gap, margin, entropy = gap_margin_entropy(stats)
-    lead = best.y - best.runner_y if noisy else gap
     # A row of scores without one finite number (overflow, broken weights) has no best
     # token. NaN compares as false, so its logits count as suppressed above.
-    has_token = (best.z > NEG_INF) & (best.z < jnp.inf)
+    has_token = (best.y > NEG_INF) & (best.y < jnp.inf)
+    # Without noise the lead is the gap, unless the gap leaves out ids that can lead.
+    lead = best.y - best.runner_y if noisy or unscored_ids else gap
     return Prediction(
         token=jnp.where(has_token, best.token, NO_TOKEN),
         score=best.z - best.others,

@@ -109,6 +109,7 @@ def predict(spec: "DecodeSpec", params, hidden, key, step, position) -> Predicti
         model.head_chunk,
         spec.sampling,
         key_R,
+        model.unscored_ids,
     )
     return Prediction(*(part.reshape(step.shape) for part in pred))
 

@@ -10,7 +10,8 @@ from jaxdave.cli.main import app
 NAMES = {
     "generate": (
         "prompt model method draft_steps tokens_per_step threshold policy cache "
-        "guidance no_stop stop_last draft draft_text lossy block_length "
+        "guidance no_stop logits_eos_inf stop_last confidence_eos_eot_inf draft "
+        "draft_text lossy block_length "
         "max_new_tokens temperature top_k top_p seed dtype quantize numerics prompts "
         "batch_size json no_compile_cache"
     ),
@@ -70,7 +71,7 @@ def test_names(command):
             None,
             "Room for the answer; the model's, or 256.",
         ),
-        ("generate", "no_stop", False, "Never predict an end token."),
+        ("generate", "no_stop", False, "Never predict any end token."),
         ("generate", "top_p", 1.0, "1 is off."),
         ("generate", "batch_size", 1, "Prompts decoded together."),
         ("eval", "threshold", None, "Of the threshold methods; the preset's."),

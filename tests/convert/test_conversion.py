@@ -24,7 +24,13 @@ from jaxdave.numerics.weight_layout import to_stacked
 TIED = dataclasses.replace(checkpoint_folders.CONFIG, tie_embeddings=True)
 # Sizes that eight parts do not divide, and biases, which the family does not forbid.
 ODD = dataclasses.replace(
-    checkpoint_folders.CONFIG, hidden=20, inter=12, heads=3, kv_heads=1, qkv_bias=True
+    checkpoint_folders.CONFIG,
+    hidden=20,
+    inter=12,
+    heads=3,
+    kv_heads=1,
+    qkv_bias=True,
+    o_bias=True,
 )
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

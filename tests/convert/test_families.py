@@ -96,3 +96,132 @@ def test_detection(raw, tensors, expected):
         return
     with pytest.raises(ValueError, match="unknown architecture"):
         families.detect(raw, tensors)
+
+
+QWEN = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 128,
+    "max_position_embeddings": 4096,
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-6,
+}
+RAW = {"sdar": QWEN, "dream": QWEN, "llada": LLADA}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        *(
+            ("sdar", {"rope_scaling": rope})
+            for rope in (
+                {"rope_type": "default"},
+                {"type": "default"},
+                {"rope_type": "default", "rope_theta": 1e6},
+                {"rope_type": "linear", "factor": 1.0},
+                {"type": "dynamic", "factor": 1},
+                {"rope_type": "yarn", "factor": 1.0},
+                {},
+            )
+        ),
+        ("dream", {"rope_parameters": {"rope_theta": 1e6}}),
+        ("sdar", {"rope_parameters": {"partial_rotary_factor": 1.0}}),
+        ("sdar", {"partial_rotary_factor": None}),
+        ("sdar", {"attention_bias": None, "tie_word_embeddings": None}),
+        ("dream", {"use_sliding_window": None, "use_mrope": None}),
+        ("sdar", {"layer_types": ["full_attention"] * 2}),
+        ("llada", {"bias_for_layer_norm": None, "alibi": None}),
+        ("llada", {"include_qkv_bias": None, "weight_tying": None}),
+        ("llada", {"multi_query_attention": False}),
+        ("llada", {"multi_query_attention": False, "n_kv_heads": 4}),
+        ("llada", {"mlp_hidden_size": None, "mlp_ratio": 2}),
+    ],
+    ids=str,
+)
+def test_what_says_the_same_is_read_as_the_same(family, changes):
+    raw = {**RAW[family]}
+    if family == "llada":
+        raw["mlp_hidden_size"] = 2 * raw["d_model"]
+    fields = families.config_fields(families.FAMILIES[family], {**raw, **changes})
+    assert fields == families.config_fields(families.FAMILIES[family], raw)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "read"),
+    [
+        # transformers 5: what stands in rope_parameters goes before rope_theta, and
+        # rope_scaling, unless empty, is rope_parameters.
+        (
+            "sdar",
+            {"rope_parameters": {"rope_theta": 5e5}},
+            {"rope_theta": 5e5},
+        ),
+        (
+            "sdar",
+            {
+                "rope_scaling": {"rope_type": "default"},
+                "rope_parameters": {"rope_theta": 5e5},
+            },
+            {"rope_theta": 1e6},
+        ),
+        ("llada", {"multi_query_attention": True}, {"kv_heads": 1}),
+        ("llada", {"rope_full_precision": None}, {"rope_fp32": False}),
+        ("sdar", {"num_key_value_heads": None}, {"kv_heads": 4}),
+        (
+            "sdar",
+            {"attention_bias": True},
+            {"qkv_bias": True, "o_bias": True},
+        ),
+    ],
+    ids=str,
+)
+def test_what_the_official_classes_read(family, changes, read):
+    fields = families.config_fields(
+        families.FAMILIES[family], {**RAW[family], **changes}
+    )
+    assert {name: fields[name] for name in read} == read
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("sdar", {"rope_scaling": {"rope_type": "linear", "factor": 2}}, "rope"),
+        ("sdar", {"rope_scaling": {"factor": 2}}, "must be None"),
+        ("sdar", {"rope_scaling": "linear"}, "must be None or an object"),
+        ("sdar", {"rope_parameters": {"rope_type": "llama3"}}, "must be None"),
+        ("sdar", {"partial_rotary_factor": 0.5}, "must be 1"),
+        ("sdar", {"layer_types": ["sliding_attention"]}, "full_attention"),
+        ("llada", {"layer_norm_with_affine": None}, "must be True"),
+        ("llada", {"rope": None}, "rope=None must be True"),
+        (
+            "llada",
+            {"multi_query_attention": True, "n_kv_heads": 2},
+            "multi_query_attention=True must be null where n_kv_heads=2",
+        ),
+        ("sdar", {"attention_bias": 1}, "must be of type bool"),
+    ],
+    ids=str,
+)
+def test_what_says_something_else_is_refused(family, changes, words):
+    with pytest.raises(ValueError) as caught:
+        families.config_fields(families.FAMILIES[family], {**RAW[family], **changes})
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_transformers_reads_the_base_of_rotations_so():
+    transformers = pytest.importorskip("transformers")
+    for changes in (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
+        {
+            "rope_scaling": {"rope_type": "default"},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        },
+    ):
+        theirs = transformers.Qwen3Config(**QWEN, **changes).rope_parameters
+        ours = families.config_fields(families.SDAR, {**QWEN, **changes})
+        assert ours["rope_theta"] == theirs["rope_theta"]

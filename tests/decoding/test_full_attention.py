@@ -1,14 +1,30 @@
 # pyright: reportCallIssue=false
 """Full attention: the laws of decoding under every cache rule, with a shift or not."""
 
+import dataclasses
+from typing import Any
+
+import numpy as np
 import pytest
 from helpers import fake_full_model, fake_model
 from helpers.fake_full_model import build
-from helpers.fake_model import MASK, STOP, VARIANTS, capped, prompts_of, texts, weights
+from helpers.fake_model import (
+    MASK,
+    ROWS,
+    SIZE,
+    STOP,
+    VARIANTS,
+    capped,
+    prompts_of,
+    texts,
+    weights,
+)
+from helpers.oracle import llada_order
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdave import policies
+from jaxdave.engine import decoders
 from jaxdave.engine.generation import generate, stream
 
 POLICIES = (
@@ -64,7 +80,7 @@ def against_the_oracle(shape, batch):
             primes = 1 if cache == "none" else want.refreshes
             assert (row.nfe.prefill, row.nfe.refresh) == (1, primes - 1)
             calls = fake_full_model.freedave_calls(net, prompt, room, *asked, cap)
-            assert row.nfe.total == calls <= row.steps == row.reference_nfe
+            assert row.nfe.total == calls <= row.steps <= row.reference_nfe
             if cap == 1:
                 assert row.nfe.total == row.steps
 
@@ -93,6 +109,70 @@ def test_any_drafts_give_the_oracles_text(shape, batch):
 def test_any_drafts_give_the_oracles_text_at_length(shape, cases):
     for batch in cases:
         against_the_oracle(shape, batch)
+
+
+END_IDS = (7, 4)
+"""The end of a text, which pads, and that of a turn."""
+LLADA = dataclasses.replace(fake_full_model.CONFIG, stop_ids=END_IDS, pad_id=7)
+
+
+def llada_answer(net, prompt, room: int, banned, unscored, sinks) -> list[int]:
+    """LLaDA's loop over one block, one token a step, up to an end token.
+
+    banned: ids whose logits are -inf; unscored: ids whose logits are -inf once tokens
+    are chosen, before the softmax; sinks: tokens whose positions come last.
+    """
+    canvas = list(prompt) + [MASK] * room
+    rule = fake_full_model.Rule(len(prompt), len(canvas), room, "none", False)
+    while MASK in canvas:
+        places = [p for p, token in enumerate(canvas) if token == MASK]
+        said = fake_full_model.logits(net, rule, canvas, canvas, len(prompt), places)
+        said = said.astype(np.float64)
+        said[:, [MASK, *range(SIZE, ROWS), *banned]] = -np.inf
+        tokens = said.argmax(axis=1)
+        confidence = llada_order(said, tokens, list(unscored))
+        confidence = np.where(np.isin(tokens, sinks), -np.inf, confidence)
+        # The first of equals: the leftmost.
+        at = int(np.argmax(confidence))
+        canvas[places[at]] = int(tokens[at])
+    answer = canvas[len(prompt) :]
+    ends = [i for i, token in enumerate(answer) if token in END_IDS]
+    return answer[: ends[0]] if ends else answer
+
+
+@pytest.mark.parametrize(
+    ("option", "rule"),
+    [
+        ("no_stop", {"banned": END_IDS}),
+        ("logits_eos_inf", {"banned": END_IDS[:1]}),
+        ("stop_last", {"sinks": END_IDS}),
+        ("confidence_eos_eot_inf", {"unscored": END_IDS}),
+    ],
+)
+def test_an_option_for_end_tokens_is_what_it_names(option, rule):
+    extra: dict[str, Any] = {option: True}
+    decoder = decoders.freedave(
+        LLADA,
+        draft_steps=4,
+        block_length=12,
+        max_new_tokens=12,
+        cache="none",
+        network=fake_full_model.network(False),
+        **extra,
+    )
+    prompts = prompts_of([5, 8, 11, 3], seed=2)
+    rules = {"banned": (), "unscored": (), "sinks": (), **rule}
+    differ = 0
+    for salt in range(12):
+        # Small logits: confidences are close, so that leaving ids out changes orders.
+        net = weights(salt, fixed=1.0, context=2.0, stop=0.0)
+        result = generate(decoder, net, prompts)
+        for prompt, row in zip(prompts, result.completions, strict=True):
+            want = llada_answer(net, prompt, 12, **rules)
+            assert list(row.token_ids) == want
+            plain = llada_answer(net, prompt, 12, banned=(), unscored=(), sinks=())
+            differ += want != plain
+    assert differ > 10
 
 
 @pytest.mark.parametrize(

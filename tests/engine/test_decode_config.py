@@ -70,7 +70,15 @@ def test_nothing_can_be_changed():
         ({"threshold": 0.9, "tokens_per_step": 2}, "no meaning with a threshold"),
         ({"policy": "wino", "threshold": 0.9}, "policy='wino' says what a step"),
         ({"policy": policies.wino(), "tokens_per_step": 2}, "says what a step commits"),
-        ({"stop_last": True, "no_stop": True}, "leave one of --stop-last"),
+        (
+            {"stop_last": True, "no_stop": True},
+            "leave one of --no-stop and --stop-last",
+        ),
+        (
+            {"confidence_eos_eot_inf": True, "stop_last": True},
+            "leave one of --stop-last and --confidence-eos-eot-inf out",
+        ),
+        ({"logits_eos_inf": True, "no_stop": True}, "and --logits-eos-inf out"),
     ],
 )
 def test_bad_settings_are_one_line(values, words):
@@ -127,6 +135,16 @@ def test_named_decoders_are_built_from_the_same_fields():
 def test_no_stop_suppresses_end_tokens():
     spec = freedave(CONFIG, no_stop=True, suppressed_ids=(3,)).spec
     assert {3, *CONFIG.stop_ids} <= {*spec.model.suppressed_ids}
+
+
+def test_logits_eos_inf_suppresses_the_end_of_a_text_alone():
+    llada = preset("llada-8b")
+    assert (llada.eos_id, llada.stop_ids) == (126081, (126081, 126348))
+    assert CONFIG.eos_id == 772 and CONFIG.stop_ids == (774, 772)
+    spec = freedave(CONFIG, logits_eos_inf=True).spec
+    assert {*spec.model.suppressed_ids} == {772, CONFIG.mask_id}
+    without_pads = dataclasses.replace(CONFIG, pad_id=0)
+    assert without_pads.eos_id == 774
 
 
 def test_another_policy_takes_every_setting_s_place():

@@ -31,6 +31,7 @@ class Case:
       shift: how logits are shifted, as `ModelConfig.logits_shift`.
       block: block length where attention is block-causal; None where it is full.
       shard: maximum size of a weight file, as transformers takes it.
+      bias: SDAR's projections in and out of attention have biases.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Case:
     shift: str = "none"
     block: int | None = None
     shard: str = "5GB"
+    bias: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -72,6 +74,7 @@ CASES = (
     Case("sdar-wide", "sdar", head_dim=16, hidden=24, block=4, shard="50KB"),
     Case("sdar-b32", "sdar", heads=2, kv_heads=2, head_dim=32, rows=777, block=32),
     Case("trado", "sdar", heads=6, kv_heads=1, hidden=48, block=4),
+    Case("sdar-bias", "sdar", head_dim=16, hidden=24, block=4, bias=True),
     Case(
         "fast-dllm-1.5b",
         "fast-dllm-v2",
@@ -177,7 +180,7 @@ def _sdar(case: Case) -> dict[str, Any]:
     return {
         **_qwen(case),
         "architectures": ["SDARForCausalLM"],
-        "attention_bias": False,
+        "attention_bias": case.bias,
         "attn_implementation": "flex_attention",
         "auto_map": {"AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM"},
         "fuse_cross_entropy": True,

@@ -29,7 +29,8 @@ def can_merge(policy: Policy) -> bool:
 
     How sure it is does not matter: the programs here are decoded with exact numerics.
     """
-    own = {name: getattr(policy, name) for name in ("init", "revises", "is_certain")}
+    names = ("init", "revises", "is_certain", "tokens_per_step")
+    own = {name: getattr(policy, name) for name in names}
     usual = {**Policy._field_defaults, **own}
     return all(getattr(policy, field) == value for field, value in usual.items())
 

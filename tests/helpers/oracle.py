@@ -88,6 +88,15 @@ def first_block(canvas, length: int) -> tuple[int, int]:
     return block * length, (block + 1) * length
 
 
+def llada_order(logits, tokens, unscored) -> np.ndarray:
+    """LLaDA's confidences: softmax(logits)[token], some ids at -inf before it."""
+    logits = logits.astype(np.float64).copy()
+    logits[:, unscored] = -np.inf
+    share = np.exp(logits - logits.max(axis=1, keepdims=True))
+    share /= share.sum(axis=1, keepdims=True)
+    return share[np.arange(len(tokens)), tokens]
+
+
 def finished(canvas, begin: int, end: int) -> str:
     """Why a state is final, or "" if it is not."""
     for token in canvas[begin:end]:

@@ -4,7 +4,7 @@ import math
 from decimal import Decimal, getcontext
 
 import numpy as np
-from helpers.reference_policies import best, dream, fill, low_confidence, p
+from helpers.reference_policies import best, fill, low_confidence, p, times
 from helpers.replays import MASK, VOCAB, WIDE
 
 getcontext().prec = 60
@@ -81,8 +81,13 @@ def prophet(steps: int, bounds, start: int, length: int):
             span = range(start, start + length)
             positions = [i for i in range(WIDE) if view.start + i in span]
             positions = positions if len(positions) == length else []
-        progress = view.index / steps
-        phase = 0 if progress < 1 / 3 else 1 if progress < 2 / 3 else 2
+        first = view.start
+        while first > 0:
+            first -= WIDE
+        blocks = math.ceil((view.end - first) / WIDE)
+        done = (view.start - first) // WIDE * steps + view.index + 1
+        progress = done / (blocks * steps)
+        phase = 0 if progress < 0.33 else 1 if progress < 0.67 else 2
         if positions and np.mean([view.gap[i] for i in positions]) >= bounds[phase]:
             return fill(view, view.open)
         return low_confidence(steps)(view, memory)
@@ -91,23 +96,35 @@ def prophet(steps: int, bounds, start: int, length: int):
 
 
 def sched(steps, high, low, mode, k, progress, patience, ratio, eps):
-    def rule(view, memory):
-        t = view.index / (steps - 1)
-        tau = {
+    """SchED's loop: a step of the grid that commits none changes the bound alone."""
+
+    def tau(at: int) -> float:
+        t = at / (steps - 1)
+        return {
             "cosine": low + (high - low) * 0.5 * (1 + math.cos(math.pi * t)),
             "linear": high + (low - high) * t,
             "exp": low + (high - low) * math.exp(-k * t),
         }[mode]
-        before = memory.get("before")
-        changed = [i for i in view.open if before is None or view.token[i] != before[i]]
-        memory["before"] = view.token
-        steady = 1 - len(view.open) / WIDE >= progress
-        steady &= len(changed) / len(view.open) <= ratio
-        memory["steady"] = memory.get("steady", 0) + 1 if steady else 0
-        clear = np.mean([view.gap[i] for i in view.open]) >= tau
-        if clear and memory["steady"] > patience:
-            return fill(view, view.open)
-        return dream("entropy", steps, eps)(view, memory)
+
+    def rule(view, memory):
+        gap = np.mean([view.gap[i] for i in view.open])
+        t = times(steps, eps)
+        while True:
+            at = memory.get("at", 0)
+            memory["at"] = at + 1
+            before = memory.get("before")
+            changed = [
+                i for i in view.open if before is None or view.token[i] != before[i]
+            ]
+            memory["before"] = view.token
+            steady = 1 - len(view.open) / WIDE >= progress
+            steady &= len(changed) / len(view.open) <= ratio
+            memory["steady"] = memory.get("steady", 0) + 1 if steady else 0
+            if gap >= tau(at) and memory["steady"] > patience:
+                return fill(view, view.open)
+            count = int(len(view.open) * (1 - t[at + 1] / t[at]))
+            if count:
+                return fill(view, best(view.open, [-h for h in view.entropy], count))
 
     return rule
 

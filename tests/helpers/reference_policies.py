@@ -98,19 +98,36 @@ def first_hitting():
     return rule
 
 
-def share(steps: int, eps: float, index: int) -> float:
-    """1 - t_{i+1} / t_i of Dream's linear time; 1 from the last step on."""
-    t = [1 - (1 - eps) * i / steps for i in range(steps + 1)]
-    return 1 - t[index + 1] / t[index] if index < steps - 1 else 1.0
+def times(steps: int, eps: float) -> list[float]:
+    """Dream's linear time; the last step ends at 0."""
+    return [1 - (1 - eps) * i / steps for i in range(steps)] + [0.0]
 
 
 def origin(steps: int, eps: float):
+    """One draw per position, against the time that passes until one is picked."""
+    t = times(steps, eps)
+
     def rule(view, memory):
         u = random_numbers(view, "uniform")
-        chosen = [i for i in view.open if u[i] < share(steps, eps, view.index)]
-        return fill(view, chosen or [min(view.open, key=lambda i: (u[i], i))])
+        now = memory.get("at", 0)
+        for at in range(now, steps):
+            chosen = [i for i in view.open if u[i] < 1 - t[at + 1] / t[now]]
+            if chosen:
+                break
+        memory["at"] = at + 1
+        return fill(view, chosen)
 
     return rule
+
+
+def dream_count(view, memory, steps: int, eps: float) -> int:
+    """Dream's loop: the steps of the grid one by one, until one commits something."""
+    t = times(steps, eps)
+    at = memory.get("at", 0)
+    while not (count := int(len(view.open) * (1 - t[at + 1] / t[at]))):
+        at += 1
+    memory["at"] = at + 1
+    return count
 
 
 def dream(kind: str, steps: int, eps: float, alg_temp: float = 0.0):
@@ -128,7 +145,7 @@ def dream(kind: str, steps: int, eps: float, alg_temp: float = 0.0):
                 "entropy": lambda h: h,
             }[kind]
             order = [weigh(c) / alg_temp + noise[i] for i, c in enumerate(order)]
-        count = int(len(view.open) * share(steps, eps, view.index))
+        count = dream_count(view, memory, steps, eps)
         return fill(view, best(view.open, order, count))
 
     return rule

@@ -216,8 +216,8 @@ def run_rule(rule, trace: PredictionTrace) -> np.ndarray:
 
     rule(view, memory) -> {position: token, or MASK to take one back}. view: the
     features of the step as lists, `odds` for the score; open and decoded positions;
-    index (steps since the block began), masks (that it began with), start. memory: a
-    dict of the rule's own, new in every block.
+    index (steps since the block began), masks (that it began with), start, and end (of
+    the answer). memory: a dict of the rule's own, new in every block.
     """
     blocks = np.zeros(trace.token.shape, np.int32)
     for case in range(len(trace.prompt)):
@@ -241,6 +241,7 @@ def run_rule(rule, trace: PredictionTrace) -> np.ndarray:
                     decoded=[i for i in inside if block[i] != MASK],
                     index=at - first,
                     start=start,
+                    end=end,
                     case=case,
                     n=FIRST_STEP + at,
                     block=list(block),

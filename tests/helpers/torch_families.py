@@ -43,6 +43,7 @@ def build(case: Case, scale: float = 0.15) -> Any:
     classes: Any
     if case.family == "sdar":
         classes = transformers.Qwen3ForCausalLM, transformers.Qwen3Config
+        sizes["attention_bias"] = case.bias
     elif case.family == "llada":
         classes = transformers.LlamaForCausalLM, transformers.LlamaConfig
     else:

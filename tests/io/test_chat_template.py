@@ -1,6 +1,7 @@
 """Chat templates read as transformers reads them, and stay within limits."""
 
 import time
+from typing import Any
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -42,7 +43,7 @@ TURNS = [
     ],
 )
 def test_templates_read_as_in_transformers(source):
-    arguments = {"enable_thinking": False}
+    arguments: dict[str, Any] = {"enable_thinking": False}
     (want,), _ = render_jinja_template(
         [TURNS], chat_template=source, add_generation_prompt=True,
         bos_token="<s>", **arguments,

@@ -24,7 +24,12 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"tie_embeddings": True}, {"qkv_bias": True, "block_length": 8}]
+    "changes",
+    [
+        {},
+        {"tie_embeddings": True},
+        {"qkv_bias": True, "o_bias": True, "block_length": 8},
+    ],
 )
 def test_round_trip_is_bit_equal(tmp_path, dtype, changes):
     config = dataclasses.replace(checkpoint_folders.CONFIG, name="model", **changes)

@@ -50,6 +50,10 @@ CASES = [
     (policies.maskgit_plus(7), rules.dream("maskgit_plus", 7, 1e-3), GRIDS),
     (policies.topk_margin(5, 0.1), rules.dream("topk_margin", 5, 0.1), GRIDS),
     (policies.entropy(40), rules.dream("entropy", 40, 1e-3), GRIDS),
+    # As many steps as masks: none in the first step, two in the last.
+    (policies.entropy(12), rules.dream("entropy", 12, 1e-3), GRIDS),
+    (policies.maskgit_plus(11), rules.dream("maskgit_plus", 11, 1e-3), GRIDS),
+    (policies.origin(12), rules.origin(12, 1e-3), ("grid",)),
     (
         policies.maskgit_plus(5, alg_temp=0.2),
         rules.dream("maskgit_plus", 5, 1e-3, 0.2),
@@ -103,6 +107,11 @@ CASES = [
     (klass(0.5, 3.0, 2), memories.klass(0.5, 3.0, 2), ("logits",)),
     (policies.prophet(9), memories.prophet(9, (7.5, 5, 2.5), -1, 5), GRIDS),
     (
+        policies.prophet(6, 100.0, 5.0, 0.0),
+        memories.prophet(6, (100, 5, 0), -1, 5),
+        GRIDS,
+    ),
+    (
         policies.prophet(12, 6.0, 4.5, 3.0, 3, 4),
         memories.prophet(12, (6, 4.5, 3), 3, 4),
         GRIDS,
@@ -118,8 +127,18 @@ CASES = [
         GRIDS,
     ),
     (
-        policies.sched(9, 6.0, 4.0, "linear", 4.0, 0.25, 1, 0.5, 0.1),
-        memories.sched(9, 6, 4, "linear", 4, 0.25, 1, 0.5, 0.1),
+        policies.sched(12, 6.0, 4.0, "linear", 4.0, 0.0, 0, 0.0),
+        memories.sched(12, 6, 4, "linear", 4, 0, 0, 0.0, 1e-3),
+        GRIDS,
+    ),
+    (
+        policies.sched(100, 8.0, 4.0, "linear", 4.0, 0.25, 3, 0.5),
+        memories.sched(100, 8, 4, "linear", 4, 0.25, 3, 0.5, 1e-3),
+        GRIDS,
+    ),
+    (
+        policies.sched(9, 6.0, 4.0, "linear", 4.0, 0.25, 1, 0.5, 0.15),
+        memories.sched(9, 6, 4, "linear", 4, 0.25, 1, 0.5, 0.15),
         GRIDS,
     ),
     (

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from jaxdave import policies
 from jaxdave.core.prediction import Prediction
 from jaxdave.policies import deferred, hierarchical, local_leap, wino
-from jaxdave.policies.block_rules import BlockClock, even_split, time_shares
+from jaxdave.policies.block_rules import BlockClock, even_split, time_grid
 from jaxdave.policies.registry import makers
 
 MAKERS = makers()
@@ -136,7 +136,8 @@ def test_a_bound_that_is_met_exactly_counts_where_the_source_says_so():
     open_W, scores = np.array([True, True, False, True]), np.array([1.0, -1, 9, 0])
     assert commits(hierarchical(0.9, 0.5), open_W, scores) == [0]
     assert commits(hierarchical(0.9, 0.4), open_W, scores) == [0, 3]
-    clear = policies.sched(8, max_change_ratio=1.0)
+    # Two steps: the first one of the grid commits, so that its bound decides.
+    clear = policies.sched(2, max_change_ratio=1.0)
     for policy in (clear, policies.prophet(8)):
         assert commits(policy, open_W, scores, gap=np.full(4, 7.5)) == [0, 1, 3]
         assert len(commits(policy, open_W, scores, gap=np.full(4, 7.25))) == 1
@@ -155,7 +156,7 @@ def split(masks: int, steps: int) -> list[int]:
 def test_the_worked_examples_of_the_schedules():
     assert split(10, 4) == [3, 3, 2, 2]
     assert split(8, 3) == [3, 3, 2]
-    shares = time_shares(4, 1e-3)
+    shares = time_grid(4, 1e-3).shares()
     assert np.allclose(shares, [0.24975, 0.33289, 0.49900, 1], atol=1e-5)
     left, counts = 8, []
     for ratio in shares:
@@ -164,13 +165,27 @@ def test_the_worked_examples_of_the_schedules():
     assert counts == [1, 2, 2, 3]
 
 
+def test_times_are_the_float32_numbers_of_torch():
+    """int(m share) turns on the last bit where m share is a whole number but for it."""
+    torch = pytest.importorskip("torch")
+    for steps, eps in ((1, 0.5), (2, 1e-3), (9, 0.1), (32, 1e-3), (511, 0.25)):
+        times = torch.linspace(1, eps, steps + 1)
+        shares = [float(1 - times[i + 1] / times[i]) for i in range(steps - 1)]
+        assert time_grid(steps, eps).shares().tolist() == [*shares, 1.0]
+
+
 @pytest.mark.parametrize("name", ["maskgit_plus", "topk_margin", "entropy"])
-def test_the_worked_example_of_dreams_time(name):
-    """8 masks in 4 steps: 1, 2, 2, 3."""
-    trace = random_trace("grid", cases=4, steps=4)
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    # 8 masks in 4 steps: 1, 2, 2, 3. In 8 steps: none in the first one, two in the
+    # last; what commits none takes no call.
+    [(4, [7, 5, 3, 0, 0, 0, 0, 0]), (8, [7, 6, 5, 4, 3, 2, 0, 0])],
+)
+def test_the_worked_examples_of_dreams_time(name, steps, left):
+    trace = random_trace("grid", cases=4, steps=8)
     trace = trace._replace(prompt=np.full(4, 4), max_new_tokens=np.full(4, 8))
-    blocks = run_policy(MAKERS[name](4), trace)
-    assert ((blocks == MASK).sum(axis=2) == [7, 5, 3, 0]).all()
+    blocks = run_policy(MAKERS[name](steps), trace)
+    assert ((blocks == MASK).sum(axis=2) == left).all()
 
 
 def test_the_worked_example_of_the_entropy_bound():

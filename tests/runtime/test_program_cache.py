@@ -212,6 +212,8 @@ def test_what_differs_in_any_part_has_another_name():
         "exact": decoder(numerics="exact"),
         "block": decoder(block_length=2),
         "never": decoder(suppressed_ids=(7,)),
+        "left out": decoder(confidence_eos_eot_inf=True),
+        "last": decoder(stop_last=True),
         "copy": decoder(draft=lambda *a: nested.propose_nested(*a)),
     }
     names = {key: sign(d.spec) for key, d in decoders_by_name.items()}

@@ -143,6 +143,37 @@ def test_suppressed_ids_never_come_out(temperature):
     assert (np.asarray(token) < 10).all() and np.isfinite(score).all()
 
 
+@pytest.mark.parametrize("chunk", [8, 48])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_unscored_ids_come_out_and_count_in_no_confidence(temperature, chunk):
+    table, left_out = random_logits(seed=4), (3, 20)
+    table[:4, 20] += 20
+    sampling = SamplingConfig(temperature)
+
+    def logits(index):
+        return jax.lax.dynamic_slice_in_dim(table, index * chunk, chunk, axis=1)
+
+    got = sample_and_score(
+        logits, SIZE // chunk, chunk, sampling, keys(), unscored_ids=left_out
+    )
+    plain = sample(table, chunk, sampling)
+    for name in ("token", "runner_up", "lead"):
+        np.testing.assert_allclose(getattr(got, name), getattr(plain, name), rtol=1e-6)
+    token = np.asarray(got.token)
+    assert (token[:4] == 20).all() and not np.isin(token[4:], left_out).any()
+    assert (np.asarray(got.score)[:4] < -1e29).all()
+    wide = np.delete(table.astype(np.float64), left_out, axis=1)[4:]
+    wide /= temperature or 1
+    own = (token - np.sum(token[:, None] > np.array(left_out), axis=1))[4:]
+    np.testing.assert_allclose(got.score[4:], log_odds(wide, own), atol=2e-5)
+    first, second = np.sort(wide, axis=1)[:, :-3:-1].T
+    np.testing.assert_allclose(got.gap[4:], first - second, atol=2e-5)
+    share = np.exp(wide - first[:, None])
+    share /= share.sum(axis=1, keepdims=True)
+    entropy = -np.sum(share * np.log(share), axis=1)
+    np.testing.assert_allclose(got.entropy[4:], entropy, atol=2e-5)
+
+
 def test_top_one_is_the_best_token_with_its_own_confidence():
     table = random_logits()
     best, plain = sample(table, 16, SamplingConfig())[:2]

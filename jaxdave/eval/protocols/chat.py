@@ -74,7 +74,10 @@ PROMPTS: Mapping[str, Mapping[str, PromptFn]] = {
 
 # (max_new_tokens, block_length) by task.
 _LLADA_LENGTHS = {"math500": (512, 64), "mbpp": (256, 256), "humaneval": (512, 512)}
-_LLADA_STOPPING = {"mbpp": {"stop_last": True}, "humaneval": {"no_stop": True}}
+_LLADA_STOPPING = {
+    "mbpp": {"confidence_eos_eot_inf": True},
+    "humaneval": {"logits_eos_inf": True},
+}
 _DREAM_MAX_NEW_TOKENS = {"gsm8k": 256, "math500": 512, "mbpp": 1024, "humaneval": 768}
 
 

@@ -37,7 +37,7 @@ class Record:
         decoded_tokens: Tokens decoded, the end token and what is behind it included.
         nfe: Network calls by kind.
         rows: States that those calls evaluated.
-        reference_nfe: Calls that the public static loop makes on the same path.
+        reference_nfe: Calls that the public loop makes on the same path.
         steps: Policy steps.
         batch_rows: Number of items that were decoded together.
         seconds: This item's share of the time of its batch.
