@@ -20,6 +20,7 @@ from jaxdave.core.spec import DecodeSpec
 from jaxdave.decoding.block_states import max_block_states
 from jaxdave.models.attention import TILE
 from jaxdave.runtime.compilation import compile_options
+from jaxdave.runtime.platform import in_32_bits
 from jaxdave.sampling.predictions import predict
 
 PROBED_START = TILE - 1
@@ -51,6 +52,7 @@ _PROBES: dict[tuple, SlotProbe] = {}
 _LOCK = threading.Lock()
 
 
+@in_32_bits()
 def slot_probe(spec: DecodeSpec, params: Any, seed: int = 0) -> SlotProbe:
     """Evaluate random drafts in several arrangements and compare bits.
 

@@ -30,6 +30,7 @@ from jaxdave.drafting.tree_table import (
 from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.generation import prefill_prompts
 from jaxdave.runtime.compilation import compile_options
+from jaxdave.runtime.platform import in_32_bits
 
 DRAFT_LENGTHS = (1, 8, 32)
 """Drafts per call of the decodes that are observed."""
@@ -81,6 +82,7 @@ class VisitedPath(NamedTuple):
     nodes: list[TreeNode]
 
 
+@in_32_bits()
 def calibrate(
     decoder: Decoder,
     params: Any,

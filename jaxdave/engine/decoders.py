@@ -34,7 +34,7 @@ from jaxdave.models.guidance import (
 )
 from jaxdave.models.shadow_masks import with_shadow_masks
 from jaxdave.policies.validation import check_policy
-from jaxdave.runtime.platform import on_cpu
+from jaxdave.runtime.platform import in_32_bits, on_cpu
 
 MAX_NEW_TOKENS = 256
 """Positions that may be decoded after the prompt where nobody says otherwise."""
@@ -252,6 +252,7 @@ def freedave(
     return make_decoder(config, DecodeConfig.from_dict(fields), network=network)
 
 
+@in_32_bits()
 def make_decoder(
     model_config: ModelConfig,
     config: DecodeConfig,

@@ -38,6 +38,7 @@ from jaxdave.runtime.compilation import (
     get_executable,
     get_executable_pair,
 )
+from jaxdave.runtime.platform import in_32_bits
 
 
 class StreamUpdate(NamedTuple):
@@ -58,6 +59,7 @@ class StreamUpdate(NamedTuple):
     finish_reason: FinishReason | None = None
 
 
+@in_32_bits()
 def generate(
     decoder: Decoder,
     params: Any,
@@ -155,7 +157,8 @@ def _stream_updates(
     decoder: Decoder, params: Any, prompts: TokenIds, prepared: "PreparedDecode"
 ) -> Iterator[StreamUpdate]:
     """Yield the updates of prompts that are prepared."""
-    state = prepared.prefill(params, prepared.loop.runtime, prepared.prompts)
+    with in_32_bits():
+        state = prepared.prefill(params, prepared.loop.runtime, prepared.prompts)
     # The loop that `generate` begins with, one round at a time.
     runtime = prepared.loop.runtime._replace(max_calls=host_array(np.int32(1)))
     sent = [len(prompt) for prompt in prompts]
@@ -178,7 +181,8 @@ def _stream_updates(
                 yield StreamUpdate(row, (), (), call, reason)
         if not open_rows:
             return
-        state = prepared.loop.run(params, runtime, state)
+        with in_32_bits():
+            state = prepared.loop.run(params, runtime, state)
 
 
 class PreparedDecode(NamedTuple):
@@ -206,6 +210,7 @@ def _seen(row: Completion, seconds: float) -> SeenDecode:
     return SeenDecode(seconds, row.sizes, others)
 
 
+@in_32_bits()
 def prepare(
     decoder: Decoder,
     params: Any,
@@ -270,6 +275,7 @@ def prepare(
     return PreparedDecode(prefill, loop, packed, seconds + measured, shapes)
 
 
+@in_32_bits()
 def prefill_prompts(decoder: Decoder, params: Any, prompts: TokenIds) -> DecodeState:
     """Prefill prompts, trusting every decision.
 

@@ -33,6 +33,7 @@ from jaxdave.runtime.files import (
     replace_folder,
     unfinished_folder,
 )
+from jaxdave.runtime.platform import in_32_bits
 
 _LOGGER = logging.getLogger("jaxdave")
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -106,6 +107,7 @@ class Model:
         return dataclasses.replace(self, codec=codec)
 
 
+@in_32_bits()
 def load(
     source: str | os.PathLike | None = None,
     *,
@@ -186,6 +188,7 @@ def load(
     )
 
 
+@in_32_bits()
 def save(
     folder: str | os.PathLike,
     config: ModelConfig,

@@ -56,4 +56,5 @@ def test_arrays_are_prompts_too(decoder, quick_compiles):
     (ids,) = prompts_of([5], 1)
     want = generate(decoder, weights(1), [ids]).completions
     for prompt in (np.array(ids), jnp.array(ids), tuple(ids), np.array(ids, np.uint8)):
-        assert generate(decoder, weights(1), [prompt]).completions == want
+        got = generate(decoder, weights(1), [prompt])  # pyright: ignore
+        assert got.completions == want
