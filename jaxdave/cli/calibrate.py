@@ -47,7 +47,8 @@ def run(
         block_length=config.block_length,
         quantize=load.quantize,
     )
-    room = config.max_new_tokens or model.max_new_tokens
+    room = config.max_new_tokens
+    room = model.max_new_tokens if room is None else room
     # A block-causal window is as long as its drafts need; others are not.
     drafts = MAX_DRAFT_STEPS if model.config.attention == "block_causal" else 2
     config = dataclasses.replace(config, max_new_tokens=room, draft_steps=drafts)

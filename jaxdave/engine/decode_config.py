@@ -21,6 +21,8 @@ METHODS = ("freedave", "static", "threshold")
 NUMERICS = tuple(str(numerics) for numerics in Numerics)
 CACHE_RULES = ("none", "prefix", "dual")
 MAX_DRAFT_STEPS = 32
+MAX_GUIDANCE = 1e6
+_LONGEST_ANSWER = 2**20
 DEFAULT_THRESHOLD = 0.9
 _MAX_SEED = 2**31 - 1
 
@@ -373,8 +375,12 @@ def _check_ranges(c: DecodeConfig) -> None:
         raise ValueError(f"seed={c.seed} must be in 0..{_MAX_SEED}; choose another")
     if c.max_new_tokens is not None and c.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={c.max_new_tokens} must be at least 1")
-    if not c.guidance >= 0:
-        raise ValueError(f"guidance={c.guidance} must be 0 (off) or more")
+    if not 0 <= c.guidance <= MAX_GUIDANCE:
+        raise ValueError(f"guidance={c.guidance} must be 0 (off) to {MAX_GUIDANCE}")
+    if c.max_new_tokens is not None and c.max_new_tokens > _LONGEST_ANSWER:
+        raise ValueError(
+            f"max_new_tokens={c.max_new_tokens} must be at most {_LONGEST_ANSWER}"
+        )
     _ = c.sampling  # checks temperature, top_k and top_p
 
 

@@ -409,6 +409,13 @@ def _check_fit(model_config: ModelConfig, config: DecodeConfig, policy: Policy) 
             f"policy {policy.name} speculates with the text and does not verify; "
             "choose another, or say lossy=True (--lossy)"
         )
+    length = config.block_length or model_config.block_length
+    per_step = config.tokens_per_step
+    if per_step is not None and per_step > length:
+        raise ValueError(
+            f"tokens_per_step={per_step} is more than a block of {length} holds; use "
+            f"1..{length}"
+        )
     if config.guidance and model_config.attention != "full":
         raise ValueError(
             f"guidance={config.guidance} needs full attention, and "

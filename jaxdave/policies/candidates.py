@@ -28,7 +28,11 @@ from jaxdave.policies.common import (
 from jaxdave.policies.fast_dllm import above_bound_or_best
 from jaxdave.policies.intervals import exact_view
 from jaxdave.policies.registry import register
-from jaxdave.policies.validation import check_amount, check_count, check_share
+from jaxdave.policies.validation import (
+    check_amount,
+    check_share,
+    check_size,
+)
 
 
 @register
@@ -56,7 +60,7 @@ def info_gain(
 
     Source: Info-Gain Sampler (yks23/Information-Gain-Sampler).
     """
-    check_count(8, candidates=candidates)
+    check_size(8, candidates=candidates)
     check_amount(0.2, temperature=temperature)
     check_share(0.8, bypass=bypass)
     if not temperature:
@@ -115,7 +119,7 @@ def lopa(branches: int = 8, threshold: float = 0.9) -> Policy:
 
     Source: LoPA (zhijie-group/LoPA).
     """
-    check_count(8, branches=branches)
+    check_size(8, branches=branches)
     check_share(0.9, threshold=threshold)
     bound = jnp.float32(log_odds(threshold))
 

@@ -10,7 +10,11 @@ from jaxdave.core.prediction import Prediction
 from jaxdave.policies.block_rules import BlockClock, block_policy
 from jaxdave.policies.common import best_positions, log_odds, policy_name
 from jaxdave.policies.registry import register
-from jaxdave.policies.validation import check_amount, check_count, check_share
+from jaxdave.policies.validation import (
+    check_amount,
+    check_share,
+    check_size,
+)
 
 NO_CREDIT = -1
 """In `Credits.id_WM`, an entry that holds no id."""
@@ -65,7 +69,7 @@ def credit(
     check_share(0.8, beta=beta)
     check_amount(0.7, alpha=alpha)
     check_amount(0.2, gamma=gamma)
-    check_count(16, kept=kept)
+    check_size(16, kept=kept)
     bound = jnp.float32(log_odds(threshold))
 
     def init(size: int, width: int) -> Memory:

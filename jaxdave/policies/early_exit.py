@@ -42,10 +42,12 @@ from jaxdave.policies.intervals import (
 )
 from jaxdave.policies.registry import register
 from jaxdave.policies.validation import (
+    MAX_COUNT,
     check_amount,
     check_choice,
     check_count,
     check_share,
+    check_size,
 )
 
 MODES = ("cosine", "linear", "exp")
@@ -91,10 +93,13 @@ def prophet(
     With one single block the texts are the code's.
     """
     check_count(256, steps=steps)
-    check_count(5, answer_length=answer_length)
+    check_size(5, answer_length=answer_length)
     check_amount(5.0, early=early, mid=mid, late=late)
-    if answer_start < -1:
-        raise ValueError(f"answer_start={answer_start} must be -1 (all masks) or more")
+    if not -1 <= answer_start <= MAX_COUNT:
+        raise ValueError(
+            f"answer_start={str(answer_start)[:20]} must be -1 (all masks) to "
+            f"{MAX_COUNT}"
+        )
 
     def choose(view: PolicyView, clock: BlockClock, values: IntervalView) -> Interval:
         phase = _phase(view, clock, steps)

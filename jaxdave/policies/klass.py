@@ -12,7 +12,11 @@ from jaxdave.policies.common import (
     policy_name,
 )
 from jaxdave.policies.registry import register
-from jaxdave.policies.validation import check_amount, check_count, check_share
+from jaxdave.policies.validation import (
+    check_amount,
+    check_share,
+    check_size,
+)
 
 
 @register
@@ -43,7 +47,7 @@ def klass(
     """
     check_share(0.9, conf_threshold=conf_threshold)
     check_amount(0.01, kl_threshold=kl_threshold)
-    check_count(2, kl_history_length=kl_history_length)
+    check_size(2, kl_history_length=kl_history_length)
     score_bound = jnp.float32(log_odds(conf_threshold))
     kl_bound = jnp.float32(kl_threshold)
 

@@ -3,28 +3,57 @@
 Every message names the value, the rule that it breaks and a value that is usual.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxdave.core.policy_api import CandidateScoring, Policy
 from jaxdave.core.signature import accepts
 
+MAX_COUNT = 2**20
+"""The largest count of steps or positions: products of two still fit int32."""
+MAX_SIZE = 256
+"""The largest count of what takes memory or compute for each: states, vectors."""
+MAX_AMOUNT, MIN_AMOUNT = 1e9, 1e-12
+"""Bounds of amounts above 0: their quotients are still finite in float32."""
+
 
 def check_count(usual: int, **values: int) -> None:
-    """Check that parameters are whole numbers of at least 1.
+    """Check that parameters are whole numbers from 1 to `MAX_COUNT`.
 
     Args:
         usual: A value to suggest, as a rule the default.
         **values: Parameter values by name.
 
     Raises:
-        ValueError: A value is not an int, or is below 1.
+        ValueError: A value is not an int, or out of range.
     """
+    _check_whole(usual, MAX_COUNT, values)
+
+
+def check_size(usual: int, **values: int) -> None:
+    """Check that parameters are whole numbers from 1 to `MAX_SIZE`.
+
+    Args:
+        usual: A value to suggest, as a rule the default.
+        **values: Parameter values by name.
+
+    Raises:
+        ValueError: A value is not an int, or out of range.
+    """
+    _check_whole(usual, MAX_SIZE, values)
+
+
+def _check_whole(usual: int, largest: int, values: Mapping[str, int]) -> None:
     for name, value in values.items():
-        if not isinstance(value, int) or value < 1:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if not is_whole or value < 1:
             raise ValueError(
                 f"{name}={value} must be a whole number of at least 1; "
+                f"{usual} is the usual choice"
+            )
+        if value > largest:
+            raise ValueError(
+                f"{name}={str(value)[:20]} must be at most {largest}; "
                 f"{usual} is the usual choice"
             )
 
@@ -48,19 +77,25 @@ def check_share(usual: float, **values: float) -> None:
 
 
 def check_amount(usual: float, **values: float) -> None:
-    """Check that parameters are finite numbers of at least 0.
+    """Check that parameters are 0, or from `MIN_AMOUNT` to `MAX_AMOUNT`.
 
     Args:
         usual: A value to suggest, as a rule the default.
         **values: Parameter values by name.
 
     Raises:
-        ValueError: A value is below 0, infinite or NaN.
+        ValueError: A value is out of range or NaN.
     """
     for name, value in values.items():
-        if not (value >= 0 and math.isfinite(value)):
+        # Written so that NaN, which no comparison holds for, is refused too.
+        if not value >= 0:
             raise ValueError(
                 f"{name}={value} must be 0 or more; {usual} is the usual choice"
+            )
+        if not (value == 0 or MIN_AMOUNT <= value <= MAX_AMOUNT):
+            raise ValueError(
+                f"{name}={value} must be 0 or in {MIN_AMOUNT}..{MAX_AMOUNT}; {usual} "
+                "is the usual choice"
             )
 
 

@@ -68,7 +68,7 @@ def test_a_draft_function_comes_back_as_itself():
         {"temperature": 0.5, "suppressed_ids": (7,), "no_stop": True},
         {"policy": "wino", "lossy": True},
     ],
-    ids=str,
+    ids=lambda fields: "-".join(fields) or "default",
 )
 def test_a_decoder_comes_back_as_itself(fields):
     decoder = decoders.freedave(fake_model.TINY, max_new_tokens=8, **fields)
