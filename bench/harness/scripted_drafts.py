@@ -113,7 +113,11 @@ def scripted_model(config: ModelConfig, acceptance: float, numerics: str) -> Mod
 
 
 def scripted_calls(
-    prompt_length: int, max_new_tokens: int, draft_steps: int, acceptance: float
+    prompt_length: int,
+    max_new_tokens: int,
+    block_length: int,
+    draft_steps: int,
+    acceptance: float,
 ) -> int:
     """Count the network calls of a scripted decode.
 
@@ -123,17 +127,19 @@ def scripted_calls(
 
     Args:
         prompt_length: tokens of the prompt.
-        max_new_tokens: tokens to decode.
+        max_new_tokens: tokens of the answer, whose last block is decoded whole.
+        block_length: tokens of a block.
         draft_steps: drafts of a call.
         acceptance: probability that a position is steady.
 
     Returns:
         Calls, the prefill included.
     """
-    positions = np.arange(prompt_length, prompt_length + max_new_tokens, dtype=np.int32)
+    end = -(-(prompt_length + max_new_tokens) // block_length) * block_length
+    positions = np.arange(prompt_length, end, dtype=np.int32)
     accepted = is_steady(positions, acceptance)
     num_known, calls = 1, 1
-    while num_known < max_new_tokens:
+    while num_known < len(positions):
         ahead = accepted[num_known : num_known + draft_steps - 1]
         run = len(ahead) if ahead.all() else int(np.argmin(ahead))
         num_known, calls = num_known + 1 + run, calls + 1

@@ -161,6 +161,7 @@ def _add_calls(
         expected = scripted_calls(
             prompt_length=len(one.bench.prompts[0]),
             max_new_tokens=model.max_new_tokens,
+            block_length=one.bench.decoder.spec.layout.block_length,
             draft_steps=one.d,
             acceptance=model.acceptance,
         )

@@ -69,7 +69,7 @@ class Completion:
         steps: Policy steps in all.
         sizes: Verify calls by the draft lengths that the spec allows.
         decoded_tokens: All positions that calls have made known, the end token and what
-            lies behind it included.
+            lies behind it included, up to `max_new_tokens`.
     """
 
     token_ids: tuple[int, ...]
@@ -358,7 +358,7 @@ def _read_row(
         sizes=tuple(int(count) for count in stats.size_Z[index]),
         committed_at=tuple(int(c) for c in call[begin:last]),
         steps=steps,
-        decoded_tokens=len(decoded),
+        decoded_tokens=int(np.sum(decoded < max_new_tokens)),
     )
 
 

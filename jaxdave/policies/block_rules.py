@@ -239,12 +239,15 @@ def time_grid(steps: int, eps: float) -> TimeGrid:
         is a whole number but for rounding is rounded as in the published code.
     """
     first, last = np.float32(1), np.float32(eps)
-    stride = (last - first) / np.float32(steps)
+    # In float64, where these products are exact: a sum is rounded once, as by the fused
+    # multiply-add that torch uses on every processor that has one.
+    stride = np.float64((last - first) / np.float32(steps))
     index = np.arange(steps + 1)
-    from_first = first + stride * index.astype(np.float32)
-    from_last = last - stride * (steps - index).astype(np.float32)
+    from_first = first + stride * index
+    from_last = last - stride * (steps - index)
     times = np.where(index < (steps + 1) // 2, from_first, from_last)
-    return TimeGrid(np.append(times[:-1], np.float32(0)).astype(np.float32))
+    times = times.astype(np.float32)
+    return TimeGrid(np.append(times[:-1], np.float32(0)))
 
 
 def next_commit(

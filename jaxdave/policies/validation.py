@@ -13,7 +13,7 @@ MAX_COUNT = 2**20
 """The largest count of steps or positions: products of two still fit int32."""
 MAX_SIZE = 256
 """The largest count of what takes memory or compute for each: states, vectors."""
-MAX_AMOUNT, MIN_AMOUNT = 1e9, 1e-12
+MAX_AMOUNT, MIN_AMOUNT = 1e9, 1e-30
 """Bounds of amounts above 0: their quotients are still finite in float32."""
 
 

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 MAX_NEW_TOKENS = 16
 PROMPT = [1, 2, 3, 4, 5]
+LENGTH = fake_model.TINY.block_length
 CHANGES = dict(vocab_rows=96, vocab_size=96, mask_id=90, pad_id=91, stop_ids=(92,))
 
 
@@ -49,7 +50,7 @@ def scripted_rows(acceptance: float, *caps: int):
 def scripted_calls(acceptance: float, draft_steps: int) -> int:
     """Calls by the script of what `scripted_rows` decodes."""
     return scripted_drafts.scripted_calls(
-        len(PROMPT), MAX_NEW_TOKENS, draft_steps, acceptance
+        len(PROMPT), MAX_NEW_TOKENS, LENGTH, draft_steps, acceptance
     )
 
 
@@ -63,13 +64,15 @@ def test_a_script_decides_the_text_whatever_the_drafts():
 
 def test_a_script_decides_how_many_calls_there_are():
     plain, drafted = scripted_rows(1.0, 1, 4)
-    assert plain.nfe.total == MAX_NEW_TOKENS == scripted_calls(1.0, 1)
-    expected = 1 + -(-(MAX_NEW_TOKENS - 1) // 4)
+    # The last block is decoded whole.
+    count = -(-(len(PROMPT) + MAX_NEW_TOKENS) // LENGTH) * LENGTH - len(PROMPT)
+    assert plain.nfe.total == count == scripted_calls(1.0, 1)
+    expected = 1 + -(-(count - 1) // 4)
     assert drafted.nfe.total == expected == scripted_calls(1.0, 4)
     # Without steady positions a call commits one token, or two where a deeper draft has
     # evaluated the next state already.
     calls = scripted_rows(0.0, 4)[0].nfe.total
-    assert MAX_NEW_TOKENS // 2 <= calls <= scripted_calls(0.0, 4) == MAX_NEW_TOKENS
+    assert count // 2 <= calls <= scripted_calls(0.0, 4) == count
 
 
 def test_steady_positions_have_their_share():

@@ -13,7 +13,7 @@ NAMES = {
         "guidance no_stop logits_eos_inf stop_last confidence_eos_eot_inf draft "
         "draft_text lossy block_length "
         "max_new_tokens temperature top_k top_p seed dtype quantize numerics prompts "
-        "batch_size json no_compile_cache"
+        "template_arg batch_size json no_compile_cache"
     ),
     "eval": (
         "model tasks methods preset as_published data_dir limit out "

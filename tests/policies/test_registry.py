@@ -70,7 +70,7 @@ def test_small_blocks_can_be_asked_of_any_policy():
         ("threshold:threshold=1.5", "threshold=1.5 must be in 0..1; 0.9 is the usual"),
         ("threshold:threshold=nan", "threshold=nan must be in 0..1"),
         ("factor:factor=-1", "factor=-1.0 must be 0 or more; 1.0 is the usual"),
-        ("factor:factor=inf", "factor=inf must be 0 or in 1e-12.."),
+        ("factor:factor=inf", "factor=inf must be 0 or in 1e-30.."),
         ("low_confidence:steps=0", "steps=0"),
         ("random:steps=-3", "steps=-3"),
         ("origin:eps=0", "eps=0.0 must be above 0 and below 1"),
