@@ -89,7 +89,7 @@ def test_file_of_prompts(run, model, tmp_path):
     file = tmp_path / "p.jsonl"
     chat = [{"role": "user", "content": PROMPT}]
     ids = checkpoint.load(model).codec.encode_prompt(PROMPT)
-    lines = [{"prompt": PROMPT}, None, {"messages": chat}, {"prompt_ids": ids, "n": 1}]
+    lines = [{"prompt": PROMPT}, None, {"messages": chat}, {"prompt_ids": ids}]
     file.write_text("\n".join(json.dumps(x) if x else "" for x in lines))
     options = ("--prompts", file, "--model", model, *SHORT)
     code, out, _ = run("generate", *options, "--json", "--batch-size", 2)
