@@ -99,6 +99,8 @@ class Stage:
     def __init__(self, net, prompt, length: int, cache: str | None):
         self.net, self.length, self.cache = net, length, cache
         self.begin, self.end = len(prompt), len(prompt) + NEW_TOKENS
+        if cache is None:  # block-causal blocks are decoded whole
+            self.end = len(oracle.blank(prompt, NEW_TOKENS, length))
         self.rule = Rule(self.begin, self.end, length, cache or "", False)
         self.frozen, self.block = [], -1
 
