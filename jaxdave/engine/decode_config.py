@@ -204,8 +204,10 @@ class DecodeConfig(_Record):
             "nested" or "copy", or a draft function itself.
         lossy: Allow policies that speculate with the text and do not verify.
         block_length: Positions of a block; None: the model's.
-        max_new_tokens: Positions that may be decoded after the prompt; None: the
-            model's, or 256.
+        max_new_tokens: Tokens of an answer at most; None: the model's, or 256. The text
+            of a block-causal model is the beginning of the text with more, as blocks
+            are decoded whole. Under full attention the whole text depends on it, as
+            every token sees all positions.
         temperature: 0 takes the best token; above, tokens are drawn.
         top_k: Draw from the best k tokens only; 0: off.
         top_p: Draw from the best tokens of this much probability only; 1: off.

@@ -1,6 +1,7 @@
 """Files of prompts: what ends a line, unknown keys, template arguments, characters."""
 
 import json
+import os
 
 import pytest
 
@@ -34,8 +35,10 @@ def test_unknown_keys_are_refused(tmp_path, key):
 def test_deep_lines_and_pipes(tmp_path):
     with pytest.raises(ValueError, match="line 1: broken JSON .it is nested too deep"):
         read(tmp_path, "[" * 100_000)
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_requests(None, tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "none"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            read_requests(None, path)
 
 
 @pytest.mark.parametrize("text", ["a\ud800", "\udc80x"])

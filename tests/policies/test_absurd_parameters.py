@@ -4,7 +4,6 @@ import math
 
 import jax
 import pytest
-from helpers import fake_model
 from helpers.fake_model import build, prompts_of, weights
 
 from jaxdave import policies
@@ -58,4 +57,3 @@ def test_more_tokens_a_step_than_a_block_holds():
     for given in (5, 99):
         with pytest.raises(ValueError, match=f"tokens_per_step={given} is more than"):
             build(None, 2, 4, 8, tokens_per_step=given)
-    assert fake_model.CONFIG.block_length >= 1
