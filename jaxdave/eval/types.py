@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from jaxdave.eval.deviations import ProtocolDeviations
 from jaxdave.grading.types import Item, Verdict
-from jaxdave.io.tokenizer import Messages
+from jaxdave.io.chat_template import Messages
 
 
 class Prompt(NamedTuple):

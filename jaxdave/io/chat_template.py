@@ -128,6 +128,20 @@ def parse_template_args(words: Sequence[str]) -> dict[str, Any]:
     return arguments
 
 
+def content_text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
+    """The content of a message as one text.
+
+    Args:
+      content: a text, parts that each have a "text", or None.
+
+    Returns:
+      The text; parts are joined, and None is empty.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part["text"] for part in content)
+
+
 class _LimitError(Exception):
     """A template has run too long, or made something too large."""
 
@@ -284,14 +298,8 @@ def _size(value: Any) -> int:
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message whose content is one text: its parts are joined, null is empty."""
-    result = dict(message)
-    content = result.get("content")
-    if content is None:
-        result["content"] = ""
-    elif not isinstance(content, str):
-        result["content"] = "".join(part["text"] for part in content)
-    return result
+    """A message whose content is one text."""
+    return {**message, "content": content_text(message.get("content"))}
 
 
 def _one_line(error: Exception) -> str:

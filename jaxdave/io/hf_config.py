@@ -12,11 +12,8 @@ from typing import Any
 from jaxdave.core.config import ModelConfig
 from jaxdave.io import families
 from jaxdave.io.families import Family
-from jaxdave.io.tokenizer import (
-    read_vocabulary,
-    special_tokens_map,
-    stop_and_pad_ids,
-)
+from jaxdave.io.special_tokens import special_tokens_map, stop_and_pad_ids
+from jaxdave.io.vocabulary import read_vocabulary
 
 REAL_VOCAB_SIZE_KEY = "real_vocab_size"
 """Our own key of config.json: how many rows of the embedding are real tokens."""

@@ -1,20 +1,18 @@
 """Text to token ids and back, from the tokenizer files of a checkpoint folder.
 
-`Codec` is the public face and `load_codec` makes one. Below it, from the top down: the
-ids that a folder's JSON files name, its vocabulary, and the two libraries (tokenizers,
-and transformers where a tokenizer class needs it) behind one record.
+`Codec` is what the rest of the package works with, and `load_codec` makes one.
 """
 
 import dataclasses
-import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxdave.core.config import ModelConfig
-from jaxdave.io.chat_template import Messages, RenderFn, compile_template
-from jaxdave.runtime.files import read_json, read_regular
+from jaxdave.io.chat_template import Messages, RenderFn, content_text
+from jaxdave.io.special_tokens import special_tokens_map, stop_and_pad_ids
+from jaxdave.io.tokenizer_backend import TokenizerBackend, open_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +193,7 @@ def _check_messages(messages: Messages) -> None:
             'messages must be a list of {"role": TEXT, "content": TEXT} objects; '
             "give each message both"
         )
-    if not any(message["content"] for message in messages):
+    if not any(content_text(message["content"]).strip() for message in messages):
         raise ValueError("messages are empty; give at least one a content")
 
 
@@ -256,7 +254,7 @@ def _open_again(folder: Path, template_args: Mapping[str, Any], *ids: Any) -> Co
 
 def _make_codec(
     folder: Path,
-    backend: "TokenizerBackend",
+    backend: TokenizerBackend,
     mask_id: int,
     stop_ids: tuple[int, ...],
     pad_id: int,
@@ -285,273 +283,3 @@ def _refuse_messages(folder: Path) -> RenderFn:
         )
 
     return refuse
-
-
-# Ids that the folder's JSON files name.
-
-
-def special_tokens_map(folder: Path) -> dict[str, str]:
-    """Read the texts of a folder's special tokens.
-
-    Args:
-      folder: a folder with tokenizer files.
-
-    Returns:
-      "mask_token", "eos_token" and so on -> the token's text. tokenizer_config.json
-      overrides special_tokens_map.json.
-    """
-    tokens = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        for key, value in read_json(folder / name, optional=True).items():
-            value = value.get("content") if isinstance(value, dict) else value
-            if key.endswith("_token") and isinstance(value, str):
-                tokens[key] = value
-    return tokens
-
-
-def stop_and_pad_ids(
-    folder: Path, id_of: Callable[[str | None], int | None], size: int
-) -> tuple[tuple[int, ...], int]:
-    """Read the ids that end an answer and the id that pads.
-
-    generation_config.json goes before config.json, and that before the tokenizer files.
-
-    Args:
-      folder: a checkpoint folder.
-      id_of: token -> id, as in `Vocabulary`.
-      size: size of the vocabulary; ids must be below it.
-
-    Returns:
-      The stop ids, and the pad id: the first stop id where no file names one.
-
-    Raises:
-      ValueError: no file names a stop id, or one is no id of the vocabulary.
-    """
-    names = special_tokens_map(folder)
-    generation = read_json(folder / "generation_config.json", optional=True)
-    config = read_json(folder / "config.json", optional=True)
-    candidates = (
-        generation.get("eos_token_id"),
-        config.get("eos_token_id"),
-        id_of(names.get("eos_token")),
-    )
-    # A null says nothing, and does not hide what the other files say.
-    eos: Any = next((ids for ids in candidates if ids is not None), None)
-    stop_ids = eos if isinstance(eos, list) else [eos]
-    if not stop_ids or not all(type(i) is int and 0 <= i < size for i in stop_ids):
-        raise ValueError(
-            f"{folder}: eos_token_id={eos!r} must be one or more token ids below "
-            f"{size}; mend generation_config.json"
-        )
-    pads = (
-        generation.get("pad_token_id"),
-        config.get("pad_token_id"),
-        id_of(names.get("pad_token")),
-    )
-    pad_id = next((pad for pad in pads if type(pad) is int), stop_ids[0])
-    return tuple(stop_ids), pad_id
-
-
-# The vocabulary, read from JSON: opening a tokenizer of 150,000 ids takes seconds.
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """The tokens of a tokenizer.
-
-    Attributes:
-      id_of: token -> id; None for a token that the tokenizer lacks, and for None.
-      size: one more than the largest id.
-    """
-
-    id_of: Callable[[str | None], int | None]
-    size: int
-
-
-def read_vocabulary(folder: Path) -> Vocabulary:
-    """Read the vocabulary of a folder, if possible without opening its tokenizer.
-
-    Args:
-      folder: a folder with tokenizer files.
-
-    Returns:
-      The vocabulary, added tokens included.
-
-    Raises:
-      ValueError: the folder has no tokenizer, or one that cannot be read.
-    """
-    tokenizer_json = read_json(folder / "tokenizer.json", optional=True)
-    ids = _model_vocabulary(tokenizer_json.get("model") or {})
-    ids |= read_json(folder / "vocab.json", optional=True)
-    if not ids:  # a kind of file that only its own library reads
-        backend = open_tokenizer(folder)
-        return Vocabulary(id_of=backend.id_of, size=backend.size)
-    # Added tokens come last: they replace entries of the same text in the model's part.
-    ids |= read_json(folder / "added_tokens.json", optional=True)
-    added_tokens = tokenizer_json.get("added_tokens") or []
-    ids |= {token["content"]: token["id"] for token in added_tokens}
-    settings = read_json(folder / "tokenizer_config.json", optional=True)
-    for number, token in (settings.get("added_tokens_decoder") or {}).items():
-        ids[token["content"]] = int(number)
-
-    def id_of(token: str | None) -> int | None:
-        return ids.get(token or "")
-
-    return Vocabulary(id_of=id_of, size=1 + max(ids.values()))
-
-
-def _model_vocabulary(model: dict[str, Any]) -> dict[str, int]:
-    """Read tokenizer.json's model: a map token -> id, or pairs in the order of ids."""
-    vocab = model.get("vocab") or {}
-    if isinstance(vocab, list):
-        return {token: number for number, (token, _) in enumerate(vocab)}
-    return dict(vocab)
-
-
-# The two tokenizer libraries.
-
-# Classes that add nothing to tokenizer.json; any other class may change its meaning.
-_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-# Dream's class is code of its repository; it is Qwen2's class under another name.
-_CLASS_ALIASES = {"DreamTokenizer": "Qwen2Tokenizer"}
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerBackend:
-    """What either tokenizer library can do, under the same names.
-
-    Attributes:
-      chat_template: the Jinja source of the chat template, or None.
-      size: one more than the largest id.
-      id_of: token -> id; None for a token that the tokenizer lacks, and for None.
-      render: (messages, template arguments) -> text with the opening of the answer;
-        raises ValueError where the template refuses the messages.
-      encode: text -> ids, none added at either end.
-      decode: ids -> text, special tokens left out.
-    """
-
-    chat_template: str | None
-    size: int
-    id_of: Callable[[str | None], int | None]
-    render: RenderFn
-    encode: Callable[[str], list[int]]
-    decode: Callable[[list[int]], str]
-
-
-def open_tokenizer(folder: Path) -> TokenizerBackend:
-    """Open the tokenizer of a folder with the lighter library that reads it right.
-
-    Args:
-      folder: a folder with tokenizer files.
-
-    Returns:
-      The tokenizer.
-
-    Raises:
-      ValueError: the folder has no tokenizer, or one that neither library reads.
-    """
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise ValueError(
-            f"{folder}: no tokenizer; the folder must hold one of "
-            f"{', '.join(_TOKENIZER_FILES)}"
-        )
-    settings = read_json(folder / "tokenizer_config.json")
-    # Any class but a plain one may do more than tokenizer.json says, so that only
-    # transformers reads it right; importing that takes seconds.
-    is_plain = settings.get("tokenizer_class") in _PLAIN_CLASSES
-    is_plain = is_plain and (folder / "tokenizer.json").is_file()
-    try:
-        if is_plain:
-            return _open_with_tokenizers(folder, settings)
-        return _open_with_transformers(folder)
-    except Exception as error:  # the libraries raise bare Exception, and much else
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{folder}: unreadable tokenizer ({reason}); fetch the folder again"
-        ) from error
-
-
-def _open_with_tokenizers(folder: Path, settings: dict[str, Any]) -> TokenizerBackend:
-    """Open tokenizer.json without transformers, whose import takes seconds."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-
-    def id_of(token: str | None) -> int | None:
-        return None if token is None else tokenizer.token_to_id(token)
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
-
-    def decode(ids: list[int]) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=True)
-
-    chat_template = _read_chat_template(folder, settings)
-    return TokenizerBackend(
-        chat_template=chat_template,
-        size=1 + max(tokenizer.get_vocab().values()),
-        id_of=id_of,
-        render=compile_template(chat_template or "", special_tokens_map(folder)),
-        encode=encode,
-        decode=decode,
-    )
-
-
-def _read_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """The chat template of a folder; of several, the one named "default"."""
-    # Newer checkpoints keep the template in a file of its own, which has precedence.
-    file = folder / "chat_template.jinja"
-    if os.path.lexists(file):
-        return read_regular(file).decode("utf-8-sig")
-    return _default_template(settings.get("chat_template"))
-
-
-def _default_template(template: Any) -> str | None:
-    """One of the forms that tokenizer files give templates in, as text."""
-    if isinstance(template, list):
-        template = {one["name"]: one["template"] for one in template}
-    if isinstance(template, Mapping):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _open_with_transformers(folder: Path) -> TokenizerBackend:
-    """Open a tokenizer whose class is more than its tokenizer.json."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    import transformers
-    from transformers import AutoTokenizer, PreTrainedConfig
-
-    settings = read_json(folder / "tokenizer_config.json")
-    alias = _CLASS_ALIASES.get(str(settings.get("tokenizer_class")))
-    tokenizer_class = AutoTokenizer if alias is None else getattr(transformers, alias)
-    # An empty config keeps it from reading config.json, whose auto_map asks for code.
-    tokenizer: Any = tokenizer_class.from_pretrained(
-        str(folder),
-        config=PreTrainedConfig(),
-        trust_remote_code=False,
-        local_files_only=True,
-    )
-    vocab = tokenizer.get_vocab()
-
-    # Rendered by us for both libraries, so that limits hold and both read alike.
-    chat_template = _default_template(tokenizer.chat_template)
-    tokens = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
-    render = compile_template(chat_template or "", tokens)
-
-    def encode(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def decode(ids: list[int]) -> str:
-        return tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-
-    return TokenizerBackend(
-        chat_template=chat_template,
-        size=1 + max(vocab.values()),
-        id_of=vocab.get,
-        render=render,
-        encode=encode,
-        decode=decode,
-    )

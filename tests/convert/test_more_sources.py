@@ -16,8 +16,8 @@ from jaxdave_convert.exporting import export
 from safetensors.numpy import load_file
 
 import jaxdave
-from jaxdave.io import tokenizer
-from jaxdave.io.tokenizer import open_tokenizer
+from jaxdave.io.tokenizer_backend import open_tokenizer
+from jaxdave.io.vocabulary import read_vocabulary
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_a_base_model_loads_without_a_chat_template(tmp_path, source):
 
 def test_the_tokenizer_s_files_say_what_it_says():
     opened = open_tokenizer(checkpoint_folders.TOKENIZER)
-    read = tokenizer.read_vocabulary(checkpoint_folders.TOKENIZER)
+    read = read_vocabulary(checkpoint_folders.TOKENIZER)
     assert read.size == opened.size
     for token in ("a", "<|MASK|>", "<|im_end|>", "no such token", None):
         assert read.id_of(token) == opened.id_of(token)

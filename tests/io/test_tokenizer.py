@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from helpers import checkpoint_folders
 
-from jaxdave.io import tokenizer
+from jaxdave.io import tokenizer_backend
 from jaxdave.io.tokenizer import load_codec
 from jaxdave.models.presets import preset
 
@@ -95,7 +95,7 @@ def test_generation_config_says_where_to_stop(folder):
 
 def test_both_libraries_agree(folder, monkeypatch):
     light = load_codec(folder)
-    monkeypatch.setattr(tokenizer, "_PLAIN_CLASSES", ())
+    monkeypatch.setattr(tokenizer_backend, "_PLAIN_CLASSES", ())
     heavy = load_codec(folder)
     assert (light.mask_id, light.stop_ids, light.pad_id, light.size) == (
         (heavy.mask_id, heavy.stop_ids, heavy.pad_id, heavy.size)
@@ -211,3 +211,12 @@ def test_real_sdar_folder_opens_in_silence(capfd):
     """Neither a question about remote code nor advice about PyTorch."""
     load_codec(SDAR)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "  ", None, [], [{"type": "text", "text": " "}]]
+)
+def test_messages_without_a_word_are_refused(content):
+    codec = load_codec(checkpoint_folders.TOKENIZER)
+    with pytest.raises(ValueError, match="messages are empty"):
+        codec.encode_messages([{"role": "user", "content": content}])

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from jaxdave.eval.types import Prompt
 from jaxdave.grading import extract
 from jaxdave.grading.types import Item
-from jaxdave.io.tokenizer import Messages
+from jaxdave.io.chat_template import Messages
 
 _TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant"
 _LLADA_HEADER = "<|start_header_id|>{}<|end_header_id|>"

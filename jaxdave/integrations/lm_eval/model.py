@@ -28,7 +28,8 @@ from jaxdave.integrations.lm_eval import lm_requests, options
 from jaxdave.integrations.lm_eval.generate_until import generate_until
 from jaxdave.io import checkpoint
 from jaxdave.io.chat_template import parse_template_args
-from jaxdave.io.tokenizer import open_tokenizer, special_tokens_map
+from jaxdave.io.special_tokens import special_tokens_map
+from jaxdave.io.tokenizer_backend import open_tokenizer
 
 
 class JaxDave(TemplateLM):
