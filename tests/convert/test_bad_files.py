@@ -14,6 +14,9 @@ from helpers.conversion_sources import (
     change_tensors,
     write_index,
 )
+from safetensors.numpy import load_file, save_file
+
+import jaxdave
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -146,3 +149,46 @@ def test_everything_wrong_is_in_one_line(refused, source):
 def test_file_beside_the_index(refused, shards):
     shutil.copyfile(shards / "a.safetensors", shards / "extra.safetensors")
     assert "extra.safetensors: extra file" in refused(shards)
+
+
+def test_a_template_that_could_not_be_loaded(refused, source, tmp_path):
+    conversion_sources.change_json(
+        source / "tokenizer_config.json", chat_template="{% if"
+    )
+    (source / "chat_template.jinja").unlink(missing_ok=True)
+    assert "the chat template is broken" in refused(source)
+    assert conversion_sources.names_in(tmp_path) == ["source"]
+
+
+def test_a_tokenizer_that_could_not_be_loaded(refused, source, tmp_path):
+    conversion_sources.change_json(source / "tokenizer.json", pre_tokenizer={"type": 3})
+    assert "unreadable tokenizer" in refused(source)
+    assert conversion_sources.names_in(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_tensor_that_is_not_finite(refused, source, tmp_path, value):
+    tensor = load_file(source / WEIGHTS_FILE)[DOWN]
+    tensor.reshape(-1)[7] = value
+    change_tensors(source, {DOWN: tensor})
+    assert f"tensor {DOWN} holds NaN or infinity" in refused(source)
+    assert conversion_sources.names_in(tmp_path) == ["source"]
+
+
+def test_linked_files_and_buffers_are_converted(source, tmp_path, capsys):
+    (source / "tokenizer.json").rename(tmp_path / "elsewhere.json")
+    (source / "tokenizer.json").symlink_to(tmp_path / "elsewhere.json")
+    (source / WEIGHTS_FILE).rename(tmp_path / "elsewhere.safetensors")
+    (source / WEIGHTS_FILE).symlink_to(tmp_path / "elsewhere.safetensors")
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    tensors = load_file(source / WEIGHTS_FILE)
+    save_file({**tensors, buffer: np.ones(8, np.float32)}, source / WEIGHTS_FILE)
+    assert conversion_sources.run(source, tmp_path / "ours") == 0
+    assert f"{buffer} not used" in capsys.readouterr().err
+    assert jaxdave.load(tmp_path / "ours").codec.encode_prompt("a")
+    assert conversion_sources.run("--export", tmp_path / "ours", tmp_path / "back") == 0
+    (written,) = (tmp_path / "back").glob("*.safetensors")
+    back = load_file(written)
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor)
