@@ -69,6 +69,8 @@ def measure_set(loaded: LoadedModel, name: str, limit: int | None) -> dict:
         "steps": sum(row.steps for row in static_rows),
         "reference": sum(row.reference_nfe for row in static_rows),
         "static": sum(row.nfe.total for row in static_rows),
+        # Calls that decide what was too close to call; part of the total.
+        "rechecks": sum(row.nfe.recheck for row in static_rows),
     }
     num_decodes = len(problems) * len(DRAFT_LENGTHS)
     identical = num_decodes
@@ -107,8 +109,8 @@ def main() -> None:
     results.claims.extend(
         [
             report.Claim(
-                "static spends one call per policy step, the prefill included",
-                total["static"] == total["steps"],
+                "static spends one call per policy step, and its rechecks",
+                total["static"] == total["steps"] + total["rechecks"],
             ),
             report.Claim(
                 "d=8: 3.0 times fewer than static", at_8["static / FreeDave"] >= 3
