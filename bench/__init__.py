@@ -1,5 +1,5 @@
 """Benchmarks of jaxdave.
 
 Each script prints what it ran on, prints tables and asserts its claims; `--help` tells
-what it measures. `python -m bench` takes the project's measures: bench/RESULTS.md.
+what it measures. `python -m bench` takes the project's measures: docs/results.md.
 """

@@ -4,7 +4,7 @@
         [--out DIR] [--quick] [--rounds N]
     python -m bench --show [DIR]
 
-The measures are explained at the head of bench/RESULTS.md. Ratios are medians of
+The measures are explained in docs/results.md. Ratios are medians of
 alternating rounds with a 95 % bootstrap interval. "scripted 0.8": the weights are
 random and their predictions mean nothing, so the acceptance of drafts is scripted, with
 that probability a token (bench/harness/scripted_drafts.py). "missed" is a finding, not
@@ -49,7 +49,7 @@ from bench.harness.measure import (
 )
 from bench.harness.models import BenchModel
 from bench.measures import drafting, exactness, memory, scaling
-from jaxdave.runtime.platform import on_cpu
+from jaxdave.runtime.machine import this_machine
 
 RESULTS = Path(__file__).parent / "results"
 """Results of the last whole run."""
@@ -70,7 +70,7 @@ class MeasureEntry(NamedTuple):
 
 
 # A new measure gets an entry here, a name in harness/measure.py, and a line in
-# RESULTS.md.
+# docs/results.md.
 MEASURES = (
     MeasureEntry(
         names=(
@@ -109,7 +109,7 @@ def default_sizes() -> tuple[str, ...]:
         On a CPU all but the large ones; elsewhere the demo and the large ones.
     """
     large = ("4B", "8B")
-    if on_cpu():
+    if this_machine().is_cpu:
         return tuple(size for size in models.SIZES if size not in large)
     return ("demo", *large)
 

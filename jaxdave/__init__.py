@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from jaxdave.engine.decoders import make_decoder as make_decoder
     from jaxdave.engine.decoders import static as static
     from jaxdave.engine.decoders import threshold as threshold
-    from jaxdave.engine.generation import StreamUpdate as StreamUpdate
     from jaxdave.engine.generation import generate as generate
-    from jaxdave.engine.generation import stream as stream
     from jaxdave.engine.results import Completion as Completion
     from jaxdave.engine.results import Result as Result
     from jaxdave.engine.results import TextCompletion as TextCompletion
     from jaxdave.engine.sampler import Sampler as Sampler
+    from jaxdave.engine.streaming import Snapshot as Snapshot
+    from jaxdave.engine.streaming import StreamUpdate as StreamUpdate
+    from jaxdave.engine.streaming import snapshots as snapshots
+    from jaxdave.engine.streaming import stream as stream
     from jaxdave.io.checkpoint import Model as Model
     from jaxdave.io.checkpoint import load as load
     from jaxdave.io.checkpoint import save as save
@@ -51,7 +53,8 @@ _HOMES = {
         "static",
         "threshold",
     ),
-    "engine.generation": ("StreamUpdate", "generate", "stream"),
+    "engine.generation": ("generate",),
+    "engine.streaming": ("Snapshot", "StreamUpdate", "snapshots", "stream"),
     "engine.results": ("Completion", "Result", "TextCompletion"),
     "engine.sampler": ("Sampler",),
     "io.checkpoint": ("Model", "load", "save"),

@@ -11,6 +11,7 @@ import hypothesis
 import jax
 import pytest
 from helpers import compiling
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxdave.cli import main
 from jaxdave.runtime.compilation import clear_executables
@@ -43,6 +44,20 @@ hypothesis.settings.load_profile("jaxdave")
 def fresh_trace_counters():
     """Traces are counted per test."""
     chex.clear_trace_counter()
+
+
+@pytest.fixture(autouse=True)
+def no_jax_cache():
+    """A command that turned JAX's own cache of programs on did so for its test only.
+
+    A program that comes from there is not stored by `program_cache`, so what a test of
+    storing sees would depend on the tests before it.
+    """
+    before = jax.config.values["jax_compilation_cache_dir"]
+    yield
+    if jax.config.values["jax_compilation_cache_dir"] != before:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
 
 
 # A process may hold 65,530 memory maps on Linux by default, and every compiled program

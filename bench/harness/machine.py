@@ -16,9 +16,9 @@ from jaxdave.core.config import ModelConfig
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.decoding.block_states import max_block_states
 from jaxdave.models.param_shapes import param_shapes
-from jaxdave.runtime.platform import on_cpu
+from jaxdave.runtime.machine import this_machine
 
-SQUARE_SIDE, READ_SIDE = (1024, 4096) if on_cpu() else (8192, 32768)
+SQUARE_SIDE, READ_SIDE = (1024, 4096) if this_machine().is_cpu else (8192, 32768)
 """Sides of the square product, and of the square matrix that is read from memory: 64 MB
 on a CPU, 2 or 4 GB elsewhere, so that no cache holds it."""
 

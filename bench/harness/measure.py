@@ -1,15 +1,15 @@
 """The measures of `python -m bench`: their names, their targets, and the results book.
 
 A measure is a quantity that the project has a target for. Its name is its key in the
-code, in the results and on the command line (`--only loop-efficiency`); the table at
-the head of `bench/RESULTS.md` explains each.
+code, in the results and on the command line (`--only loop-efficiency`); the table in
+docs/results.md explains each.
 """
 
 import dataclasses
 from typing import Any, NamedTuple
 
 from bench.harness.timing import MedianInterval
-from jaxdave.runtime.platform import on_cpu
+from jaxdave.runtime.machine import this_machine
 
 IDENTICAL_TEXT = "identical-text"
 NETWORK_CALLS = "network-calls"
@@ -90,7 +90,7 @@ def machine_targets() -> Targets:
     Returns:
         Those of a CPU where JAX computes on one, else those of an accelerator.
     """
-    if on_cpu():
+    if this_machine().is_cpu:
         return Targets(0.80, 0.98, 0.7, 1.05, (2, 4, 8))
     return Targets(0.80, 0.97, 0.8, 1.03, (4, 8, 16))
 

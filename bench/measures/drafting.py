@@ -24,7 +24,7 @@ from bench.harness.models import BenchModel
 from bench.harness.network_only import DecodeBench
 from bench.harness.scripted_drafts import scripted_calls
 from jaxdave.engine.results import Completion
-from jaxdave.runtime.platform import on_cpu
+from jaxdave.runtime.machine import this_machine
 
 _SMALL = 4_000_000
 """Weights below which a call is so short that it is repeated to be timed."""
@@ -238,7 +238,7 @@ def _add_draft_cost(
     for one in decodes[1:]:
         ratio = one.call / static.call
         what = f"d={one.d}: a bare call over that of d=1"
-        if on_cpu():
+        if this_machine().is_cpu:
             more = _work(model, one).flops - static_flops
             ratio = (one.call - static.call) / (more / rates.flops)
             what = f"d={one.d}: seconds added over those of a plain product"

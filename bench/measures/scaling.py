@@ -21,7 +21,8 @@ from jaxdave.core.model_api import BlockStates, KVCache
 from jaxdave.core.state import DecodeState, host_array
 from jaxdave.engine.compaction import CompiledLoop, idle_account, run_to_end
 from jaxdave.engine.generation import prepare
-from jaxdave.runtime.platform import compiler_options, on_cpu
+from jaxdave.runtime.machine import this_machine
+from jaxdave.runtime.platform import compiler_options
 
 DRAFT_LENGTH, BATCH_SIZE = 8, 8
 NUM_STEPS = 24
@@ -69,7 +70,7 @@ def measure_sequence_scaling(model: BenchModel, plan: Plan, book: ResultsBook) -
     short, long = (
         _token_work(model, position + grid.window_length) for position in (SHORT, LONG)
     )
-    kind, growth = ("operations" if on_cpu() else "bytes"), long / short
+    kind, growth = ("operations" if this_machine().is_cpu else "bytes"), long / short
     what = f"t(S={LONG}) / t(S={SHORT}), d={DRAFT_LENGTH}; {kind} grow {growth:.2f}x"
     target = round(1.1 * growth, 2)
     book.add_at_most(SEQUENCE_SCALING, model.label, what, ratio, target)
@@ -79,7 +80,7 @@ def _token_work(model: BenchModel, keys: int) -> int:
     """Cost of a token with so many keys: multiply-adds on a CPU, else bytes."""
     c = model.config
     layers, _ = matrix_sizes(c)
-    if on_cpu():
+    if this_machine().is_cpu:
         return layers + 2 * c.num_layers * c.heads * c.head_dim * keys
     return (
         model.itemsize * layers + 4 * 2 * c.num_layers * c.kv_heads * c.head_dim * keys

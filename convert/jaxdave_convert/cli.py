@@ -6,7 +6,7 @@ Nothing is imported here that takes time, so that Ctrl-C is answered from the st
 from collections.abc import Sequence
 from typing import NoReturn
 
-from jaxdave.runtime import interrupts
+from jaxdave.runtime import interrupts, streams
 
 NAME = "jaxdave-convert"
 
@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Args:
       argv: the arguments; None: those of this process.
     """
+    streams.open_closed_streams()
     interrupts.install_for_program(NAME)
     from jaxdave.cli.console import run_app
     from jaxdave_convert.commands import app

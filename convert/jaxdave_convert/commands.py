@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import jaxdave
+from jaxdave.cli.options import CONTEXT
+
 if TYPE_CHECKING:
     from jaxdave_convert.plan import ConversionOptions, ConversionPlan
 
 
 NAME = "jaxdave-convert"
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False, context_settings=CONTEXT)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"{NAME} {jaxdave.__version__}")
+        raise typer.Exit
 
 
 @app.command()
@@ -24,7 +33,8 @@ def convert(
         str, typer.Option(help="A family such as sdar; auto: as the files say.")
     ] = "auto",
     dtype: Annotated[
-        str | None, typer.Option(help="bfloat16 or float32; by default as stored.")
+        str | None,
+        typer.Option(help="bfloat16, float16 or float32; by default as stored."),
     ] = None,
     block_length: Annotated[
         int | None, typer.Option(help="Of the training; instead of config.json's.")
@@ -44,6 +54,16 @@ def convert(
     ] = False,
     export: Annotated[
         bool, typer.Option("--export", help="Back: from a converted SRC to PyTorch's.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            "-V",
+            help="Print it.",
+            callback=_print_version,
+            is_eager=True,
+        ),
     ] = False,
 ) -> None:
     """Convert a PyTorch checkpoint of a diffusion language model for jaxdave."""

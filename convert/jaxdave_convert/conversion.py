@@ -15,7 +15,7 @@ from jaxdave.io import orbax_io
 from jaxdave.io.safetensors_io import describe_unused
 from jaxdave.io.tokenizer import load_codec
 from jaxdave.models.param_shapes import param_shapes
-from jaxdave.runtime.files import read_json, replace_folder
+from jaxdave.runtime.files import check_path, read_json, replace_folder
 from jaxdave.runtime.interrupts import removed_on_interrupt, unbroken
 from jaxdave.runtime.locks import LOCK_FILE
 from jaxdave_convert import manifest, resume_record, verify, zarr_layout
@@ -48,8 +48,8 @@ def convert(
       src: a folder in a family's Hugging Face layout, or a Hub id "owner/name".
       dst: the folder to make.
       family: a name of `jaxdave.io.families.FAMILIES`; None: as the files say.
-      dtype: "float32" or "bfloat16", what the result is stored as; None: the narrowest
-        that keeps every stored bit.
+      dtype: "float32", "bfloat16" or "float16", what the result is stored as;
+        None: the narrowest that keeps every stored bit.
       block_length: length of a block in tokens, where config.json does not name it.
       mask_id: id of the mask token, where no file names it.
       verify_count: number of tensors to read back and compare bit by bit.
@@ -158,8 +158,9 @@ def check_destination(dst: Path, overwrite: bool) -> None:
       overwrite: `dst` may be an older conversion.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: it is neither, or its name is not UTF-8.
     """
+    check_path(dst.absolute())
     if not dst.exists() and not dst.is_symlink():
         return
     is_converted = dst.is_dir() and orbax_io.is_orbax_config(

@@ -115,11 +115,12 @@ def _narrow_header(
     metadata = entries.pop("__metadata__", {})
     is_lossless = all(DTYPE_NAMES[tensor.dtype] == dtype for tensor in tensors)
     is_narrowed = dtype != "float32" and not is_lossless
+    narrow = next(short for short, name in DTYPE_NAMES.items() if name == dtype)
     # Buffers that the model computes were not converted.
     if len(entries) == len(tensors) and not is_narrowed:
         return header
     return safetensors_header.build_header(
-        {t.name: ("BF16" if is_narrowed else t.dtype, t.shape) for t in tensors},
+        {t.name: (narrow if is_narrowed else t.dtype, t.shape) for t in tensors},
         metadata,
     )
 
@@ -138,8 +139,7 @@ def _write_shard(
     with path.open("wb") as file:
         file.write(header)
         for tensor in safetensors_header.parse_tensors(header, path.name):
-            # float16 is a stored dtype, but none that parameters can have.
-            stored_dtype = DTYPES.get(DTYPE_NAMES[tensor.dtype], np.float16)
+            stored_dtype = DTYPES[DTYPE_NAMES[tensor.dtype]]
             for rows in _read_rows(weights, grids[tensor.name], dtype):
                 stored = np.ascontiguousarray(rows.astype(stored_dtype, copy=False))
                 data = stored.view(np.uint8).data

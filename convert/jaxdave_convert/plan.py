@@ -14,7 +14,7 @@ from jaxdave_convert import safetensors_header
 from jaxdave_convert.safetensors_header import TensorEntry
 from jaxdave_convert.source import CheckpointSource, open_source
 
-_LOSSLESS_DTYPES = {"F32": "float32", "BF16": "bfloat16"}
+_LOSSLESS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ConversionOptions:
 
     Attributes:
       family: name of the family, a key of `families.FAMILIES`.
-      dtype: "float32" or "bfloat16", what the result is stored as.
+      dtype: "float32", "bfloat16" or "float16", what the result is stored as.
       block_length: length of a block in tokens.
       mask_id: id of the mask token.
     """
@@ -42,7 +42,7 @@ class ConversionPlan:
       source: the checkpoint to convert.
       family: the layout that it has.
       config: the model.
-      dtype: "float32" or "bfloat16", what the result is stored as.
+      dtype: "float32", "bfloat16" or "float16", what the result is stored as.
       targets: tensor name -> its place in the parameters, for every tensor of the
         source that fills one.
       tied_head: name of the head's tensor where the source stores it although the
@@ -142,7 +142,7 @@ def _choose_family(
 
 def _stored_dtype(source: CheckpointSource) -> str:
     """The narrowest dtype that keeps every stored bit."""
-    # bfloat16 cannot hold float16 numbers, but float32 holds those of either.
+    # Of the two short ones neither holds the other's numbers, but float32 does.
     dtypes = {tensor.dtype for shard in source.shards for tensor in shard.tensors}
     if len(dtypes) != 1:
         return "float32"

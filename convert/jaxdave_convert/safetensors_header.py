@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxdave.runtime.messages import one_line
+
 ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 """Dtypes that can be converted -> bytes of one number."""
 
@@ -134,7 +136,10 @@ def parse_strict_json(content: bytes) -> dict[str, Any]:
             raise ValueError(f"{duplicate} is named twice")
         return mapping
 
-    value = json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys)
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
     return value
@@ -186,12 +191,14 @@ def parse_tensors(header: bytes, file: str) -> tuple[TensorEntry, ...]:
     """
     try:
         entries = parse_header(header)
-        entries.pop("__metadata__", None)
+        metadata = entries.pop("__metadata__", None) or {}
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are not texts")
         tensors = [
             _parse_tensor(name, entry, len(header)) for name, entry in entries.items()
         ]
-    except (ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
+    except (AttributeError, ValueError, TypeError, KeyError) as error:
+        reason = one_line(error)
         raise ValueError(
             f"{file}: truncated or unreadable file (its header: {reason})"
         ) from error

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from jaxdave.io.finite import check_finite
+from jaxdave.io.finite import check_cast
 from jaxdave.io.safetensors_io import DTYPES
 from jaxdave_convert import torch_bin
 from jaxdave_convert.safetensors_header import ITEM_SIZES, Shard, TensorEntry
@@ -72,7 +72,7 @@ def copy_shard(
       shard: its header.
       grids: tensor name -> how the tensor is cut, for every tensor that is written.
       weights: the folder of the arrays, in which each parameter has its own.
-      dtype: "float32" or "bfloat16", what the chunks are stored as.
+      dtype: "float32", "bfloat16" or "float16", what the chunks are stored as.
       unwritten: names of tensors that are only read.
       hashed: names of tensors to return the own hash of.
       on_progress: called with the bytes that have been read.
@@ -149,7 +149,7 @@ def _rows_of_blocks(
 ) -> Iterator[np.ndarray]:
     for view in blocks:
         rows = rows_of(view, tensor.dtype, cols, dtype)
-        check_finite(tensor.name, rows)
+        check_cast(tensor.name, _stored_rows(view, tensor.dtype, cols), rows)
         yield rows
 
 
@@ -160,13 +160,18 @@ def rows_of(view: memoryview, stored: str, cols: int, dtype: str) -> np.ndarray:
       view: whole rows, as they are in the file.
       stored: the tensor's dtype in the file, such as "BF16".
       cols: its number of columns.
-      dtype: "float32" or "bfloat16", the dtype to cast to.
+      dtype: "float32", "bfloat16" or "float16", the dtype to cast to.
 
     Returns:
       An array [rows, cols]; it shares the memory of `view` where nothing is cast.
     """
-    rows = np.frombuffer(view, np.dtype(DTYPE_NAMES[stored])).reshape(-1, cols)
-    return rows if DTYPE_NAMES[stored] == dtype else rows.astype(DTYPES[dtype])
+    rows = _stored_rows(view, stored, cols)
+    with np.errstate(over="ignore"):  # the caller names what overflows
+        return rows if DTYPE_NAMES[stored] == dtype else rows.astype(DTYPES[dtype])
+
+
+def _stored_rows(view: memoryview, stored: str, cols: int) -> np.ndarray:
+    return np.frombuffer(view, np.dtype(DTYPE_NAMES[stored])).reshape(-1, cols)
 
 
 def _read_safetensors(

@@ -4,7 +4,9 @@ Nothing here stops at the first problem; all are collected, so that one run name
 everything that is wrong with a folder.
 """
 
+import codecs
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any
 
 from jaxdave.io import hub, orbax_io
 from jaxdave.io.safetensors_io import INDEX_FILE, WEIGHTS_FILE, is_inside
-from jaxdave.runtime.files import read_json
+from jaxdave.runtime.files import read_json, read_regular
+from jaxdave.runtime.messages import one_line
 from jaxdave_convert import safetensors_header, torch_bin
 from jaxdave_convert.safetensors_header import Shard
 
@@ -109,16 +112,19 @@ def _read_index(
 ) -> tuple[dict[str, str] | None, list[str], dict[str, str]]:
     """Read tensor -> file (None without an index), problems, and recorded hashes."""
     path = folder / index_file
-    if not path.exists():
+    # A link that leads nowhere is no missing file, but one that was lost.
+    if not os.path.lexists(path):
         return None, [], {}
     try:
-        value = safetensors_header.parse_strict_json(path.read_bytes())
-    except ValueError as error:
-        reason = " ".join(str(error).split())
+        # With or without a byte-order mark, as all JSON files of a folder.
+        content = read_regular(path).removeprefix(codecs.BOM_UTF8)
+        value = safetensors_header.parse_strict_json(content)
+    except (OSError, ValueError) as error:
+        reason = one_line(error)
         raise ValueError(
             f"{folder}: {index_file} cannot be used ({reason}); fetch the file again"
         ) from error
-    weight_map = value.get("weight_map")
+    weight_map = value.get("weight_map") if isinstance(value, dict) else None
     is_map = (
         isinstance(weight_map, dict)
         and len(weight_map) > 0
@@ -126,7 +132,8 @@ def _read_index(
     )
     if not is_map:
         return {}, [f"{index_file}: weight_map must map tensors to files"], {}
-    hashes = (value.get("metadata") or {}).get("sha256")
+    metadata = value.get("metadata")
+    hashes = metadata.get("sha256") if isinstance(metadata, dict) else None
     return weight_map, [], hashes if isinstance(hashes, dict) else {}
 
 
@@ -138,7 +145,7 @@ def _read_shards(
     for file in files:
         if not is_inside(file):
             problems.append(f"{file}: points outside the folder")
-        elif not (folder / file).is_file():
+        elif not os.path.isfile(folder / file):  # a name may be too long for pathlib
             problems.append(f"{file}: missing file")
         else:
             is_bin = file.endswith(".bin")
@@ -146,7 +153,7 @@ def _read_shards(
             try:
                 shards.append(read(folder / file, file))
             except (ValueError, OSError) as error:
-                problems.append(" ".join(str(error).split()))
+                problems.append(one_line(error))
     return tuple(shards)
 
 
@@ -161,10 +168,12 @@ def _check_against_index(
 
     `suffix` is that of weight files.
     """
-    if index is not None:
+    # Beside a single file of PyTorch's there may be others, such as training_args.bin.
+    if index is not None or suffix == ".safetensors":
         # A weight file that the index leaves out
         # may be what is left of another download.
-        known = {shard.file for shard in shards} | set(index.values())
+        known = {shard.file for shard in shards} | set((index or {}).values())
+        known |= {WEIGHTS_FILE} if index is None else set()
         for path in sorted(folder.glob(f"*{suffix}")):
             if path.name not in known:
                 problems.append(f"{path.name}: extra file, no part of the checkpoint")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdave.runtime.messages import one_line
 from jaxdave_convert import safetensors_header
 from jaxdave_convert.safetensors_header import Shard, TensorEntry
 
@@ -81,7 +82,7 @@ def load_tensors(path: Path, file: str) -> dict[str, Any]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except Exception as error:  # unpickling has many kinds of failure
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)[:160]
         raise ValueError(
             f"{file}: unreadable, or more than tensors ({reason})"
         ) from error

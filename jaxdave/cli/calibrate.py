@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from jaxdave.cli.prompts import encode, read_requests
+from jaxdave.engine.batching import check_room
 from jaxdave.engine.decode_config import MAX_DRAFT_STEPS, DecodeConfig, LoadConfig
 
 SEED = 0xCA11B
@@ -46,6 +47,7 @@ def run(
         dtype=load.dtype,
         block_length=config.block_length,
         quantize=load.quantize,
+        mesh=load.mesh,
     )
     room = config.max_new_tokens
     room = model.max_new_tokens if room is None else room
@@ -56,8 +58,11 @@ def run(
     if requests is None:
         texts = (training_problem(SEED, i).prompt for i in range(problems))
         ids = [model.codec.encode_prompt(text) for text in texts]
+        # Before a progress bar is drawn.
+        for prompt in ids:
+            check_room(prompt, model, room)
     else:
-        ids = [encode(request, model, room) for request in requests]
+        ids = [encode(request, model, room).ids for request in requests]
     batches = [ids[at : at + batch_size] for at in range(0, len(ids), batch_size)]
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("prompts", total=len(ids))

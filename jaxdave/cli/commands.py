@@ -1,5 +1,7 @@
 """The commands and their options; what they do is in a module for each of them."""
 
+import contextlib
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -7,27 +9,39 @@ import typer
 
 import jaxdave
 from jaxdave.cli.eval import evaluate
+from jaxdave.cli.listing import Entry, print_entries
 from jaxdave.cli.options import (
+    CONTEXT,
     BatchSize,
+    ConnectSeconds,
+    Coordinator,
+    Distributed,
     Fields,
     NoCache,
+    NumProcesses,
+    ProcessId,
+    TemplateArgs,
+    check_files,
     disable_cache,
     enable_jax_cache,
     expand_fields,
+    process_config,
+    ray_config,
 )
 from jaxdave.engine.decode_config import DecodeConfig, LoadConfig, check_batch_size
+from jaxdave.runtime.command_programs import preloaded
 
 app = typer.Typer(
     help="Lossless draft-and-verify decoding of diffusion language models.",
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=CONTEXT,
 )
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print it.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print it.")] = False,
 ) -> None:
     if version:
         print(f"jaxdave {jaxdave.__version__}")
@@ -42,7 +56,10 @@ def _root(
 @expand_fields
 def generate(
     *,
-    prompt: Annotated[str | None, typer.Argument(help="One user turn.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="One user turn; -, or none: what is piped in."),
+    ] = None,
     load: Annotated[LoadConfig, Fields(LoadConfig)],
     config: Annotated[DecodeConfig, Fields(DecodeConfig)],
     draft_text: Annotated[
@@ -52,45 +69,151 @@ def generate(
         Path | None,
         typer.Option(
             help='JSON lines: {"prompt": ...}, {"messages": [...]} '
-            'or {"prompt_ids": [...]}, and "draft_text" or "template_args" beside it.'
+            'or {"prompt_ids": [...]}, and beside it "draft_text", "template_args" or '
+            '"stop"; '
+            "-: from standard input."
         ),
     ] = None,
-    template_arg: Annotated[
+    template_arg: TemplateArgs = None,
+    stop: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=VALUE for the chat template; may be repeated."),
+        typer.Option(
+            help=r"Text before which the answer ends, with \n, \t and so on; may be "
+            "repeated."
+        ),
     ] = None,
     batch_size: BatchSize = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a prompt.")
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the JSON objects to this file, which appears complete; until "
+            "then they are in FILE.part."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where FILE.part ends.")
+    ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Decode --prompts on a Ray cluster: local (started here), auto (that "
+            "of this machine) or HOST:PORT."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that decode under --ray: 1.")
+    ] = None,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    connect_seconds: ConnectSeconds = 60,
     no_compile_cache: NoCache = False,
 ) -> None:
     """Answer a prompt, or every prompt of a file."""
     check_batch_size(batch_size)
-    from jaxdave.cli import generate
-    from jaxdave.cli.prompts import read_requests
+    if resume and output is None:
+        raise ValueError("--resume goes on with a file; name it by --output FILE")
+    cluster = ray_config(ray, workers, prompts, output)
+    joined = process_config(
+        distributed, coordinator, num_processes, process_id, connect_seconds
+    )
+    if joined is not None:
+        if cluster is not None:
+            raise ValueError("--ray and --distributed exclude each other; choose one")
+        check_files("--distributed", prompts, output)
+    disable_cache(no_compile_cache)
+    is_alone = cluster is None and joined is None
+    programs = preloaded("generate", load, config, batch_size)
+    with programs if is_alone else contextlib.nullcontext():
+        from jaxdave.cli import generate, generate_in_processes
+        from jaxdave.cli.prompts import read_requests
+        from jaxdave.engine.stop_strings import check_stops, unescape
+        from jaxdave.io.chat_template import parse_template_args
+
+        read = functools.partial(read_requests, prompt, prompts, draft_text)
+        arguments = {
+            "template_args": parse_template_args(template_arg or ()),
+            "stops": check_stops([unescape(text) for text in stop or ()]),
+            "batch_size": batch_size,
+            "output": output,
+            "resume": resume,
+        }
+        if joined is not None:
+            generate_in_processes.run(load, config, read, joined, **arguments)
+        else:
+            generate.run(
+                load, config, read(), as_json=as_json, ray=cluster, **arguments
+            )
+
+
+@app.command()
+@expand_fields
+def chat(
+    *,
+    load: Annotated[LoadConfig, Fields(LoadConfig)],
+    config: Annotated[DecodeConfig, Fields(DecodeConfig)],
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(help="JSON file: read at the start, written after every turn."),
+    ] = None,
+    live: Annotated[
+        bool | None,
+        typer.Option(
+            "--live/--no-live",
+            help="Show the block that is being denoised; on a terminal by default.",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Decode every turn with and without drafts."),
+    ] = False,
+    template_arg: TemplateArgs = None,
+    no_compile_cache: NoCache = False,
+) -> None:
+    """Talk to a model; /help there lists the commands."""
+    from jaxdave.cli.chat import command
     from jaxdave.io.chat_template import parse_template_args
 
-    requests = read_requests(prompt, prompts, draft_text)
-    template_args = parse_template_args(template_arg or ())
+    options = command.ChatOptions(
+        system=system,
+        history=history,
+        is_live=live,
+        is_compared=compare,
+        template_args=parse_template_args(template_arg or ()),
+    )
     disable_cache(no_compile_cache)
-    generate.run(load, config, requests, template_args, batch_size, as_json)
+    raise typer.Exit(command.run(load, config, options))
 
 
 @app.command()
 @expand_fields
 def demo(
     *,
-    load: Annotated[LoadConfig, Fields(LoadConfig, ("model", "quantize"))],
-    draft_steps: Annotated[int, typer.Option(help="States checked per call.")] = 8,
+    load: Annotated[LoadConfig, Fields(LoadConfig, ("model", "quantize", "mesh"))],
+    config: Annotated[DecodeConfig, Fields(DecodeConfig, ("draft_steps",))],
     problems: Annotated[int, typer.Option(help="How many, of both kinds.")] = 5,
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the view: 1 as measured, 0.1 ten times slower; for the eye."
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with a slider over the calls.")
+    ] = None,
     no_compile_cache: NoCache = False,
 ) -> None:
-    """Decode held-out problems with static and FreeDave, side by side."""
+    """Watch static and FreeDave answer a held-out problem, side by side."""
     from jaxdave.cli import demo
 
     disable_cache(no_compile_cache)
-    demo.run(load, DecodeConfig(draft_steps=draft_steps), problems)
+    demo.run(load, config, problems, speed, html)
 
 
 @app.command()
@@ -121,31 +244,22 @@ def calibrate(
 @app.command()
 def policies() -> None:
     """List the policies, and which of them are lossless under drafts."""
-    from rich.console import Console
-    from rich.table import Table
-
     from jaxdave.policies.registry import listing
 
-    table = Table("policy", "parameters", "what a step commits", "lossless")
+    entries = []
     for entry in listing():
         values = ",".join(f"{key}={value}" for key, value in entry.parameters.items())
-        lossless = "yes" if entry.lossless else "NO"
-        table.add_row(entry.name, values, entry.summary, lossless)
-    Console().print(table)
+        entries.append(Entry(entry.name, values, entry.summary))
+    print_entries(entries)
+    print("\nUse one as --policy NAME or --policy NAME:key=value,key=value.")
 
 
 @app.command()
 def drafts() -> None:
     """List the draft functions; none of them changes the text."""
-    from rich.console import Console
-    from rich.table import Table
-
     from jaxdave.drafting.registry import listing
 
-    table = Table("draft", "what is drafted")
-    for name, summary in listing().items():
-        table.add_row(name, summary)
-    Console().print(table)
+    print_entries([Entry(name, "", summary) for name, summary in listing().items()])
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any, cast
 import typer
 
 from jaxdave.runtime.interrupts import INTERRUPTED
+from jaxdave.runtime.messages import one_line
 
 # The base of everything that typer raises for a wrong command line.
 _UsageError = cast(type[Exception], typer.BadParameter.__base__)
@@ -39,6 +40,10 @@ def run(name: str, call: Callable[[], object]) -> int:
     Returns:
         The exit code, as of `run_app`.
     """
+    # Said before the work is done, not when there is nowhere for it to go.
+    if sys.stdout is None:
+        message = "standard output is closed; send it to /dev/null if it is not wanted"
+        return _print_error(name, message, 2)
     try:
         code = call()
         sys.stdout.flush()
@@ -65,5 +70,5 @@ def _usage_message(name: str, error: Any) -> str:
 
 
 def _print_error(name: str, message: str, code: int) -> int:
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}: {one_line(message)}", file=sys.stderr)
     return code

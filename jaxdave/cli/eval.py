@@ -5,7 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxdave.cli.options import BatchSize, Fields, NoCache, disable_cache, expand_fields
+from jaxdave.cli.options import (
+    BatchSize,
+    ConnectSeconds,
+    Coordinator,
+    Distributed,
+    Fields,
+    NoCache,
+    NumProcesses,
+    ProcessId,
+    disable_cache,
+    expand_fields,
+    process_config,
+)
 from jaxdave.engine.decode_config import DecodeConfig, LoadConfig
 
 _OVERRIDES = Fields(
@@ -17,6 +29,7 @@ _OVERRIDES = Fields(
         "policy",
         "block_length",
         "max_new_tokens",
+        "no_early_exit",
         "seed",
         "numerics",
     ),
@@ -34,12 +47,12 @@ def evaluate(
     *,
     load: Annotated[LoadConfig, Fields(LoadConfig)],
     tasks: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="gsm8k, math500, aime2024, mbpp, humaneval, demo-math, demo-code; "
-            "several with commas."
+            "several with commas; by default demo-math,demo-code."
         ),
-    ] = "demo-math,demo-code",
+    ] = None,
     methods: Annotated[
         str,
         typer.Option(help="static, threshold, freedave, freedave-threshold."),
@@ -85,7 +98,19 @@ def evaluate(
             help="Item whose positions are drawn against calls, e.g. demo-math-0."
         ),
     ] = None,
+    rescore: Annotated[
+        Path | None,
+        typer.Option(
+            help="Grade the samples of an earlier run again (its --out folder, or one "
+            "of the .jsonl files in it); nothing is decoded."
+        ),
+    ] = None,
     batch_size: BatchSize = 1,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    connect_seconds: ConnectSeconds = 60,
     no_compile_cache: NoCache = False,
 ) -> None:
     """The paper's tables and figures: accuracy, tokens/s, tokens per call."""
@@ -94,7 +119,7 @@ def evaluate(
     config = EvalConfig(
         load=load,
         overrides=overrides,
-        tasks=_names(tasks),
+        tasks=_names(tasks) if tasks is not None else EvalConfig.tasks,
         methods=_names(methods),
         preset=preset,
         as_published=as_published,
@@ -105,12 +130,22 @@ def evaluate(
         sweep=sweep,
         trajectory=trajectory,
         batch_size=batch_size,
+        rescore=rescore,
+        asked_tasks=None if tasks is None else _names(tasks),
     )
     check(config)
+    joined = process_config(
+        distributed, coordinator, num_processes, process_id, connect_seconds
+    )
+    if joined is not None and rescore is not None:
+        raise ValueError("--rescore decodes nothing; leave --distributed out")
     disable_cache(no_compile_cache)
+    from jaxdave.distributed.processes import ALONE, first_speaks, initialize
     from jaxdave.eval import command
 
-    command.run(config)
+    processes = ALONE if joined is None else initialize(joined)
+    with first_speaks(processes):
+        command.run(config, processes)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,25 +1,39 @@
 """`jaxdave generate`: prompts read and checked, decoded in batches, printed."""
 
+import functools
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from jaxdave.cli import generate_on_ray
+from jaxdave.cli.answers_file import check_target, is_complete
+from jaxdave.cli.progress import shown_progress, startup_spinner
 from jaxdave.cli.prompts import Request, encode
+from jaxdave.cli.written_answers import answer_settings, write_answers
 from jaxdave.core.config import Numerics
+from jaxdave.distributed.ray_config import RayConfig
 from jaxdave.engine.decode_config import DecodeConfig, LoadConfig
+from jaxdave.engine.prompt_batches import decode_prompts
 from jaxdave.engine.results import TextCompletion, check_finite
 from jaxdave.engine.sampler import Sampler
+from jaxdave.engine.text_stream import TextStream
 
 
 def run(
     load: LoadConfig,
     config: DecodeConfig,
     requests: Sequence[Request],
+    *,
     template_args: Mapping[str, Any],
+    stops: Sequence[str],
     batch_size: int,
     as_json: bool,
+    output: Path | None,
+    resume: bool,
+    ray: RayConfig | None = None,
 ) -> None:
     """Decode and print; every prompt is checked before the first is decoded.
 
@@ -28,31 +42,76 @@ def run(
         config: What decides the decode.
         requests: The prompts.
         template_args: What the chat template reads beside the messages.
+        stops: Texts before which an answer ends.
         batch_size: Prompts decoded together.
         as_json: Print an object for each prompt in place of its text.
+        output: Where the objects go instead; None: nowhere.
+        resume: Go on with an unfinished `output`.
+        ray: The cluster whose workers decode, for `output` only; None: this process
+            does.
 
     Raises:
         ValueError: The model, a setting or a prompt is bad, or the model's scores are
             not finite numbers.
     """
-    from jaxdave.io import checkpoint
+    if output is not None:
+        check_target(output, resume=resume)
+        if resume and is_complete(output):
+            return print(f"{output} is complete; take it away to decode it again")
+    if ray is not None and output is not None:
+        return generate_on_ray.run(
+            load,
+            config,
+            requests,
+            template_args=template_args,
+            stops=stops,
+            batch_size=batch_size,
+            output=output,
+            ray=ray,
+        )
+    with startup_spinner() as stop_spinner:
+        from jaxdave.io import checkpoint
 
-    model = checkpoint.load(
-        load.model,
-        dtype=load.dtype,
-        block_length=config.block_length,
-        quantize=load.quantize,
-    )
-    model = model.with_template_args(**template_args)
-    room = config.max_new_tokens
-    room = model.max_new_tokens if room is None else room
-    prompts = [encode(request, model, room) for request in requests]
-    sampler = Sampler(model, config)
-    if sys.stdout.isatty() and len(requests) == 1 and not as_json:
-        return _print_live(sampler, prompts[0], requests[0].draft_text)
-    results = _decode(sampler, requests, prompts, batch_size)
-    if not as_json:
-        return _print_texts(results, many=len(requests) > 1)
+        model = checkpoint.load(
+            load.model,
+            dtype=load.dtype,
+            block_length=config.block_length,
+            quantize=load.quantize,
+            mesh=load.mesh,
+        )
+        model = model.with_template_args(**template_args)
+        room = config.max_new_tokens
+        room = model.max_new_tokens if room is None else room
+        prompts = [encode(request, model, room) for request in requests]
+        sampler = Sampler(model, config)
+        decode = functools.partial(
+            decode_prompts, sampler, stops=stops, batch_size=batch_size
+        )
+        if output is not None:
+            stop_spinner()
+            settings = answer_settings(load, config, template_args, stops, requests)
+            return write_answers(
+                output,
+                settings,
+                prompts,
+                lambda rest: (result.to_dict() for result in decode(rest)),
+            )
+        is_one = len(requests) == 1
+        if sys.stdout.isatty() and is_one and not as_json:
+            stream = sampler.stream(
+                prompts[0].ids,
+                draft_text=prompts[0].draft_text,
+                stop=(*stops, *prompts[0].stops),
+            )
+            return _print_live(stream, stop_spinner)
+        stop_spinner()
+        results = decode(prompts)
+        if not sys.stdout.isatty():
+            results = shown_progress(
+                results, len(requests), tokens_of=lambda result: result.valid_tokens
+            )
+        if not as_json:
+            return _print_texts(results, many=not is_one)
     slot_probe, reasons = _slot_probe(sampler), {}
     for result in results:
         reasons[result.request] = result.finish_reason
@@ -70,25 +129,6 @@ def _slot_probe(sampler: Sampler) -> bool | None:
     return slot_probe(sampler.decoder.spec, sampler.model.params).holds
 
 
-def _decode(
-    sampler: Sampler,
-    requests: Sequence[Request],
-    prompts: Sequence[Sequence[int]],
-    batch_size: int,
-) -> Iterator[TextCompletion]:
-    """The answers, batch by batch."""
-    texts = [request.draft_text for request in requests]
-    # One program for all batches, so draft texts are read in all or in none.
-    has_text = any(text is not None for text in texts)
-    for first in range(0, len(requests), batch_size):
-        batch = slice(first, first + batch_size)
-        yield from sampler.batch(
-            prompts[batch],
-            requests=[request.index for request in requests[batch]],
-            draft_texts=texts[batch] if has_text else None,
-        )
-
-
 def _print_texts(results: Iterator[TextCompletion], many: bool) -> None:
     calls = tokens = 0
     seconds, reasons = 0.0, {}
@@ -103,12 +143,10 @@ def _print_texts(results: Iterator[TextCompletion], many: bool) -> None:
     check_finite(reasons)
 
 
-def _print_live(
-    sampler: Sampler, prompt: Sequence[int], draft_text: str | None
-) -> None:
+def _print_live(stream: TextStream, stop_spinner: Callable[[], None]) -> None:
     """Print text as it becomes final."""
     start = time.perf_counter()
-    stream = sampler.stream(prompt, draft_text=draft_text)
+    stop_spinner()
     for piece in stream:
         print(piece, end="", flush=True)
     print(flush=True)
@@ -119,10 +157,12 @@ def _print_live(
 
 
 def _print_footer(calls: int, tokens: int, seconds: float, more: str = "") -> None:
-    from rich.console import Console
-
     text = (
         f"{calls}{more} calls, {tokens} tokens, {tokens / calls:.2f} tokens/call, "
         f"{seconds:.2f} s"
     )
+    if not sys.stderr.isatty():
+        return print(text, file=sys.stderr)
+    from rich.console import Console
+
     Console(stderr=True, highlight=False).print(text, style="dim")

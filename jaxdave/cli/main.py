@@ -7,7 +7,7 @@ what they are made of are loaded.
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from jaxdave.runtime import interrupts
+from jaxdave.runtime import interrupts, streams
 
 NAME = "jaxdave"
 
@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Args:
         argv: The words after the program's name; None: this process's.
     """
+    streams.open_closed_streams()
     interrupts.install_for_program(NAME)
     from jaxdave.cli.commands import app
     from jaxdave.cli.console import run_app

@@ -6,17 +6,46 @@ import inspect
 import os
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from jaxdave.distributed.process_config import ProcessConfig
+from jaxdave.distributed.ray_config import RayConfig
 from jaxdave.engine.decode_config import Option
 from jaxdave.engine.decode_config import options as options_of
 from jaxdave.runtime.files import NO_CACHE
 
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+"""Settings of every command."""
 BatchSize = Annotated[int, typer.Option(help="Prompts decoded together.")]
 NoCache = Annotated[
     bool, typer.Option("--no-compile-cache", help="Do not keep compiled programs.")
+]
+TemplateArgs = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=VALUE for the chat template; may be repeated."),
+]
+Distributed = Annotated[
+    bool,
+    typer.Option(
+        "--distributed",
+        help="Be one of several processes that run this command; the first one writes.",
+    ),
+]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(help="HOST:PORT of the first process; as the environment tells."),
+]
+NumProcesses = Annotated[
+    int | None, typer.Option(help="How many; as the environment tells.")
+]
+ProcessId = Annotated[
+    int | None, typer.Option(help="Of this one, from 0; as the environment tells.")
+]
+ConnectSeconds = Annotated[
+    int, typer.Option(help="How long processes wait for each other at the start.")
 ]
 
 
@@ -118,6 +147,87 @@ def expand_fields(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run
+
+
+def check_files(option: str, prompts: Path | None, output: Path | None) -> None:
+    """Refuse an option that needs both a file of prompts and one for answers.
+
+    Args:
+        option: Its name.
+        prompts: `--prompts`.
+        output: `--output`.
+
+    Raises:
+        ValueError: One of them is missing.
+    """
+    if prompts is None or output is None:
+        missing = "--prompts FILE" if prompts is None else "--output FILE"
+        raise ValueError(f"{option} decodes a file into another; add {missing}")
+
+
+def process_config(
+    is_asked: bool,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    connect_seconds: int,
+) -> ProcessConfig | None:
+    """The processes that options name.
+
+    Args:
+        is_asked: `--distributed`.
+        coordinator: `--coordinator`.
+        num_processes: `--num-processes`.
+        process_id: `--process-id`.
+        connect_seconds: `--connect-seconds`.
+
+    Returns:
+        The processes; None for one that works alone.
+
+    Raises:
+        ValueError: `--distributed` is missing, or the values are bad.
+    """
+    given = {
+        "--coordinator": coordinator,
+        "--num-processes": num_processes,
+        "--process-id": process_id,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if not is_asked:
+        if names:
+            raise ValueError(f"{names[0]} is for several processes; add --distributed")
+        return None
+    return ProcessConfig(
+        coordinator=coordinator,
+        num_processes=num_processes,
+        process_id=process_id,
+        connect_seconds=connect_seconds,
+    )
+
+
+def ray_config(
+    address: str | None, workers: int | None, prompts: Path | None, output: Path | None
+) -> RayConfig | None:
+    """The Ray cluster that options name.
+
+    Args:
+        address: `--ray`.
+        workers: `--workers`.
+        prompts: `--prompts`.
+        output: `--output`.
+
+    Returns:
+        The cluster; None where no option names one.
+
+    Raises:
+        ValueError: One of the others is missing, or the values are bad.
+    """
+    if address is None:
+        if workers is not None:
+            raise ValueError(f"--workers {workers} is for a cluster; name it by --ray")
+        return None
+    check_files("--ray", prompts, output)
+    return RayConfig(address=address, workers=1 if workers is None else workers)
 
 
 def disable_cache(is_off: bool) -> None:

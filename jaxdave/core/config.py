@@ -208,13 +208,17 @@ class SamplingConfig:
     """Temperature and filters of the sampler.
 
     Filters are applied to the tempered logits before the noise, top-k first, then
-    top-p. Confidence scores are those of the unfiltered tempered distribution.
+    top-p. Confidence scores are those of the unfiltered distribution.
 
     Attributes:
         temperature: What logits are divided by; 0 takes the best token. Below
             `MIN_TEMPERATURE` nothing changes any more.
         top_k: How many of the best tokens may be sampled; 0 is off.
         top_p: The probability mass that may be sampled, in (0, 1]; 1 is off.
+        plain_confidence: Confidence scores are of the distribution at temperature 1,
+            softmax(logits), as in code that descends from LLaDA's generate.py (LLaDA,
+            Fast-dLLM and Prophet on it); otherwise of the tempered one, as in Dream's,
+            SDAR's and FreeDave's.
 
     Raises:
         ValueError: A value is out of range.
@@ -227,6 +231,7 @@ class SamplingConfig:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    plain_confidence: bool = False
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
@@ -260,3 +265,50 @@ def logit_scale(sampling: SamplingConfig) -> float:
         1 / temperature, or 1 where the best token is taken.
     """
     return 1.0 / max(sampling.temperature, MIN_TEMPERATURE) if sampling.noisy else 1.0
+
+
+def confidence_scale(sampling: SamplingConfig) -> float:
+    """The factor that logits are multiplied by where they say how sure the model is.
+
+    Args:
+        sampling: Temperature and filters.
+
+    Returns:
+        `logit_scale`, or 1 for plain confidences.
+    """
+    return 1.0 if sampling.plain_confidence else logit_scale(sampling)
+
+
+MAX_GUIDANCE = 1e6
+"""Beyond it float32 logits would be noise."""
+
+
+def check_guidance_scale(guidance: float) -> None:
+    """Check a scale of classifier-free guidance.
+
+    Args:
+        guidance: The scale; 0 is off.
+
+    Raises:
+        ValueError: It is below 0, not a number or too large.
+    """
+    if not 0 <= guidance <= MAX_GUIDANCE:
+        raise ValueError(f"guidance={guidance} must be 0 (off) to {MAX_GUIDANCE}")
+
+
+def check_guidance(guidance: float, config: ModelConfig) -> None:
+    """Check that a model can be guided at a scale.
+
+    Args:
+        guidance: The scale; 0 is off.
+        config: The model.
+
+    Raises:
+        ValueError: The scale is out of range, or the model is block-causal.
+    """
+    check_guidance_scale(guidance)
+    if guidance and config.attention != "full":
+        raise ValueError(
+            f"guidance={guidance} needs full attention, and {config.name!r} is "
+            "block-causal; leave it out"
+        )

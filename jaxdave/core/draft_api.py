@@ -32,6 +32,7 @@ class DraftState(NamedTuple):
 
 
 SimulateFn = Callable[[PolicyState, jax.Array], DraftState]
+RunAheadFn = Callable[[DraftState, int], tuple[jax.Array, jax.Array]]
 
 
 class DraftContext(NamedTuple):
@@ -40,6 +41,9 @@ class DraftContext(NamedTuple):
     Attributes:
         simulate: (policy state, depth) -> the policy's next `DraftState` by the last
             prediction; depth counts policy steps after the first draft (for the noise).
+        run_ahead: (first, count) -> (the states [count, N, L] after one step, two
+            steps, ... from `first`, where they are valid [count]): what `simulate`
+            gives step by step, but for many policies without a loop.
         pred: The last prediction of the window, [D, L].
         open_L: Positions that are still masked in the policy's own next state and may
             be decoded before the window moves, bool [L].
@@ -54,6 +58,7 @@ class DraftContext(NamedTuple):
     """
 
     simulate: SimulateFn
+    run_ahead: RunAheadFn
     pred: Prediction
     open_L: jax.Array
     block_L: jax.Array

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 
 Params = Any
 """Parameters: nested dicts of arrays, those of the layers stacked on a leading axis
@@ -97,16 +100,20 @@ class ModelFns(NamedTuple):
             -> (hidden_LE of the window, cache). The two lengths are Python ints:
             positions of the window that are wanted, and a power of two that covers the
             prompt.
-        logits: Logits of one chunk of the vocabulary: (params, hidden_RE, first id,
-            int32 scalar) -> float32 [R, head_chunk].
+        logits: Logits of one chunk of the vocabulary: (params, hidden_RE, first row,
+            int32 scalar) -> float32 [R, head_chunk]. Rows are counted from the first
+            one of this device (see `shards`).
         logits_at: Logits of some ids: (params, hidden_RE, ids_RM int32) -> float32
             [R, M].
         vocab_rows: Rows of the head, real tokens and padding.
         vocab_size: Ids below this one are real tokens; others are never predicted.
         suppressed_ids: Ids below `vocab_size` that are never predicted, e.g. the mask.
-        head_chunk: Ids per chunk of `logits`, at most `vocab_rows`. Where
-            `vocab_rows` is not a multiple, the last chunk starts earlier so that it is
-            full.
+        head_chunk: Ids per chunk of `logits`, at most the rows of this device. Where
+            those are not a multiple, the last chunk starts earlier so that it is full.
+        unrolled_chunks: Folds over at most so many chunks of the head are unrolled;
+            longer ones are a loop.
+        reads_head_once: A verify call reads the head once, for all of its vectors,
+            where it can: on a GPU a read costs the whole head, however few the vectors.
         shadow: Maps hidden_RE to vectors [R, E] from which `logits` computes what the
             model would predict at a position if only that position were masked (WINO).
             None: the model was built without shadow masks.
@@ -126,6 +133,11 @@ class ModelFns(NamedTuple):
         unscored_ids: Ids that may be predicted, but that confidences leave out: score,
             gap, margin and entropy are those of the distribution without them, and a
             token that is one of them has probability 0.
+        shards: How the model is split over the devices that all run these functions.
+            Each of them has its own part of the parameters, of the cache and of the
+            vocabulary; hidden vectors and results of `logits_at` are whole.
+        cache_axis: The axis of a row's cache arrays [N, T, ...] of which each device
+            has a part of its own; None: every device has all of the cache.
     """
 
     forward: ForwardFn
@@ -141,3 +153,21 @@ class ModelFns(NamedTuple):
     recheck: RecheckFn | None = None
     fast_prefill: PrefillFn | None = None
     unscored_ids: tuple[int, ...] = ()
+    unrolled_chunks: int = 1
+    reads_head_once: bool = False
+    shards: ModelShards = WHOLE_MODEL
+    cache_axis: int | None = None
+
+
+def activation_dtype(weights_dtype) -> jnp.dtype:
+    """The dtype of activations between weights of a dtype.
+
+    Args:
+        weights_dtype: Of the norms, which are never quantised.
+
+    Returns:
+        That dtype; float32 for float16, as activations of published models (the
+        residual stream, the products of the feed-forward layer) reach beyond 65504.
+    """
+    dtype = jnp.dtype(weights_dtype)
+    return jnp.dtype(jnp.float32) if dtype == jnp.float16 else dtype

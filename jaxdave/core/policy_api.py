@@ -131,6 +131,20 @@ def no_memory(size: int, width: int) -> Memory:
     return ()
 
 
+class PositionCount(NamedTuple):
+    """A parameter of a policy that counts positions, which only so many can meet.
+
+    Attributes:
+        name: The parameter's name.
+        value: Its value.
+        of: What holds the positions: "block" or "answer".
+    """
+
+    name: str
+    value: int
+    of: str
+
+
 class Policy(NamedTuple):
     """The rule that decides what one decoding step fills in, as pure functions.
 
@@ -155,8 +169,16 @@ class Policy(NamedTuple):
             step would be the same for all predictions within the bound that have the
             same tokens at the open positions. None if the rule cannot tell; it is then
             decoded under exact numerics.
+        commit_order: Maps (view, memory) to the step at which each open position would
+            be committed, int32 [W], 0 for the next step, if the predictions stayed what
+            they are: all steps in the block as `step` would take them, of which each
+            may only fill open positions with their predicted tokens. Drafts are made of
+            it without a loop; nothing that is committed depends on it. None: `step` is
+            simulated.
         tokens_per_step: How many tokens every step commits while there are as many in
             the block; None where that varies. Only reports look at it.
+        counts: Parameters that count positions. Where one is more than there are
+            positions it would silently mean "all", so decoders refuse it.
 
     Example:
         def step(view, memory):  # fill the leftmost open position
@@ -175,4 +197,6 @@ class Policy(NamedTuple):
     scoring: CandidateScoring | None = None
     shadow: bool = False
     is_certain: Callable[[PolicyView, Memory, ErrorBound], jax.Array] | None = None
+    commit_order: Callable[[PolicyView, Memory], jax.Array] | None = None
     tokens_per_step: int | None = None
+    counts: tuple[PositionCount, ...] = ()

@@ -1,6 +1,7 @@
 """What a decode is compiled from: functions and fixed sizes, as one frozen record."""
 
 import dataclasses
+from collections.abc import Callable
 
 from jaxdave.core.config import Numerics, SamplingConfig
 from jaxdave.core.draft_api import DraftFn
@@ -30,6 +31,8 @@ class DecodeSpec:
             of fixed shape, so that a row's bits do not depend on its neighbours;
             otherwise side by side. Under guarded numerics decisions that are too close
             to call are evaluated again in that trusted shape.
+        on_parts: num_parts -> the same decode of a model that is split over so many
+            devices; None: it cannot be split.
     """
 
     model: ModelFns
@@ -40,6 +43,7 @@ class DecodeSpec:
     draft_steps: tuple[int, ...]
     num_drafts: int
     numerics: Numerics
+    on_parts: Callable[..., "DecodeSpec"] | None = None
 
     @property
     def used_length(self) -> int:

@@ -40,6 +40,8 @@ class Stats(NamedTuple):
         refresh: Calls that recomputed the cache (cache rules of full attention), int32.
         recheck: Calls that decided again what was too close to call, int32.
         size_Z: Verify calls by draft length, int32 [Z].
+        drafts: Drafts that verify calls evaluated beside the policy's own next state,
+            and those of them that were accepted, int32 [2].
         error: The largest difference that a recheck call has found to what it checked.
         call_T: The call that committed each position, int32 [T]; 0 is the prefill, -1
             none yet.
@@ -50,6 +52,7 @@ class Stats(NamedTuple):
     refresh: jax.Array
     recheck: jax.Array
     size_Z: jax.Array
+    drafts: jax.Array
     error: ErrorBound
     call_T: jax.Array
     accepted_C: jax.Array
@@ -232,6 +235,8 @@ class PromptBatch(NamedTuple):
         draft_text_BT: The users' draft texts, int32 [B, T]; -1 where there is none.
         seed_B: Noise seeds, uint32 [B].
         request_B: Request numbers, uint32 [B]; with the seed they key the noise.
+        is_spare_B: True for rows that fill up a batch and have ended from the start,
+            bool [B]; None: there are none.
     """
 
     tokens_BT: jax.Array
@@ -240,6 +245,7 @@ class PromptBatch(NamedTuple):
     draft_text_BT: jax.Array
     seed_B: jax.Array
     request_B: jax.Array
+    is_spare_B: jax.Array | None = None
 
 
 def default_runtime_params(

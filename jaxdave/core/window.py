@@ -71,6 +71,8 @@ class WindowLayout:
         cache_rule: How the KV cache comes about.
         decodable_length: Positions at the front of the window that may be decoded
             before it moves; None: all.
+        early_exit: An end token ends the row; otherwise the whole room is decoded, and
+            the answer is cut out of it afterwards.
     """
 
     block_length: int
@@ -80,6 +82,7 @@ class WindowLayout:
     anchored: bool = False
     cache_rule: CacheRule = CacheRule.EXACT
     decodable_length: int | None = None
+    early_exit: bool = True
 
     @property
     def num_blocks(self) -> int:
@@ -277,8 +280,9 @@ class WindowLayout:
     def is_ended(self, tokens_L: jax.Array, row: RowState) -> jax.Array:
         """True if this state of the window ends the row.
 
-        It does when an end token has everything to its left committed, when nothing
-        before the row's end is masked, or when a token could not be predicted.
+        It does when an end token has everything to its left committed (under
+        `early_exit`), when nothing before the row's end is masked, or when a token
+        could not be predicted.
 
         Args:
             tokens_L: A state of the window, int32 [L].
@@ -289,13 +293,16 @@ class WindowLayout:
         """
         position_L = self.positions(row)
         masked_L = tokens_L == self.mask_id
-        index_L = jnp.arange(self.window_length)
-        is_left_of_masks_L = index_L < self._first_true(masked_L)
-        # An end token with a mask to its left does not end the row yet: a token that is
-        # decoded there may be an earlier end. Prompts hold end tokens of their chat
-        # template, which do not count.
-        stop_L = jnp.isin(tokens_L, jnp.asarray(self.stop_ids, jnp.int32))
-        is_stopped = jnp.any(is_left_of_masks_L & stop_L & (position_L >= row.begin))
+        is_stopped = jnp.bool_(False)
+        if self.early_exit:
+            index_L = jnp.arange(self.window_length)
+            is_left_of_masks_L = index_L < self._first_true(masked_L)
+            # An end token with a mask to its left does not end the row yet: a token
+            # that is decoded there may be an earlier end. Prompts hold end tokens of
+            # their chat template, which do not count.
+            stop_L = jnp.isin(tokens_L, jnp.asarray(self.stop_ids, jnp.int32))
+            is_answer_L = is_left_of_masks_L & (position_L >= row.begin)
+            is_stopped = jnp.any(stop_L & is_answer_L)
         is_full = ~jnp.any(masked_L & (position_L < row.end))
         # A full window is only the end if the row ends inside it.
         ends_inside = row.end <= row.start + self.window_length

@@ -10,12 +10,12 @@ windows of J blocks, that is about d + 2 d / W block states instead of d J of th
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxdave.core.draft_api import DraftSet
 from jaxdave.core.model_api import BlockStates
+from jaxdave.core.shapes import assert_shape
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import RowState
 
@@ -28,11 +28,13 @@ class KeptState(NamedTuple):
         evaluated_L: Positions that have such a vector, bool [L].
         cache_window: What the window adds to the KV cache, arrays [N, L, ...]; None
             where the cache stays as it is.
+        vector_L: Which of the call's vectors stands at each position, int32 [L].
     """
 
     hidden_LE: jax.Array
     evaluated_L: jax.Array
     cache_window: Any
+    vector_L: jax.Array
 
 
 class EvaluatedStates(NamedTuple):
@@ -40,12 +42,16 @@ class EvaluatedStates(NamedTuple):
 
     Attributes:
         hidden_SWE: Hidden vectors of each state's active block, [S, W, E].
+        hidden_RE: All hidden vectors of the call, [R, E].
+        active_SW: Which of them are those of each state's active block, int32 [S, W].
         block_S: Index of each state's active block, int32 [S].
         fits_S: True where a state was evaluated at all, bool [S].
         keep: state index -> `KeptState`.
     """
 
     hidden_SWE: jax.Array
+    hidden_RE: jax.Array
+    active_SW: jax.Array
     block_S: jax.Array
     fits_S: jax.Array
     keep: Callable[[jax.Array], KeptState]
@@ -157,7 +163,7 @@ def query_model(
         tokens = query
         result = model.forward(params, tokens, row.start, row.end, cache)
     # [M, P, E] or [S, L, E]: a model from elsewhere is caught here, not in a reshape.
-    chex.assert_shape(result[0], (*tokens.shape, None))
+    assert_shape(result[0], (*tokens.shape, None))
     return result
 
 
@@ -182,12 +188,15 @@ def evaluated_window(
     # them from being predicted.
     rest = jnp.zeros((layout.window_length - size, hidden_LE.shape[1]), hidden_LE.dtype)
     hidden_LE = jnp.concatenate([hidden_LE, rest])
+    vector_L = jnp.arange(layout.window_length, dtype=jnp.int32)
     return EvaluatedStates(
         hidden_SWE=layout.block_slice(hidden_LE, block)[None],
+        hidden_RE=hidden_LE,
+        active_SW=layout.block_slice(vector_L, block)[None],
         block_S=block[None],
         fits_S=jnp.ones((1,), bool),
         # `cache_window` is None, as these calls have written the cache themselves.
-        keep=lambda state: KeptState(hidden_LE, evaluated_L, None),
+        keep=lambda state: KeptState(hidden_LE, evaluated_L, None, vector_L),
     )
 
 
@@ -201,22 +210,31 @@ def _from_windows(
     spec: DecodeSpec, block_S, hidden_SLE, cache_window
 ) -> EvaluatedStates:
     """States of which whole windows were evaluated."""
-    evaluated_L = jnp.ones(hidden_SLE.shape[1:2], bool)
+    states, size = hidden_SLE.shape[:2]
+    evaluated_L = jnp.ones((size,), bool)
+    vector_SL = jnp.arange(states * size, dtype=jnp.int32).reshape(states, size)
 
     def keep(state) -> KeptState:
         # [N, S, L, ...] -> [N, L, ...]: layers first, then states.
         own = jax.tree.map(lambda a: a[:, state], cache_window)
-        return KeptState(hidden_SLE[state], evaluated_L, own)
+        return KeptState(hidden_SLE[state], evaluated_L, own, vector_SL[state])
 
-    hidden_SWE = jax.vmap(spec.layout.block_slice)(hidden_SLE, block_S)
-    return EvaluatedStates(hidden_SWE, block_S, jnp.ones(block_S.shape, bool), keep)
+    return EvaluatedStates(
+        hidden_SWE=jax.vmap(spec.layout.block_slice)(hidden_SLE, block_S),
+        hidden_RE=hidden_SLE.reshape(states * size, -1),
+        active_SW=jax.vmap(spec.layout.block_slice)(vector_SL, block_S),
+        block_S=block_S,
+        fits_S=jnp.ones(block_S.shape, bool),
+        keep=keep,
+    )
 
 
 def _from_block_states(
     spec: DecodeSpec, states: BlockStateSet, block_S, hidden_MPE, cache_window
 ) -> EvaluatedStates:
     """States of which distinct block states were evaluated."""
-    layout, size = spec.layout, hidden_MPE.shape[0]
+    layout, (size, length, width) = spec.layout, hidden_MPE.shape
+    vector_MP = jnp.arange(size * length, dtype=jnp.int32).reshape(size, length)
 
     def keep(state) -> KeptState:
         # The window of the chosen state is put together from block states, [J] of [M].
@@ -232,9 +250,17 @@ def _from_block_states(
             hidden_LE=flat(hidden_MPE),
             evaluated_L=jnp.repeat(chain_J < size, layout.block_length),
             cache_window=jax.tree.map(jax.vmap(flat), cache_window),
+            vector_L=flat(vector_MP),
         )
 
-    return EvaluatedStates(hidden_MPE[states.active_S], block_S, states.fits_S, keep)
+    return EvaluatedStates(
+        hidden_SWE=hidden_MPE[states.active_S],
+        hidden_RE=hidden_MPE.reshape(size * length, width),
+        active_SW=vector_MP[states.active_S],
+        block_S=block_S,
+        fits_S=states.fits_S,
+        keep=keep,
+    )
 
 
 def max_block_states(num_states: int, num_blocks: int) -> int:

@@ -71,19 +71,22 @@ def _move_window(
     blocks, is_stale = layout.advance(result.evaluated_L, tokens_L, result.row)
     shift = blocks * layout.block_length
 
-    def moved(array_L):
+    def moved(array, axis: int = 0):
         # Zeros move in from the right. `dynamic_slice` would clamp its start without
         # them and shift by too little.
-        padded = jnp.concatenate([array_L, jnp.zeros_like(array_L)])
-        return jax.lax.dynamic_slice_in_dim(padded, shift, layout.window_length)
+        padded = jnp.concatenate([array, jnp.zeros_like(array)], axis)
+        return jax.lax.dynamic_slice_in_dim(padded, shift, layout.window_length, axis)
 
     hidden_LE = moved(result.kept.hidden_LE)
     evaluated_L = moved(result.kept.evaluated_L)
     row = dataclasses.replace(
         row, start=row.start + shift, needs_refresh=is_stale, hidden_LE=hidden_LE
     )
-    # Apart from what decides, so that no draft can touch a decision.
-    pred = predict_window(spec, params, hidden_LE, row)
+    if result.pred_DL is not None:
+        pred = jax.tree.map(lambda part_DL: moved(part_DL, axis=1), result.pred_DL)
+    else:
+        # Apart from what decides, so that no draft can touch a decision.
+        pred = predict_window(spec, params, hidden_LE, row)
     # Where nothing was evaluated there is no
     # prediction: -1 ends chains of drafts there.
     pred = pred._replace(token=jnp.where(evaluated_L[None], pred.token, -1))

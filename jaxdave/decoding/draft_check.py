@@ -89,13 +89,19 @@ def _context(
         del depth
         return DraftState(state, tokens_NL, jnp.bool_(False))
 
+    def run_ahead(first: DraftState, num_steps: int) -> tuple[jax.Array, jax.Array]:
+        still_KNL = jnp.broadcast_to(first.tokens_NL, (num_steps, *tokens_NL.shape))
+        return still_KNL, jnp.zeros((num_steps,), bool)
+
     def with_tokens(token_L: jax.Array) -> DraftContext:
         del token_L
         return context
 
     params = DraftedParams(model=None, draft=draft_params)
     context = draft_context(spec, params, row)
-    context = context._replace(simulate=simulate, with_tokens=with_tokens)
+    context = context._replace(
+        simulate=simulate, run_ahead=run_ahead, with_tokens=with_tokens
+    )
     return context
 
 

@@ -20,13 +20,14 @@ spend a recheck call where a decision was too close to call.
 Source: FreeDave, arXiv 2510.00294, Algorithm 2.
 """
 
+import dataclasses
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxdave.core.config import Numerics
+from jaxdave.core.shapes import assert_shape
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import (
     DecodeState,
@@ -73,7 +74,10 @@ def prefill(
     batch, capacity = prompts.tokens_BT.shape
 
     def prefill_one(prompt: PromptBatch):
-        return prefill_row(spec, params, prompt, prefill_length, error_bound)
+        row, cache = prefill_row(spec, params, prompt, prefill_length, error_bound)
+        if prompt.is_spare_B is not None:
+            row = dataclasses.replace(row, done=row.done | prompt.is_spare_B)
+        return row, cache
 
     if batch == 1:
         return DecodeState(*prefill_one(squeeze_axis(prompts, 0)))
@@ -84,7 +88,7 @@ def prefill(
         rows, cache = jax.lax.map(prefill_one, prompts)
     else:
         rows, cache = jax.vmap(prefill_one)(prompts)
-    chex.assert_shape(rows.tokens_T, (batch, capacity))
+    assert_shape(rows.tokens_T, (batch, capacity))
     return DecodeState(rows, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))
 
 

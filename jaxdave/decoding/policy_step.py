@@ -1,12 +1,12 @@
 """One step of the policy on a window, for decisions and for drafts alike."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.policy_api import Candidates, PolicyView
+from jaxdave.core.policy_api import Candidates, ModelQueries, PolicyView
 from jaxdave.core.prediction import ErrorBound, Prediction
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import PolicyState, RowState
@@ -97,7 +97,8 @@ def take_step(
         The state after the step, with the policy's new memory.
     """
     layout, policy = spec.layout, spec.policy
-    view, block = _policy_view(spec, params, row, state, pred, hidden_WE)
+    queries = model_queries(spec, params, hidden_WE)
+    view, block = _policy_view(spec, row, state, pred, queries)
     stepped = policy.step(view, state.memory)
     if not (isinstance(stepped, tuple) and len(stepped) == 2):
         raise ValueError(
@@ -142,11 +143,94 @@ def is_certain(
     """
     certificate = spec.policy.is_certain
     assert certificate is not None, "guarded numerics need a policy with a certificate"
-    view, _ = _policy_view(spec, params, row, state, pred, hidden_WE)
+    queries = model_queries(spec, params, hidden_WE)
+    view, _ = _policy_view(spec, row, state, pred, queries)
     # `lead` is by how much the sampler preferred its token to the next best one, noise
     # included. The bound is on the error of that difference, not of each of its terms.
     same_token_W = ~view.open_W | (pred.lead > error_bound.lead)
     return jnp.all(same_token_W) & certificate(view, state.memory, error_bound)
+
+
+def commit_orders(
+    spec: DecodeSpec, params: Any, row: RowState, state: PolicyState, pred: Prediction
+) -> jax.Array:
+    """In which of its steps a policy would commit each position, block by block.
+
+    Args:
+        spec: Its policy says an order, `Policy.commit_order`.
+        params: The model's parameters.
+        row: One row.
+        state: The policy's state, which the steps are counted from.
+        pred: A prediction of the window, [L], which every step would see.
+
+    Returns:
+        For each block, the step at which each open position is committed, counted from
+        the first step in that block; int32 [J, W].
+    """
+    layout, commit_order = spec.layout, spec.policy.commit_order
+    assert commit_order is not None, "this policy has to be simulated"
+    open_L = layout.open_positions(state.tokens_L, row)
+
+    def order_of(places, pred, hidden_WE):
+        queries = model_queries(spec, params, hidden_WE)
+        view = _block_view(spec, row, state.n, places, pred, queries)
+        return commit_order(view, state.memory)
+
+    def by_blocks(array_L):
+        shape = layout.num_blocks, layout.block_length, *array_L.shape[1:]
+        return array_L.reshape(shape)
+
+    places = state.tokens_L, open_L, layout.positions(row)
+    window = jax.tree.map(by_blocks, (places, pred, row.hidden_LE))
+    return jax.vmap(order_of)(*window).astype(jnp.int32)
+
+
+def remembers_nothing(
+    spec: DecodeSpec, row: RowState, state: PolicyState, pred: Prediction
+) -> bool:
+    """True for a policy that looks at nothing but its view of a state.
+
+    It has no memory and asks the model nothing beyond the prediction. What it does from
+    many states can be computed side by side: a query could not, as the products of
+    another shape that it is made of are rounded otherwise.
+
+    Args:
+        spec: Its policy steps.
+        row: One row.
+        state: A state of the policy; only shapes are looked at.
+        pred: Prediction of its active block, [W].
+
+    Returns:
+        Known while the decode is traced.
+    """
+    policy = spec.policy
+    if jax.tree.leaves(state.memory) or policy.scoring is not None:
+        return False
+
+    def look(state: PolicyState, pred: Prediction) -> None:
+        queries = cast(ModelQueries, _Unanswered())
+        view, _ = _policy_view(spec, row, state, pred, queries)
+        policy.step(view, state.memory)
+        if policy.is_certain is not None:
+            error_bound = ErrorBound.uniform(jnp.float32(0))
+            policy.is_certain(view, state.memory, error_bound)
+
+    try:
+        jax.eval_shape(look, state, pred)
+    except _QueryError:
+        return False
+    return True
+
+
+class _QueryError(Exception):
+    """A policy has asked the model something."""
+
+
+class _Unanswered:
+    """Stands for `ModelQueries` to find out whether a policy makes use of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise _QueryError(name)
 
 
 def _choose_candidate(
@@ -159,7 +243,9 @@ def _choose_candidate(
 
     def score(candidate):
         evaluated = state._replace(tokens_L=tokens_NL[candidate])
-        view, _ = _policy_view(spec, params, row, evaluated, *read(candidate))
+        pred, hidden_WE = read(candidate)
+        queries = model_queries(spec, params, hidden_WE)
+        view, _ = _policy_view(spec, row, evaluated, pred, queries)
         return scoring.score_fn(view)
 
     score_N = jax.vmap(score)(jnp.arange(count, dtype=jnp.int32))
@@ -198,28 +284,42 @@ def _await_scores(
 
 
 def _policy_view(
-    spec: DecodeSpec, params, row: RowState, state: PolicyState, pred, hidden_WE
+    spec: DecodeSpec, row: RowState, state: PolicyState, pred, queries: ModelQueries
 ) -> tuple[PolicyView, jax.Array]:
     """What the policy sees of an evaluated state, and the index of its active block."""
     layout = spec.layout
     block, open_L = layout.active_block(state.tokens_L, row)
-    # Policies count positions from the first generated one, as the papers do.
-    tokens_W, open_W, position_W = layout.block_slice(
-        (state.tokens_L, open_L, layout.positions(row) - row.begin), block
+    places = state.tokens_L, open_L, layout.positions(row)
+    view = _block_view(
+        spec, row, state.n, layout.block_slice(places, block), pred, queries
     )
+    return view, block
+
+
+def _block_view(
+    spec: DecodeSpec,
+    row: RowState,
+    n: jax.Array,
+    places: tuple[jax.Array, jax.Array, jax.Array],
+    pred: Prediction,
+    queries: ModelQueries,
+) -> PolicyView:
+    """The view of a block by its tokens, open positions and places in the canvas."""
+    tokens_W, open_W, position_W = places
+    # Policies count positions from the first generated one, as the papers do.
+    position_W = position_W - row.begin
     # Keyed by the step index of the state itself, so that a draft k steps ahead draws
     # what the policy will draw there.
-    key = jax.random.fold_in(jax.random.fold_in(row.key, state.n), POLICY_NOISE)
-    view = PolicyView(
+    key = jax.random.fold_in(jax.random.fold_in(row.key, n), POLICY_NOISE)
+    return PolicyView(
         tokens_W=tokens_W,
         open_W=open_W,
-        decoded_W=(position_W >= 0) & (tokens_W != layout.mask_id),
+        decoded_W=(position_W >= 0) & (tokens_W != spec.layout.mask_id),
         pred=pred,
         position_W=position_W,
         max_new_tokens=row.end - row.begin,
-        mask_id=jnp.int32(layout.mask_id),
-        step=state.n,
+        mask_id=jnp.int32(spec.layout.mask_id),
+        step=n,
         key=key,
-        queries=model_queries(spec, params, hidden_WE),
+        queries=queries,
     )
-    return view, block

@@ -9,13 +9,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxdave.core.config import Numerics
 from jaxdave.core.draft_api import DraftSet, draft_params
 from jaxdave.core.prediction import ErrorBound, Prediction
+from jaxdave.core.shapes import assert_shape
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import PromptBatch, RowState, Stats
 from jaxdave.decoding.block_states import EvaluatedStates, evaluated_window
@@ -124,7 +124,14 @@ def step_from_tokens(
     pred_SW = jax.lax.optimization_barrier(pred_SW)
     path = verify_drafts(spec, params, row, only, evaluated, pred_SW, error_bound)
     kept = evaluated.keep(jnp.int32(0))
-    result = CallResult(row, window_L, kept, path, empty_info())
+    result = CallResult(
+        row=row,
+        evaluated_L=window_L,
+        kept=kept,
+        pred_DL=None,
+        path=path,
+        info=empty_info(),
+    )
     return commit(spec, params, result), pred_SW, evaluated
 
 
@@ -148,6 +155,7 @@ def empty_row(spec: DecodeSpec, prompt: PromptBatch, hidden_LE: jax.Array) -> Ro
         refresh=zero,
         recheck=zero,
         size_Z=jnp.zeros((len(spec.draft_steps),), jnp.int32),
+        drafts=jnp.zeros((2,), jnp.int32),
         error=ErrorBound.uniform(jnp.float32(0)),
         call_T=jnp.full((capacity,), -1, jnp.int32),
         accepted_C=jnp.zeros((max_calls,), jnp.int32),
@@ -188,5 +196,5 @@ def _evaluate_tokens(
     lookahead = min(max(spec.draft_steps), PREFILL_LOOKAHEAD)
     length = spec.layout.used_length(lookahead)
     hidden_LE, cache = call(params, *sequence, length, prefill_length)
-    chex.assert_shape(hidden_LE, (length, None))
+    assert_shape(hidden_LE, (length, None))
     return hidden_LE, cache

@@ -14,7 +14,8 @@ from jaxdave.core.draft_api import DraftContext, DraftSet, DraftState, draft_par
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import PolicyState, RowState, RuntimeParams
 from jaxdave.core.window import CacheRule
-from jaxdave.decoding.policy_step import choose_and_step, states_to_evaluate
+from jaxdave.decoding.policy_step import states_to_evaluate
+from jaxdave.decoding.simulate import simulate_step, simulate_steps
 from jaxdave.drafting.validation import check_draft_set
 
 
@@ -92,6 +93,9 @@ def draft_context(spec: DecodeSpec, params: Any, row: RowState) -> DraftContext:
     def simulate(policy_state, depth):
         return simulate_step(spec, params, row, policy_state, depth)
 
+    def run_ahead(first, num_steps):
+        return simulate_steps(spec, params, row, first, num_steps)
+
     def is_ended(tokens_L):
         return layout.is_ended(tokens_L, row)
 
@@ -102,6 +106,7 @@ def draft_context(spec: DecodeSpec, params: Any, row: RowState) -> DraftContext:
 
     return DraftContext(
         simulate=simulate,
+        run_ahead=run_ahead,
         pred=row.pred,
         open_L=layout.open_positions(layout.window_tokens(row), row),
         block_L=layout.block_indices(),
@@ -112,36 +117,3 @@ def draft_context(spec: DecodeSpec, params: Any, row: RowState) -> DraftContext:
         memory=row.draft_memory,
         with_tokens=with_tokens,
     )
-
-
-def simulate_step(
-    spec: DecodeSpec, params: Any, row: RowState, state: PolicyState, depth: jax.Array
-) -> DraftState:
-    """The policy's next step as far as the last call can tell.
-
-    Args:
-        spec: Its policy takes the step.
-        params: Parameters, for policies that query the model.
-        row: One row; its stale prediction stands for a fresh one.
-        state: The policy state to step from.
-        depth: Policy steps after the first draft, int32: the noise of that step is
-            used, so that drafts at a temperature are those that the policy will draw.
-
-    Returns:
-        The next state; valid where something was open, a prediction was there, and the
-        row does not end.
-    """
-    layout = spec.layout
-    depth = jnp.minimum(depth, row.pred.token.shape[0] - 1)
-    tokens_NL = states_to_evaluate(spec, row, state)
-
-    def read(candidate):
-        block, _ = layout.active_block(tokens_NL[candidate], row)
-        pred_L = jax.tree.map(lambda part_DL: part_DL[depth], row.pred)
-        return layout.block_slice((pred_L, row.hidden_LE), block)
-
-    candidate, target = choose_and_step(spec, params, row, state, tokens_NL, read)
-    open_L = layout.active_block(tokens_NL[candidate], row)[1]
-    is_usable = jnp.any(open_L) & jnp.all(read(candidate)[0].token >= 0)
-    valid = is_usable & ~layout.is_ended(target.tokens_L, row)
-    return DraftState(target, states_to_evaluate(spec, row, target), valid)

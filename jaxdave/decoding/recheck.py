@@ -9,11 +9,11 @@ use. It also tells how far the fast call was off.
 import dataclasses
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxdave.core.prediction import ErrorBound, Prediction
+from jaxdave.core.shapes import assert_shape
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import RowState
 from jaxdave.decoding.prefill_rows import step_from_tokens
@@ -46,7 +46,7 @@ def recheck_row(
     )
     # Keep XLA from fusing this with code around it that differs between programs.
     hidden_LE = jax.lax.optimization_barrier(hidden_LE)
-    chex.assert_shape(hidden_LE, (length, None))
+    assert_shape(hidden_LE, (length, None))
     stats = row.stats._replace(recheck=row.stats.recheck + 1)
     row = dataclasses.replace(
         row, verified_until=row.start, stats=stats, needs_recheck=jnp.bool_(False)

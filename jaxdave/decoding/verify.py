@@ -5,7 +5,6 @@ evaluated, so what follows it is unknown.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +15,23 @@ from jaxdave.core.draft_api import DraftSet
 from jaxdave.core.prediction import ErrorBound, Prediction
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import PolicyState, RowState, RuntimeParams
+from jaxdave.decoding.accepted_path import (
+    AcceptedPath,
+    longest_accepted_path,
+    longest_path_at_once,
+)
 from jaxdave.decoding.block_states import EvaluatedStates, KeptState
-from jaxdave.decoding.policy_step import choose_and_step, is_certain, states_to_evaluate
-from jaxdave.sampling.predictions import predict_active_blocks
+from jaxdave.decoding.policy_step import (
+    choose_and_step,
+    is_certain,
+    remembers_nothing,
+    states_to_evaluate,
+)
+from jaxdave.sampling.predictions import (
+    predict_active_blocks,
+    predict_vectors,
+    reads_head_once,
+)
 
 ACCEPTANCE_DECAY = 0.95
 """What a call multiplies the counts of accepted and rejected drafts by."""
@@ -36,44 +49,6 @@ class StepInfo(NamedTuple):
     accepted: jax.Array
 
 
-class AcceptedPath(NamedTuple):
-    """The longest path of drafts that the policy confirms.
-
-    Attributes:
-        draft: Index of the last draft on the path, int32.
-        policy_state: The policy's state there.
-        candidate: Which of the draft's candidates the policy chooses, int32.
-        target: The policy's state after its step from there.
-        is_certain: No numerical error within the bound can change that step, bool.
-        num_hops: Drafts accepted after the first, int32.
-    """
-
-    draft: jax.Array
-    policy_state: PolicyState
-    candidate: jax.Array
-    target: PolicyState
-    is_certain: jax.Array
-    num_hops: jax.Array
-
-    @property
-    def committed(self) -> PolicyState:
-        """The state to commit.
-
-        That is the target; or the last draft itself where the step from it is too close
-        to call, so that it must be evaluated once more.
-        """
-
-        def choose(a, b):
-            return jnp.where(self.is_certain, a, b)
-
-        return jax.tree.map(choose, self.target, self.policy_state)
-
-    @property
-    def accepted_length(self) -> jax.Array:
-        """Policy steps that the path confirms, int32."""
-        return self.num_hops + self.is_certain.astype(jnp.int32)
-
-
 class CallResult(NamedTuple):
     """The outcome of a call, in the same shapes whatever its draft length.
 
@@ -81,6 +56,8 @@ class CallResult(NamedTuple):
         row: The row as before the call, which is counted.
         evaluated_L: The last accepted draft: the state that was evaluated, int32 [L].
         kept: What the call leaves of it.
+        pred_DL: The prediction of its window that the next drafts are made of, where
+            the head is read once a call; else None, and `commit` reads it.
         path: The accepted path.
         info: Counts.
     """
@@ -88,6 +65,7 @@ class CallResult(NamedTuple):
     row: RowState
     evaluated_L: jax.Array
     kept: KeptState
+    pred_DL: Prediction | None
     path: AcceptedPath
     info: StepInfo
 
@@ -124,17 +102,25 @@ def verify(
     drafts = drafts._replace(valid_K=drafts.valid_K & fits_K)
     depth_S = jnp.repeat(drafts.depth_K, candidates)
     # Decisions are read from the active block only, always in the same shapes. The
-    # prediction that the next drafts are made of is computed apart, after the commit.
-    pred_SW = predict_active_blocks(
-        spec, params, evaluated.hidden_SWE, evaluated.block_S, depth_S, row
-    )
+    # prediction that the next drafts are made of is computed apart, after the commit,
+    # unless one read of the head serves both.
+    pred_R = None
+    if reads_head_once(spec):
+        pred_R = predict_vectors(spec, params, evaluated.hidden_RE)
+        pred_SW = jax.tree.map(lambda a: a[evaluated.active_SW], pred_R)
+    else:
+        pred_SW = predict_active_blocks(
+            spec, params, evaluated.hidden_SWE, evaluated.block_S, depth_S, row
+        )
     is_guarded = spec.numerics is Numerics.GUARDED
     error_bound = runtime.error_bound if is_guarded else None
     path = verify_drafts(spec, params, row, drafts, evaluated, pred_SW, error_bound)
+    kept = evaluated.keep(path.draft * candidates + path.candidate)
     return CallResult(
         row=count_call(spec, row, drafts, path),
         evaluated_L=drafts.tokens_KNL[path.draft, path.candidate],
-        kept=evaluated.keep(path.draft * candidates + path.candidate),
+        kept=kept,
+        pred_DL=jax.tree.map(lambda a: a[kept.vector_L][None], pred_R),
         path=path,
         info=StepInfo(jnp.sum(drafts.valid_K, dtype=jnp.int32), path.accepted_length),
     )
@@ -193,74 +179,17 @@ def verify_drafts(
     # Predictions at a temperature depend on the step index, so that a state counts only
     # at the depth at which it was evaluated.
     in_order = spec.sampling.noisy
-    return longest_accepted_path(step_from, needed_next, drafts, first, in_order)
-
-
-StepFn = Callable[[jax.Array, PolicyState], tuple[jax.Array, PolicyState, jax.Array]]
-"""(draft, the policy's state there) -> (chosen candidate, its next state, certain)."""
-NeededFn = Callable[[PolicyState], jax.Array]
-"""policy state -> the states [N, L] that must be evaluated to go on from it."""
-
-
-def longest_accepted_path(
-    step_from: StepFn,
-    needed_next: NeededFn,
-    drafts: DraftSet,
-    first: PolicyState,
-    in_order: bool,
-) -> AcceptedPath:
-    """From draft 0, take the policy's step while that leads to another draft.
-
-    Acceptance is equality of whole states, which is what makes decoding lossless. The
-    policy's memory follows the path. There are at most K - 1 hops, and none from an
-    uncertain step.
-
-    Args:
-        step_from: The policy's step, by fresh predictions.
-        needed_next: What a draft has to hold to be the next on the path.
-        drafts: K drafts; the first is the policy's own next state.
-        first: The policy's state at draft 0.
-        in_order: The next draft must lie one step deeper.
-
-    Returns:
-        Where the path ends.
-
-    Source: FreeDave, arXiv 2510.00294, Algorithm 2, for any graph of drafts.
-    """
+    pred_W = jax.tree.map(lambda part_SW: part_SW[0], pred_SW)
     count = drafts.depth_K.shape[0]
-    index_K = jnp.arange(count, dtype=jnp.int32)
+    if count == 1 or not remembers_nothing(spec, row, first, pred_W):
+        return longest_accepted_path(step_from, needed_next, drafts, first, in_order)
 
-    # Which drafts the path may go on to: valid ones whose states are exactly those that
-    # the policy needs next, bool [K].
-    def successors(path: AcceptedPath):
-        equal_KNL = drafts.tokens_KNL == needed_next(path.target)[None]
-        equal_K = jnp.all(equal_KNL, axis=(1, 2))
-        equal_K &= drafts.valid_K & drafts.valid_K[path.draft]
-        if in_order:
-            return equal_K & (drafts.depth_K == drafts.depth_K[path.draft] + 1)
-        # A target never equals its own draft unless a policy stands still.
-        return equal_K & (index_K != path.draft)
+    def steps_at(n_K):
+        state_K = PolicyState(drafts.tokens_KNL[:, 0], first.memory, n_K)
+        draft_K = jnp.arange(count, dtype=jnp.int32)
+        return jax.vmap(step_from)(draft_K, state_K)[1:]
 
-    # num_hops is -1 before draft 0. The bound of count - 1 hops stops a policy that
-    # would revisit states; without it such a loop would not end.
-    def goes_on(path: AcceptedPath):
-        is_open = path.is_certain & (path.num_hops < count - 1)
-        return (path.num_hops < 0) | (is_open & jnp.any(successors(path)))
-
-    def hop(path: AcceptedPath):
-        # The first draft is reached by a hop as well: the step is compiled once.
-        draft = jnp.where(path.num_hops < 0, 0, jnp.argmax(successors(path)))
-        draft = draft.astype(jnp.int32)
-        candidate, target, certain = step_from(draft, path.target)
-        return AcceptedPath(
-            draft, path.target, candidate, target, certain, path.num_hops + 1
-        )
-
-    # Of the start only `target` and `num_hops` matter; the rest has
-    # the right types for the carry of the loop.
-    zero = jnp.int32(0)
-    start = AcceptedPath(zero, first, zero, first, jnp.bool_(True), jnp.int32(-1))
-    return hop(start) if count == 1 else jax.lax.while_loop(goes_on, hop, start)
+    return longest_path_at_once(steps_at, needed_next, drafts, first, in_order)
 
 
 def count_call(
@@ -268,7 +197,9 @@ def count_call(
 ) -> RowState:
     """Count a verify call of a row, and how its drafts have fared.
 
-    The counts feed the choice of the next call's draft length (`draft_length`).
+    What is decayed feeds the choice of the next call's draft length (`draft_length`);
+    the totals are for the results. A path that comes back to a draft, as one of a
+    policy that takes tokens back may, has not accepted it twice.
 
     Args:
         spec: `num_drafts` says which draft length to count.
@@ -280,8 +211,12 @@ def count_call(
         The row with its counts; nothing else is changed.
     """
     index = spec.draft_steps.index(spec.num_drafts)
+    proposed = jnp.sum(drafts.valid_K[1:], dtype=jnp.int32)
+    accepted = jnp.minimum(path.num_hops, proposed)
     stats = row.stats._replace(
-        verify=row.stats.verify + 1, size_Z=row.stats.size_Z.at[index].add(1)
+        verify=row.stats.verify + 1,
+        size_Z=row.stats.size_Z.at[index].add(1),
+        drafts=row.stats.drafts + jnp.stack([proposed, accepted]),
     )
     # A rejection is a draft that was there for the next step and was
     # not taken. Where no draft lay one step deeper, the path ended

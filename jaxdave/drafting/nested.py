@@ -1,6 +1,5 @@
 """Nested drafts: the policy itself, run ahead on the last prediction."""
 
-import jax
 import jax.numpy as jnp
 
 from jaxdave.core.draft_api import DraftContext, DraftFn, DraftSet, DraftState
@@ -30,15 +29,9 @@ def propose_nested(
     Source: FreeDave, arXiv 2510.00294, Algorithm 2.
     """
 
-    def extend(draft: DraftState, depth):
-        successor = context.simulate(draft.policy_state, depth)
-        successor = successor._replace(valid=draft.valid & successor.valid)
-        return successor, (successor.tokens_NL, successor.valid)
-
-    # The step from draft k to draft k + 1 draws the noise of depth k; the first draft
-    # is given, so that K - 1 steps are simulated.
+    # The first draft is given, so that K - 1 steps are run ahead.
+    later_KNL, valid_K = context.run_ahead(first, num_drafts - 1)
     depth_K = jnp.arange(num_drafts, dtype=jnp.int32)
-    _, (later_KNL, valid_K) = jax.lax.scan(extend, first, depth_K[:-1])
     return DraftSet(
         tokens_KNL=jnp.concatenate([first.tokens_NL[None], later_KNL]),
         depth_K=depth_K,

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jaxdave.core.config import Numerics
 from jaxdave.core.prediction import ErrorBound
@@ -28,6 +29,7 @@ from jaxdave.engine.measurements import Measurements
 from jaxdave.engine.timing import NewStateFn, RunFn, SeenDecode
 from jaxdave.runtime.compilation import CompileRequest, get_executable
 from jaxdave.runtime.fingerprint import fingerprint
+from jaxdave.runtime.phases import begin_phase
 
 SAFETY_FACTOR = 8.0
 """The error bound is so many times the largest error that was seen."""
@@ -137,6 +139,8 @@ def sample_weights(params: Any) -> list[np.ndarray]:
     Returns:
         Arrays on the host, the first `SAMPLED_VALUES` values of each leaf.
     """
+    # Of a mesh, what its first device has tells models apart as well.
+    params = jax.tree.map(_first_part, params)
     # Through the program cache: under a plain
     # `jit` each process would compile it again.
     request = CompileRequest(None, "sample", _first_values, (params,))
@@ -145,6 +149,12 @@ def sample_weights(params: Any) -> list[np.ndarray]:
 
 def _first_values(params: Any) -> list[jax.Array]:
     return [leaf.reshape(-1)[:SAMPLED_VALUES] for leaf in jax.tree.leaves(params)]
+
+
+def _first_part(leaf: Any) -> Any:
+    """What the first device of a mesh has of an array."""
+    is_on_mesh = isinstance(getattr(leaf, "sharding", None), NamedSharding)
+    return leaf.addressable_shards[0].data if is_on_mesh else leaf
 
 
 def _measured(
@@ -166,6 +176,7 @@ def _measured(
             old = measurements or measurements_on_disk.read(name, len(spec.draft_steps))
             measurements = old
             if old is None:
+                begin_phase("measuring what calls cost")
                 measurements = measure(spec, run, params, new_state)
             elif direction or timing.is_doubted(old):
                 # As briefly as can be: what is noisy now as well is kept in doubt.

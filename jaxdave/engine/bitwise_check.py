@@ -6,7 +6,6 @@ what travels beside it. It holds on XLA's CPU backend; on another backend it is 
 question, and this asks it.
 """
 
-import functools
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,12 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxdave.core.model_api import BlockStates
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.decoding.block_states import max_block_states
+from jaxdave.engine.placement import placement_of
 from jaxdave.models.attention import TILE
 from jaxdave.runtime.compilation import compile_options
+from jaxdave.runtime.meshes import split_specs
 from jaxdave.runtime.platform import in_32_bits
 from jaxdave.sampling.predictions import predict
 
@@ -62,7 +64,7 @@ def slot_probe(spec: DecodeSpec, params: Any, seed: int = 0) -> SlotProbe:
 
     Args:
         spec: What is decoded, e.g. `decoder.spec`.
-        params: The model's parameters.
+        params: The model's parameters; on a mesh the check runs there.
         seed: Draws the drafts.
 
     Returns:
@@ -77,10 +79,11 @@ def slot_probe(spec: DecodeSpec, params: Any, seed: int = 0) -> SlotProbe:
         True
     """
     dtypes = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
-    key = (spec, dtypes, jax.default_backend(), seed)
+    placement = placement_of(params)
+    key = (spec, dtypes, jax.default_backend(), placement.mesh, seed)
     with _LOCK:
         if key not in _PROBES:
-            _PROBES[key] = _probe(spec, params, seed)
+            _PROBES[key] = _probe(placement.spec_of(spec), params, seed)
         return _PROBES[key]
 
 
@@ -170,18 +173,24 @@ def _evaluator(
     end = jnp.int32(start + window)
     capacity = -(-(start + window) // TILE) * TILE
 
-    def cache_of(tokens_T):
+    placement, whole = placement_of(params), PartitionSpec()
+    specs, cache_spec = split_specs(params), placement.state_specs(spec, True).cache
+
+    def cache_of(params, tokens_T):
         begin, first = end, jnp.int32(0)
         return model.prefill(params, tokens_T, begin, first, end, window, capacity)[1]
 
-    shapes = jax.eval_shape(cache_of, jax.ShapeDtypeStruct((capacity,), jnp.int32))
+    shapes = jax.eval_shape(
+        placement.program(cache_of, (specs, whole), cache_spec),
+        params,
+        jax.ShapeDtypeStruct((capacity,), jnp.int32),
+    )
     # Keys and values of any size will do; so will tokens, drawn as small numbers.
     cache = jax.tree.map(
         lambda a: jnp.asarray(rng.normal(size=a.shape) * 4, a.dtype), shapes
     )
     key = jnp.zeros((2,), jnp.uint32)
 
-    @functools.partial(jax.jit, compiler_options=compile_options())
     def evaluate(params, tokens_KL, start, cache):
         hidden_KLE, added = slots.forward(params, tokens_KL, start, end, cache)
         position_L = start + jnp.arange(slots.length, dtype=jnp.int32)
@@ -189,11 +198,18 @@ def _evaluator(
         step_KL = jnp.zeros_like(position_KL)
         pred = predict(spec, params, hidden_KLE, key, step_KL, position_KL)
         by_slot = [jnp.moveaxis(part, 1, 0) for part in jax.tree.leaves(added)]
-        return [*pred, *by_slot]
+        return list(pred), by_slot
+
+    # What slots add to the cache is [K, N, L, ...], and split as the cache is.
+    added_spec = PartitionSpec(None, *cache_spec)
+    program = placement.program(
+        evaluate, (specs, whole, whole, cache_spec), (whole, added_spec)
+    )
+    compiled = jax.jit(program, compiler_options=compile_options())
 
     def on_host(tokens_KL: np.ndarray) -> list[np.ndarray]:
-        arrays = evaluate(params, jnp.asarray(tokens_KL), jnp.int32(start), cache)
-        return [np.asarray(array) for array in arrays]
+        pred, added = compiled(params, jnp.asarray(tokens_KL), jnp.int32(start), cache)
+        return [np.asarray(array) for array in [*pred, *added]]
 
     return on_host
 

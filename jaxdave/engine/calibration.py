@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxdave.decoding import loop as decode_loop
 from jaxdave.decoding.propose import draft_context
@@ -29,7 +30,9 @@ from jaxdave.drafting.tree_table import (
 )
 from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.generation import prefill_prompts
+from jaxdave.engine.placement import placement_of
 from jaxdave.runtime.compilation import compile_options
+from jaxdave.runtime.meshes import split_specs
 from jaxdave.runtime.platform import in_32_bits
 
 DRAFT_LENGTHS = (1, 8, 32)
@@ -202,7 +205,8 @@ class _Observer(NamedTuple):
 
 
 def _observer(decoder: Decoder, params: Any) -> _Observer:
-    spec = decoder.spec
+    placement = placement_of(params)
+    spec = placement.spec_of(decoder.spec)
 
     def observe(row):
         context = draft_context(spec, params, row)
@@ -226,6 +230,10 @@ def _observer(decoder: Decoder, params: Any) -> _Observer:
         runtime = spec.runtime(1)._replace(max_num_drafts=limit)
         return decode_loop.step(spec, params, runtime, state)[0]
 
+    states = placement.state_specs(spec, False)
+    step = placement.program(
+        step, (split_specs(params), PartitionSpec(), states), states
+    )
     compiled = jax.jit(step, compiler_options=compile_options())
     return _Observer(functools.partial(compiled, params), jax.jit(jax.vmap(observe)))
 

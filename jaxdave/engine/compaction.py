@@ -12,7 +12,6 @@ on disk, is used after 0.5 s.
 """
 
 import dataclasses
-import functools
 import threading
 import time
 import weakref
@@ -25,11 +24,10 @@ import numpy as np
 from jaxdave.core.config import Numerics
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import DecodeState, RuntimeParams, host_array
-from jaxdave.decoding import loop as decode_loop
 from jaxdave.engine.autotune import tuned_params
+from jaxdave.engine.placement import ONE_DEVICE, Placement
 from jaxdave.engine.results import HostRows, host_fields
 from jaxdave.runtime.compilation import CompileRequest, get_executable, is_available
-from jaxdave.runtime.program_cache import is_on_first_device
 
 MIN_WAIT_COMPILE = 5.0
 """Seconds that finished rows must have wasted before a loop is compiled at all."""
@@ -42,11 +40,12 @@ class CompiledLoop(NamedTuple):
 
     Attributes:
         spec: What it decodes.
-        num_rows: Rows of its batch.
+        num_rows: Rows of its batch; on a mesh those of each group of devices.
         run: (params, runtime, state) -> state.
         runtime: What it is run with.
         new_state: runtime -> a state of probe prompts, to measure with.
         row_shape: What tells the shapes of one row.
+        placement: The devices that it runs on.
     """
 
     spec: DecodeSpec
@@ -55,6 +54,7 @@ class CompiledLoop(NamedTuple):
     runtime: RuntimeParams
     new_state: Callable[[RuntimeParams], DecodeState]
     row_shape: tuple[Any, ...]
+    placement: Placement = ONE_DEVICE
 
 
 @dataclasses.dataclass
@@ -105,7 +105,8 @@ def run_to_end(
     Returns:
         (all rows on the host, seconds spent on compiling smaller loops).
     """
-    threshold, idle_share = compaction_threshold(loop, params), 0.0
+    threshold, idle_share = compaction_threshold(loop), 0.0
+    groups = loop.placement.num_groups
     while True:
         # 1. Run until few enough rows are left, and
         # charge what the finished ones have cost.
@@ -113,42 +114,47 @@ def run_to_end(
         state, rows = _run_until(loop, params, state, threshold)
         seconds = time.perf_counter() - start
         idle_account(loop).idle_seconds += idle_share * seconds
-        live_R = np.flatnonzero(~rows.done)
-        if not 0 < live_R.size <= threshold:
+        # Rows stay in their group of devices: the one with most left decides.
+        done_GR = np.reshape(rows.done, (groups, -1))
+        most = int(np.max(np.sum(~done_GR, axis=1)))
+        if not 0 < most <= threshold:
             return rows, 0.0
         # 2. Find the smaller loop. If it does not pay yet, go on in
         # this one until half as many rows are left.
-        count = 1 << (live_R.size - 1).bit_length()
+        count = 1 << (most - 1).bit_length()
         smaller = _smaller_loop(loop, params, state, count)
         if smaller is not None:
             break
         # One row under exact numerics takes twice as long among others as alone.
         is_exact = loop.spec.numerics is Numerics.EXACT
-        idle_share = 0.5 if is_exact else 1 - live_R.size / loop.num_rows
+        idle_share = 0.5 if is_exact else 1 - most / loop.num_rows
         threshold = count // 2
-    # Rows of the smaller loop that are left over repeat a row that has ended.
-    index_R = np.full(count, np.flatnonzero(rows.done)[0], np.int32)
-    index_R[: live_R.size] = live_R
+    # Unfinished rows come first; what is left over repeats a row that has ended.
+    index_GR = np.argsort(done_GR, axis=1, kind="stable")[:, :count].astype(np.int32)
+    ended_G1 = np.argmax(done_GR, axis=1)[:, None]
+    is_live_GR = ~np.take_along_axis(done_GR, index_GR, axis=1)
+    index_GR = np.where(is_live_GR, index_GR, ended_G1).astype(np.int32)
+    first_G1 = np.arange(groups)[:, None] * loop.num_rows
     # 3. Move the rows, run them to their end, and put them back in their places. This
     # calls itself, as the smaller loop may become too large in turn.
-    moved = smaller.take(state, host_array(index_R))
+    moved = smaller.take(state, host_array(index_GR.reshape(-1)))
     del state  # the caches of all rows
     finished, seconds = run_to_end(smaller.loop, params, moved)
-    return _scatter_rows(rows, finished, index_R), smaller.seconds + seconds
+    index_B = (first_G1 + index_GR).reshape(-1)
+    return _scatter_rows(rows, finished, index_B), smaller.seconds + seconds
 
 
-def compaction_threshold(loop: CompiledLoop, params: Any) -> int:
+def compaction_threshold(loop: CompiledLoop) -> int:
     """How few rows must be unfinished for a smaller loop to do; 0: there is none.
 
     Args:
         loop: A loop of a batch.
-        params: Parameters; over several devices rows do not move.
 
     Returns:
         The number of rows.
     """
     spec, num_rows = loop.spec, loop.num_rows
-    if num_rows == 1 or not is_on_first_device(params):
+    if num_rows == 1:
         return 0
     # The largest power of two below the number of rows.
     if spec.numerics is Numerics.GUARDED:
@@ -180,8 +186,12 @@ def _smaller_loop(
 ) -> _SmallerLoop | None:
     """The loop of so many rows, if finished rows have wasted enough to pay for it."""
     # Shapes alone: the smaller state is not made before it is known to be wanted.
-    args = params, loop.runtime, state.take_shapes(count)
-    run_loop = functools.partial(decode_loop.run, loop.spec)
+    placement, groups = loop.placement, loop.placement.num_groups
+    # A single row has no batch axis, but for one of each of several groups.
+    taken = state.take_shapes(groups * count)
+    run_loop = placement.loop_program(loop.spec, params, taken.is_single)
+    specs = placement.state_specs(loop.spec, taken.is_single)
+    args = params, loop.runtime, placement.structs(taken, specs)
     request = CompileRequest(loop.spec, "run", run_loop, args, donate=2)
     account = idle_account(loop)
     # A loop that rows have moved to once is compiled, and needs no waiting.
@@ -210,9 +220,11 @@ def _compile_smaller(
     request: CompileRequest,
 ) -> _SmallerLoop:
     """The loop of so many rows, compiled and measured."""
-    spec, index = loop.spec, host_array(np.zeros(count, np.int32))
+    spec, groups = loop.spec, loop.placement.num_groups
+    index = host_array(np.zeros(groups * count, np.int32))
+    take_rows = loop.placement.take_program(spec, count)
     take, take_seconds = get_executable(
-        CompileRequest(spec, f"take {count}", DecodeState.take, (state, index))
+        CompileRequest(spec, f"take {count}", take_rows, (state, index))
     )
     run, run_seconds = get_executable(request)
 

@@ -11,17 +11,20 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from jaxdave.core.config import Numerics, SamplingConfig
+from jaxdave.core.config import Numerics, SamplingConfig, check_guidance_scale
 from jaxdave.drafting import registry as draft_registry
+from jaxdave.runtime.mesh_shape import parse_mesh
 
 if TYPE_CHECKING:
     from jaxdave.core.policy_api import Policy
 
 METHODS = ("freedave", "static", "threshold")
+CONFIDENCES = ("tempered", "plain")
+PLAIN_CONFIDENCE_FAMILIES = ("llada",)
+"""Families whose official code takes confidences from logits without temperature."""
 NUMERICS = tuple(str(numerics) for numerics in Numerics)
 CACHE_RULES = ("none", "prefix", "dual")
 MAX_DRAFT_STEPS = 32
-MAX_GUIDANCE = 1e6
 _LONGEST_ANSWER = 2**20
 DEFAULT_THRESHOLD = 0.9
 _MAX_SEED = 2**31 - 1
@@ -163,15 +166,31 @@ class LoadConfig(_Record):
 
     Attributes:
         model: A packaged model, a folder, or a Hub id "owner/name"; None: "sdar-1m".
-        dtype: Of the parameters, "float32" or "bfloat16", whatever the files hold.
-        quantize: "int8" keeps matrices as int8, which is a model of its own; or None.
+        dtype: Of the parameters, "float32", "bfloat16" or "float16", whatever the files
+            hold.
+        quantize: "int8" or "fp8" keeps matrices in 8 bits, which is a model of its own;
+            or None.
+        mesh: Devices, as "data=2,model=4": rows of a batch are split over the first
+            number, and each copy of the weights over the second. None: one device.
+
+    Raises:
+        ValueError: The mesh is no such text.
     """
 
     model: str | None = _field(
         None, "Folder or Hub id (owner/name); by default the packaged demo."
     )
-    dtype: str = _field("float32", "float32 or bfloat16.")
-    quantize: str | None = _field(None, "int8: matrices as int8, a model of its own.")
+    dtype: str = _field("float32", "float32, bfloat16 or float16.")
+    quantize: str | None = _field(
+        None, "int8 or fp8: matrices in 8 bits, a model of its own."
+    )
+    mesh: str | None = _field(
+        None, "data=2,model=4: rows over 2 groups of 4 devices that share the weights."
+    )
+
+    def __post_init__(self) -> None:
+        if self.mesh is not None:
+            parse_mesh(self.mesh)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,6 +219,11 @@ class DecodeConfig(_Record):
             tokens, and positions that hold one come last, as LLaDA's code computes its
             option of that name at temperature 0. (Above, that code leaves out the end
             of a turn only.)
+        no_early_exit: Decode the whole room after an end token too, as FreeDave's code
+            does unless told otherwise. The text is cut at the end token all the same,
+            and is that of a decode which ends there, unless the policy takes tokens
+            back (`Policy.revises`): it may change its mind about what an end token
+            would have ended. Calls, steps and drafts are those of the whole room.
         draft: The draft function: a name (`jaxdave.drafting.registry`), such as "tree",
             "nested" or "copy", or a draft function itself.
         lossy: Allow policies that speculate with the text and do not verify.
@@ -211,6 +235,10 @@ class DecodeConfig(_Record):
         temperature: 0 takes the best token; above, tokens are drawn.
         top_k: Draw from the best k tokens only; 0: off.
         top_p: Draw from the best tokens of this much probability only; 1: off.
+        confidence: At a temperature, confidences are those of the distribution that is
+            drawn from ("tempered", as in Dream's, SDAR's and FreeDave's code) or of
+            temperature 1 ("plain", as in LLaDA's and in Fast-dLLM's for LLaDA); None:
+            as the code of the model's family has it.
         seed: Keys the noise at a temperature, 0 to 2**31 - 1.
         numerics: "guarded" (batched, too close calls are decided again), "exact" (a
             row's bits depend on nothing beside it) or "fast" (no promise).
@@ -252,6 +280,9 @@ class DecodeConfig(_Record):
     confidence_eos_eot_inf: bool = _field(
         False, "Confidences leave end tokens out (LLaDA)."
     )
+    no_early_exit: bool = _field(
+        False, "Decode the whole room after an end token too; the text is cut there."
+    )
     draft: Any = _field(
         "tree",
         "tree (nested where the model is not calibrated), nested, copy (tree, and "
@@ -266,6 +297,9 @@ class DecodeConfig(_Record):
     temperature: float = _field(0.0, "0 is greedy.")
     top_k: int = _field(0, "0 is off.")
     top_p: float = _field(1.0, "1 is off.")
+    confidence: str | None = _field(
+        None, "tempered or plain (of temperature 1); as the model's family has it."
+    )
     seed: int = _field(0, "Of the noise at a temperature.")
     numerics: str = _field("guarded", "guarded, exact or fast.")
     suppressed_ids: tuple[int, ...] = ()
@@ -276,10 +310,18 @@ class DecodeConfig(_Record):
         _check_ranges(self)
         _check_combinations(self)
 
-    @property
-    def sampling(self) -> SamplingConfig:
-        """Temperature and filters."""
-        return SamplingConfig(self.temperature, self.top_k, self.top_p)
+    def sampling(self, family: str | None = None) -> SamplingConfig:
+        """Temperature, filters and what confidences are of.
+
+        Args:
+            family: The model's, whose code decides where `confidence` is None.
+
+        Returns:
+            The settings of sampling.
+        """
+        default = "plain" if family in PLAIN_CONFIDENCE_FAMILIES else "tempered"
+        is_plain = (self.confidence or default) == "plain"
+        return SamplingConfig(self.temperature, self.top_k, self.top_p, is_plain)
 
     @property
     def is_by_threshold(self) -> bool:
@@ -334,6 +376,13 @@ class DecodeConfig(_Record):
         method = "threshold" if self.is_by_threshold else "static"
         return dataclasses.replace(self, method=method)
 
+    def drafted(self) -> "DecodeConfig":
+        """The decode over the same policy with drafts, which has the same text."""
+        threshold = self.threshold
+        if self.method == "threshold" and threshold is None:
+            threshold = DEFAULT_THRESHOLD
+        return dataclasses.replace(self, method="freedave", threshold=threshold)
+
 
 def _check_names(c: DecodeConfig) -> None:
     if c.method not in METHODS:
@@ -343,6 +392,11 @@ def _check_names(c: DecodeConfig) -> None:
     if c.numerics not in NUMERICS:
         raise ValueError(
             f"numerics={c.numerics!r} is unknown; use one of {', '.join(NUMERICS)}"
+        )
+    if c.confidence is not None and c.confidence not in CONFIDENCES:
+        raise ValueError(
+            f"confidence={c.confidence!r} is unknown; use one of "
+            f"{', '.join(CONFIDENCES)}"
         )
     if c.cache is not None and c.cache not in CACHE_RULES:
         raise ValueError(
@@ -377,13 +431,12 @@ def _check_ranges(c: DecodeConfig) -> None:
         raise ValueError(f"seed={c.seed} must be in 0..{_MAX_SEED}; choose another")
     if c.max_new_tokens is not None and c.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={c.max_new_tokens} must be at least 1")
-    if not 0 <= c.guidance <= MAX_GUIDANCE:
-        raise ValueError(f"guidance={c.guidance} must be 0 (off) to {MAX_GUIDANCE}")
+    check_guidance_scale(c.guidance)
     if c.max_new_tokens is not None and c.max_new_tokens > _LONGEST_ANSWER:
         raise ValueError(
             f"max_new_tokens={c.max_new_tokens} must be at most {_LONGEST_ANSWER}"
         )
-    _ = c.sampling  # checks temperature, top_k and top_p
+    c.sampling()  # checks temperature, top_k and top_p
 
 
 def _check_combinations(c: DecodeConfig) -> None:

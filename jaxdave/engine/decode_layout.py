@@ -35,6 +35,8 @@ def decode_layout(
     cache: str | None,
     num_drafts: int,
     max_new_tokens: int,
+    *,
+    early_exit: bool = True,
 ) -> DecodeLayout:
     """Lay out a decode.
 
@@ -45,6 +47,7 @@ def decode_layout(
             block-causal models, whose cache is exact.
         num_drafts: Drafts of the largest call.
         max_new_tokens: Positions that may be decoded.
+        early_exit: An end token ends the row.
 
     Returns:
         The layout.
@@ -58,7 +61,7 @@ def decode_layout(
         )
     shifts_logits = config.logits_shift != "none"
     if config.attention == "block_causal":
-        return _block_causal_layout(config, block_length, cache, num_drafts)
+        return _block_causal_layout(config, block_length, cache, num_drafts, early_exit)
     if block_length < 1 or max_new_tokens % block_length:
         raise ValueError(
             f"block_length={block_length} must divide max_new_tokens={max_new_tokens} "
@@ -75,6 +78,7 @@ def decode_layout(
         # decoding, so they begin where the answer does.
         anchored=True,
         cache_rule=CacheRule.NONE,
+        early_exit=early_exit,
     )
     if cache == "none":
         return DecodeLayout(layout, uncached_model, False)
@@ -86,7 +90,11 @@ def decode_layout(
 
 
 def _block_causal_layout(
-    config: ModelConfig, block_length: int, cache: str | None, num_drafts: int
+    config: ModelConfig,
+    block_length: int,
+    cache: str | None,
+    num_drafts: int,
+    early_exit: bool,
 ) -> DecodeLayout:
     if cache is not None:
         raise ValueError(
@@ -101,6 +109,7 @@ def _block_causal_layout(
         window_length=lookahead_length(num_drafts, block_length),
         mask_id=config.mask_id,
         stop_ids=config.stop_ids,
+        early_exit=early_exit,
     )
     shifts_logits = config.logits_shift != "none"
     return DecodeLayout(layout, _block_causal_maker(block_length), shifts_logits)

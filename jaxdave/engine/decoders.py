@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxdave import policies
-from jaxdave.core.config import ModelConfig, Numerics, SamplingConfig
+from jaxdave.core.config import ModelConfig, Numerics, SamplingConfig, check_guidance
 from jaxdave.core.draft_api import DraftFn
 from jaxdave.core.model_api import ModelFns
 from jaxdave.core.policy_api import Policy
+from jaxdave.core.shards import WHOLE_MODEL, model_shards
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.decoding.draft_check import check_draft_fn
 from jaxdave.drafting.registry import DraftRequest, is_built_in, make_draft
@@ -33,8 +34,10 @@ from jaxdave.models.guidance import (
     with_unscored_ids,
 )
 from jaxdave.models.shadow_masks import with_shadow_masks
-from jaxdave.policies.validation import check_policy
-from jaxdave.runtime.platform import in_32_bits, on_cpu
+from jaxdave.policies.validation import check_counts, check_policy
+from jaxdave.runtime.machine import Machine, this_machine
+from jaxdave.runtime.mesh_shape import MODEL_AXIS
+from jaxdave.runtime.platform import in_32_bits
 
 MAX_NEW_TOKENS = 256
 """Positions that may be decoded after the prompt where nobody says otherwise."""
@@ -217,6 +220,7 @@ def freedave(
     *,
     draft_steps: DraftSteps = "auto",
     network: ModelFns | None = None,
+    machine: Machine | None = None,
     **common: Any,
 ) -> Decoder:
     """The text of a policy in fewer calls of the model, by drafts that it verifies.
@@ -228,6 +232,7 @@ def freedave(
             CPU `CPU_AUTO_DRAFT_STEPS`; under exact numerics, where all calls are alike,
             it is 8.
         network: A stand-in for the model's functions, for tests.
+        machine: What programs are compiled for; None: JAX's default backend.
         **common: Further fields of `DecodeConfig`: max_new_tokens, block_length, cache,
             guidance, temperature, top_k, top_p, numerics, draft, lossy, suppressed_ids
             and so on.
@@ -249,7 +254,9 @@ def freedave(
         (8,)
     """
     fields = {"policy": policy, "draft_steps": draft_steps, **common}
-    return make_decoder(config, DecodeConfig.from_dict(fields), network=network)
+    return make_decoder(
+        config, DecodeConfig.from_dict(fields), network=network, machine=machine
+    )
 
 
 @in_32_bits()
@@ -261,6 +268,7 @@ def make_decoder(
     has_draft_text: bool = False,
     draft_params: Any = None,
     network: ModelFns | None = None,
+    machine: Machine | None = None,
 ) -> Decoder:
     """A decoder of a configuration.
 
@@ -273,6 +281,7 @@ def make_decoder(
         draft_params: Parameters of a draft function that takes some, to check it with;
             None: it is checked when a program is compiled.
         network: A stand-in for the model's functions, for tests.
+        machine: What programs are compiled for; None: JAX's default backend.
 
     Returns:
         The decoder. Equal parts share one spec, which owns their compiled programs.
@@ -288,7 +297,13 @@ def make_decoder(
         <Numerics.GUARDED: 'guarded'>
     """
     made = _make_decoder(
-        model_config, config, tables, has_draft_text, draft_params, network
+        model_config,
+        config,
+        tables,
+        has_draft_text,
+        draft_params,
+        network,
+        machine or this_machine(),
     )
     arguments = {
         "model_config": model_config,
@@ -296,6 +311,7 @@ def make_decoder(
         "tables": tables,
         "has_draft_text": has_draft_text,
         "network": network,
+        "machine": machine,
     }
     return dataclasses.replace(made, recipe=_Recipe(made.spec, arguments))
 
@@ -312,6 +328,7 @@ def _make_decoder(
     has_draft_text: bool,
     draft_params: Any,
     network: ModelFns | None,
+    machine: Machine,
 ) -> Decoder:
     """A decoder that knows no recipe yet."""
     policy = config.make_policy()
@@ -331,7 +348,7 @@ def _make_decoder(
     draft = make_draft(config.draft, request)
     draft = reading_text(draft) if has_draft_text else draft
     _check_hashable("draft", draft)
-    drafted = _assemble(model_config, config, policy, draft, network)
+    drafted = _assemble(model_config, config, policy, draft, network, machine)
     _check_draft(drafted.spec, model_config, config, draft_params)
     if config.method == "freedave":
         return drafted
@@ -339,7 +356,7 @@ def _make_decoder(
         # The program that freedave would run, so that both read the same bits.
         return drafted.undrafted()
     single = dataclasses.replace(config, draft_steps=1)
-    return _assemble(model_config, single, policy, draft, network)
+    return _assemble(model_config, single, policy, draft, network, machine)
 
 
 def _assemble(
@@ -348,6 +365,7 @@ def _assemble(
     policy: Policy,
     draft: DraftFn,
     network: ModelFns | None,
+    machine: Machine,
 ) -> Decoder:
     """The decoder of a policy and a draft function, all drafts in use."""
     _check_fit(model_config, config, policy)
@@ -360,12 +378,20 @@ def _assemble(
     # has a bound (a filter can drop a token at its cut-off), and a model that can
     # recheck (a guided one, with two caches, cannot).
     can_tell = policy.is_certain is not None
-    can_tell &= not (config.sampling.filtered or config.guidance)
+    sampling = config.sampling(model_config.family)
+    can_tell &= not (sampling.filtered or config.guidance)
     can_tell &= network is None or network.recheck is not None
     if numerics is Numerics.GUARDED and not can_tell:
         numerics = Numerics.EXACT
-    draft_steps = draft_step_choices(config.draft_steps, numerics)
-    layout = decode_layout(model_config, length, config.cache, draft_steps[-1], room)
+    draft_steps = draft_step_choices(config.draft_steps, numerics, machine)
+    layout = decode_layout(
+        model_config,
+        length,
+        config.cache,
+        draft_steps[-1],
+        room,
+        early_exit=not config.no_early_exit,
+    )
     if layout.first_alone:
         policy = policies.first_alone(policy)
     suppressed_ids = {*config.suppressed_ids}
@@ -376,13 +402,15 @@ def _assemble(
         policy=policy,
         draft_steps=draft_steps,
         layout=layout,
-        sampling=config.sampling,
+        sampling=sampling,
         numerics=numerics,
         guidance=config.guidance,
         suppressed_ids=tuple(sorted(suppressed_ids)),
         unscored_ids=model_config.stop_ids if config.confidence_eos_eot_inf else (),
         draft=draft,
         network=network,
+        machine=machine,
+        num_parts=1,
     )
     return Decoder(
         spec=spec,
@@ -410,31 +438,27 @@ def _check_fit(model_config: ModelConfig, config: DecodeConfig, policy: Policy) 
             "choose another, or say lossy=True (--lossy)"
         )
     length = config.block_length or model_config.block_length
-    per_step = config.tokens_per_step
-    if per_step is not None and per_step > length:
-        raise ValueError(
-            f"tokens_per_step={per_step} is more than a block of {length} holds; use "
-            f"1..{length}"
-        )
-    if config.guidance and model_config.attention != "full":
-        raise ValueError(
-            f"guidance={config.guidance} needs full attention, and "
-            f"{model_config.name!r} is block-causal; leave it out"
-        )
+    room = config.max_new_tokens
+    room = MAX_NEW_TOKENS if room is None else room
+    check_counts(policy, block=length, answer=room)
+    check_guidance(config.guidance, model_config)
 
 
-def draft_step_choices(draft_steps: DraftSteps, numerics: Numerics) -> tuple[int, ...]:
+def draft_step_choices(
+    draft_steps: DraftSteps, numerics: Numerics, machine: Machine
+) -> tuple[int, ...]:
     """How many drafts a call may carry.
 
     Args:
         draft_steps: As in `DecodeConfig`.
         numerics: The numerics in force.
+        machine: What programs are compiled for.
 
     Returns:
         The numbers, ascending.
     """
     if draft_steps == "auto":
-        many = CPU_AUTO_DRAFT_STEPS if on_cpu() else AUTO_DRAFT_STEPS
+        many = CPU_AUTO_DRAFT_STEPS if machine.is_cpu else AUTO_DRAFT_STEPS
         return (DEFAULT_DRAFT_STEPS,) if numerics is Numerics.EXACT else many
     return (draft_steps,) if isinstance(draft_steps, int) else tuple(draft_steps)
 
@@ -454,15 +478,45 @@ def _decode_spec(
     unscored_ids: tuple[int, ...],
     draft: DraftFn,
     network: ModelFns | None,
+    machine: Machine,
+    num_parts: int,
 ) -> DecodeSpec:
-    """The spec of all that is compiled, one object for equal parts."""
+    """The spec of all that is compiled, one object for equal parts.
+
+    num_parts: devices that the model is split over.
+    """
+    make_spec = functools.partial(
+        _decode_spec,
+        config=config,
+        policy=policy,
+        draft_steps=draft_steps,
+        layout=layout,
+        sampling=sampling,
+        numerics=numerics,
+        guidance=guidance,
+        suppressed_ids=suppressed_ids,
+        unscored_ids=unscored_ids,
+        draft=draft,
+        network=network,
+        machine=machine,
+    )
+    if network is not None and num_parts > 1:
+        raise ValueError(
+            f"a network of your own cannot be split over {num_parts} devices; use a "
+            "mesh without the axis 'model'"
+        )
+    shards = WHOLE_MODEL
+    if num_parts > 1:
+        shards = model_shards(config, num_parts, MODEL_AXIS)
     window = layout.layout
     make_model = layout.make_model
     if policy.shadow:
         make_model = with_shadow_masks(make_model, window.block_length)
     # Wrappers from the inside out; each returns `ModelFns`. Parameters of a draft
     # function are stripped last, so that the others never see them.
-    model = network or make_model(config, numerics=numerics)
+    model = network or make_model(
+        config, numerics=numerics, machine=machine, shards=shards
+    )
     if guidance:
         model = with_guidance(model, guidance, config.mask_id)
     if suppressed_ids:
@@ -480,6 +534,7 @@ def _decode_spec(
         draft_steps=draft_steps,
         num_drafts=draft_steps[-1],
         numerics=numerics,
+        on_parts=make_spec,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxdave.core.prediction import NO_TOKEN
 from jaxdave.core.state import RowState, Stats
 from jaxdave.engine.reference_calls import DecodedPath, reference_calls
+from jaxdave.runtime.memory import PeakMemory
 
 FinishReason = Literal["stop", "length", "nonfinite"]
 _SHOWN_IDS = 8
@@ -54,6 +55,18 @@ class Nfe:
 class Completion:
     """One request's answer in token ids, and what it took.
 
+    A verify call evaluates the policy's own next state and, beside it, drafts of the
+    states after that: the latter are what is proposed, and those that the policy
+    confirms are accepted. Every call that is certain of its decision confirms one step
+    more than it accepts drafts, so that without rechecks steps = calls + accepted (but
+    for policies that weigh candidates, some of whose calls confirm nothing).
+
+    Deviation from FreeDave's code (generation/core.py, `num_proposed_tokens` and
+    `num_hit_tokens`), which counts tokens, and the policy's own next state as a
+    proposal that always hits, so that its hit rate is 1 without drafts. Where a step
+    commits one token and drafts are a chain, its rate is (accepted + verify calls) /
+    (proposed + verify calls).
+
     Attributes:
         token_ids: The answer, up to and not including the first end token.
         finish_reason: "stop" when an end token was reached, "length" when
@@ -70,6 +83,9 @@ class Completion:
         sizes: Verify calls by the draft lengths that the spec allows.
         decoded_tokens: All positions that calls have made known, the end token and what
             lies behind it included, up to `max_new_tokens`.
+        proposed_drafts: Drafts that calls have evaluated beside the policy's own next
+            state: all nodes of a tree, 0 without drafts.
+        accepted_drafts: Those of them that the policy has confirmed.
     """
 
     token_ids: tuple[int, ...]
@@ -82,6 +98,17 @@ class Completion:
     steps: int
     sizes: tuple[int, ...] = ()
     decoded_tokens: int = 0
+    proposed_drafts: int = 0
+    accepted_drafts: int = 0
+
+    @property
+    def hit_rate(self) -> float | None:
+        """The share of the proposed drafts that was accepted; None if there were none.
+
+        The nodes of a tree are alternatives to each other, so that a tree's rate is
+        lower than that of a chain which saves as many calls.
+        """
+        return hit_rate(self.accepted_drafts, self.proposed_drafts)
 
     @property
     def tokens_per_call(self) -> float:
@@ -97,6 +124,10 @@ class Completion:
             "nfe": self.nfe.counts(),
             "reference_nfe": self.reference_nfe,
             "tokens_per_nfe": self.tokens_per_call,
+            "steps": self.steps,
+            "proposed_drafts": self.proposed_drafts,
+            "accepted_drafts": self.accepted_drafts,
+            "hit_rate": self.hit_rate,
         }
 
     def to_json(self) -> str:
@@ -110,6 +141,23 @@ class Completion:
 
     def __repr__(self) -> str:
         return f"Completion({self})"
+
+
+def hit_rate(accepted: int, proposed: int) -> float | None:
+    """The share of proposed drafts that was accepted.
+
+    Args:
+        accepted: Accepted drafts, of one answer or of several.
+        proposed: Proposed drafts of the same answers.
+
+    Returns:
+        The share; None where nothing was proposed.
+
+    Example:
+        >>> hit_rate(3, 4), hit_rate(0, 0)
+        (0.75, None)
+    """
+    return accepted / proposed if proposed else None
 
 
 def _summary(completion: Completion) -> str:
@@ -127,11 +175,13 @@ class Result:
         completions: In the order of the prompts.
         seconds: Of the whole batch, without compilation.
         compile_seconds: Spent on compiling and measuring just now.
+        memory: The most memory that the process, or its device, had used by then.
     """
 
     completions: tuple[Completion, ...]
     seconds: float
     compile_seconds: float
+    memory: PeakMemory | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The batch as JSON values."""
@@ -139,6 +189,7 @@ class Result:
             "completions": [one.to_dict() for one in self.completions],
             "seconds": self.seconds,
             "compile_seconds": self.compile_seconds,
+            "memory": memory_dict(self.memory),
         }
 
     def to_json(self) -> str:
@@ -150,19 +201,33 @@ class Result:
         return "\n".join([*lines, f"{self.seconds:.2f} s"])
 
 
+def memory_dict(memory: PeakMemory | None) -> dict[str, Any]:
+    """A peak of memory as JSON values.
+
+    Args:
+        memory: The peak, or None where it is not known.
+
+    Returns:
+        "bytes" and "source", as reports of evaluations have them.
+    """
+    return dict(zip(PeakMemory._fields, memory or (None, None), strict=True))
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class TextCompletion:
     """One request's answer as text. Two are equal when text, ids and end are.
 
     Attributes:
-        text: The answer, special tokens left out.
-        token_ids: The answer's ids.
-        finish_reason: As in `Completion`.
-        completion: What it took.
+        text: The answer, special tokens left out, up to the first stop string.
+        token_ids: The answer's ids; before a stop string as many as the text needs, of
+            which the last may hold the beginning of the stop string too.
+        finish_reason: As in `Completion`; "stop" at a stop string as well.
+        completion: What it took, cut as the text is.
         request: Keys the noise of this answer at a temperature.
         seconds: Of the whole batch that it was decoded in, without compilation.
         compile_seconds: Spent on compiling and measuring for that batch.
         batch_rows: Prompts that were decoded together.
+        memory: The most memory that the process, or its device, had used by then.
         settings: How it was decoded, under the names of `jaxdave generate --json`.
     """
 
@@ -174,6 +239,7 @@ class TextCompletion:
     seconds: float = dataclasses.field(default=0.0, compare=False)
     compile_seconds: float = dataclasses.field(default=0.0, compare=False)
     batch_rows: int = dataclasses.field(default=1, compare=False)
+    memory: PeakMemory | None = dataclasses.field(default=None, compare=False)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
@@ -191,6 +257,21 @@ class TextCompletion:
         """Tokens of text for each call of the model."""
         return self.completion.tokens_per_call
 
+    @property
+    def proposed_drafts(self) -> int:
+        """As in `Completion`."""
+        return self.completion.proposed_drafts
+
+    @property
+    def accepted_drafts(self) -> int:
+        """As in `Completion`."""
+        return self.completion.accepted_drafts
+
+    @property
+    def hit_rate(self) -> float | None:
+        """The share of the proposed drafts that was accepted; None without drafts."""
+        return self.completion.hit_rate
+
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON values, under the names of `jaxdave generate --json`."""
         rate = self.valid_tokens / self.seconds if self.seconds else 0.0
@@ -204,6 +285,7 @@ class TextCompletion:
             "compile_seconds": self.compile_seconds,
             "tokens_per_nfe": tokens_per_nfe,
             "tokens_per_second": rate,
+            "memory": memory_dict(self.memory),
             **self.settings,
             "batch_rows": self.batch_rows,
         }
@@ -223,7 +305,7 @@ class HostRows(NamedTuple):
     """The arrays of rows that results are read from, [B, ...].
 
     They are half of all, as fetching one from the device takes some 50 us whatever its
-    size. Attributes as in `RowState`.
+    size. Attributes as in `RowState`; of `stats` there is no `error`.
     """
 
     tokens_T: Any
@@ -243,7 +325,8 @@ def host_fields(rows: RowState) -> HostRows:
     Returns:
         Those of their arrays.
     """
-    return HostRows(*(getattr(rows, name) for name in HostRows._fields))
+    fields = HostRows(*(getattr(rows, name) for name in HostRows._fields))
+    return fields._replace(stats=rows.stats._replace(error=()))  # pyright: ignore
 
 
 def read_rows(
@@ -359,6 +442,8 @@ def _read_row(
         committed_at=tuple(int(c) for c in call[begin:last]),
         steps=steps,
         decoded_tokens=int(np.sum(decoded < max_new_tokens)),
+        proposed_drafts=int(stats.drafts[index, 0]),
+        accepted_drafts=int(stats.drafts[index, 1]),
     )
 
 

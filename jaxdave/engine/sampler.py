@@ -7,12 +7,12 @@ which takes token ids and returns them.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.draft_api import DraftedParams
 from jaxdave.drafting.tree_table import TreeTable
-from jaxdave.engine import generation
+from jaxdave.engine import generation, streaming
 from jaxdave.engine.batching import (
     TokenIds,
     check_params,
@@ -21,7 +21,11 @@ from jaxdave.engine.batching import (
 )
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.decoders import Decoder, make_decoder
-from jaxdave.engine.results import FinishReason, Result, TextCompletion
+from jaxdave.engine.generate_until import generate_until
+from jaxdave.engine.placement import replicate_beside
+from jaxdave.engine.results import Completion, Result, TextCompletion
+from jaxdave.engine.stop_strings import check_stops
+from jaxdave.engine.text_stream import TextStream
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation: messages with "role" and "content"."""
@@ -147,6 +151,10 @@ class Sampler:
             room = self.model.max_new_tokens
             config = dataclasses.replace(self.config, max_new_tokens=room)
             object.__setattr__(self, "config", config)
+        if self.draft_params is not None:
+            # A draft model is small: every device of a mesh has all of it.
+            beside = replicate_beside(self.draft_params, self.model.params)
+            object.__setattr__(self, "draft_params", beside)
         # What does not fit the model is refused here.
         check_params(self.decoder.spec, self._params)
 
@@ -156,6 +164,7 @@ class Sampler:
         *,
         request: int = 0,
         draft_text: str | None = None,
+        stop: str | Sequence[str] = (),
     ) -> TextCompletion:
         """Answer a prompt.
 
@@ -165,15 +174,20 @@ class Sampler:
             request: Keys the noise at a temperature, beside the seed.
             draft_text: What the answer may look like. It can save calls of the model
                 and never changes the text.
+            stop: Texts before the first of which the answer ends, and with it the
+                decode. They are taken as they are, and are not part of the answer.
 
         Returns:
             The answer.
 
         Raises:
-            ValueError: The prompt is empty or broken, or too long.
+            ValueError: The prompt is empty or broken, or too long, or a stop string is
+                empty or no text.
         """
         drafts = None if draft_text is None else [draft_text]
-        return self.batch([prompt], requests=[request], draft_texts=drafts)[0]
+        return self.batch([prompt], requests=[request], draft_texts=drafts, stop=stop)[
+            0
+        ]
 
     def batch(
         self,
@@ -181,6 +195,8 @@ class Sampler:
         *,
         requests: Sequence[int] | None = None,
         draft_texts: Sequence[str | None] | None = None,
+        stop: str | Sequence[str] = (),
+        stops: Sequence[str | Sequence[str]] | None = None,
     ) -> list[TextCompletion]:
         """Answer prompts together.
 
@@ -189,26 +205,36 @@ class Sampler:
             requests: What keys the noise of each prompt; None: 0 for all, so that an
                 answer does not depend on the others.
             draft_texts: For every prompt what its answer may look like, or None.
+            stop: As for a call, of every answer. The host looks for them between
+                calls, so that rows which have ended do not leave the batch.
+            stops: For every prompt stop strings of its own, beside `stop`.
 
         Returns:
             The answers, in the order of the prompts.
 
         Raises:
-            ValueError: A prompt is empty or broken, or too long.
+            ValueError: As a call.
         """
+        each = _stops_of_each(len(prompts), stop, stops)
         ids = [self.encode(prompt) for prompt in prompts]
-        result = generation.generate(
-            self.decoder if draft_texts is None else self._text_decoder,
-            self._params,
-            ids,
-            seed=self.config.seed,
-            requests=requests,
-            draft_text=self._encode_answers(draft_texts),
-        )
+        decoder = self.decoder if draft_texts is None else self._text_decoder
+        options: dict[str, Any] = {
+            "seed": self.config.seed,
+            "requests": requests,
+            "draft_text": self._encode_answers(draft_texts),
+        }
+        decode = self.model.codec.decode
+        if any(each):
+            texts, result = generate_until(
+                decoder, self._params, decode, ids, each, **options
+            )
+        else:
+            result = generation.generate(decoder, self._params, ids, **options)
+            texts = [decode(one.token_ids) for one in result.completions]
         requests = [0] * len(ids) if requests is None else requests
         return [
-            self._with_text(result, row, request)
-            for row, request in enumerate(requests)
+            self._with_text(text, result, row, request)
+            for row, (text, request) in enumerate(zip(texts, requests, strict=True))
         ]
 
     def stream(
@@ -217,30 +243,83 @@ class Sampler:
         *,
         request: int = 0,
         draft_text: str | None = None,
-    ) -> "TextStream":
+        stop: str | Sequence[str] = (),
+    ) -> TextStream:
         """Answer a prompt piece by piece, as its text becomes final.
 
         Args:
             prompt: As for a call.
             request: As for a call.
             draft_text: As for a call.
+            stop: As for a call. What may be the beginning of a stop string is held back
+                until it is known not to be one.
 
         Returns:
             An iterator of pieces of text, which together are the `text` of a call.
 
         Raises:
-            ValueError: The prompt is empty or broken, or too long.
+            ValueError: As a call.
         """
+        stops = check_stops(stop)
         drafts = None if draft_text is None else [draft_text]
-        updates = generation.stream(
-            self.decoder if drafts is None else self._text_decoder,
+        decoder = self.decoder if drafts is None else self._text_decoder
+        updates = streaming.stream(
+            decoder,
             self._params,
             [self.encode(prompt)],
             seed=self.config.seed,
             requests=[request],
             draft_text=self._encode_answers(drafts),
         )
-        return TextStream(self.model.codec, updates)
+        early_exit = decoder.spec.layout.early_exit
+        return TextStream(
+            self.model.codec.decode, updates, stops, early_exit=early_exit
+        )
+
+    def snapshots(
+        self, prompt: Prompt, *, request: int = 0
+    ) -> Iterator["AnswerSnapshot"]:
+        """Answer a prompt, and see the answer after every network call.
+
+        Args:
+            prompt: As for a call.
+            request: As for a call.
+
+        Returns:
+            An iterator of snapshots; the last one has the completion.
+
+        Raises:
+            ValueError: The prompt is empty or broken, or too long. At once, when the
+                programs are compiled as well.
+
+        Example:
+            >>> import jaxdave
+            >>> model = jaxdave.load("sdar-1m")
+            >>> sampler = jaxdave.Sampler(model, jaxdave.DecodeConfig(max_new_tokens=8))
+            >>> *_, last = sampler.snapshots("How many pens?")
+            >>> last.completion.token_ids == sampler("How many pens?").token_ids
+            True
+        """
+        ids = self.encode(prompt)
+        found = streaming.snapshots(
+            self.decoder,
+            self._params,
+            [ids],
+            seed=self.config.seed,
+            requests=[request],
+        )
+        return (self._answer_snapshot(found, one, len(ids)) for one in found)
+
+    def warm_up(self, prompt: Prompt) -> None:
+        """Compile what prompts of about this length need, or load it from disk.
+
+        Args:
+            prompt: As for a call.
+
+        Raises:
+            ValueError: The prompt is empty or broken, or too long.
+        """
+        generation.prepare(self.decoder, self._params, [self.encode(prompt)])
 
     def undrafted(self) -> "Sampler":
         """A sampler of the same policy without drafts.
@@ -274,7 +353,7 @@ class Sampler:
         ):
             ids = codec.encode_messages(prompt)  # pyright: ignore
         else:
-            ids = check_prompt_ids(prompt, self.model)
+            ids = check_prompt_ids(prompt, self.model.config)
         check_room(ids, self.model, self.decoder.max_new_tokens)
         return ids
 
@@ -309,10 +388,12 @@ class Sampler:
             return None
         return [self.model.codec.encode_answer(text or "") for text in texts]
 
-    def _with_text(self, result: Result, row: int, request: int) -> TextCompletion:
+    def _with_text(
+        self, text: str, result: Result, row: int, request: int
+    ) -> TextCompletion:
         completion = result.completions[row]
         return TextCompletion(
-            text=self.model.codec.decode(completion.token_ids),
+            text=text,
             token_ids=completion.token_ids,
             finish_reason=completion.finish_reason,
             completion=completion,
@@ -320,7 +401,21 @@ class Sampler:
             seconds=result.seconds,
             compile_seconds=result.compile_seconds,
             batch_rows=len(result.completions),
+            memory=result.memory,
             settings=self._settings,
+        )
+
+    def _answer_snapshot(
+        self, calls: streaming.CallByCall, snapshot: streaming.Snapshot, begin: int
+    ) -> "AnswerSnapshot":
+        answer = streaming.partial_answer(self.decoder, snapshot, begin)
+        # Read once: every array that is fetched takes its time.
+        completion = calls.completion(0) if snapshot.done_B[0] else None
+        return AnswerSnapshot(
+            call=snapshot.call,
+            final_ids=answer.final_ids,
+            open_ids=answer.open_ids,
+            completion=completion,
         )
 
     @functools.cached_property
@@ -340,78 +435,43 @@ class Sampler:
         }
 
 
-class TextStream(Iterator[str]):
-    """The pieces of an answer as they become final.
+class AnswerSnapshot(NamedTuple):
+    """An answer after a network call.
 
     Attributes:
-        token_ids: Ids of the answer so far.
-        calls: Calls of the model so far.
-        is_finished: True when the row's last call is known.
-        finish_reason: As in `TextCompletion`, once it is finished; None before.
+        call: The call, 0 for the prefill.
+        final_ids: Tokens that no later call changes, with nothing undecided before.
+        open_ids: What follows in the block that is being denoised; undecided positions
+            hold the mask id.
+        completion: The whole answer, in the last snapshot; None before.
     """
 
-    def __init__(
-        self, codec: TextCodec, updates: Iterator[generation.StreamUpdate]
-    ) -> None:
-        """Args: codec: decodes ids; updates: those of one row."""
-        self.token_ids: list[int] = []
-        self.calls = 1
-        self.is_finished = False
-        self.finish_reason: FinishReason | None = None
-        self._codec = codec
-        self._updates = updates
-        self._num_shown = 0
-
-    def __next__(self) -> str:
-        """The next piece, which is never empty."""
-        for update in self._updates:
-            self.token_ids.extend(update.token_ids)
-            self.calls, self.is_finished = update.call + 1, not update.token_ids
-            self.finish_reason = update.finish_reason
-            piece = self._new_text(is_last=False)
-            if piece:
-                return piece
-        piece = self._new_text(is_last=True)
-        if not piece:
-            raise StopIteration
-        return piece
-
-    def _new_text(self, is_last: bool) -> str:
-        """The text that has not been shown; half a character waits for its end."""
-        # All ids are decoded each time, as a character's bytes may be spread over
-        # several tokens. A decoder shows an unfinished one as U+FFFD.
-        text = self._codec.decode(self.token_ids)
-        if text.endswith("\ufffd") and not is_last:
-            return ""
-        piece, self._num_shown = text[self._num_shown :], len(text)
-        return piece
+    call: int
+    final_ids: tuple[int, ...]
+    open_ids: tuple[int, ...]
+    completion: Completion | None
 
 
-def split_text(codec: TextCodec, token_ids: Sequence[int]) -> list[str]:
-    """The text that each token adds to an answer.
-
-    Args:
-        codec: Decodes the ids.
-        token_ids: Ids of the answer.
-
-    Returns:
-        A text for every id; that of half a character comes with its end.
-    """
-    num_shown, pieces = 0, []
-    for count in range(1, len(token_ids) + 1):
-        text = codec.decode(token_ids[:count])
-        is_whole = count == len(token_ids) or not text.endswith("\ufffd")
-        pieces.append(text[num_shown:] if is_whole else "")
-        num_shown = len(text) if is_whole else num_shown
-    return pieces
+def _stops_of_each(
+    count: int,
+    stop: str | Sequence[str],
+    stops: Sequence[str | Sequence[str]] | None,
+) -> list[tuple[str, ...]]:
+    """The stop strings of every prompt."""
+    shared = check_stops(stop)
+    if stops is None:
+        return [shared] * count
+    if len(stops) != count:
+        raise ValueError(f"{len(stops)} stops for {count} prompts; give one each")
+    return [shared + check_stops(own) for own in stops]
 
 
-def check_prompt_ids(value: Any, model: TextModel) -> list[int]:
+def check_prompt_ids(value: Any, config: ModelConfig) -> list[int]:
     """Check that a prompt is token ids of a model.
 
     Args:
         value: Anything, such as a value of a JSON file.
-        model: The model.
+        config: The model's config.
 
     Returns:
         The ids.
@@ -419,5 +479,4 @@ def check_prompt_ids(value: Any, model: TextModel) -> list[int]:
     Raises:
         ValueError: It is no sequence of ids, or holds the mask id.
     """
-    config = model.config
     return check_token_ids(value, "prompt_ids", config.vocab_size, config.mask_id)

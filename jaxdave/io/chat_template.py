@@ -15,19 +15,40 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+from jaxdave.io.template_limits import (
+    MAX_SIZE,
+    LimitError,
+    check_format,
+    check_number,
+    check_repetition,
+    check_result,
+    limited,
+)
 from jaxdave.runtime.files import parse_json
+from jaxdave.runtime.messages import one_line
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: one mapping for each turn, with "role" and "content"."""
 RenderFn = Callable[[Messages, Mapping[str, Any]], str]
 """(messages, template arguments) -> text, with the opening of the answer."""
 
-MAX_LINES = 2_000_000
-"""Lines of a template that one rendering may run, a few seconds' worth."""
-MAX_SIZE = 50_000_000
-"""Bytes that a text, or a variable of a template, may take."""
-_MAX_NUMBER = 1_000_000
-"""Largest number that a template may give to an operation that repeats or pads."""
+MAX_LINES = 500_000
+"""Lines of a template that one rendering may run, a few seconds' worth: each is counted
+and looked at. A conversation of a thousand turns takes some tens of thousands."""
+_LIMITED_FILTERS = (
+    "center",
+    "format",
+    "indent",
+    "join",
+    "map",
+    "pprint",
+    "replace",
+    "round",
+    "string",
+    "tojson",
+    "truncate",
+    "wordwrap",
+)
 _PYTHON_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -66,7 +87,7 @@ def compile_template(source: str, tokens: Mapping[str, str]) -> RenderFn:
         template = _environment().from_string(source)
     except (TemplateError, RecursionError) as error:
         raise ValueError(
-            f"the chat template is broken ({_one_line(error)}); fetch "
+            f"the chat template is broken ({one_line(error)}); fetch "
             "chat_template.jinja or tokenizer_config.json again"
         ) from error
 
@@ -82,7 +103,7 @@ def compile_template(source: str, tokens: Mapping[str, str]) -> RenderFn:
         }
         try:
             return _within_limits(lambda: template.generate(**variables))
-        except _LimitError as error:
+        except LimitError as error:
             raise ValueError(
                 f"the chat template goes beyond a limit ({error}); mend the template"
             ) from None
@@ -93,7 +114,7 @@ def compile_template(source: str, tokens: Mapping[str, str]) -> RenderFn:
         # A template's expressions run as Python and may raise whatever that does.
         except (*_PYTHON_ERRORS, TemplateError) as error:
             raise ValueError(
-                f"the chat template refuses the messages ({_one_line(error)}); "
+                f"the chat template refuses the messages ({one_line(error)}); "
                 "use the roles and the order that the model was trained with"
             ) from error
 
@@ -142,10 +163,6 @@ def content_text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
     return "".join(part["text"] for part in content)
 
 
-class _LimitError(Exception):
-    """A template has run too long, or made something too large."""
-
-
 def _environment() -> Any:
     """The sandbox with everything that templates may use."""
     from jinja2 import nodes
@@ -170,21 +187,31 @@ def _environment() -> Any:
 
         def call_binop(self, context, operator, left, right):
             for number in (left, right):
-                _check_number(number)
+                check_number(number)
             if operator == "*":
-                sizes = [len(x) for x in (left, right) if hasattr(x, "__len__")]
-                counts = [x for x in (left, right) if isinstance(x, int)]
-                if sizes and counts and sizes[0] * counts[0] > MAX_SIZE:
-                    raise _LimitError(f"a text repeated {counts[0]} times")
+                check_repetition(left, right)
+                check_repetition(right, left)
             if operator == "**":
-                _check_number(right, 1000)
+                check_number(right, 1000)
             if operator == "%" and isinstance(left, str):
-                _check_format(left)
+                values = right if isinstance(right, tuple) else (right,)
+                check_format(left, values)
             return super().call_binop(context, operator, left, right)
 
         def call(self, context, callee, /, *args, **kwargs):  # pyright: ignore
-            for argument in (*args, *kwargs.values()):
-                _check_number(argument)
+            values = [*args, *kwargs.values()]
+            for value in values:
+                check_number(value)
+            # The sandbox wraps `str.format`.
+            method = getattr(callee, "__wrapped__", callee)
+            owner, name = (getattr(method, n, None) for n in ("__self__", "__name__"))
+            if isinstance(owner, str) and name in ("format", "format_map"):
+                check_format(owner, values)
+            elif isinstance(owner, str) and name == "join":
+                if isinstance(args[0] if args else None, list | tuple):
+                    check_result("join", args[0], [owner])
+            elif isinstance(owner, str):
+                check_result(str(name), owner, values)
             return super().call(context, callee, *args, **kwargs)
 
     def raise_exception(message: str):
@@ -200,7 +227,6 @@ def _environment() -> Any:
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        _check_number(indent)
         return json.dumps(
             value,
             ensure_ascii=ensure_ascii,
@@ -216,39 +242,14 @@ def _environment() -> Any:
     )
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
-    for name in ("center", "indent", "wordwrap", "truncate", "format", "round"):
-        environment.filters[name] = _limited(environment.filters[name])
+    # It makes up a text of any length, another one each time.
+    del environment.globals["lipsum"]
     environment.filters["tojson"] = tojson
+    for name in _LIMITED_FILTERS:
+        function = environment.filters[name]
+        first = int(hasattr(function, "jinja_pass_arg"))
+        environment.filters[name] = limited(name, function, first)
     return environment
-
-
-def _limited(filter_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter of Jinja that refuses absurd numbers."""
-
-    def limited(*args: Any, **kwargs: Any) -> Any:
-        for argument in (*args, *kwargs.values()):
-            _check_number(argument)
-            if isinstance(argument, str) and filter_fn.__name__ == "do_format":
-                _check_format(argument)
-        return filter_fn(*args, **kwargs)
-
-    # Jinja marks filters that want the environment by an attribute.
-    limited.__dict__.update(filter_fn.__dict__)
-    return limited
-
-
-def _check_number(value: Any, largest: int = _MAX_NUMBER) -> None:
-    if isinstance(value, int) and abs(value) > largest:
-        raise _LimitError(f"the number {str(value)[:20]}")
-
-
-def _check_format(text: str) -> None:
-    """Refuse a width of seven digits or more in a format, such as "%9999999d"."""
-    digits = 0
-    for character in text:
-        digits = digits + 1 if character.isdigit() else 0
-        if digits > 6:
-            raise _LimitError("a number in a format")
 
 
 def _within_limits(generate: Callable[[], Any]) -> str:
@@ -267,11 +268,11 @@ def _within_limits(generate: Callable[[], Any]) -> str:
             return None
         lines += 1
         if lines > MAX_LINES:
-            raise _LimitError(f"{MAX_LINES} lines run")
+            raise LimitError(f"{MAX_LINES} lines run")
         if event != "call":
             for value in frame.f_locals.values():
                 if _size(value) > MAX_SIZE:
-                    raise _LimitError(f"a variable of more than {MAX_SIZE} bytes")
+                    raise LimitError(f"a variable of more than {MAX_SIZE} bytes")
         return count_line
 
     previous = sys.gettrace()
@@ -280,7 +281,7 @@ def _within_limits(generate: Callable[[], Any]) -> str:
         for piece in generate():
             size += len(piece)
             if size > MAX_SIZE:
-                raise _LimitError(f"a text of more than {MAX_SIZE} bytes")
+                raise LimitError(f"a text of more than {MAX_SIZE} bytes")
             pieces.append(piece)
     finally:
         sys.settrace(previous)
@@ -300,7 +301,3 @@ def _size(value: Any) -> int:
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message whose content is one text."""
     return {**message, "content": content_text(message.get("content"))}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -9,30 +9,40 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
 from jaxdave.drafting import tree_table
 from jaxdave.drafting.tree_table import TreeTable
 from jaxdave.io import families, hf_config, orbax_io, safetensors_io
-from jaxdave.io.finite import check_finite
+from jaxdave.io.device_memory import check_memory
+from jaxdave.io.finite import check_finite, is_finite, raise_overflow
 from jaxdave.io.hub import find_model
-from jaxdave.io.sharding import shardings
+from jaxdave.io.sharding import from_mesh, put_on_mesh
 from jaxdave.io.tokenizer import Codec, load_codec
 from jaxdave.numerics import quantization
-from jaxdave.numerics.weight_layout import to_device_layout, transfer_transform
+from jaxdave.numerics.weight_layout import (
+    to_device_layout,
+    to_stacked,
+    transfer_transform,
+)
 from jaxdave.runtime.files import (
     make_readable,
     read_json,
     replace_folder,
     unfinished_folder,
 )
+from jaxdave.runtime.mesh_shape import parse_mesh
+from jaxdave.runtime.meshes import check_mesh, check_own_devices, make_mesh
+from jaxdave.runtime.messages import one_line
+from jaxdave.runtime.phases import begin_phase
 from jaxdave.runtime.platform import in_32_bits
 
 _LOGGER = logging.getLogger("jaxdave")
@@ -62,6 +72,29 @@ _CARRIED_FILES = (*TOKENIZER_FILES, "README.md", "LICENSE")
 
 
 @dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """A model without its weights: prompts are encoded and settings checked with it.
+
+    Attributes:
+      name: as of `Model`, like all others.
+      folder: the folder that the model is in.
+      config: its architecture and special ids.
+      codec: its tokenizer and chat template.
+      max_new_tokens: length limit of an answer in tokens.
+      tables: draft trees by decoding policy.
+    """
+
+    name: str
+    folder: Path
+    config: ModelConfig
+    codec: Codec
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    tables: Mapping[str, TreeTable] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     """Everything that decoding text needs.
 
@@ -79,7 +112,8 @@ class Model:
         generation_config.json.
       tables: draft trees by decoding policy, as `jaxdave calibrate` leaves them in the
         folder; none without.
-      quantize: "int8" if the parameters were quantised while loading, else None.
+      quantize: "int8" or "fp8" if the parameters were quantised while loading, else
+        None.
     """
 
     name: str
@@ -92,6 +126,17 @@ class Model:
         default_factory=dict, repr=False
     )
     quantize: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields, with parameters in shapes that one device can use."""
+        params = self.params
+        if any(
+            isinstance(leaf.sharding, NamedSharding)
+            for leaf in jax.tree.leaves(params)
+            if isinstance(leaf, jax.Array)
+        ):
+            params = jax.tree.map(jnp.asarray, from_mesh(params, self.config))
+        return {**self.__dict__, "params": params}
 
     def with_template_args(self, **arguments: Any) -> "Model":
         """This model with arguments for its chat template.
@@ -114,7 +159,7 @@ def load(
     dtype: str = "float32",
     block_length: int | None = None,
     mask_id: int | None = None,
-    mesh: Mesh | None = None,
+    mesh: Mesh | str | None = None,
     quantize: str | None = None,
 ) -> Model:
     """Load a model from this package, a folder or the Hugging Face Hub.
@@ -125,22 +170,27 @@ def load(
     Args:
       source: "sdar-1m" (or None), "llada-1m" or "dream-1m", which come with the
         package; a folder; or a Hub id "owner/name".
-      dtype: "float32" or "bfloat16", the parameters' dtype whatever the files hold.
+      dtype: "float32", "bfloat16" or "float16", the parameters' dtype whatever the
+        files hold.
       block_length: length of a block in tokens; overrides the folder. SDAR's files on
         the Hub name neither it nor the mask id.
       mask_id: id of the mask token; overrides the folder.
-      mesh: splits the weights over its axis "model". Those of a converted folder are
-        nowhere whole then, unless they are quantised.
-      quantize: "int8" stores matrices as int8 with one scale for each output channel.
+      mesh: splits the weights over its axis "model" and, when something is decoded, the
+        rows of a batch over its axis "data": what `jax.make_mesh` returns, or text such
+        as "data=2,model=4". Weights of a converted folder are nowhere whole then,
+        unless they are quantised.
+      quantize: "int8" or "fp8" (float8_e4m3fn) stores matrices in 8 bits with one scale
+        for each output channel.
         This is a different model, with different text (see `numerics.quantization`);
-        `dtype` is then that of the activations.
+        `dtype` is then that of the activations (float32 for float16, as ever).
 
     Returns:
       The model.
 
     Raises:
       ValueError: the source is unknown, or the folder is not a complete checkpoint; one
-        line names everything wrong with its weights.
+        line names everything wrong with its weights. Or the mesh cannot be used, or
+        the weights do not fit into the memory of its devices.
 
     Example:
       >>> model = load("sdar-1m")
@@ -148,15 +198,68 @@ def load(
       'sdar'
     """
     safetensors_io.check_dtype(dtype)
+    if isinstance(mesh, str):
+        mesh = make_mesh(parse_mesh(mesh))
+    if mesh is not None:
+        check_mesh(mesh)
+        check_own_devices(mesh)
     transform = quantization.param_transform(quantize)
-    # The config comes first: which tensors the weights must hold follows from it.
+    # Described first: which tensors the weights must hold follows from the config, and
+    # a folder without a tokenizer fails in a moment and not after gigabytes were read.
+    described = describe(
+        source, block_length=block_length, mask_id=mask_id, quantize=quantize
+    )
+    config = described.config
+    read_params = _param_reader(described.folder, config, dtype, mesh)
+    check_memory(config, dtype, quantize, mesh)
+    if mesh is None:
+        params = to_device_layout(read_params(transfer_transform(transform)), config)
+    else:
+        # Device layouts are for one device; over a mesh, parameters stay stacked.
+        params = read_params(transform)
+        params = put_on_mesh(params, config, mesh)
+    return Model(
+        name=described.name,
+        folder=described.folder,
+        config=config,
+        params=params,
+        codec=described.codec,
+        max_new_tokens=described.max_new_tokens,
+        tables=described.tables,
+        quantize=quantize,
+    )
+
+
+def describe(
+    source: str | os.PathLike | None = None,
+    *,
+    block_length: int | None = None,
+    mask_id: int | None = None,
+    quantize: str | None = None,
+) -> ModelDescription:
+    """Read all of a model but its weights.
+
+    Args:
+      source: as for `load`, like all others.
+      block_length: length of a block in tokens; overrides the folder.
+      mask_id: id of the mask token; overrides the folder.
+      quantize: which draft trees fit: those of the quantised model or of the plain one.
+
+    Returns:
+      The description.
+
+    Raises:
+      ValueError: the source is unknown, or its config or tokenizer is broken.
+
+    Example:
+      >>> describe("sdar-1m").codec.encode_prompt("How many pens?") != []
+      True
+    """
     name, folder = find_model(source)
+    begin_phase(f"loading {name}")
     raw = read_json(folder / "config.json")
     if orbax_io.is_orbax_config(raw):
         config = _read_orbax_config(folder, raw, block_length, mask_id)
-        read_params = functools.partial(
-            _restore_and_transform, folder, config, dtype, mesh
-        )
     else:
         # The weights are checked against the config, so the config alone has to tell
         # the family here.
@@ -164,27 +267,13 @@ def load(
         config = hf_config.model_config(
             family, raw, folder, name=name, block_length=block_length, mask_id=mask_id
         )
-        read_params = functools.partial(
-            safetensors_io.read_weights, folder, config, dtype, family.tensor_names
-        )
-    # The codec is read before the weights: a folder without a tokenizer fails in a
-    # moment and not after gigabytes have been read.
-    codec = load_codec(folder, config=config)
-    if mesh is None:
-        params = to_device_layout(read_params(transfer_transform(transform)), config)
-    else:
-        # Device layouts are for one device; over a mesh, parameters stay stacked.
-        params = read_params(transform)
-        params = jax.device_put(params, shardings(params, config, mesh))
-    return Model(
+    return ModelDescription(
         name=name,
         folder=folder,
         config=config,
-        params=params,
-        codec=codec,
+        codec=load_codec(folder, config=config),
         max_new_tokens=_read_max_new_tokens(folder),
         tables=_read_tables(folder, quantize),
-        quantize=quantize,
     )
 
 
@@ -201,14 +290,15 @@ def save(
     """Write a model as a folder in the Hugging Face layout of its family.
 
     The folder is written under a temporary name and then renamed, so it is either
-    complete or as it was.
+    complete or as it was. Of several processes (`jax.distributed`) the first one writes
+    it, and the others return at once.
 
     Args:
       folder: the folder to make. If it exists, its weights are replaced; its tokenizer
         files, README.md and LICENSE are carried over.
       config: the model.
       params: its parameters, in any device layout, not quantised.
-      dtype: "float32" or "bfloat16", what the parameters are stored as.
+      dtype: "float32", "bfloat16" or "float16", what the parameters are stored as.
       tokenizer: a folder whose tokenizer files are copied.
       max_new_tokens: length limit of an answer that `load` will report.
 
@@ -225,6 +315,9 @@ def save(
     """
     folder = Path(folder).absolute()
     safetensors_io.check_dtype(dtype)
+    if jax.process_index():
+        return  # of several processes the first one writes
+    params = from_mesh(to_stacked(params), config)
     raw = hf_config.to_json(config, dtype)
     copied_files = _carried_files(folder)
     if tokenizer is not None:
@@ -256,6 +349,17 @@ def save(
         replace_folder(work, folder)
 
 
+def _param_reader(
+    folder: Path, config: ModelConfig, dtype: str, mesh: Mesh | None
+) -> Callable[[quantization.ParamTransform], Params]:
+    """What reads the weights of a folder, given what is done to each of them."""
+    raw = read_json(folder / "config.json")
+    if orbax_io.is_orbax_config(raw):
+        return functools.partial(_restore_and_transform, folder, config, dtype, mesh)
+    names = families.detect(raw, None).tensor_names
+    return functools.partial(safetensors_io.read_weights, folder, config, dtype, names)
+
+
 def _restore_and_transform(
     folder: Path,
     config: ModelConfig,
@@ -265,8 +369,12 @@ def _restore_and_transform(
 ) -> Params:
     """Read a converted folder with the signature that `load` calls."""
     params = orbax_io.restore(folder, config, dtype, mesh)
+    stored_dtype = read_json(folder / "config.json").get("dtype")
 
     def checked(path: str, leaf: Any) -> Any:
+        # What was converted is finite, so that an infinity comes from the cast.
+        if dtype != stored_dtype and not is_finite(leaf):
+            raise_overflow(path, dtype)
         check_finite(path, leaf)
         return transform(path, leaf)
 
@@ -278,7 +386,7 @@ def _read_tables(folder: Path, quantize: str | None) -> Mapping[str, TreeTable]:
     try:
         tables = tree_table.read_tables(folder)
     except ValueError as error:
-        _LOGGER.warning("%s; drafts are nested", " ".join(str(error).split()))
+        _LOGGER.warning("%s; drafts are nested", one_line(error))
         return {}
     return tree_table.select_tables(tables, quantize)
 

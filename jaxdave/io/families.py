@@ -6,6 +6,7 @@ resulting config needs (`checkpoint_tensors`).
 """
 
 import dataclasses
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -232,6 +233,8 @@ def detect(raw: Mapping[str, Any], tensor_names: Collection[str] | None) -> Fami
       'sdar'
     """
     architectures = raw.get("architectures") or ()
+    if not isinstance(architectures, list | tuple):
+        architectures = (architectures,)
     claim = f"model_type={raw.get('model_type')!r}, architectures={architectures!r}"
     matches = [
         family
@@ -291,9 +294,16 @@ def config_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     # Classes without a head_dim key divide the
     # hidden size by the heads, as ours then does.
     if not problems and "head_dim" not in fields:
-        fields["head_dim"] = raw.get("head_dim") or fields["hidden"] // fields["heads"]
-        if raw.get("head_dim") is None and fields["hidden"] % fields["heads"]:
+        stated = raw.get("head_dim")
+        if not (stated is None or _is_instance(stated, int)):
+            problems.append(f"head_dim={stated!r} must be of type int")
+        elif fields["heads"] < 1:
+            problems.append(f"heads={fields['heads']} must be at least 1")
+        elif stated is None and fields["hidden"] % fields["heads"]:
             problems.append("the hidden size must be a multiple of the heads")
+        else:
+            divided = fields["hidden"] // fields["heads"]
+            fields["head_dim"] = divided if stated is None else stated
     if problems:
         raise ValueError(
             f"config.json: {'; '.join(problems)}; take the file of a "
@@ -391,6 +401,7 @@ def _read_keys(
         if stated != value and not is_off:
             problems.append(f"{key}={stated!r} must be {value!r}")
     layers = raw.get("layer_types") or ()
+    layers = layers if isinstance(layers, list | tuple) else (layers,)
     if any(kind != "full_attention" for kind in layers):
         problems.append(f"layer_types={layers!r} must all be 'full_attention'")
     return fields, problems
@@ -400,7 +411,9 @@ def _is_instance(value: Any, kind: type) -> bool:
     """Check a JSON value's type: true is no number, but 1 is a float."""
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
-    return isinstance(value, (int, float) if kind is float else int)
+    if kind is float and isinstance(value, int):
+        return abs(value) <= sys.float_info.max  # others are no floats
+    return isinstance(value, kind)
 
 
 def checkpoint_tensors(family: Family, config: ModelConfig) -> dict[str, TensorTarget]:

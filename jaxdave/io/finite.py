@@ -4,7 +4,7 @@ One broken number in the weights makes every score NaN, which no later step can 
 from a bad model: it has to be refused where the tensor still has a name.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +31,56 @@ def check_finite(name: str, array: Any) -> None:
     Raises:
       ValueError: it does.
     """
-    if not _is_finite(array):
+    if not is_finite(array):
         raise ValueError(
             f"tensor {name} holds NaN or infinity; fetch the checkpoint again"
         )
 
 
-def _is_finite(array: Any) -> bool:
+def check_cast(name: str, source: Any, cast: Any) -> None:
+    """Refuse a tensor with numbers that are not finite in the dtype it is cast to.
+
+    Args:
+      name: what errors call it.
+      source: the tensor as it is stored.
+      cast: the same numbers in another dtype, or in the same.
+
+    Raises:
+      ValueError: the tensor holds NaN or infinity, or a number beyond the dtype's
+        largest, which is 65504 in float16.
+    """
+    if is_finite(cast):
+        return
+    check_finite(name, source)
+    raise_overflow(name, str(cast.dtype))
+
+
+def raise_overflow(name: str, dtype: str) -> NoReturn:
+    """Refuse a tensor that a dtype cannot hold.
+
+    Args:
+      name: what errors call it.
+      dtype: name of the dtype, "float16" or "bfloat16".
+
+    Raises:
+      ValueError: always.
+    """
+    wider = "float32" if dtype == "bfloat16" else "bfloat16 or float32"
+    raise ValueError(
+        f"tensor {name} holds numbers beyond {float(jnp.finfo(dtype).max):.6g}, the "
+        f"largest of {dtype}; use {wider}"
+    )
+
+
+def is_finite(array: Any) -> bool:
+    """Look for NaN and infinity.
+
+    Args:
+      array: a NumPy or JAX array.
+
+    Returns:
+      False for an array of a float dtype that holds one of them.
+    """
     if isinstance(array, jax.Array):
         is_on_host = all(device.platform == "cpu" for device in array.devices())
         if not is_on_host or not array.is_fully_addressable:

@@ -72,7 +72,7 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
 
     Args:
       config: the model.
-      dtype: "float32" or "bfloat16", what the weights are stored as.
+      dtype: "float32", "bfloat16" or "float16", what the weights are stored as.
 
     Returns:
       The content of config.json; `model_config` makes the same config of it.
@@ -180,6 +180,11 @@ def _mask_id(
     token = special_tokens_map(folder).get("mask_token")
     tokenizer_id = id_of(token)
     config_id = raw.get("mask_token_id")
+    if config_id is not None and type(config_id) is not int:
+        raise ValueError(
+            f"{folder}: mask_token_id={config_id!r} of config.json must be a token id; "
+            "fetch the file again"
+        )
     if override is not None:
         # An override settles what files leave open. Against all of them it would show
         # the model an ordinary token where it was trained to see masks.

@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+from jaxdave.runtime.messages import one_line
+
 DEFAULT_MODEL = "sdar-1m"
 DEMO_MODELS = (DEFAULT_MODEL, "llada-1m", "dream-1m")
 """Trained models that come with the package."""
@@ -52,7 +54,7 @@ def _fetch(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
     except Exception as error:  # HTTP clients and caches have many kinds of failure
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ValueError(
             f"model {hub_id!r} is no folder and cannot be fetched from the Hub "
             f"({reason}); check the name and the network, or pass a local folder"

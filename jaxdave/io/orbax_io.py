@@ -9,9 +9,10 @@ import dataclasses
 import itertools
 import json
 import math
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,9 @@ from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
 from jaxdave.core.param_paths import leaves_by_path
 from jaxdave.io.safetensors_io import DTYPES
-from jaxdave.io.sharding import shardings
+from jaxdave.io.sharding import storage_shardings
 from jaxdave.models.param_shapes import param_shapes
-from jaxdave.runtime.files import read_json
+from jaxdave.runtime.files import check_path, read_json
 
 FORMAT = "jaxdave"
 VERSION = 2
@@ -30,7 +31,7 @@ VERSION = 2
 WEIGHTS = "weights"
 """Name of the Orbax checkpoint inside the folder."""
 
-_ZARR_DTYPES = {"float32": "<f4", "bfloat16": "bfloat16"}
+_ZARR_DTYPES = {"float32": "<f4", "bfloat16": "bfloat16", "float16": "<f2"}
 _MAX_PROBLEMS_SHOWN = 5
 
 
@@ -51,7 +52,7 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
 
     Args:
       config: the model.
-      dtype: "float32" or "bfloat16", what the weights are stored as.
+      dtype: "float32", "bfloat16" or "float16", what the weights are stored as.
 
     Returns:
       The content of config.json.
@@ -84,11 +85,33 @@ def read_config(raw: dict[str, Any], folder: Path) -> ModelConfig:
         )
     try:
         fields: dict[str, Any] = dict(raw["model"])
-        return ModelConfig(**{**fields, "stop_ids": tuple(fields["stop_ids"])})
+        fields["stop_ids"] = tuple(fields["stop_ids"])
+        _check_types(fields)
+        return ModelConfig(**fields)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(
             f"{folder}: config.json does not describe a model ({error}); convert again"
         ) from error
+
+
+def _check_types(fields: Mapping[str, Any]) -> None:
+    """Refuse values of other types than `ModelConfig` has, which it takes as they are.
+
+    Raises:
+      ValueError: a value has another type.
+    """
+    for name, hint in typing.get_type_hints(ModelConfig).items():
+        if name not in fields:
+            continue
+        value, words = fields[name], typing.get_args(hint)
+        if typing.get_origin(hint) is Literal:
+            is_right = value in words
+        elif name == "stop_ids":
+            is_right = bool(value) and all(type(number) is int for number in value)
+        else:
+            is_right = type(value) is hint or (hint is float and type(value) is int)
+        if not is_right:
+            raise ValueError(f"{name}={str(value)[:40]!r} is none of its values")
 
 
 def restore(
@@ -99,7 +122,8 @@ def restore(
     Args:
       folder: a folder that jaxdave-convert made.
       config: its model.
-      dtype: "float32" or "bfloat16", the parameters' dtype whatever the files hold.
+      dtype: "float32", "bfloat16" or "float16", the parameters' dtype whatever the
+        files hold.
       mesh: devices to split the parameters over (see `sharding.shardings`); None: all
         parameters on the first device.
 
@@ -112,14 +136,15 @@ def restore(
     """
     import orbax.checkpoint as ocp
 
+    check_path(folder)
     shape_tree = param_shapes(config, DTYPES[dtype])
     # Before anything is allocated: see there for what Orbax does with missing chunks.
     check_arrays(folder, shape_tree)
     if mesh is None:
-        first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         sharding_tree = jax.tree.map(lambda _: first_device, shape_tree)
     else:
-        sharding_tree = shardings(shape_tree, config, mesh)
+        sharding_tree = storage_shardings(shape_tree, config, mesh)
 
     def with_sharding(leaf, sharding):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -182,7 +207,7 @@ def zarr_metadata(
       shape: shape of the array.
       chunk_shape: shape of a chunk.
       order: layout inside a chunk, "C" (last index fastest) or "F" (first fastest).
-      dtype: "float32" or "bfloat16".
+      dtype: "float32", "bfloat16" or "float16".
 
     Returns:
       The content of .zarray, in version 2 of the zarr format.

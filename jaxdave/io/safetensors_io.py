@@ -5,6 +5,7 @@ tensor, shape and dtype. All problems are then reported in one error.
 """
 
 import logging
+import os
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path, PureWindowsPath
@@ -18,14 +19,25 @@ from safetensors.numpy import save_file
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
 from jaxdave.core.param_paths import leaves_by_path
-from jaxdave.io.finite import check_finite
+from jaxdave.io.finite import check_cast
 from jaxdave.io.tensor_names import TensorTarget, is_buffer, tensor_targets
 from jaxdave.models.param_shapes import param_shapes
-from jaxdave.numerics.quantization import ParamTransform, keep_param, transform_params
+from jaxdave.numerics.quantization import (
+    FLOAT8,
+    INT8,
+    ParamTransform,
+    keep_param,
+    transform_params,
+)
 from jaxdave.numerics.weight_layout import to_stacked
 from jaxdave.runtime.files import read_json
+from jaxdave.runtime.messages import one_line
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {
+    "float32": jnp.float32,
+    "bfloat16": jnp.bfloat16,
+    "float16": jnp.float16,
+}
 """Dtypes that parameters can have, by name."""
 WEIGHTS_FILE = "model.safetensors"
 """Name of a folder's weights where they are one file."""
@@ -34,6 +46,8 @@ INDEX_FILE = "model.safetensors.index.json"
 
 _STORED_DTYPES = ("F32", "BF16", "F16")
 _MAX_PROBLEMS_SHOWN = 20
+_PART_SHOWN = 200
+"""Characters that are shown of a problem, from either end."""
 _COMPARED_ROWS = 4096
 """Rows of two tables that are in memory while they are compared."""
 _LOGGER = logging.getLogger("jaxdave")
@@ -46,7 +60,7 @@ def check_dtype(dtype: str) -> None:
       dtype: the name.
 
     Raises:
-      ValueError: it is neither "float32" nor "bfloat16".
+      ValueError: it is none of `DTYPES`.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
@@ -64,7 +78,8 @@ def read_weights(
     Args:
       folder: a folder with one safetensors file, or several and their index.
       config: the model; its parameters must be exactly what the files hold.
-      dtype: "float32" or "bfloat16", the parameters' dtype whatever the files hold.
+      dtype: "float32", "bfloat16" or "float16", the parameters' dtype whatever the
+        files hold.
       tensor_names: parameter path -> tensor name, such as `tensor_names.QWEN_TENSORS`.
       transform: applied to each parameter as soon as all its layers are read, so that
         at most one parameter is in memory twice; by default it stays as it is, a NumPy
@@ -122,21 +137,22 @@ def write_weights(
       path: the file.
       config: the model.
       params: its parameters, in any device layout.
-      dtype: "float32" or "bfloat16", what they are stored as.
+      dtype: "float32", "bfloat16" or "float16", what they are stored as.
       tensor_names: parameter path -> tensor name, such as `tensor_names.QWEN_TENSORS`.
 
     Raises:
-      ValueError: the parameters are not those of the config, or are quantised.
+      ValueError: the parameters are not those of the config, are quantised, or are
+        no finite numbers in that dtype.
     """
     check_dtype(dtype)
     expected_shapes = {
         p: leaf.shape for p, leaf in leaves_by_path(param_shapes(config)).items()
     }
     leaves = leaves_by_path(to_stacked(params))
-    if any(leaf.dtype == jnp.int8 for leaf in leaves.values()):
+    if any(leaf.dtype in (INT8, FLOAT8) for leaf in leaves.values()):
         raise ValueError(
-            "int8 parameters are not saved, as no family's layout holds them; save "
-            "those they were made of and load with quantize='int8'"
+            "parameters in 8 bits are not saved, as no family's layout holds them; "
+            "save those they were made of, and load with quantize='int8' or 'fp8'"
         )
     shapes = {p: np.shape(leaf) for p, leaf in leaves.items()}
     if shapes != expected_shapes:
@@ -155,8 +171,11 @@ def write_weights(
         leaf = leaves[target.path]
         value = np.asarray(leaf if target.layer is None else leaf[target.layer])
         value = value.T if target.is_transposed else value
+        with np.errstate(over="ignore"):  # `check_cast` names what overflows
+            cast = value.astype(DTYPES[dtype])
+        check_cast(name, value, cast)
         # safetensors writes the raw buffer, so a transposed view would be scrambled.
-        tensors[name] = np.ascontiguousarray(value.astype(DTYPES[dtype]))
+        tensors[name] = np.ascontiguousarray(cast)
     # The metadata is what transformers asks of a file before it reads one.
     save_file(tensors, path, metadata={"format": "pt"})
 
@@ -190,7 +209,7 @@ def describe_unused(folder: Path, names: Collection[str]) -> str:
     Returns:
       One line.
     """
-    first, more = min(names), len(names) - 1
+    first, more = one_line(min(names)), len(names) - 1
     others = f" and {more} more" if more else ""
     return (
         f"{folder}: tensor {first}{others} not used, as the model computes it, or has "
@@ -210,7 +229,8 @@ def raise_problems(folder: Path, problems: list[str]) -> None:
     """
     if not problems:
         return
-    unique = list(dict.fromkeys(problems))
+    # Names of tensors and files are whatever their publisher wrote.
+    unique = list(dict.fromkeys(_shortened(one_line(text)) for text in problems))
     num_hidden = len(unique) - _MAX_PROBLEMS_SHOWN
     shown = unique[:_MAX_PROBLEMS_SHOWN]
     shown += [f"and {num_hidden} more"] if num_hidden > 0 else []
@@ -220,10 +240,17 @@ def raise_problems(folder: Path, problems: list[str]) -> None:
     )
 
 
+def _shortened(text: str) -> str:
+    """A text without its middle, if it is long."""
+    is_long = len(text) > 2 * _PART_SHOWN
+    return f"{text[:_PART_SHOWN]} ... {text[-_PART_SHOWN:]}" if is_long else text
+
+
 def _read_index(folder: Path) -> tuple[dict[str, str] | None, list[str]]:
     """Read tensor name -> file (None without an index), and problems with it."""
     path = folder / INDEX_FILE
-    if not path.exists():
+    # A link that leads nowhere is no missing file, but one that was lost.
+    if not os.path.lexists(path):
         return None, []
     weight_map = read_json(path).get("weight_map")
     if isinstance(weight_map, dict) and weight_map:
@@ -247,13 +274,13 @@ def _open_files(
     for name in names:
         if not is_inside(name):
             problems.append(f"{name}: points outside the folder")
-        elif not (folder / name).is_file():
+        elif not os.path.isfile(folder / name):  # a name may be too long for pathlib
             problems.append(f"{name}: missing file")
         else:
             try:
                 files[name] = stack.enter_context(safe_open(folder / name, "numpy"))
             except (SafetensorError, OSError) as error:
-                reason = " ".join(str(error).split())
+                reason = one_line(error)
                 problems.append(f"{name}: truncated or unreadable file ({reason})")
     return files
 
@@ -346,7 +373,9 @@ def _read_param(
     for name, target in targets.items():
         if target.path == path:
             tensor = files[file_of[name]].get_tensor(name)
-            check_finite(name, tensor)
             tensor = tensor.T if target.is_transposed else tensor
-            value[... if target.layer is None else target.layer] = tensor
+            place = value[... if target.layer is None else target.layer]
+            with np.errstate(over="ignore"):  # `check_cast` names what overflows
+                place[...] = tensor
+            check_cast(name, tensor, place)
     return value

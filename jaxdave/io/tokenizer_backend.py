@@ -13,6 +13,7 @@ from typing import Any
 from jaxdave.io.chat_template import RenderFn, compile_template
 from jaxdave.io.special_tokens import special_tokens_map
 from jaxdave.runtime.files import read_json, read_regular
+from jaxdave.runtime.messages import one_line
 
 # Classes that add nothing to tokenizer.json; any other class may change its meaning.
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -70,7 +71,7 @@ def open_tokenizer(folder: Path) -> TokenizerBackend:
             return _open_with_tokenizers(folder, settings)
         return _open_with_transformers(folder)
     except Exception as error:  # the libraries raise bare Exception, and much else
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(
             f"{folder}: unreadable tokenizer ({reason}); fetch the folder again"
         ) from error

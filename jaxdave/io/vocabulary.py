@@ -37,12 +37,36 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     Raises:
       ValueError: the folder has no tokenizer, or one that cannot be read.
     """
-    tokenizer_json = read_json(folder / "tokenizer.json", optional=True)
-    ids = _model_vocabulary(tokenizer_json.get("model") or {})
-    ids |= read_json(folder / "vocab.json", optional=True)
+    try:
+        ids = _read_ids(folder)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder}: tokens are not as tokenizer files have them "
+            f"({type(error).__name__}: {error}); fetch the folder again"
+        ) from error
     if not ids:  # a kind of file that only its own library reads
         backend = open_tokenizer(folder)
         return Vocabulary(id_of=backend.id_of, size=backend.size)
+    for token, number in ids.items():
+        if type(number) is not int or number < 0:
+            raise ValueError(
+                f"{folder}: token {token[:40]!r} has the id {str(number)[:40]!r}, "
+                "which must be a whole number from 0 on; fetch the folder again"
+            )
+
+    def id_of(token: str | None) -> int | None:
+        return ids.get(token or "")
+
+    return Vocabulary(id_of=id_of, size=1 + max(ids.values()))
+
+
+def _read_ids(folder: Path) -> dict[str, Any]:
+    """Token -> id, from all of the files; empty where none of them has a list."""
+    tokenizer_json = read_json(folder / "tokenizer.json", optional=True)
+    ids = _model_vocabulary(tokenizer_json.get("model") or {})
+    ids |= read_json(folder / "vocab.json", optional=True)
+    if not ids:
+        return {}
     # Added tokens come last: they replace entries of the same text in the model's part.
     ids |= read_json(folder / "added_tokens.json", optional=True)
     added_tokens = tokenizer_json.get("added_tokens") or []
@@ -50,11 +74,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     settings = read_json(folder / "tokenizer_config.json", optional=True)
     for number, token in (settings.get("added_tokens_decoder") or {}).items():
         ids[token["content"]] = int(number)
-
-    def id_of(token: str | None) -> int | None:
-        return ids.get(token or "")
-
-    return Vocabulary(id_of=id_of, size=1 + max(ids.values()))
+    return ids
 
 
 def _model_vocabulary(model: dict[str, Any]) -> dict[str, int]:

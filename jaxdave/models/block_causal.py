@@ -19,6 +19,7 @@ from jaxdave.core.model_api import (
     ModelFns,
     PrefillFn,
 )
+from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.models.attention import TILE, block_causal_mask
 from jaxdave.models.decode_model import (
     AttentionContext,
@@ -34,7 +35,7 @@ from jaxdave.models.prefill import (
     chunked_prefill,
     chunked_recheck,
 )
-from jaxdave.runtime.platform import on_cpu
+from jaxdave.runtime.machine import Machine
 
 CPU_CHUNK, FAST_CHUNK = 32, 512
 """The largest number of tokens per chunk of a prefill, on a CPU and elsewhere."""
@@ -45,7 +46,9 @@ def block_causal_model(
     *,
     numerics: Numerics | str = Numerics.EXACT,
     block_length: int | None = None,
+    machine: Machine | None = None,
     extra_branch: ExtraBranch = no_extra_branch,
+    shards: ModelShards = WHOLE_MODEL,
 ) -> ModelFns:
     """Build the functions by which the decode loop sees a block-causal model.
 
@@ -54,8 +57,10 @@ def block_causal_model(
         numerics: "exact" attends by tiles on an absolute grid, "fast" in two parts;
             "guarded" evaluates drafts as "fast" does, and as "exact" what it trusts.
         block_length: Tokens of a block; None: the config's.
+        machine: What programs are compiled for; None: this machine.
         extra_branch: What else each call evaluates. It works on whole windows, so
             there is no `evaluate_blocks`, and no recheck, with one.
+        shards: The devices that the model is split over.
 
     Returns:
         The record for the decode loop.
@@ -66,7 +71,9 @@ def block_causal_model(
         >>> model.recheck is not None
         True
     """
-    draft_model, trusted_model = draft_and_trusted_models(config, numerics)
+    draft_model, trusted_model = draft_and_trusted_models(
+        config, numerics, machine, shards
+    )
     length = block_length or config.block_length
 
     def mask_from(position_L):
@@ -94,7 +101,7 @@ def block_causal_model(
     def chunks_of(model: DecodeModel) -> PrefillChunks:
         return PrefillChunks(
             forward=functools.partial(run_window, model),
-            size=TILE if model.exact else _fast_chunk(length),
+            size=TILE if model.exact else _fast_chunk(length, model.machine),
             hidden_struct=model.hidden_struct,
             align=model.align,
         )
@@ -132,12 +139,12 @@ def block_causal_model(
     )
 
 
-def _fast_chunk(length: int) -> int:
+def _fast_chunk(length: int, machine: Machine) -> int:
     """Tokens per chunk of a prefill where any shape will do.
 
     A CPU is busy with few. length: of a block, which no chunk may cut.
     """
-    return max(length, CPU_CHUNK) if on_cpu() else FAST_CHUNK
+    return max(length, CPU_CHUNK) if machine.is_cpu else FAST_CHUNK
 
 
 def _evaluate_blocks_fn(model: DecodeModel, length: int) -> EvaluateBlocksFn:

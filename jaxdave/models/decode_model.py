@@ -8,9 +8,9 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdave.core.config import ModelConfig, Numerics
 from jaxdave.core.model_api import (
@@ -20,7 +20,10 @@ from jaxdave.core.model_api import (
     ModelFns,
     PrefillFn,
     RecheckFn,
+    activation_dtype,
 )
+from jaxdave.core.shapes import assert_rank
+from jaxdave.core.shards import WHOLE_MODEL, ModelShards, local_config
 from jaxdave.models.attention import (
     TILE,
     LayerCache,
@@ -29,13 +32,22 @@ from jaxdave.models.attention import (
     tiled_attention,
     two_part_attention,
 )
+from jaxdave.models.canvas_tiles import (
+    group_size,
+    map_used_tiles,
+    most_of_all_rows,
+)
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.prefill import shift_right
 from jaxdave.models.rope import rope_table
 from jaxdave.numerics.matmul import gather_rows, matmul, table_chunk
 from jaxdave.numerics.quantization import einsum_kernel
 from jaxdave.numerics.weight_layout import head_chunk
-from jaxdave.runtime.platform import on_cpu
+from jaxdave.runtime.machine import Machine, this_machine
+
+ACCELERATOR_GROUP = 8
+"""Tiles of a canvas that an accelerator computes side by side, at most. Not measured
+there: fewer would be many small products, more would be padding."""
 
 
 class AttentionContext(NamedTuple):
@@ -55,6 +67,9 @@ class AttentionContext(NamedTuple):
     mask_from: Callable[[jax.Array], MaskFn]
     keys_end: jax.Array
 
+
+MAX_UNROLLED_CHUNKS = 8
+"""Off a CPU, folds over at most so many chunks of the head are unrolled."""
 
 ExtraBranch = Callable[["DecodeModel", Any, jax.Array, AttentionContext], jax.Array]
 """(model, params, aligned hidden_KLE, context) -> hidden vectors, possibly wider. It is
@@ -83,39 +98,62 @@ class DecodeModel:
     """The pure functions of one config under one kind of numerics.
 
     Attributes:
-        config: The model's shape.
+        config: The model's shape, on a mesh as one device sees it.
+        machine: What programs are compiled for.
+        shards: The devices that the model is split over.
         exact: Whether every state is computed in one fixed shape.
-        dtype: Of activations; None: that of the weights.
+        dtype: Of activations; None: as `model_api.activation_dtype` says.
         attend: The attention function.
+        may_use_kernel: Whether windows may be evaluated with a GPU's attention kernel.
         shift: How far to the right of its output a prediction stands: 0 or 1.
         align: Moves vectors [..., L, E] to the positions that they predict.
         head_chunk: Vocabulary ids per chunk of the head.
     """
 
-    def __init__(self, config: ModelConfig, *, exact, wide):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        exact,
+        wide,
+        machine: Machine,
+        kernel: bool = False,
+        shards: ModelShards = WHOLE_MODEL,
+    ):
         """Build the functions; nothing is compiled yet.
 
         Args:
-            config: The model's shape.
+            config: The whole model's shape.
             exact: Compute every state in one fixed shape.
             wide: Keep activations in float32 whatever the weights are, as guarded
                 numerics want them: results of different shapes then differ by float32
                 rounding, a thousandth of what bfloat16 would make of it.
+            machine: What programs are compiled for.
+            kernel: Windows may be evaluated with a GPU's attention kernel, whose sums
+                depend on where a window starts.
+            shards: The devices that the model is split over, each of which runs these
+                functions on its own part.
         """
-        self.config, self.exact = config, exact
+        config = local_config(config, shards.count)
+        self.may_use_kernel = kernel and machine.is_gpu
+        self.config, self.exact, self.machine = config, exact, machine
+        self.shards = shards
         self.dtype = jnp.float32 if wide else None
         # On a CPU a fold over tiles is faster, as it ends where the keys do. On an
         # accelerator one product over the whole capacity is.
-        tile = TILE if on_cpu() else None
+        tile = TILE if machine.is_cpu else None
         attend = (
             tiled_attention
             if exact
             else functools.partial(two_part_attention, tile=tile)
         )
-        self.bind, self.attend = Binder(config), attend
+        self.bind = Binder(
+            config, machine, use_kernels=self.may_use_kernel, shards=shards
+        )
+        self.attend = attend
         self.shift = int(config.logits_shift != "none")
         self.align = shift_right if self.shift else lambda hidden: hidden
-        self.head_chunk = head_chunk(config.vocab_rows)
+        self.head_chunk = head_chunk(shards.vocab_rows(config.vocab_rows), machine)
 
     def hidden_struct(self, params) -> jax.ShapeDtypeStruct:
         """Shape and dtype of one hidden vector; keys and values have the dtype too.
@@ -126,13 +164,14 @@ class DecodeModel:
         Returns:
             A struct of shape [E].
         """
-        dtype = params["norm"]["scale"].dtype if self.dtype is None else self.dtype
+        dtype = self.dtype or activation_dtype(params["norm"]["scale"].dtype)
         return jax.ShapeDtypeStruct((self.config.hidden,), dtype)
 
     @property
-    def layer_indices(self) -> jax.Array:
-        """The indices of the layers, int32 [N], for a scan."""
-        return jnp.arange(self.config.num_layers, dtype=jnp.int32)
+    def layer_indices(self) -> np.ndarray:
+        """The indices of the layers, int32 [N], an input of theirs."""
+        # A host array: where layers are spelled out, an index is a known number.
+        return np.arange(self.config.num_layers, dtype=np.int32)
 
     def rope(self, position, capacity: int):
         """Cosines and sines of positions.
@@ -205,7 +244,7 @@ class DecodeModel:
             Hidden vectors [K, Q, E], not aligned, and the parts' keys and values
             [N, K, Q, G, D].
         """
-        chex.assert_rank(tokens_KQ, 2)
+        assert_rank(tokens_KQ, 2)
 
         # Keys of this call come from the call itself, arranged as the window
         # that each part sees; keys of all other positions come from the
@@ -214,11 +253,58 @@ class DecodeModel:
             k, v, layer_cache = window_of(k), window_of(v), LayerCache(cache, index)
             return self.attend(q, k, v, layer_cache, start, mask_fn, keys_end)
 
+        if self.uses_kernel(cache):
+            attend = self._kernel_attend(
+                tokens_KQ.shape, start, cache, mask_fn, keys_end, window_of
+            )
         bound, rope = self.bind(params), self.rope(position_KQ, cache.k.shape[1])
         hidden, kv = bound.hidden(
             tokens_KQ, rope, attend, self.layer_indices, self.dtype
         )
         return hidden, KVCache(*kv)
+
+    def uses_kernel(self, cache: KVCache) -> bool:
+        """Tell if windows are evaluated with the attention kernel.
+
+        Args:
+            cache: A row's cache, [N, T, G, D].
+
+        Returns:
+            True on a GPU, unless the numerics are exact or the shapes do not fit.
+        """
+        if not self.may_use_kernel:
+            return False
+        # Pallas is imported only where it is used: it takes a second.
+        from jaxdave.models.attention_kernel import fits_kernel
+
+        return fits_kernel(self.config.head_dim, cache.k.shape[1])
+
+    def _kernel_attend(
+        self, shape: tuple[int, ...], start, cache, mask_fn, keys_end, window_of
+    ):
+        """The attention of a layer by the kernel; arguments as `evaluate_parts`."""
+        from jaxdave.models.attention_kernel import kernel_attention, visible_keys
+
+        # Which key of the call stands where in a part's window: keys are moved by
+        # `window_of`, and so are their numbers.
+        drafts, queries = shape
+        number_KQ = jnp.arange(drafts * queries, dtype=jnp.int32).reshape(shape)
+        source_KL = window_of(number_KQ[..., None, None])[..., 0, 0]
+        size = source_KL.shape[1]
+        mask_KQL = mask_fn(start + jnp.arange(size, dtype=jnp.int32))
+        visible_KQF = visible_keys(mask_KQL, source_KL, drafts * queries)
+        visible_KQF = jnp.broadcast_to(visible_KQF, (*shape, drafts * queries))
+        visible_FF = visible_KQF.reshape(drafts * queries, -1)
+        end = start + size
+        bounds = jnp.stack([jnp.asarray(b, jnp.int32) for b in (start, end, keys_end)])
+
+        def attend(index, q, k, v):
+            layer_cache = LayerCache(cache, index)
+            return kernel_attention(
+                q, k, v, layer_cache, visible_FF, bounds, self.machine
+            )
+
+        return attend
 
     def evaluate_canvas(self, params, tokens_T, end):
         """Evaluate a whole canvas that sees itself, without a cache.
@@ -229,7 +315,8 @@ class DecodeModel:
             end: Keys at this position or later are not seen, int32 scalar.
 
         Returns:
-            Aligned hidden vectors [T, E], and keys and values [N, T, G, D].
+            Aligned hidden vectors [T, E], and keys and values [N, T, G, D]; of tiles
+            behind the end they may be zeros.
         """
         # The canvas is cut into C tiles of S tokens, each evaluated as a window of its
         # own whose "cache" holds the keys of the whole canvas.
@@ -244,7 +331,10 @@ class DecodeModel:
 
         # Exact: tiles one after another in one shape, so that a tile's bits do not
         # depend on how many there are.
-        over = jax.vmap if not self.exact else lambda f: lambda a: jax.lax.map(f, a)
+        num_tiles = tokens_CS.shape[0]
+        most = 1 if self.exact or self.machine.is_cpu else ACCELERATOR_GROUP
+        used = most_of_all_rows((end + TILE - 1) // TILE)
+        over = map_used_tiles(used, group_size(num_tiles, most))
         bound = self.bind(params)
         rope = self.rope(position_CS, tokens_T.shape[0])
         hidden, kv = bound.canvas(tokens_CS, rope, attend, over, self.dtype)
@@ -264,7 +354,8 @@ class DecodeModel:
         # Only this chunk of the head is read: logits of all ids would take more memory
         # than the activations of the layers.
         table = self.bind(params).head_table()
-        return matmul(hidden_RE, table_chunk(table, first, self.head_chunk))
+        chunk = table_chunk(table, first, self.head_chunk)
+        return matmul(hidden_RE, chunk, self.machine)
 
     def logits_at(self, params, hidden_RE, ids_RM):
         """Logits of some ids of each row (`ModelFns.logits_at`).
@@ -278,8 +369,16 @@ class DecodeModel:
             float32 [R, M].
         """
         # Ids differ from row to row, so that their head rows are gathered, [R, M, E].
-        rows_RME = gather_rows(self.bind(params).head_table(), ids_RM)
-        return einsum_kernel("re,rme->rm", hidden_RE, rows_RME)
+        rows = self.config.vocab_rows
+        local_RM = ids_RM - self.shards.first_id(rows)
+        is_own_RM = (local_RM >= 0) & (local_RM < self.shards.vocab_rows(rows))
+        row_RM = local_RM if self.shards.is_whole else jnp.where(is_own_RM, local_RM, 0)
+        rows_RME = gather_rows(self.bind(params).head_table(), row_RM)
+        logits_RM = einsum_kernel("re,rme->rm", hidden_RE, rows_RME, self.machine)
+        if self.shards.is_whole:
+            return logits_RM
+        # Only the device that has an id's row knows its logit.
+        return self.shards.sum(jnp.where(is_own_RM, logits_RM, 0.0))
 
     def model_fns(
         self,
@@ -288,6 +387,7 @@ class DecodeModel:
         evaluate_blocks: EvaluateBlocksFn | None = None,
         recheck: RecheckFn | None = None,
         fast_prefill: PrefillFn | None = None,
+        is_cached: bool = True,
     ) -> ModelFns:
         """Put functions together with this model's head.
 
@@ -297,6 +397,7 @@ class DecodeModel:
             evaluate_blocks: Evaluates distinct states of blocks.
             recheck: Evaluates the window in the trusted shape.
             fast_prefill: The prefill in any shape.
+            is_cached: The cache holds keys and values.
 
         Returns:
             The record for the decode loop.
@@ -310,20 +411,30 @@ class DecodeModel:
             vocab_size=self.config.vocab_size,
             suppressed_ids=self.config.suppressed_ids,
             head_chunk=self.head_chunk,
+            unrolled_chunks=1 if self.machine.is_cpu else MAX_UNROLLED_CHUNKS,
+            reads_head_once=self.machine.is_gpu,
             evaluate_blocks=evaluate_blocks,
             recheck=recheck,
             fast_prefill=fast_prefill,
+            shards=self.shards,
+            # Keys and values [N, T, G, D] of this device's own heads.
+            cache_axis=2 if is_cached and self.shards.splits_attention else None,
         )
 
 
 def draft_and_trusted_models(
-    config: ModelConfig, numerics: Numerics | str
+    config: ModelConfig,
+    numerics: Numerics | str,
+    machine: Machine | None = None,
+    shards: ModelShards = WHOLE_MODEL,
 ) -> tuple[DecodeModel, DecodeModel]:
     """The model that evaluates drafts, and the one that guarded numerics trust.
 
     Args:
         config: The model's shape.
         numerics: "guarded", "exact" or "fast".
+        machine: What programs are compiled for; None: this machine.
+        shards: The devices that the model is split over.
 
     Returns:
         draft_model: Exact under "exact", else fast.
@@ -334,8 +445,16 @@ def draft_and_trusted_models(
     # difference, the error bound, must be as small as float32
     # rounding for most decisions to be certified.
     guarded = numerics == Numerics.GUARDED
-    trusted = DecodeModel(config, exact=numerics != Numerics.FAST, wide=guarded)
-    fast = DecodeModel(config, exact=False, wide=guarded)
+    # Drafts must not show in the order of a sum. What guarded numerics trust is always
+    # computed in one shape, at one place in it, so that any order is the same one.
+    settings = {
+        "wide": guarded,
+        "machine": machine or this_machine(),
+        "kernel": numerics != Numerics.EXACT,
+        "shards": shards.in_order(numerics == Numerics.EXACT),
+    }
+    trusted = DecodeModel(config, exact=numerics != Numerics.FAST, **settings)
+    fast = DecodeModel(config, exact=False, **settings)
     return (trusted if numerics == Numerics.EXACT else fast), trusted
 
 

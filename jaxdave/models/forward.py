@@ -6,11 +6,11 @@ too slow to decode with: see `block_causal` and `full_attention`.
 
 from collections.abc import Callable
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig
+from jaxdave.core.shapes import assert_rank, assert_shape
 from jaxdave.models.attention import dense_attention
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.rope import rope_table
@@ -50,7 +50,8 @@ def forward(config: ModelConfig) -> ForwardLogitsFn:
         if config.logits_shift != "none":
             source_BT1 = source_columns(position_BT)[..., None]
             hidden = jnp.take_along_axis(hidden, source_BT1, axis=1)
-        return model.logits(hidden)
+        # On a mesh the table may have rows of no id, so that it divides.
+        return model.logits(hidden)[..., : config.vocab_rows]
 
     return logits
 
@@ -89,11 +90,11 @@ def positions(tokens_BT: jax.Array, valid_BT: jax.Array | None = None) -> jax.Ar
     Returns:
         int32 [B, T].
     """
-    chex.assert_rank(tokens_BT, 2)
+    assert_rank(tokens_BT, 2)
     rows, columns = tokens_BT.shape
     if valid_BT is None:
         return jnp.tile(jnp.arange(columns, dtype=jnp.int32)[None], (rows, 1))
-    chex.assert_shape(valid_BT, (rows, columns))
+    assert_shape(valid_BT, (rows, columns))
     # The first real token of a row has position 0, however many pads stand before it.
     counted_BT = jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1
     return jnp.where(valid_BT, counted_BT, 1)

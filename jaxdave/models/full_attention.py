@@ -11,6 +11,7 @@ import jax
 
 from jaxdave.core.config import ModelConfig, Numerics
 from jaxdave.core.model_api import ForwardFn, KVCache, ModelFns, RecheckFn
+from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.models.attention import mask_before
 from jaxdave.models.decode_model import (
     AttentionContext,
@@ -20,13 +21,16 @@ from jaxdave.models.decode_model import (
     no_extra_branch,
     window_cache,
 )
+from jaxdave.runtime.machine import Machine
 
 
 def cached_model(
     config: ModelConfig,
     *,
     numerics: Numerics | str = Numerics.EXACT,
+    machine: Machine | None = None,
     extra_branch: ExtraBranch = no_extra_branch,
+    shards: ModelShards = WHOLE_MODEL,
 ) -> ModelFns:
     """Build a full-attention model whose cache is frozen at each block's start.
 
@@ -36,12 +40,16 @@ def cached_model(
     Args:
         config: The model's shape.
         numerics: "guarded", "exact" or "fast", see `Numerics`.
+        machine: What programs are compiled for; None: this machine.
         extra_branch: What else each call evaluates.
+        shards: The devices that the model is split over.
 
     Returns:
         The record for the decode loop.
     """
-    draft_model, trusted_model = draft_and_trusted_models(config, numerics)
+    draft_model, trusted_model = draft_and_trusted_models(
+        config, numerics, machine, shards
+    )
 
     def prefill(
         params, tokens_T, begin, start, end, window_length: int, prompt_length: int
@@ -74,7 +82,9 @@ def uncached_model(
     config: ModelConfig,
     *,
     numerics: Numerics | str = Numerics.EXACT,
+    machine: Machine | None = None,
     extra_branch: ExtraBranch = no_extra_branch,
+    shards: ModelShards = WHOLE_MODEL,
 ) -> ModelFns:
     """Build a full-attention model without a cache: every call evaluates all tokens.
 
@@ -83,12 +93,16 @@ def uncached_model(
     Args:
         config: The model's shape.
         numerics: "guarded", "exact" or "fast", see `Numerics`.
+        machine: What programs are compiled for; None: this machine.
         extra_branch: What else each call evaluates.
+        shards: The devices that the model is split over.
 
     Returns:
         The record for the decode loop.
     """
-    draft_model, trusted_model = draft_and_trusted_models(config, numerics)
+    draft_model, trusted_model = draft_and_trusted_models(
+        config, numerics, machine, shards
+    )
 
     def forward_of(model: DecodeModel) -> ForwardFn:
         def forward(params, tokens_KL, start, end, cache):
@@ -116,7 +130,9 @@ def uncached_model(
         cache = tokens_T[None]
         return recheck(params, tokens_T, None, start, end, window_length, cache)
 
-    return draft_model.model_fns(forward_of(draft_model), prefill, recheck=recheck)
+    return draft_model.model_fns(
+        forward_of(draft_model), prefill, recheck=recheck, is_cached=False
+    )
 
 
 def _recheck_with_frozen_cache(forward: ForwardFn) -> RecheckFn:

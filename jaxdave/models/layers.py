@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdave.core.config import ModelConfig
+from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.models.rope import Rope, rotate
 from jaxdave.numerics.matmul import FusedKernels, matmul
+from jaxdave.runtime.machine import Machine
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(q [..., L, H, D], k, v [..., L, G, D]) -> weighted values [..., L, H, D]."""
@@ -26,10 +28,13 @@ class Linear(nnx.Module):
 
     Attributes:
         kernel: An array [in, out], or a matrix of another layout (`numerics.matmul`).
+        machine: What products are compiled for.
         bias: An array [out], or None.
     """
 
-    def __init__(self, fan_in, fan_out, *, bias=False, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, fan_in, fan_out, *, bias=False, dtype, rngs: nnx.Rngs, machine: Machine
+    ):
         """Initialise parameters.
 
         Args:
@@ -38,9 +43,11 @@ class Linear(nnx.Module):
             bias: Whether there is a bias.
             dtype: Of the parameters.
             rngs: Where the kernel is drawn from.
+            machine: What products are compiled for.
         """
         self.kernel = nnx.Param(_INIT(rngs.params(), (fan_in, fan_out), dtype))
         self.bias = nnx.Param(jnp.zeros((fan_out,), dtype)) if bias else None
+        self.machine = machine
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the layer.
@@ -51,7 +58,18 @@ class Linear(nnx.Module):
         Returns:
             [..., out] in the dtype of `x`.
         """
-        return self.add_bias(matmul(x, self.kernel.get_value()).astype(x.dtype))
+        return self.add_bias(self.product(x))
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """Multiply by the kernel, without the bias.
+
+        Args:
+            x: [..., in].
+
+        Returns:
+            [..., out] in the dtype of `x`.
+        """
+        return matmul(x, self.kernel.get_value(), self.machine).astype(x.dtype)
 
     def add_bias(self, y: jax.Array) -> jax.Array:
         """Add the bias, if there is one.
@@ -81,8 +99,30 @@ def apply_linears(x: jax.Array, *linears: Linear) -> list[jax.Array]:
     kernel = linears[0].kernel.get_value()
     if not isinstance(kernel, FusedKernels):
         return [linear(x) for linear in linears]
-    products = kernel.matmul_each(x)
+    products = kernel.matmul_each(x, linears[0].machine)
     return [linear.add_bias(y) for linear, y in zip(linears, products, strict=True)]
+
+
+def join_linears(x: jax.Array, *linears: Linear) -> jax.Array:
+    """Apply several linear layers to the same input, side by side.
+
+    Args:
+        x: [..., in].
+        *linears: The layers, as for `apply_linears`.
+
+    Returns:
+        The outputs of all layers, [..., sum of out].
+    """
+    kernel = linears[0].kernel.get_value()
+    if not isinstance(kernel, FusedKernels):
+        return jnp.concatenate(apply_linears(x, *linears), axis=-1)
+    y = kernel.matmul(x, linears[0].machine)
+    if linears[0].bias is None:
+        return y
+    bias = jnp.concatenate(
+        [linear.bias[...] for linear in linears if linear.bias is not None]
+    )
+    return y + _expand(bias.astype(y.dtype), y.ndim)
 
 
 class RMSNorm(nnx.Module):
@@ -122,18 +162,33 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Projections, per-head norms and rotation around an attention function."""
+    """Projections, per-head norms and rotation around an attention function.
 
-    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+    On a mesh these are the projections of this device's own heads.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+        machine: Machine,
+        use_kernels: bool = False,
+        shards: ModelShards = WHOLE_MODEL,
+    ):
         """Initialise parameters.
 
         Args:
             config: The model's shape.
             dtype: Of the parameters.
             rngs: Where kernels are drawn from.
+            machine: What products are compiled for.
+            use_kernels: Use kernels of a GPU, which have no gradient.
+            shards: The devices that the parameters are split over.
         """
-        c = config
-        options = {"dtype": dtype, "rngs": rngs}
+        c, self.shards = config, shards
+        options = {"dtype": dtype, "rngs": rngs, "machine": machine}
         q_size, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.q = Linear(c.hidden, q_size, bias=c.qkv_bias, **options)
         self.k = Linear(c.hidden, kv_size, bias=c.qkv_bias, **options)
@@ -142,7 +197,9 @@ class Attention(nnx.Module):
         has_norm = c.qk_norm
         self.q_norm = RMSNorm(c.head_dim, c.rms_eps, dtype=dtype) if has_norm else None
         self.k_norm = RMSNorm(c.head_dim, c.rms_eps, dtype=dtype) if has_norm else None
-        self.head_dim = c.head_dim
+        self.num_heads = c.heads, c.kv_heads, c.kv_heads
+        self.head_dim, self.rotary_dim = c.head_dim, c.rotary_dim
+        self.machine, self.use_kernels = machine, use_kernels
         self.rope_fp32 = c.rope_fp32
 
     def project(self, x: jax.Array, rope: Rope):
@@ -157,11 +214,44 @@ class Attention(nnx.Module):
         """
         # Norms and rotation work head by head, so
         # heads are split first: [..., L, H, D].
+        if self.use_kernels and self._fits_kernel(x):
+            return self._project_by_kernel(x, rope)
         q, k, v = map(self._split_heads, apply_linears(x, self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotate(part, rope, self.rope_fp32) for part in (q, k))
         return q, k, v
+
+    def _fits_kernel(self, x: jax.Array) -> bool:
+        # Pallas is imported only where it is used: it takes a second.
+        from jaxdave.models.rotary_kernel import fits_kernel
+
+        return fits_kernel(x, self.head_dim, self.rotary_dim)
+
+    def _project_by_kernel(self, x: jax.Array, rope: Rope):
+        """`project`, with one kernel after the product."""
+        from jaxdave.models.rotary_kernel import norm_and_rotate
+
+        lead, sizes = x.shape[:-1], self.num_heads
+        heads = join_linears(x, self.q, self.k, self.v)
+        scales, eps = None, 0.0
+        if self.q_norm is not None and self.k_norm is not None:
+            scales = self.q_norm.scale[...], self.k_norm.scale[...]
+            eps = self.q_norm.eps
+        # Positions may be shared by all drafts.
+        cos, sin = (
+            jnp.broadcast_to(part, (*lead, part.shape[-1])).reshape(-1, part.shape[-1])
+            for part in rope
+        )
+        parts = norm_and_rotate(
+            heads.reshape(-1, sum(sizes), self.head_dim),
+            (cos, sin),
+            scales,
+            eps,
+            sizes,
+            self.machine,
+        )
+        return tuple(part.reshape(*lead, *part.shape[1:]) for part in parts)
 
     def merge(self, context: jax.Array) -> jax.Array:
         """Merge the heads through the output projection.
@@ -172,24 +262,40 @@ class Attention(nnx.Module):
         Returns:
             [..., L, E].
         """
-        return self.o(context.reshape(*context.shape[:-2], -1))
+        heads = context.reshape(*context.shape[:-2], -1)
+        # The bias is that of the sum: no device may add it to its part.
+        return self.o.add_bias(self.shards.sum_attention(self.o.product(heads)))
 
     def _split_heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
 
 
 class MLP(nnx.Module):
-    """The SwiGLU feed-forward layer (arXiv 2002.05202)."""
+    """The SwiGLU feed-forward layer (arXiv 2002.05202).
 
-    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+    On a mesh it has this device's own features.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+        machine: Machine,
+        shards: ModelShards = WHOLE_MODEL,
+    ):
         """Initialise parameters.
 
         Args:
             config: The model's shape.
             dtype: Of the parameters.
             rngs: Where kernels are drawn from.
+            machine: What products are compiled for.
+            shards: The devices that the parameters are split over.
         """
-        options = {"dtype": dtype, "rngs": rngs}
+        self.shards = shards
+        options = {"dtype": dtype, "rngs": rngs, "machine": machine}
         self.gate = Linear(config.hidden, config.inter, **options)
         self.up = Linear(config.hidden, config.inter, **options)
         self.down = Linear(config.inter, config.hidden, **options)
@@ -204,24 +310,37 @@ class MLP(nnx.Module):
             [..., E].
         """
         gate, up = apply_linears(x, self.gate, self.up)
-        return self.down(jax.nn.silu(gate) * up)
+        return self.shards.sum_mlp(self.down(jax.nn.silu(gate) * up))
 
 
 class Block(nnx.Module):
     """One pre-norm transformer layer."""
 
-    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+        machine: Machine,
+        use_kernels: bool = False,
+        shards: ModelShards = WHOLE_MODEL,
+    ):
         """Initialise parameters.
 
         Args:
             config: The model's shape.
             dtype: Of the parameters.
             rngs: Where kernels are drawn from.
+            machine: What products are compiled for.
+            use_kernels: Use kernels of a GPU, which have no gradient.
+            shards: The devices that the parameters are split over.
         """
+        options = {"dtype": dtype, "rngs": rngs, "machine": machine, "shards": shards}
         self.norm1 = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
-        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.attn = Attention(config, use_kernels=use_kernels, **options)
         self.norm2 = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
-        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, **options)
 
     def __call__(self, x: jax.Array, rope: Rope, attend: Attend):
         """Apply the layer.

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
+from jaxdave.core.shards import WHOLE_MODEL, ModelShards
+from jaxdave.runtime.machine import Machine, this_machine
 
 if TYPE_CHECKING:
     from jaxdave.models.transformer import Transformer
@@ -74,10 +76,16 @@ class Binder:
     """A function that puts parameters into a module, for use inside jit.
 
     Attributes:
-        config: The model's shape.
+        config: The model's shape; on a mesh as one device sees it.
+        machine: What its products are compiled for.
+        shards: The devices that the model is split over.
+        use_kernels: Use kernels of a GPU, which have no gradient.
     """
 
     config: ModelConfig
+    machine: Machine = dataclasses.field(default_factory=this_machine)
+    shards: ModelShards = WHOLE_MODEL
+    use_kernels: bool = False
 
     def __call__(self, params: Params) -> "Transformer":
         """Bind parameters.
@@ -90,4 +98,4 @@ class Binder:
         """
         from jaxdave.models.transformer import bind
 
-        return bind(self.config, params)
+        return bind(self.config, params, self.machine, self.shards, self.use_kernels)

@@ -5,6 +5,8 @@ mask id and block length) it comes from the tokenizer files and the training cod
 same repository.
 """
 
+from typing import Any
+
 from jaxdave.core.config import ModelConfig
 
 # Dream and Fast-dLLM v2 (7B) have the shape of Qwen2.5-7B. The embedding has more rows
@@ -140,7 +142,7 @@ PRESETS: dict[str, dict] = {
 }
 
 
-def preset(name: str, **changes) -> ModelConfig:
+def preset(name: str, **changes: Any) -> ModelConfig:
     """The config of a published or a demo model.
 
     Args:

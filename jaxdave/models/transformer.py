@@ -15,32 +15,51 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdave.core.config import ModelConfig
-from jaxdave.core.model_api import KVCache, Params
+from jaxdave.core.model_api import KVCache, Params, activation_dtype
+from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.models.layers import Block, RMSNorm
 from jaxdave.models.rope import Rope
 from jaxdave.numerics.matmul import (
     RowMajor,
     embed,
+    fold_layers,
     matmul,
-    scan_over_layers,
     whole_table,
 )
+from jaxdave.runtime.machine import Machine, this_machine
 
 LayerAttend = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 """(slice of `per_layer`, q, k, v) -> weighted values [..., L, H, D]."""
 
 
 class Transformer(nnx.Module):
-    """Embedding, stacked layers, final norm and (unless tied) a head."""
+    """Embedding, stacked layers, final norm and (unless tied) a head.
 
-    def __init__(self, config: ModelConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    On a mesh the parameters are those of one device: its heads and features, and its
+    rows of the vocabulary. Hidden vectors are the same on all devices.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+        machine: Machine,
+        shards: ModelShards = WHOLE_MODEL,
+        use_kernels: bool = False,
+    ):
         """Initialise random parameters.
 
         Args:
-            config: The model's shape.
+            config: The model's shape; on a mesh as one device sees it.
             dtype: Of the parameters.
             rngs: Where they are drawn from.
+            machine: What its products are compiled for.
+            shards: The devices that the model is split over.
+            use_kernels: Use kernels of a GPU, which have no gradient.
         """
+        self.shards, self.vocab_rows = shards, config.vocab_rows
         init = nnx.initializers.normal(0.02)
         table = init(rngs.params(), (config.vocab_rows, config.hidden), dtype)
         self.embedding = nnx.Param(table)
@@ -50,7 +69,9 @@ class Transformer(nnx.Module):
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def stack(rngs: nnx.Rngs) -> Block:
-            return Block(config, dtype=dtype, rngs=rngs)
+            options = {"machine": machine, "shards": shards}
+            options |= {"use_kernels": use_kernels}
+            return Block(config, dtype=dtype, rngs=rngs, **options)
 
         self.blocks = stack(rngs)
         self.norm = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
@@ -60,6 +81,7 @@ class Transformer(nnx.Module):
             if config.tie_embeddings
             else nnx.Param(init(rngs.params(), table.shape[::-1], dtype).T)
         )
+        self.machine = machine
 
     def hidden(
         self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any, dtype=None
@@ -71,17 +93,16 @@ class Transformer(nnx.Module):
             rope: Cosines and sines of their positions.
             attend: The attention function of a layer.
             per_layer: Arrays [N, ...], of which `attend` gets each layer's slice.
-            dtype: Of the activations; None: that of the weights.
+            dtype: Of the activations; None: as `model_api.activation_dtype` says.
 
         Returns:
             Normed hidden states [..., L, E], and every layer's keys (rotated) and
             values [N, ..., L, G, D].
         """
-        layer, layers = self._layers(rope, attend)
-        x = self._embed(tokens, dtype)
         # The carry is the residual stream; what each
         # layer emits, keys and values, is stacked.
-        x, kv = jax.lax.scan(layer, x, (layers, per_layer))
+        layer = self._layer_fn(rope, attend)
+        x, kv = self._fold_layers(layer, self._embed(tokens, dtype), per_layer)
         return self.norm(x), kv
 
     def states(self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any):
@@ -97,42 +118,51 @@ class Transformer(nnx.Module):
             [N + 1, ..., L, E]: the embedding, then every layer's output, the last one
             normed.
         """
-        layer, layers = self._layers(rope, attend)
+        layer = self._layer_fn(rope, attend)
 
-        def emit_input(x, inputs):
-            return layer(x, inputs)[0], x
+        def emit_input(x, block: Block, layer_input):
+            return layer(x, block, layer_input)[0], x
 
-        last, before = jax.lax.scan(
-            emit_input, self._embed(tokens), (layers, per_layer)
-        )
+        last, before = self._fold_layers(emit_input, self._embed(tokens), per_layer)
         return jnp.concatenate([before, self.norm(last)[None]])
 
     def _embed(self, tokens: jax.Array, dtype=None) -> jax.Array:
-        """Vectors of tokens, by default in the dtype of the norms.
+        """Vectors of tokens, by default in the dtype that goes with the norms'.
 
         Not in that of the embedding, which may be int8.
         """
-        dtype = self.norm.scale.get_value().dtype if dtype is None else dtype
-        return embed(self.embedding.get_value(), tokens, dtype)
+        if dtype is None:
+            dtype = activation_dtype(self.norm.scale.get_value().dtype)
+        table = self.embedding.get_value()
+        if self.shards.is_whole:
+            return embed(table, tokens, dtype)
+        # The vector of an id comes from the device that has its row; the others add
+        # zeros, so that the sum has that row's bits.
+        rows = tokens - self.shards.first_id(self.vocab_rows)
+        size = self.shards.vocab_rows(self.vocab_rows)
+        vectors = embed(table, jnp.clip(rows, 0, size - 1), dtype)
+        is_own = (rows >= 0) & (rows < size)
+        return self.shards.sum(jnp.where(is_own[..., None], vectors, 0))
 
-    def _layers(self, rope: Rope, attend: LayerAttend):
-        """One layer as the body of a scan, and what to scan over to get all weights."""
+    @staticmethod
+    def _layer_fn(rope: Rope, attend: LayerAttend):
+        """One layer: (x, block, slice of `per_layer`) -> (x, (k, v))."""
+
         # `attend` gets its own slice of `per_layer`, e.g. the layer's index, with which
         # it finds its keys in the cache of all layers.
-        xs, block_of = self._scan_inputs()
-
-        def layer(x, inputs):
-            weights, layer_input = inputs
-            block = block_of(weights)
+        def layer(x, block: Block, layer_input):
             return block(x, rope, lambda q, k, v: attend(layer_input, q, k, v))
 
-        return layer, xs
+        return layer
 
-    def _scan_inputs(self):
-        """What to scan over, and a function from one element of it to a `Block`."""
+    def _fold_layers(self, function, x, per_layer: Any = None):
+        """Fold (x, block, slice of `per_layer`) -> (x, output) over the layers."""
         graph, layers = nnx.split(self.blocks)
-        xs, weights_of = scan_over_layers(layers)
-        return xs, lambda element: nnx.merge(graph, weights_of(element))
+
+        def layer(x, weights, layer_input):
+            return function(x, nnx.merge(graph, weights), layer_input)
+
+        return fold_layers(layer, x, layers, per_layer, self.machine)
 
     def canvas(self, tokens_CS, rope: Rope, attend, over, dtype=None):
         """Compute the hidden states of a canvas that is cut into tiles.
@@ -145,21 +175,19 @@ class Transformer(nnx.Module):
             rope: Cosines and sines of their positions, [C, S, ...].
             attend: (tile index, q, k, v [1, S, ...], `KVCache` of the whole canvas
                 [T, G, D]) -> weighted values [1, S, H, D].
-            over: Turns a function of one tile into one of all: `lax.map` where every
-                tile must be computed in one shape whatever the canvas, else `vmap`.
-            dtype: Of the activations; None: that of the weights.
+            over: Turns a function of one tile into one of all tiles that are used
+                (`canvas_tiles.TileMap`).
+            dtype: Of the activations; None: as `model_api.activation_dtype` says.
 
         Returns:
             Normed hidden states [T, E], and keys and values [N, T, G, D], T = C S.
         """
-        xs, block_of = self._scan_inputs()
         index_C = jnp.arange(tokens_CS.shape[0], dtype=jnp.int32)
 
         def join_tiles(a: jax.Array) -> jax.Array:
             return a.reshape(-1, *a.shape[2:])
 
-        def layer(x_CSE, weights):
-            block = block_of(weights)
+        def layer(x_CSE, block: Block, _):
             # First pass over the tiles: project. Second pass: attend to all keys, and
             # finish. Between them the keys of the tiles are joined to those of the
             # canvas, [C, S, G, D] -> [T, G, D].
@@ -174,7 +202,7 @@ class Transformer(nnx.Module):
             return over(attend_tile)((x_CSE, index_C, q, k, v)), canvas_kv
 
         x = self._embed(tokens_CS, dtype)
-        x, kv = jax.lax.scan(layer, x, xs)
+        x, kv = self._fold_layers(layer, x)
         return join_tiles(over(self.norm)(x)), kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -186,7 +214,7 @@ class Transformer(nnx.Module):
         Returns:
             float32 [..., vocab_rows].
         """
-        return matmul(hidden, RowMajor(whole_table(self.head_table())))
+        return matmul(hidden, RowMajor(whole_table(self.head_table())), self.machine)
 
     def head_table(self) -> Any:
         """The output projection [vocab_rows, hidden], a table of any layout."""
@@ -205,7 +233,8 @@ def init(config: ModelConfig, seed: int, dtype=jnp.float32) -> Params:
     Returns:
         Nested dicts of arrays, as `param_shapes` describes them.
     """
-    return jax.jit(lambda: split(_build(config, dtype, seed))[1])()
+    machine = this_machine()
+    return jax.jit(lambda: split(_build(config, dtype, seed, machine))[1])()
 
 
 def split(model: Transformer) -> tuple[Any, Params]:
@@ -221,24 +250,51 @@ def split(model: Transformer) -> tuple[Any, Params]:
     return graph, nnx.to_pure_dict(state)
 
 
-def bind(config: ModelConfig, params: Params) -> Transformer:
+def bind(
+    config: ModelConfig,
+    params: Params,
+    machine: Machine,
+    shards: ModelShards = WHOLE_MODEL,
+    use_kernels: bool = False,
+) -> Transformer:
     """Put parameters into a module (see `param_shapes.Binder`).
 
     Args:
-        config: The model's shape.
+        config: The model's shape; on a mesh as one device sees it.
         params: Parameters of it, in any layout.
+        machine: What its products are compiled for.
+        shards: The devices that the model is split over.
 
     Returns:
         The module.
     """
-    return nnx.merge(_graph(config), params)
+    return nnx.merge(_graph(config, machine, shards, use_kernels), params)
 
 
 @functools.cache
-def _graph(config: ModelConfig):
+def _graph(
+    config: ModelConfig, machine: Machine, shards: ModelShards, use_kernels: bool
+):
     """The module's structure without its parameters."""
-    return nnx.split(nnx.eval_shape(lambda: _build(config, jnp.float32, 0)))[0]
+    built = nnx.eval_shape(
+        lambda: _build(config, jnp.float32, 0, machine, shards, use_kernels)
+    )
+    return nnx.split(built)[0]
 
 
-def _build(config: ModelConfig, dtype, seed: int) -> Transformer:
-    return Transformer(config, dtype=dtype, rngs=nnx.Rngs(params=seed))
+def _build(
+    config: ModelConfig,
+    dtype,
+    seed: int,
+    machine: Machine,
+    shards: ModelShards = WHOLE_MODEL,
+    use_kernels: bool = False,
+) -> Transformer:
+    return Transformer(
+        config,
+        dtype=dtype,
+        rngs=nnx.Rngs(params=seed),
+        machine=machine,
+        shards=shards,
+        use_kernels=use_kernels,
+    )

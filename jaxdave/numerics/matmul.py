@@ -1,43 +1,50 @@
 """Weight matrices in several layouts, and the products that read them in place.
 
-XLA:CPU copies a layer's matrices out of their stack before it multiplies by them, and a
-chunk of the head out of its table: as much memory traffic again as reading them. On a
-CPU every layer's matrix and every chunk is therefore an array of its own (see
-`weight_layout`), and a product is a `lax.switch` over them: each is read where it lies,
-and the layer is still compiled once.
+XLA copies a layer's matrices out of their stack before it multiplies by them (on a CPU
+and on a GPU, not on a TPU), and a chunk of the head out of its table: as much memory
+traffic again as reading them, or twice as much. There every layer's matrix is therefore
+an array of its own (see `weight_layout`). On a CPU a product is a `lax.switch` over
+them: each is read where it lies, and the layer is still compiled once. A GPU would wait
+for the host at every such branch: its layers are spelled out, one after another.
 
 A layout is a frozen dataclass that is a pytree. What callers may do with it is one of
 three small interfaces, so that a new layout is a new class and no edit elsewhere:
 
-* `Matrix`: something to multiply by (`RowMajor`, `SelectedMatrix`).
+* `Matrix`: something to multiply by (`RowMajor`, `EightBitRows`, `SelectedMatrix`).
 * `LayerStack`: the matrices of all layers, to be scanned over (`PerLayer`).
-* `RowTable`: an embedding or head, read by rows and by chunks (`ChunkedTable`).
+* `RowTable`: an embedding or head, read by rows and by chunks (`ChunkedTable`,
+  `EightBitTable`).
 
-Plain arrays and `Int8`s need no wrapper: the functions of this module take them as the
-base case. `FusedKernels` has an interface of its own, as it is several matrices in one.
+Plain arrays and `EightBit`s need no wrapper: the functions of this module take them as
+the base case. `FusedKernels` has an interface of its own, as it is several matrices in
+one.
 """
 
 import abc
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxdave.numerics.quantization import Int8, einsum_kernel
+from jaxdave.numerics.eight_bit_kernel import MAX_ROWS, eight_bit_matmul
+from jaxdave.numerics.quantization import EightBit, einsum_kernel, narrow_parts
+from jaxdave.runtime.machine import Machine
 
 
 class Matrix(abc.ABC):
     """One matrix [in, out] in a layout of its own."""
 
     @abc.abstractmethod
-    def matmul(self, x: jax.Array) -> jax.Array:
+    def matmul(self, x: jax.Array, machine: Machine) -> jax.Array:
         """Multiply vectors by the matrix.
 
         Args:
             x: Vectors [..., in].
+            machine: What the product is compiled for.
 
         Returns:
             Vectors [..., out], float32 unless the layout says otherwise.
@@ -46,6 +53,17 @@ class Matrix(abc.ABC):
 
 class LayerStack(abc.ABC):
     """The matrices of all layers in another form than one stacked array."""
+
+    @abc.abstractmethod
+    def layer(self, index: int) -> Any:
+        """The matrix of one layer.
+
+        Args:
+            index: The layer, known when the program is traced.
+
+        Returns:
+            Its matrix, of any kind that `matmul` takes.
+        """
 
     @abc.abstractmethod
     def select(self, index: jax.Array) -> Matrix:
@@ -60,7 +78,7 @@ class LayerStack(abc.ABC):
 
     @abc.abstractmethod
     def to_stacked(self) -> Any:
-        """One array [N, in, out], or an `Int8` of one."""
+        """One array [N, in, out], or an `EightBit` of one."""
 
 
 class RowTable(abc.ABC):
@@ -74,7 +92,7 @@ class RowTable(abc.ABC):
             ids: Row numbers, int32 [...].
 
         Returns:
-            An array [..., E] or an `Int8` of one.
+            An array [..., E] or an `EightBit` of one.
         """
 
     @abc.abstractmethod
@@ -91,7 +109,7 @@ class RowTable(abc.ABC):
 
     @abc.abstractmethod
     def to_stacked(self) -> Any:
-        """One array [V, E], or an `Int8` of one."""
+        """One array [V, E], or an `EightBit` of one."""
 
 
 @jax.tree_util.register_dataclass
@@ -100,26 +118,66 @@ class RowMajor(Matrix):
     """A matrix stored with one row per output channel.
 
     Attributes:
-        matrix: An array [out, in], or an `Int8` of one.
+        matrix: An array [out, in], or an `EightBit` of one.
     """
 
     matrix: Any
 
-    def matmul(self, x: jax.Array) -> jax.Array:
+    def matmul(self, x: jax.Array, machine: Machine) -> jax.Array:
         """Multiply vectors by the matrix.
 
         Args:
             x: Vectors [..., in].
+            machine: What the product is compiled for.
 
         Returns:
             Vectors [..., out], float32.
         """
-        return einsum_kernel("...i,oi->...o", x, self.matrix)
+        return einsum_kernel("...i,oi->...o", x, self.matrix, machine)
 
     def to_input_major(self) -> Any:
         """The matrix in the usual order [in, out]."""
         inner = self.matrix
-        return Int8(inner.values.T, inner.scale) if isinstance(inner, Int8) else inner.T
+        return (
+            EightBit(inner.values.T, inner.scale)
+            if isinstance(inner, EightBit)
+            else inner.T
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EightBitRows(RowMajor):
+    """An `EightBit` with one row per output channel, which a GPU reads as it is stored.
+
+    The kernel needs the whole matrix on one device: over a mesh other layouts are used,
+    or this one inside a `shard_map`.
+
+    Attributes:
+        matrix: The `EightBit` [out, in].
+    """
+
+    def matmul(self, x: jax.Array, machine: Machine) -> jax.Array:
+        """Multiply vectors by the matrix.
+
+        Args:
+            x: Vectors [..., in].
+            machine: What the product is compiled for. Only on a GPU, and only for few
+                vectors, are weights what a product waits for.
+
+        Returns:
+            Vectors [..., out], float32.
+        """
+        x_RI = x.reshape(-1, x.shape[-1])
+        if not machine.is_gpu or x_RI.shape[0] > MAX_ROWS:
+            return super().matmul(x, machine)
+        y_RO = eight_bit_matmul(
+            narrow_parts(x_RI),
+            self.matrix.values,
+            self.matrix.scale,
+            interpret=machine.interpret_kernels,
+        )
+        return y_RO.reshape(*x.shape[:-1], y_RO.shape[-1])
 
 
 @jax.tree_util.register_dataclass
@@ -135,18 +193,22 @@ class SelectedMatrix(Matrix):
     matrices: tuple[Any, ...]
     index: jax.Array
 
-    def matmul(self, x: jax.Array) -> jax.Array:
+    def matmul(self, x: jax.Array, machine: Machine) -> jax.Array:
         """Multiply vectors by the chosen matrix.
 
         Args:
             x: Vectors [..., in].
+            machine: What the product is compiled for.
 
         Returns:
             Vectors [..., out], in the dtype that `matmul` gives for that matrix.
         """
         # A branch per matrix, each closing over its own array: XLA:CPU reads the chosen
         # one in place. Indexing a stack would copy it first.
-        branches = [functools.partial(matmul, matrix=one) for one in self.matrices]
+        branches = [
+            functools.partial(matmul, matrix=one, machine=machine)
+            for one in self.matrices
+        ]
         return jax.lax.switch(self.index, branches, x)
 
 
@@ -156,10 +218,22 @@ class PerLayer(LayerStack):
     """The matrices of all layers, each an array of its own, in place of their stack.
 
     Attributes:
-        layers: A matrix per layer: an array [in, out], an `Int8` or a `RowMajor`.
+        layers: A matrix per layer: an array [in, out], an `EightBit`, a `RowMajor` or
+            an `EightBitRows`.
     """
 
     layers: tuple[Any, ...]
+
+    def layer(self, index: int) -> Any:
+        """The matrix of one layer.
+
+        Args:
+            index: The layer, known when the program is traced.
+
+        Returns:
+            Its matrix.
+        """
+        return self.layers[index]
 
     def select(self, index: jax.Array) -> SelectedMatrix:
         """The matrix of one layer.
@@ -173,7 +247,7 @@ class PerLayer(LayerStack):
         return SelectedMatrix(self.layers, index)
 
     def to_stacked(self) -> Any:
-        """One array [N, in, out], or an `Int8` of one."""
+        """One array [N, in, out], or an `EightBit` of one."""
         # Large matrices are stored transposed; in the stacked form none is.
         layers = (
             matrix.to_input_major() if isinstance(matrix, RowMajor) else matrix
@@ -199,25 +273,38 @@ class FusedKernels:
     matrix: Any
     sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
-    def matmul_each(self, x: jax.Array) -> list[jax.Array]:
+    def matmul_each(self, x: jax.Array, machine: Machine) -> list[jax.Array]:
         """Multiply vectors by each of the matrices.
 
         Args:
             x: Vectors [..., in].
+            machine: What the product is compiled for.
 
         Returns:
             One array [..., size] for each of `sizes`, in the dtype of `x`.
         """
-        return self.split(matmul(x, self.matrix).astype(x.dtype))
+        return self.split(self.matmul(x, machine))
+
+    def matmul(self, x: jax.Array, machine: Machine) -> jax.Array:
+        """Multiply vectors by all of the matrices.
+
+        Args:
+            x: Vectors [..., in].
+            machine: What the product is compiled for.
+
+        Returns:
+            Their products side by side, [..., sum of sizes], in the dtype of `x`.
+        """
+        return matmul(x, self.matrix, machine).astype(x.dtype)
 
     def split(self, y: Any) -> list[Any]:
         """Cut an array along its last axis, the channels, into the matrices' parts.
 
         Args:
-            y: An array [..., sum of sizes] or an `Int8` of such.
+            y: An array [..., sum of sizes] or an `EightBit` of such.
 
         Returns:
-            One array or `Int8` for each of `sizes`.
+            One array or `EightBit` for each of `sizes`.
         """
         cuts = list(itertools.accumulate(self.sizes))[:-1]
         parts = jax.tree.map(lambda a: jnp.split(a, cuts, axis=-1), y)
@@ -235,7 +322,7 @@ class ChunkedTable(RowTable):
     before it.
 
     Attributes:
-        chunks: Arrays or `Int8`s.
+        chunks: Arrays or `EightBit`s.
         rows: V.
     """
 
@@ -261,7 +348,7 @@ class ChunkedTable(RowTable):
             ids: Row numbers, int32 [...].
 
         Returns:
-            An array [..., E] or an `Int8` of one.
+            An array [..., E] or an `EightBit` of one.
         """
         # Every chunk is gathered from, ids outside it clipped into it; the last chunk
         # whose first row is not above the id has the row.
@@ -294,7 +381,7 @@ class ChunkedTable(RowTable):
         return SelectedMatrix(tuple(map(RowMajor, self.chunks)), index)
 
     def to_stacked(self) -> Any:
-        """One array [V, E], or an `Int8` of one."""
+        """One array [V, E], or an `EightBit` of one."""
         # Rows of the last chunk that the one before it has already are left out.
         size = num_rows(self.chunks[0])
         repeated = [i * size - self.first_row(i) for i in range(len(self.chunks))]
@@ -307,34 +394,120 @@ class ChunkedTable(RowTable):
         return jax.tree.map(join, *self.chunks)
 
 
-def matmul(x: jax.Array, matrix: Any) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EightBitTable(RowTable):
+    """A table in 8 bits, which a GPU reads as it is stored.
+
+    Attributes:
+        table: The `EightBit` [V, E].
+    """
+
+    table: EightBit
+
+    def gather_rows(self, ids: jax.Array) -> EightBit:
+        """Rows as they are stored.
+
+        Args:
+            ids: Row numbers, int32 [...].
+
+        Returns:
+            An `EightBit` [..., E].
+        """
+        return jax.tree.map(lambda a: a[ids], self.table)
+
+    def select_chunk(self, first: jax.Array, size: int) -> EightBitRows:
+        """The matrix of some consecutive rows; not copied if these are all of them.
+
+        Args:
+            first: The first of them, int32 scalar.
+            size: How many.
+
+        Returns:
+            The matrix [E, size].
+        """
+        return EightBitRows(_cut_rows(self.table, first, size))
+
+    def to_stacked(self) -> EightBit:
+        """The table [V, E]."""
+        return self.table
+
+
+def matmul(x: jax.Array, matrix: Any, machine: Machine) -> jax.Array:
     """Multiply vectors by a matrix of any layout.
 
     Args:
         x: Vectors [..., in].
-        matrix: A `Matrix`, or an array or `Int8` [in, out].
+        matrix: A `Matrix`, or an array or `EightBit` [in, out].
+        machine: What the product is compiled for.
 
     Returns:
         Vectors [..., out]: in the dtype of `x` for a plain array of that dtype, else in
         float32.
     """
     if isinstance(matrix, Matrix):
-        return matrix.matmul(x)
-    if isinstance(matrix, Int8) or x.dtype != matrix.dtype:
-        return einsum_kernel("...i,io->...o", x, matrix)
+        return matrix.matmul(x, machine)
+    if isinstance(matrix, EightBit) or x.dtype != matrix.dtype:
+        return einsum_kernel("...i,io->...o", x, matrix, machine)
     # Equal dtypes: the product keeps that of the weights, as in the published modules.
     return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
-def scan_over_layers(layers: Any):
+LayerFn = Callable[[Any, Any, Any], tuple[Any, Any]]
+"""(carry, parameters of the layer, slice of `inputs`) -> (carry, output)."""
+
+
+def fold_layers(
+    function: LayerFn, carry: Any, layers: Any, inputs: Any, machine: Machine
+) -> tuple[Any, Any]:
+    """Apply a function to the layers one after another.
+
+    Args:
+        function: What is done in a layer.
+        carry: The carry of the first layer.
+        layers: The layers' parameters: leaves are arrays [N, ...] or `LayerStack`s. At
+            least one must be an array, which gives N.
+        inputs: Arrays [N, ...], of which each layer gets its slice.
+        machine: What the program is compiled for: layers are spelled out for a GPU.
+
+    Returns:
+        The carry of the last layer, and the outputs of all, stacked [N, ...].
+    """
+    if machine.is_gpu:
+        return _fold_spelled_out(function, carry, layers, inputs)
+    xs, layer_of = _scan_over_layers(layers)
+
+    def body(carry, element):
+        layer, layer_input = element
+        return function(carry, layer_of(layer), layer_input)
+
+    return jax.lax.scan(body, carry, (xs, inputs))
+
+
+def _fold_spelled_out(function: LayerFn, carry, layers: Any, inputs: Any):
+    """`fold_layers` without a loop, so that a layer's arrays are known to XLA."""
+    leaves, tree = jax.tree.flatten(layers, is_leaf=_is_layer_stack)
+    num_layers = next(a.shape[0] for a in leaves if not _is_layer_stack(a))
+    outputs = []
+    for index in range(num_layers):
+        own = tree.unflatten(
+            leaf.layer(index) if _is_layer_stack(leaf) else leaf[index]
+            for leaf in leaves
+        )
+        layer_input = jax.tree.map(lambda a, index=index: a[index], inputs)
+        carry, output = function(carry, own, layer_input)
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
+
+
+def _scan_over_layers(layers: Any):
     """Prepare the parameters of all layers for a `lax.scan`.
 
     A scan slices stacked arrays by itself. A `LayerStack` must not be sliced, as that
     would copy it: it stays outside as a closure, and the layer's index picks from it.
 
     Args:
-        layers: The layers' parameters: leaves are arrays [N, ...] or `LayerStack`s. At
-            least one must be an array, which gives N.
+        layers: As for `fold_layers`.
 
     Returns:
         xs: What to scan over: the stacked arrays, and the layers' indices.
@@ -362,11 +535,11 @@ def gather_rows(table: Any, ids: jax.Array) -> Any:
     """Rows of a table as they are stored.
 
     Args:
-        table: [V, E]: an array, an `Int8` or a `RowTable`.
+        table: [V, E]: an array, an `EightBit` or a `RowTable`.
         ids: Row numbers, int32 [...].
 
     Returns:
-        An array [..., E] or an `Int8` of one, not scaled.
+        An array [..., E] or an `EightBit` of one, not scaled.
     """
     if isinstance(table, RowTable):
         return table.gather_rows(ids)
@@ -377,16 +550,16 @@ def embed(table: Any, ids: jax.Array, dtype) -> jax.Array:
     """Embedding vectors of ids.
 
     Args:
-        table: [V, E]: an array, an `Int8` or a `RowTable`.
+        table: [V, E]: an array, an `EightBit` or a `RowTable`.
         ids: int32 [...].
         dtype: Of the result.
 
     Returns:
-        Vectors [..., E]; of an `Int8` only the gathered rows are scaled.
+        Vectors [..., E]; of an `EightBit` only the gathered rows are scaled.
     """
     rows = gather_rows(table, ids)
     # One scale per row of the table, which is one output channel of the head.
-    if isinstance(rows, Int8):
+    if isinstance(rows, EightBit):
         rows = rows.values.astype(jnp.float32) * rows.scale[..., None]
     return rows.astype(dtype)
 
@@ -395,7 +568,7 @@ def table_chunk(table: Any, first: jax.Array, size: int) -> Matrix:
     """The matrix [E, size] that gives the logits of one chunk of ids.
 
     Args:
-        table: The head [V, E]: an array, an `Int8` or a `RowTable`.
+        table: The head [V, E]: an array, an `EightBit` or a `RowTable`.
         first: The first id of the chunk, int32 scalar.
         size: Ids in the chunk; of a `ChunkedTable` the size of its chunks.
 
@@ -404,18 +577,14 @@ def table_chunk(table: Any, first: jax.Array, size: int) -> Matrix:
     """
     if isinstance(table, RowTable):
         return table.select_chunk(first, size)
-
-    def cut(a: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(a, first, size)
-
-    return RowMajor(jax.tree.map(cut, table))
+    return RowMajor(_cut_rows(table, first, size))
 
 
 def whole_table(table: Any) -> Any:
-    """A table of any layout as one array [V, E], or one `Int8`.
+    """A table of any layout as one array [V, E], or one `EightBit`.
 
     Args:
-        table: An array, an `Int8` or a `RowTable`.
+        table: An array, an `EightBit` or a `RowTable`.
 
     Returns:
         The table itself where it is in one piece already.
@@ -427,12 +596,17 @@ def num_rows(table: Any) -> int:
     """The length V of the leading axis.
 
     Args:
-        table: An array [V, ...] or an `Int8` of one.
+        table: An array [V, ...] or an `EightBit` of one.
 
     Returns:
         V.
     """
     return jax.tree.leaves(table)[0].shape[0]
+
+
+def _cut_rows(table: Any, first: jax.Array, size: int) -> Any:
+    """Consecutive rows of an array or `EightBit`, from `first` on."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), table)
 
 
 def _is_layer_stack(leaf: Any) -> bool:

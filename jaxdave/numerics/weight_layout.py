@@ -1,12 +1,15 @@
 """Conversion of parameters to the layout that this machine's products read fastest.
 
-On a CPU every layer's matrix and every chunk of the head becomes an array of its own
-(see `numerics.matmul` for the reason). Large matrices are stored with one row per
-output channel, the order that XLA:CPU's products read fastest; small ones stay
-[in, out]. Elsewhere the stacked arrays stay as they are. `to_stacked` gives the form of
-`models.param_shapes` back.
+On a CPU and on a GPU every layer's matrix becomes an array of its own, and matrices
+with a common input become one (see `numerics.matmul` for the reason). On a CPU so does
+every chunk of the head, and large matrices are stored with one row per output channel,
+the order that XLA:CPU's products read fastest; small ones stay [in, out]. On a GPU
+matrices in 8 bits lie as the kernel that multiplies by them reads them. On a TPU the
+stacked arrays stay as they are. `to_stacked` gives the form of `models.param_shapes`
+back.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,6 +20,8 @@ from jaxdave.core.model_api import Params
 from jaxdave.core.param_paths import param_path
 from jaxdave.numerics.matmul import (
     ChunkedTable,
+    EightBitRows,
+    EightBitTable,
     FusedKernels,
     LayerStack,
     PerLayer,
@@ -24,20 +29,27 @@ from jaxdave.numerics.matmul import (
     RowTable,
     num_rows,
 )
-from jaxdave.numerics.quantization import Int8, ParamTransform, is_int8
-from jaxdave.runtime.platform import on_cpu
+from jaxdave.numerics.quantization import (
+    FLOAT8,
+    EightBit,
+    ParamTransform,
+    is_eight_bit,
+)
+from jaxdave.runtime.machine import Machine, this_machine
 
 CPU_HEAD_CHUNK, HEAD_CHUNK = NOISE_CHUNK, 4 * NOISE_CHUNK
-"""Vocabulary ids in a chunk of the head, on a CPU and elsewhere. Off a CPU chunks are
-larger, as reading one costs a dozen kernel launches whatever its size."""
+"""Vocabulary ids in a chunk of the head, on a CPU and on a TPU. A GPU reads the head
+whole: a part of it would be copied first, and every part costs a dozen launches."""
+PlaceFn = Callable[[Any], Any]
+"""Array on the host or on a device -> the same on the device that is meant."""
 LARGE_MATRIX = 2**19
 """Weights from which on a matrix is stored row-major: 2 MB of float32, the cache of one
 core of the machine that it was measured on (docs/lab_notes)."""
 FUSED = (("attn", ("q", "k", "v")), ("mlp", ("gate", "up")))
-"""(module, matrices with a common input), which are fused on a CPU."""
+"""(module, matrices with a common input), which are fused except on a TPU."""
 
 
-def head_chunk(rows: int) -> int:
+def head_chunk(rows: int, machine: Machine) -> int:
     """The number of vocabulary ids that a chunk of the head covers.
 
     Noise is drawn `NOISE_CHUNK` ids at a time, so a chunk of a large head is a multiple
@@ -45,17 +57,25 @@ def head_chunk(rows: int) -> int:
 
     Args:
         rows: Rows of the head.
+        machine: What reads it.
 
     Returns:
-        `rows` for a small head, else a multiple of `NOISE_CHUNK` of at most `rows`.
+        `rows` for a small head and on a GPU, else a multiple of `NOISE_CHUNK` of at
+        most `rows`.
     """
-    max_chunk = CPU_HEAD_CHUNK if on_cpu() else HEAD_CHUNK
-    if rows <= NOISE_CHUNK:
+    max_chunk = CPU_HEAD_CHUNK if machine.is_cpu else HEAD_CHUNK
+    if rows <= NOISE_CHUNK or machine.is_gpu:
         return rows
     return min(max_chunk, rows // NOISE_CHUNK * NOISE_CHUNK)
 
 
-def to_device_layout(params: Params, config: ModelConfig) -> Params:
+def to_device_layout(
+    params: Params,
+    config: ModelConfig,
+    machine: Machine | None = None,
+    *,
+    place: PlaceFn = jax.device_put,
+) -> Params:
     """Put parameters on the device, in the layout that it reads fastest.
 
     Leaves are converted one at a time, and each is released at once unless the caller
@@ -63,17 +83,19 @@ def to_device_layout(params: Params, config: ModelConfig) -> Params:
     or gate, up).
 
     Args:
-        params: Stacked parameters, float or `Int8`, on the host or on the device; or
-            the result of an earlier call.
+        params: Stacked parameters, float or `EightBit`, on the host or on the device;
+            or the result of an earlier call.
         config: The config that they are of.
+        machine: The kind of device; None: that of JAX's default backend.
+        place: Puts an array on the device.
 
     Returns:
         The same tree with layout classes in place of some arrays.
     """
     # Parameters that have this layout already are stacked first, so that a second call
     # changes nothing.
-    params = to_stacked(params)
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_int8)
+    params, machine = to_stacked(params), machine or this_machine()
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_eight_bit)
     # From here on only `remaining` refers to the leaves. Popping one from it below lets
     # its memory be freed as soon as its converted form exists.
     del params
@@ -82,12 +104,14 @@ def to_device_layout(params: Params, config: ModelConfig) -> Params:
     order, converted = list(remaining), {}
     # A fused matrix is stored under the first name of its group. The other names hold
     # an empty tuple, a pytree without leaves, so that the tree keeps its structure.
-    for module, names in FUSED if on_cpu() else ():
+    for module, names in FUSED if _has_own_layers(machine) else ():
         paths = [f"blocks/{module}/{name}/kernel" for name in names]
         converted |= dict.fromkeys(paths, ())
-        converted[paths[0]] = _fuse([remaining.pop(path) for path in paths])
+        converted[paths[0]] = _fuse(
+            [remaining.pop(path) for path in paths], machine, place
+        )
     for path in list(remaining):
-        converted[path] = _to_layout(path, remaining.pop(path), config)
+        converted[path] = _to_layout(path, remaining.pop(path), config, machine, place)
     return tree.unflatten([converted[path] for path in order])
 
 
@@ -98,7 +122,7 @@ def to_stacked(params: Params) -> Params:
         params: Parameters in any layout.
 
     Returns:
-        Nested dicts of arrays and `Int8`s; those of the layers stacked, [N, ...].
+        Nested dicts of arrays and `EightBit`s; those of the layers stacked, [N, ...].
     """
 
     def has_layout(leaf: Any) -> bool:
@@ -110,16 +134,19 @@ def to_stacked(params: Params) -> Params:
     return _split_fused(jax.tree.map(stack, params, is_leaf=has_layout))
 
 
-def transfer_transform(transform: ParamTransform) -> ParamTransform:
-    """Extend a transform so that its result leaves the host, except on a CPU.
+def transfer_transform(
+    transform: ParamTransform, machine: Machine | None = None
+) -> ParamTransform:
+    """Extend a transform so that its result leaves the host, on a TPU.
 
     Args:
         transform: What is applied to each parameter as it is read.
+        machine: As for `to_device_layout`.
 
     Returns:
         A `ParamTransform` that puts the result on the device.
     """
-    if on_cpu():
+    if _has_own_layers(machine or this_machine()):
         return transform
     return lambda path, leaf: jax.device_put(transform(path, leaf))
 
@@ -143,22 +170,26 @@ def _kernel(part: Any) -> Any:
     return part.get("kernel") if isinstance(part, dict) else None
 
 
-def _to_layout(path: str, leaf: Any, config: ModelConfig) -> Any:
+def _to_layout(
+    path: str, leaf: Any, config: ModelConfig, machine: Machine, place: PlaceFn
+) -> Any:
     """One parameter on the device."""
     head_path = "embedding" if config.tie_embeddings else "head"
-    if on_cpu() and path.endswith("/kernel"):
-        return PerLayer(tuple(map(_layer_matrix, _host_layers(leaf))))
-    chunk = head_chunk(config.vocab_rows)
+    if _has_own_layers(machine) and path.endswith("/kernel"):
+        return _per_layer(_host_layers(leaf), machine, place)
+    chunk = head_chunk(config.vocab_rows, machine)
     # The head is read chunk by chunk; tied embeddings are the head, and lookups read
     # chunks, too. An untied embedding is only looked up, and stays in one piece.
-    if on_cpu() and path == head_path and chunk < num_rows(leaf):
-        return _to_chunks(leaf, chunk)
-    return jax.device_put(leaf)
+    if machine.is_cpu and path == head_path and chunk < num_rows(leaf):
+        return _to_chunks(leaf, chunk, place)
+    placed = jax.tree.map(place, leaf)
+    has_kernel = path == head_path and _has_kernel(leaf, machine)
+    return EightBitTable(placed) if has_kernel else placed
 
 
-def _fuse(stacks: list[Any]) -> FusedKernels:
+def _fuse(stacks: list[Any], machine: Machine, place: PlaceFn) -> FusedKernels:
     """Stacks [N, in, out] of several matrices as one fused matrix per layer."""
-    # Output channels, the last axis. Scales of an `Int8` have that axis as well, so
+    # Output channels, the last axis. Scales of an `EightBit` have that axis as well, so
     # that values and scales are concatenated alike.
     sizes = tuple(jax.tree.leaves(stack)[0].shape[-1] for stack in stacks)
 
@@ -166,10 +197,37 @@ def _fuse(stacks: list[Any]) -> FusedKernels:
         return np.concatenate(matrices, axis=-1)
 
     layers = (
-        _layer_matrix(jax.tree.map(concatenate, *matrices))
+        jax.tree.map(concatenate, *matrices)
         for matrices in zip(*map(_host_layers, stacks), strict=True)
     )
-    return FusedKernels(PerLayer(tuple(layers)), sizes)
+    return FusedKernels(_per_layer(layers, machine, place), sizes)
+
+
+def _has_own_layers(machine: Machine) -> bool:
+    """True where every layer's matrix is an array of its own."""
+    return machine.is_cpu or machine.is_gpu
+
+
+def _has_kernel(matrix: Any, machine: Machine) -> bool:
+    """True for a matrix in 8 bits that this machine multiplies by without widening."""
+    if not isinstance(matrix, EightBit) or not machine.is_gpu:
+        return False
+    return machine.has_float8 or matrix.values.dtype != FLOAT8
+
+
+def _per_layer(layers: Iterable[Any], machine: Machine, place: PlaceFn) -> PerLayer:
+    """Matrices of the layers, on the host, as arrays of their own on the device."""
+
+    def layout_of(matrix: Any) -> Any:
+        if _has_kernel(matrix, machine):
+            return EightBitRows(jax.tree.map(place, _transposed(matrix)))
+        # Small matrices stay in the cache of a CPU's core in either order.
+        is_large = jax.tree.leaves(matrix)[0].size >= LARGE_MATRIX
+        if machine.is_cpu and is_large:
+            return RowMajor(jax.tree.map(place, _transposed(matrix)))
+        return jax.tree.map(place, matrix)
+
+    return PerLayer(tuple(map(layout_of, layers)))
 
 
 def _host_layers(stack: Any) -> list[Any]:
@@ -178,22 +236,14 @@ def _host_layers(stack: Any) -> list[Any]:
     return [jax.tree.map(lambda a, i=i: a[i], host) for i in range(num_rows(host))]
 
 
-def _layer_matrix(matrix: Any) -> Any:
-    """One layer's matrix on the device, row-major if it is large."""
-    # Small matrices stay in the cache of a core in either order.
-    if jax.tree.leaves(matrix)[0].size < LARGE_MATRIX:
-        return jax.device_put(matrix)
-    return RowMajor(jax.device_put(_transposed(matrix)))
-
-
 def _transposed(matrix: Any) -> Any:
     """A host matrix transposed; scales belong to output channels in either order."""
-    if isinstance(matrix, Int8):
-        return Int8(_transposed(matrix.values), matrix.scale)
+    if isinstance(matrix, EightBit):
+        return EightBit(_transposed(matrix.values), matrix.scale)
     return np.ascontiguousarray(matrix.T)
 
 
-def _to_chunks(table: Any, size: int) -> ChunkedTable:
+def _to_chunks(table: Any, size: int, place: PlaceFn) -> ChunkedTable:
     """A table [V, E] in chunks of `size` rows, each on the device."""
     host = jax.tree.map(np.asarray, table)
     rows = num_rows(host)
@@ -202,6 +252,6 @@ def _to_chunks(table: Any, size: int) -> ChunkedTable:
     firsts = [min(first, rows - size) for first in range(0, rows, size)]
 
     def chunk(first: int) -> Any:
-        return jax.device_put(jax.tree.map(lambda a: a[first : first + size], host))
+        return jax.tree.map(lambda a: place(a[first : first + size]), host)
 
     return ChunkedTable(tuple(chunk(first) for first in firsts), rows)

@@ -30,6 +30,7 @@ from jaxdave.policies.fast_dllm import threshold as threshold
 from jaxdave.policies.first_hitting import first_hitting as first_hitting
 from jaxdave.policies.hierarchical import hierarchical as hierarchical
 from jaxdave.policies.klass import klass as klass
+from jaxdave.policies.leftmost_run import leftmost_run as leftmost_run
 from jaxdave.policies.llada import low_confidence as low_confidence
 from jaxdave.policies.llada import random as random
 from jaxdave.policies.local_leap import local_leap as local_leap

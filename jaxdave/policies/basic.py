@@ -3,10 +3,13 @@
 They have no schedule and no memory, and are the simplest examples of a policy.
 """
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 
-from jaxdave.core.policy_api import Policy, PolicyView
-from jaxdave.policies.common import best_positions
+from jaxdave.core.policy_api import Memory, Policy, PolicyView
+from jaxdave.policies.common import best_positions, rank
 from jaxdave.policies.intervals import (
     Interval,
     IntervalView,
@@ -15,7 +18,7 @@ from jaxdave.policies.intervals import (
     select_top,
 )
 from jaxdave.policies.registry import register
-from jaxdave.policies.validation import check_count
+from jaxdave.policies.validation import block_counts, check_count
 
 
 @register
@@ -45,8 +48,11 @@ def static(tokens_per_step: int = 1) -> Policy:
     def choose(view: PolicyView, values: IntervalView) -> Interval:
         return select_top(view, tokens_per_step, values.score)
 
+    def commit_order(view: PolicyView, memory: Memory) -> jax.Array:
+        return rank(view.open_W, view.pred.score) // tokens_per_step
+
     policy = interval_policy(f"static({tokens_per_step})", choose)
-    return policy._replace(tokens_per_step=tokens_per_step)
+    return _commits(policy, tokens_per_step, commit_order)
 
 
 @register
@@ -72,5 +78,26 @@ def left_to_right(tokens_per_step: int = 1) -> Policy:
             best_positions(view, tokens_per_step, jnp.zeros_like(view.pred.score))
         )
 
+    def commit_order(view: PolicyView, memory: Memory) -> jax.Array:
+        return _places(view) // tokens_per_step
+
     policy = interval_policy(f"left_to_right({tokens_per_step})", choose)
-    return policy._replace(tokens_per_step=tokens_per_step)
+    return _commits(policy, tokens_per_step, commit_order)
+
+
+def _places(view: PolicyView) -> jax.Array:
+    """The number of open positions to the left of each, int32 [W]."""
+    return rank(view.open_W, jnp.zeros_like(view.pred.score))
+
+
+def _commits(
+    policy: Policy,
+    tokens_per_step: int,
+    commit_order: Callable[[PolicyView, Memory], jax.Array],
+) -> Policy:
+    """The policy, which says how many tokens its steps commit, and in which order."""
+    return policy._replace(
+        tokens_per_step=tokens_per_step,
+        commit_order=commit_order,
+        counts=block_counts(tokens_per_step=(tokens_per_step, 1)),
+    )

@@ -59,6 +59,9 @@ BlockStepFn = Callable[[PolicyView, BlockClock, Memory], tuple[jax.Array, Memory
 BlockCertainFn = Callable[[PolicyView, BlockClock, Memory, ErrorBound], jax.Array]
 """(view, clock, memory, error bound) -> bool, as `Policy.is_certain` with a clock."""
 
+BlockOrderFn = Callable[[PolicyView, BlockClock], jax.Array]
+"""(view, clock) -> int32 [W], as `Policy.commit_order` with a clock."""
+
 
 def block_policy(
     name: str,
@@ -66,6 +69,7 @@ def block_policy(
     init: Callable[[int, int], Memory] = no_memory,
     revises: bool = False,
     is_certain: BlockCertainFn | None = None,
+    commit_order: BlockOrderFn | None = None,
 ) -> Policy:
     """A policy whose memory starts afresh in every block.
 
@@ -75,6 +79,7 @@ def block_policy(
         init: Maps (block size W, features E) to the memory at a block's beginning.
         revises: See `Policy`.
         is_certain: The certificate of `step`, or None if the rule has none.
+        commit_order: The order of its steps, or None if the rule has none.
 
     Returns:
         The policy. Its memory is (`BlockStart`, the rule's memory).
@@ -105,6 +110,12 @@ def block_policy(
         return tokens_W, (start, inner)
 
     policy = Policy(name, step_in_block, init_blocks, revises)
+    if commit_order is not None:
+
+        def commit_order_in_block(view: PolicyView, memory: Memory) -> jax.Array:
+            return commit_order(view, enter_block(view, memory)[0])
+
+        policy = policy._replace(commit_order=commit_order_in_block)
     if is_certain is None:
         return policy
 
@@ -129,6 +140,7 @@ def block_interval_policy(
     name: str,
     decide: DecideFn,
     init: Callable[[int, int], Memory] = no_memory,
+    commit_order: BlockOrderFn | None = None,
 ) -> Policy:
     """A policy with a memory per block, and its certificate, from a rule on intervals.
 
@@ -138,6 +150,7 @@ def block_interval_policy(
             is of tokens at open positions and of exact numbers: the certificate looks
             at the choice alone.
         init: Maps (block size W, features E) to the memory at a block's beginning.
+        commit_order: The order of its steps, or None if the rule has none.
 
     Returns:
         The policy.
@@ -157,11 +170,15 @@ def block_interval_policy(
         choice, _ = decide(view, clock, memory, values)
         return is_decided(view, choice)
 
-    return block_policy(name, step, init, is_certain=is_certain)
+    return block_policy(
+        name, step, init, is_certain=is_certain, commit_order=commit_order
+    )
 
 
 def scheduled_policy(
-    name: str, choose: Callable[[PolicyView, BlockClock, IntervalView], Interval]
+    name: str,
+    choose: Callable[[PolicyView, BlockClock, IntervalView], Interval],
+    commit_order: BlockOrderFn | None = None,
 ) -> Policy:
     """A policy that depends on the clock of its block, and has no other memory.
 
@@ -169,6 +186,7 @@ def scheduled_policy(
         name: The policy's name.
         choose: Maps (view, clock, values) to the positions to commit, an interval of
             bool [W].
+        commit_order: The order of its steps, or None if the rule has none.
 
     Returns:
         The policy, with its certificate.
@@ -179,7 +197,7 @@ def scheduled_policy(
     ) -> tuple[Interval, Memory]:
         return choose(view, clock, values), memory
 
-    return block_interval_policy(name, decide)
+    return block_interval_policy(name, decide, commit_order=commit_order)
 
 
 def even_split(masks: jax.Array | int, steps: int, clock: BlockClock) -> jax.Array:
@@ -200,6 +218,24 @@ def even_split(masks: jax.Array | int, steps: int, clock: BlockClock) -> jax.Arr
     # As `get_num_transfer_tokens` of LLaDA's generate.py counts them.
     share = masks // steps + (clock.index < masks % steps).astype(jnp.int32)
     return jnp.where(clock.index >= steps - 1, masks, share)
+
+
+def next_splits(
+    view: PolicyView, masks: jax.Array | int, steps: int, clock: BlockClock
+) -> jax.Array:
+    """The numbers of tokens that the next steps commit when they share masks evenly.
+
+    Args:
+        view: The policy's view.
+        masks: How many masks to share, int32 scalar.
+        steps: How many steps share them.
+        clock: The clock of the block.
+
+    Returns:
+        `even_split` of this step and of those after it, int32 [W].
+    """
+    index_W = clock.index + jnp.arange(view.open_W.shape[0], dtype=jnp.int32)
+    return even_split(masks, steps, clock._replace(index=index_W))
 
 
 class TimeGrid(NamedTuple):

@@ -29,6 +29,7 @@ from jaxdave.policies.fast_dllm import above_bound_or_best
 from jaxdave.policies.intervals import exact_view
 from jaxdave.policies.registry import register
 from jaxdave.policies.validation import (
+    block_counts,
     check_amount,
     check_share,
     check_size,
@@ -142,7 +143,10 @@ def lopa(branches: int = 8, threshold: float = 0.9) -> Policy:
         return -_mean_open(view, jax.nn.sigmoid(-view.pred.score))
 
     name = policy_name("lopa", branches=branches, threshold=threshold)
-    return _candidate_policy(name, step, branches, score)._replace(lossless=False)
+    policy = _candidate_policy(name, step, branches, score)
+    # A branch beyond the positions of a block would be the anchor branch again.
+    counts = block_counts(branches=(branches, 8))
+    return policy._replace(lossless=False, counts=counts)
 
 
 def _candidate_policy(

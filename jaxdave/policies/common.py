@@ -67,6 +67,42 @@ def best_positions(
     return view.open_W & (rank(view.open_W, score_W) < jnp.maximum(count, 1))
 
 
+def order_by_counts(
+    open_W: jax.Array, score_W: jax.Array, count_I: jax.Array
+) -> jax.Array:
+    """When each position is committed if steps take the best open ones in turn.
+
+    Args:
+        open_W: Positions that are committed, bool [W].
+        score_W: What they are ordered by, highest first as in `rank`, float32 [W].
+        count_I: How many each step takes, int32 [I] of at least W steps; 1 if it is
+            lower.
+
+    Returns:
+        The step, from 0, int32 [W]; meaningless at positions that are not open.
+    """
+    taken_I = jnp.cumsum(jnp.maximum(count_I, 1), dtype=jnp.int32)
+    is_past_WI = rank(open_W, score_W)[:, None] >= taken_I[None]
+    return jnp.sum(is_past_WI, axis=1, dtype=jnp.int32)
+
+
+def order_after_first(
+    open_W: jax.Array, score_W: jax.Array, first_W: jax.Array
+) -> jax.Array:
+    """When each position is committed if some are at once, then the best one a step.
+
+    Args:
+        open_W: Positions that are committed, bool [W].
+        score_W: What the rest is ordered by, highest first as in `rank`, float32 [W].
+        first_W: The positions of the first step, bool [W].
+
+    Returns:
+        The step, from 0, int32 [W]; meaningless at positions that are not open.
+    """
+    rest_W = open_W & ~first_W
+    return jnp.where(first_W, 0, 1 + rank(rest_W, score_W))
+
+
 def fill_positions(view: PolicyView, chosen_W: jax.Array) -> jax.Array:
     """The block with the predicted tokens at the chosen open positions.
 

@@ -13,7 +13,7 @@ from jaxdave.policies.intervals import (
     point,
 )
 from jaxdave.policies.registry import register
-from jaxdave.policies.validation import check_count, check_share
+from jaxdave.policies.validation import block_counts, check_count, check_share
 
 
 @register
@@ -62,4 +62,5 @@ def deferred(window: int = 32, threshold: float = 0.9, max_window: int = 128) ->
     name = policy_name(
         "deferred", window=window, threshold=threshold, max_window=max_window
     )
-    return interval_policy(name, choose)
+    counts = block_counts(window=(window, 32), max_window=(max_window, 128))
+    return interval_policy(name, choose)._replace(counts=counts)

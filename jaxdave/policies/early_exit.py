@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.core.policy_api import Memory, Policy, PolicyView
+from jaxdave.core.policy_api import Memory, Policy, PolicyView, PositionCount
 from jaxdave.policies.block_rules import (
     BlockClock,
     block_interval_policy,
@@ -43,6 +43,7 @@ from jaxdave.policies.intervals import (
 from jaxdave.policies.registry import register
 from jaxdave.policies.validation import (
     MAX_COUNT,
+    block_counts,
     check_amount,
     check_choice,
     check_count,
@@ -123,7 +124,12 @@ def prophet(
         answer_start=answer_start,
         answer_length=answer_length,
     )
-    return scheduled_policy(name, choose)
+    counts = block_counts(answer_length=(answer_length, 5))
+    if answer_start >= 0:
+        # One that ends past the last position would never be looked at.
+        end = answer_start + answer_length
+        counts += (PositionCount("answer_start + answer_length", end, "answer"),)
+    return scheduled_policy(name, choose)._replace(counts=counts)
 
 
 @register

@@ -10,6 +10,7 @@ from jaxdave.policies.intervals import (
     Interval,
     IntervalView,
     at_least,
+    first_choice_then_best,
     increasing,
     interval_policy,
     select_best,
@@ -35,7 +36,8 @@ def threshold(threshold: float = 0.9) -> Policy:
     Raises:
         ValueError: `threshold` is outside 0..1.
 
-    Source: Fast-dLLM (arXiv 2505.22618; `>=`).
+    Source: Fast-dLLM (arXiv 2505.22618; `>=`). Above temperature 0 confidences are of
+    temperature 1 for LLaDA's models, tempered for others (`DecodeConfig.confidence`).
 
     Example:
         >>> threshold(0.8).name
@@ -47,7 +49,9 @@ def threshold(threshold: float = 0.9) -> Policy:
     def choose(view: PolicyView, values: IntervalView) -> Interval:
         return above_bound_or_best(view, values, bound)
 
-    return interval_policy(f"threshold({threshold})", choose)
+    # Below the threshold the best one is committed in every step.
+    policy = interval_policy(f"threshold({threshold})", choose)
+    return policy._replace(commit_order=first_choice_then_best(choose))
 
 
 def above_bound_or_best(

@@ -23,9 +23,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.policy_api import Policy, PolicyView
+from jaxdave.core.policy_api import Memory, Policy, PolicyView
 from jaxdave.core.prediction import NEG_INF, ErrorBound, Prediction
-from jaxdave.policies.common import comes_before, fill_positions
+from jaxdave.policies.common import comes_before, fill_positions, order_after_first
 
 ROUNDING_SLACK = 2e-6
 """Bound on the error of float32 exponentials and logarithms near 1, which are not
@@ -325,6 +325,26 @@ def interval_policy(name: str, choose: ChooseFn) -> Policy:
         return is_decided(view, choose(view, bounded_view(view.pred, error_bound)))
 
     return Policy(name, step, is_certain=is_certain)
+
+
+def first_choice_then_best(
+    choose: ChooseFn,
+) -> Callable[[PolicyView, Memory], jax.Array]:
+    """`Policy.commit_order` of a rule that after one step takes the best one only.
+
+    Args:
+        choose: The rule. What its first step leaves open it must then commit one by one
+            by `score`, as its predictions stay what they are.
+
+    Returns:
+        (view, memory) -> the step at which each open position is committed.
+    """
+
+    def commit_order(view: PolicyView, memory: Memory) -> jax.Array:
+        first_W = choose(view, exact_view(view.pred)).low
+        return order_after_first(view.open_W, view.pred.score, first_W)
+
+    return commit_order
 
 
 def _any(flags: tuple[jax.Array, ...]) -> jax.Array:

@@ -9,6 +9,7 @@ from jaxdave.policies.intervals import (
     Interval,
     IntervalView,
     at_least,
+    first_choice_then_best,
     increasing,
     intersection,
     interval_policy,
@@ -17,7 +18,7 @@ from jaxdave.policies.intervals import (
     union,
 )
 from jaxdave.policies.registry import register
-from jaxdave.policies.validation import check_count, check_share
+from jaxdave.policies.validation import block_counts, check_count, check_share
 
 
 @register
@@ -68,4 +69,8 @@ def local_leap(
         relaxed_threshold=relaxed_threshold,
         radius=radius,
     )
-    return interval_policy(name, choose)
+    counts = block_counts(radius=(radius, 4))
+    # All anchors are committed in the first step; without one, the best in every step.
+    return interval_policy(name, choose)._replace(
+        commit_order=first_choice_then_best(choose), counts=counts
+    )

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from jaxdave.core.policy_api import Policy
 from jaxdave.policies.memoize import P, memoized
 from jaxdave.policies.validation import check_policy
+from jaxdave.runtime.messages import one_line
 
 ENTRY_POINT_GROUP = "jaxdave.policies"
 _FIRST_NAMES = ("static", "left_to_right")
@@ -87,7 +88,7 @@ def _load_entry_point(
     except Exception as error:
         raise ValueError(
             f"entry point {where} cannot be "
-            f"loaded ({_one_line(error)}); mend or uninstall its package"
+            f"loaded ({one_line(error)}); mend or uninstall its package"
         ) from error
 
 
@@ -123,8 +124,9 @@ def listing() -> list[PolicyInfo]:
         ValueError: As `makers`, or a maker cannot be used (see `register`).
 
     Example:
-        >>> [entry.name for entry in listing()][:2]
-        ['static', 'left_to_right']
+        >>> names = [entry.name for entry in listing()]
+        >>> names[0], names[1]
+        ('static', 'left_to_right')
     """
     return [_info(name, maker) for name, maker in makers().items()]
 
@@ -173,12 +175,7 @@ def parse(text: str) -> Policy:
         policy = known_makers[name](**arguments)
         return policy if length is None else small_blocks(policy, length)
     except ValueError as error:
-        raise ValueError(f"policy {name!r}: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    """The message of an error, which may come from other packages, in one line."""
-    return " ".join(str(error).split())
+        raise ValueError(f"policy {name!r}: {one_line(error)}") from None
 
 
 def _info(name: str, maker: Callable[..., Policy]) -> PolicyInfo:
@@ -200,7 +197,7 @@ def _info(name: str, maker: Callable[..., Policy]) -> PolicyInfo:
     except Exception as error:
         raise ValueError(
             f"policy {name!r}: its maker gives no policy for its defaults "
-            f"({type(error).__name__}: {_one_line(error)}); mend the maker"
+            f"({type(error).__name__}: {one_line(error)}); mend the maker"
         ) from error
     summary = (inspect.getdoc(maker) or "").partition("\n")[0]
     return PolicyInfo(name, parameters, summary, policy.lossless)

@@ -18,7 +18,7 @@ from jaxdave.policies.common import (
     tree_sum,
 )
 from jaxdave.policies.registry import register
-from jaxdave.policies.validation import check_count
+from jaxdave.policies.validation import block_counts, check_count
 
 
 class Confidences(NamedTuple):
@@ -85,7 +85,8 @@ def saber(n: int = 2) -> Policy:
         was_committed_W = memory.was_committed_W | chosen_W
         return tokens_W, Confidences(score_W, at_commit_W, was_committed_W)
 
-    return block_policy(policy_name("saber", n=n), step, init, revises=True)
+    policy = block_policy(policy_name("saber", n=n), step, init, revises=True)
+    return policy._replace(counts=block_counts(n=(n, 2)))
 
 
 def rise_order(now_W: jax.Array, before_W: jax.Array) -> jax.Array:

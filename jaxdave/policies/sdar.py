@@ -9,11 +9,17 @@ at least one token a step, never a position that is not masked, and the last ste
 all.
 """
 
+import jax
 import jax.numpy as jnp
 
 from jaxdave.core.policy_api import Policy, PolicyView
-from jaxdave.policies.block_rules import BlockClock, even_split, scheduled_policy
-from jaxdave.policies.common import log_odds, policy_name
+from jaxdave.policies.block_rules import (
+    BlockClock,
+    even_split,
+    next_splits,
+    scheduled_policy,
+)
+from jaxdave.policies.common import count, log_odds, order_by_counts, policy_name
 from jaxdave.policies.intervals import (
     Interval,
     IntervalView,
@@ -77,7 +83,12 @@ def low_confidence_static(steps: int = 4) -> Policy:
         num_tokens = even_split(view.open_W.shape[0], steps, clock)
         return select_top(view, num_tokens, values.score)
 
-    return scheduled_policy(policy_name("low_confidence_static", steps=steps), choose)
+    def commit_order(view: PolicyView, clock: BlockClock) -> jax.Array:
+        count_W = next_splits(view, view.open_W.shape[0], steps, clock)
+        return order_by_counts(view.open_W, view.pred.score, count_W)
+
+    name = policy_name("low_confidence_static", steps=steps)
+    return scheduled_policy(name, choose, commit_order)
 
 
 @register
@@ -108,5 +119,12 @@ def low_confidence_dynamic(steps: int = 4, threshold: float = 0.85) -> Policy:
             above(values.score, bound), select_top(view, num_tokens, values.score)
         )
 
+    def commit_order(view: PolicyView, clock: BlockClock) -> jax.Array:
+        count_W = next_splits(view, view.open_W.shape[0], steps, clock)
+        # All that are sure are committed in the next step, and none is left for others.
+        sure = count(view.open_W & (view.pred.score > bound))
+        count_W = count_W.at[0].max(sure)
+        return order_by_counts(view.open_W, view.pred.score, count_W)
+
     name = policy_name("low_confidence_dynamic", steps=steps, threshold=threshold)
-    return scheduled_policy(name, choose)
+    return scheduled_policy(name, choose, commit_order)

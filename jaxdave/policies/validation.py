@@ -6,7 +6,7 @@ Every message names the value, the rule that it breaks and a value that is usual
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxdave.core.policy_api import CandidateScoring, Policy
+from jaxdave.core.policy_api import CandidateScoring, Policy, PositionCount
 from jaxdave.core.signature import accepts
 
 MAX_COUNT = 2**20
@@ -116,10 +116,52 @@ def check_choice(choices: Sequence[str], **values: str) -> None:
             )
 
 
+def block_counts(**values: tuple[int, int]) -> tuple[PositionCount, ...]:
+    """Parameters that count positions of a block, for `Policy.counts`.
+
+    A default is published for blocks of another length, and stands for any.
+
+    Args:
+        **values: (value, default) by name.
+
+    Returns:
+        The counts that are above their defaults.
+    """
+    return tuple(
+        PositionCount(name, value, "block")
+        for name, (value, default) in values.items()
+        if value > default
+    )
+
+
+def check_counts(policy: Policy, **sizes: int) -> None:
+    """Check that no parameter of a policy counts more positions than there are.
+
+    Args:
+        policy: The policy.
+        **sizes: Positions by what holds them, as in `PositionCount.of`.
+
+    Raises:
+        ValueError: One does.
+
+    Example:
+        >>> from jaxdave import policies
+        >>> check_counts(policies.static(4), block=4, answer=64)
+    """
+    for name, value, of in policy.counts:
+        if of in sizes and value > sizes[of]:
+            article = "an" if of == "answer" else "a"
+            raise ValueError(
+                f"{name}={value} is more than {article} {of} of {sizes[of]} holds; use "
+                f"at most {sizes[of]}"
+            )
+
+
 _ARGUMENTS = {
     "step": ("view", "memory"),
     "init": ("size", "width"),
     "is_certain": ("view", "memory", "error_bound"),
+    "commit_order": ("view", "memory"),
 }
 """What the functions of a policy are called with, in order."""
 
@@ -147,7 +189,7 @@ def check_policy(policy: Any) -> None:
             )
     for field, arguments in _ARGUMENTS.items():
         function = getattr(policy, field)
-        is_optional = field == "is_certain"
+        is_optional = field in ("is_certain", "commit_order")
         if is_optional and function is None:
             continue
         if not callable(function):

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.policy_api import Memory, Policy, PolicyView
+from jaxdave.core.policy_api import Memory, Policy, PolicyView, PositionCount
 from jaxdave.core.prediction import NEG_INF, ErrorBound
 from jaxdave.policies.memoize import memoized
-from jaxdave.policies.validation import check_count
+from jaxdave.policies.validation import check_count, check_counts
 
 
 @memoized
@@ -69,9 +69,11 @@ def small_blocks(policy: Policy, length: int = 8) -> Policy:
         The wrapped policy.
 
     Raises:
-        ValueError: `length` is below 1.
+        ValueError: `length` is below 1, or less than a parameter of the policy counts.
 
-    Source: Fast-dLLM v2 (arXiv 2509.26328; 8 inside blocks of 32).
+    Source: Fast-dLLM v2 (arXiv 2509.26328; 8 inside blocks of 32). Its option
+    use_block_cache, which keeps old keys of a block's other parts, is not offered: it
+    is an approximation with texts of its own.
 
     Example:
         >>> from jaxdave import policies
@@ -80,6 +82,7 @@ def small_blocks(policy: Policy, length: int = 8) -> Policy:
         True
     """
     check_count(8, small_blocks=length)
+    check_counts(policy, block=length)
 
     def change(view: PolicyView) -> PolicyView:
         size = view.open_W.shape[0]
@@ -90,7 +93,8 @@ def small_blocks(policy: Policy, length: int = 8) -> Policy:
         return view._replace(open_W=view.open_W & (small_block_W == first))
 
     small = _with_view(policy, f"small_blocks({policy.name}, {length})", change)
-    return _varying(small)
+    counts = (*policy.counts, PositionCount("small_blocks", length, "block"))
+    return _varying(small)._replace(counts=counts)
 
 
 @memoized
@@ -128,7 +132,7 @@ def demote(policy: Policy, ids: Sequence[int]) -> Policy:
         return view._replace(pred=view.pred._replace(**lowered))
 
     name = f"demote({policy.name}, {'+'.join(map(str, sorted(ids)))})"
-    return _with_view(policy, name, change)
+    return _with_view(policy, name, change, keeps_order=True)
 
 
 @memoized
@@ -157,7 +161,7 @@ def certain(policy: Policy) -> Policy:
         )
         return view._replace(pred=pred)
 
-    return _with_view(policy, f"certain({policy.name})", change)
+    return _with_view(policy, f"certain({policy.name})", change, keeps_order=True)
 
 
 def _varying(policy: Policy) -> Policy:
@@ -167,9 +171,16 @@ def _varying(policy: Policy) -> Policy:
 
 
 def _with_view(
-    policy: Policy, name: str, change: Callable[[PolicyView], PolicyView]
+    policy: Policy,
+    name: str,
+    change: Callable[[PolicyView], PolicyView],
+    keeps_order: bool = False,
 ) -> Policy:
-    """The policy under another name, on changed views."""
+    """The policy under another name, on changed views.
+
+    With `keeps_order` the change depends on the predictions alone, so that it is the
+    same in all steps that see the same ones.
+    """
 
     def step(view: PolicyView, memory: Memory) -> tuple[jax.Array, Memory]:
         return policy.step(change(view), memory)
@@ -182,5 +193,16 @@ def _with_view(
         assert inner is not None
         return inner(change(view), memory, error_bound)
 
-    # A policy without a certificate stays one without.
-    return policy._replace(name=name, step=step, is_certain=inner and is_certain)
+    order = policy.commit_order
+
+    def commit_order(view: PolicyView, memory: Memory) -> jax.Array:
+        assert order is not None
+        return order(change(view), memory)
+
+    # A policy without a certificate stays one without, and one without an order, too.
+    return policy._replace(
+        name=name,
+        step=step,
+        is_certain=inner and is_certain,
+        commit_order=commit_order if order and keeps_order else None,
+    )

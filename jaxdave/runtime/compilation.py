@@ -6,6 +6,7 @@ may be called from any thread; a program that several threads ask for is compile
 """
 
 import collections
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdave.runtime import program_cache
+from jaxdave.runtime.meshes import MeshProgram
+from jaxdave.runtime.phases import begin_phase
 from jaxdave.runtime.platform import compiler_options
 
 MAX_EXECUTABLES, MIN_EXECUTABLES = 128, 8
@@ -22,6 +25,9 @@ MAX_EXECUTABLES, MIN_EXECUTABLES = 128, 8
 MAX_MEMORY_MAPS = 40_000
 """Memory maps of a process past which it keeps fewer. An executable takes hundreds, and
 Linux allows 65,530 by default."""
+
+LOGGER = logging.getLogger("jaxdave")
+_UNKNOWN_OPTION = "No such compile option"
 
 EXTRA_OPTIONS: dict[str, Any] = {}
 """Compiler options that are added to those of the platform. Tests of logic use them to
@@ -304,12 +310,13 @@ def _load_or_compile(request: CompileRequest, entry: _Compilation) -> None:
     _, _, function, args, donate = request
     # 1. From disk: neither traced nor compiled, and nothing to store.
     name = program_cache.program_key(function, donate, compile_options(), args)
-    stored = None if name is None else program_cache.load(name, args)
+    stored = None if name is None else program_cache.load(name)
     if stored is not None:
         entry.output_shapes.set_result(_shapes_of(stored.out_info, on_first=True))
         entry.executable.set_result(stored)
         return
     # 2. Trace and lower. That is Python, and takes the interpreter's lock in any case.
+    begin_phase(f"compiling '{request.name}' (kept for later runs)")
     jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
     traced = jitted.trace(*args)
     lowered = traced.lower()
@@ -318,23 +325,35 @@ def _load_or_compile(request: CompileRequest, entry: _Compilation) -> None:
 
     def compile_and_store() -> Any:
         executable, is_whole = program_cache.compile_serializable(
-            lambda: lowered.compile(options)
+            lambda: _compile(lowered, options)
         )
         if name is not None and is_whole:
-            program_cache.store(name, executable)
+            program_cache.store(name, executable, function)
         return executable
 
     # 3. Compile, in a thread of its own where
     # the shapes of the results are known before.
-    if program_cache.is_on_first_device(args):
+    if program_cache.is_on_first_device(args) or isinstance(function, MeshProgram):
         # The compiler needs no Python, so that the next program can be traced.
         entry.output_shapes.set_result(_shapes_of(traced.out_info, on_first=True))
         _COMPILER_THREAD.submit(_resolve, entry, compile_and_store)
         return
-    # Over several devices only the compiled program tells where its results lie.
+    # On other devices only the compiled program tells where its results lie. Of a mesh
+    # the caller knows.
     executable = compile_and_store()
     entry.output_shapes.set_result(_shapes_of(executable.out_info, on_first=False))
     entry.executable.set_result(executable)
+
+
+def _compile(lowered: Any, options: dict[str, Any]) -> Any:
+    """Compile, without the platform's options where XLA no longer knows one of them."""
+    try:
+        return lowered.compile(options)
+    except jax.errors.JaxRuntimeError as error:
+        if _UNKNOWN_OPTION not in str(error):
+            raise
+        LOGGER.warning("compiling without the platform's options: %s", error)
+        return lowered.compile({k: v for k, v in options.items() if k in EXTRA_OPTIONS})
 
 
 def _resolve(entry: _Compilation, compile_and_store: Callable[[], Any]) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -46,6 +47,46 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
             raise
 
 
+def check_replaceable(path: Path, name: str) -> Path:
+    """Check that a file can be written before what it will hold is worked out.
+
+    Args:
+        path: The file.
+        name: What the user knows the path as, which errors begin with.
+
+    Returns:
+        The path that `replace_file` should write: where links lead to.
+
+    Raises:
+        ValueError: It is a folder, a device or a pipe, or its folder is missing or
+            cannot be written to.
+    """
+    # The link stays, and the file that it stands for is replaced.
+    target = Path(os.path.realpath(path))
+    # These functions answer False, and do not raise, where a name is too long.
+    if os.path.isdir(target):
+        raise ValueError(f"{name}={path} is a folder; name a file in it")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise ValueError(
+            f"{name}={path} is no regular file, which could be replaced; name another"
+        )
+    if not target.parent.is_dir():
+        raise ValueError(f"{name}={path} is in no folder; make {path.parent} first")
+    try:
+        with unbroken(f"{path}"):
+            # What `replace_file` begins with.
+            handle, work = tempfile.mkstemp(
+                dir=target.parent, prefix=f".{target.name}."
+            )
+            os.close(handle)
+            os.unlink(work)
+    except OSError as error:
+        raise ValueError(
+            f"{name}={path} cannot be written ({error.strerror}); name another file"
+        ) from error
+    return target
+
+
 @contextlib.contextmanager
 def unfinished_folder(target: Path) -> Iterator[Path]:
     """Make a hidden folder beside a folder that is to be made or replaced.
@@ -63,8 +104,10 @@ def unfinished_folder(target: Path) -> Iterator[Path]:
         fails or the command is interrupted.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    work = _unused_path(target.parent, f".{target.name}.")
+    # Before it is there, so that no interrupt comes in between.
     with removed_on_interrupt(work):
+        work.mkdir(mode=0o700)
         try:
             yield work
         except BaseException:
@@ -73,15 +116,28 @@ def unfinished_folder(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
     """Make a folder that is gone in the end, interrupted or not.
+
+    Args:
+        parent: The folder that it is made in; None: the system's for such folders.
 
     Returns:
         A context manager that gives the folder.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        with removed_on_interrupt(Path(name)):
-            yield Path(name)
+    path = _unused_path(parent or Path(tempfile.gettempdir()), "jaxdave-")
+    # As long as it may be there, and a moment longer.
+    with removed_on_interrupt(path):
+        path.mkdir(mode=0o700)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _unused_path(folder: Path, prefix: str) -> Path:
+    """A path in a folder that nobody else will make."""
+    return folder / f"{prefix}{secrets.token_hex(4)}"
 
 
 def make_readable(folder: Path) -> None:
@@ -139,6 +195,23 @@ def cache_folder(name: str) -> Path | None:
     else:
         root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(root).expanduser() / "jaxdave" / name
+
+
+def check_path(path: Path) -> None:
+    """Refuse a path of another encoding, which libraries of C++ cannot open.
+
+    Args:
+        path: The path.
+
+    Raises:
+        ValueError: It has a byte that is no UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"path {str(path)!a} is not UTF-8 at position {error.start}; rename it"
+        ) from None
 
 
 def read_regular(path: Path) -> bytes:

@@ -120,15 +120,16 @@ def _versions() -> tuple[str, ...]:
 
 def _environment_digest() -> bytes:
     """Sources, versions, devices and settings, which all programs depend on."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     # XLA chooses code by the device and, on a CPU, by its cores and instruction sets.
     machine = (
         device.platform,
         device.device_kind,
         device.client.platform_version,
-        jax.device_count(),
+        # A program of one process does not depend on how many others there are.
+        jax.local_device_count(),
         os.cpu_count(),
-        _cpu_features(),
+        cpu_features(),
     )
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     # As they are in this thread: `with jax.default_matmul_precision` counts.
@@ -139,7 +140,7 @@ def _environment_digest() -> bytes:
 
 
 @functools.cache
-def _cpu_features() -> str:
+def cpu_features() -> str:
     """The CPU's model and instruction sets: code made for one may not run on another.
 
     Empty where the system does not tell.

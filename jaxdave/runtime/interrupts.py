@@ -11,7 +11,8 @@ Writes that must not be cut are `unbroken`; what must not stay behind is registe
 `removed_on_interrupt` and `killed_on_interrupt`. In a process that is no command line
 of jaxdave nothing is installed, and these do nothing.
 
-This module imports no package, so that it can be the first that a process loads.
+This module imports nothing but the standard library, so that it can be the first that a
+process loads.
 """
 
 import atexit
@@ -27,6 +28,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from jaxdave.runtime import child_processes
+
 INTERRUPTED = 130
 """Exit code of an interrupted command: 128 and the number of SIGINT."""
 PATIENCE = 0.4
@@ -34,7 +37,7 @@ PATIENCE = 0.4
 SAME_SECONDS = 0.3
 """A second signal sooner than this is the first one again: some programs that pass a
 signal on (`timeout`) send it to a process and to its group."""
-_SHOW_CURSOR = "\x1b[?25h\n"
+_RESTORE = b"\x1b[0m\x1b[?25h"
 
 
 class _Interrupts:
@@ -48,9 +51,11 @@ class _Interrupts:
         writing: What is being written unbroken, one entry for each thread.
         paths: Files and folders that are removed, by a key of their own.
         groups: Process groups that are killed.
+        kills_children: All processes below this one are, if it is not 0.
         depth: Of the unbroken writes of each thread.
         main_is_busy: The main thread may be in an unbroken write.
         has_watcher: There is a thread that will end the process.
+        leaves_threads: Threads that still run are not waited for at the end.
     """
 
     def __init__(self) -> None:
@@ -61,11 +66,13 @@ class _Interrupts:
         self.writing: list[str] = []
         self.paths: dict[object, Path] = {}
         self.groups: dict[object, int] = {}
+        self.kills_children = 0
         self.lock = threading.Lock()
         self.depth = threading.local()
         # Changed by the main thread alone, and read by its signal handler.
         self.main_is_busy = 0
         self.has_watcher = False
+        self.leaves_threads = False
 
 
 _STATE = _Interrupts()
@@ -121,6 +128,10 @@ def exit_program(code: int) -> NoReturn:
         code: The exit code.
     """
     _STATE.exit_code = code
+    if _STATE.has_watcher and _STATE.leaves_threads:
+        _finish_writes()
+        _tidy_up()
+        _end_process()
     sys.exit(code)
 
 
@@ -164,6 +175,43 @@ def unbroken(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def handled_by(handler: Callable[..., object]) -> Iterator[None]:
+    """Let a function answer Ctrl-C for a while, in place of ending the process.
+
+    Of the main thread of a process that does not ignore Ctrl-C; elsewhere it does
+    nothing.
+
+    Args:
+        handler: (signal number, frame) -> anything, as `signal.signal` takes it.
+
+    Returns:
+        A context manager.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    if not is_main or before is None or before == signal.SIG_IGN:
+        yield
+        return
+    # In this order both ways: a signal in between is answered by the watcher, which
+    # ends the process, and never by neither.
+    signal.signal(signal.SIGINT, handler)
+    writer = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGINT, before)
+
+
+def leave_threads() -> None:
+    """Let `exit_program` end the process without waiting for what threads still do.
+
+    Unbroken writes are finished, and what must not stay behind is removed.
+    """
+    _STATE.leaves_threads = True
+
+
+@contextlib.contextmanager
 def removed_on_interrupt(path: Path) -> Iterator[Callable[[], None]]:
     """Remove a file or a folder if an interrupt ends the process meanwhile.
 
@@ -204,6 +252,22 @@ def killed_on_interrupt(group: int) -> Iterator[None]:
         yield
     finally:
         _STATE.groups.pop(key, None)
+
+
+@contextlib.contextmanager
+def children_killed_on_interrupt() -> Iterator[None]:
+    """Kill all processes below this one if an interrupt ends it meanwhile.
+
+    See `child_processes.descendants`.
+
+    Returns:
+        A context manager.
+    """
+    _STATE.kills_children += 1
+    try:
+        yield
+    finally:
+        _STATE.kills_children -= 1
 
 
 def _stop_main_thread(*_: object) -> None:
@@ -255,8 +319,20 @@ def _let_writes_end(reader: int) -> None:
                 os._exit(INTERRUPTED)
 
 
+def _finish_writes() -> None:
+    """Let no unbroken write begin, and wait for those of other threads that have."""
+    while True:
+        with _STATE.lock:
+            _STATE.is_ending = True
+            if not _STATE.writing:
+                return
+        time.sleep(0.01)
+
+
 def _tidy_up() -> None:
     """Kill and remove what must not stay behind."""
+    if _STATE.kills_children:
+        child_processes.kill(child_processes.descendants())
     for group in list(_STATE.groups.values()):
         with contextlib.suppress(OSError):
             os.killpg(group, signal.SIGKILL)
@@ -274,11 +350,15 @@ def _tidy_up() -> None:
 
 def _say(message: str) -> None:
     """Write a line to stderr, past its buffer, which another thread may hold."""
-    start = ""
     with contextlib.suppress(OSError):
-        # Progress bars hide the cursor.
-        start = _SHOW_CURSOR if os.isatty(2) else ""
-        os.write(2, f"{start}{_STATE.name}: {message}\n".encode())
+        # Progress bars and live views hide the cursor, on either stream.
+        terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+        for stream in terminals:
+            os.write(stream, _RESTORE)
+        if terminals:
+            os.write(terminals[-1], b"\n")
+    with contextlib.suppress(OSError):
+        os.write(2, f"{_STATE.name}: {message}\n".encode())
 
 
 def _end_process() -> None:

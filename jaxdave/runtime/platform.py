@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from jaxdave.runtime.machine import Machine, MachineKind, this_machine
+
 # No kernel is chosen by timing, so that equal programs have equal bits. Plain library
 # products read a layer's weights in place; Triton's, and products that were merged,
 # would first be given a copy of them, which is twice the memory traffic.
@@ -14,6 +16,8 @@ _GPU_OPTIONS = {
     "xla_gpu_enable_triton_gemm": False,
     "xla_disable_hlo_passes": "dot-merger",
 }
+# Many small loops run faster when LLVM does less to them, and are compiled sooner.
+_CPU_OPTIONS = {"xla_backend_optimization_level": 1}
 
 
 @contextlib.contextmanager
@@ -32,20 +36,15 @@ def in_32_bits() -> Iterator[None]:
         yield
 
 
-def on_cpu() -> bool:
-    """Tell if programs are compiled for a CPU.
+def compiler_options(machine: Machine | None = None) -> dict[str, Any]:
+    """The compiler options of a machine.
 
-    Returns:
-        True if the CPU is JAX's default backend.
-    """
-    return jax.default_backend() == "cpu"
-
-
-def compiler_options() -> dict[str, Any]:
-    """The compiler options of the default backend.
+    Args:
+        machine: What programs are compiled for; None: JAX's default backend.
 
     Returns:
         Options for `jax.jit(compiler_options=...)` or `lowered.compile(...)`; empty
-        but for GPUs.
+        for a TPU.
     """
-    return dict(_GPU_OPTIONS) if jax.default_backend() == "gpu" else {}
+    options = {MachineKind.CPU: _CPU_OPTIONS, MachineKind.GPU: _GPU_OPTIONS}
+    return dict(options.get((machine or this_machine()).kind, {}))

@@ -4,9 +4,12 @@ Logits of R positions over 150,000 ids would be larger than the layers' activati
 Everything that is needed of them (the sampled token, its runner-up, log-sum-exp, gap,
 entropy, KL) can be folded over chunks, so logits never exist for more than one.
 
-A function `logits(chunk index) -> float32 [R, X]` stands for the head throughout; X is
-the size of a chunk, and `NEG_INF` the logit of an id that may not be predicted or that
-belongs to another chunk.
+A `Head` stands for the output layer throughout: its logits of R positions as a function
+of the chunk, float32 [R, X], X the size of a chunk; `NEG_INF` is the logit of an id
+that may not be predicted or that belongs to another chunk.
+
+On a mesh each device folds over the chunks of its own rows, and the devices exchange
+what they have found: a few numbers for each position.
 """
 
 from collections.abc import Callable
@@ -15,10 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import SamplingConfig, logit_scale
+from jaxdave.core.config import SamplingConfig, confidence_scale, logit_scale
 from jaxdave.core.model_api import ModelFns
 from jaxdave.core.prediction import NEG_INF, NO_TOKEN, Prediction
-from jaxdave.runtime.platform import on_cpu
+from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.sampling.distribution import (
     DistributionStats,
     distribution_stats,
@@ -26,10 +29,8 @@ from jaxdave.sampling.distribution import (
     max_and_argmax,
     merge_stats,
 )
-from jaxdave.sampling.noise import gumbel
+from jaxdave.sampling.noise import gumbel, gumbel_of_ids
 
-MAX_UNROLLED_CHUNKS = 8
-"""Off a CPU, folds over at most so many chunks are unrolled; longer ones are a loop."""
 TOP_P_CANDIDATES = 1024
 """Top-p without top-k looks at this many of the best tokens."""
 
@@ -37,8 +38,58 @@ ChunkLogitsFn = Callable[[jax.Array], jax.Array]
 """Chunk index, int32 scalar -> logits, float32 [R, X]."""
 
 
-def chunk_logits(model: ModelFns, params, hidden_RE) -> ChunkLogitsFn:
-    """The head as a function of the chunk.
+class Head(NamedTuple):
+    """The output layer at R positions.
+
+    Attributes:
+        logits: The logits of a chunk; `NEG_INF` where an id may not be predicted.
+            Column x of chunk i is id first_id + i * chunk_size + x.
+        num_chunks: Chunks that the vocabulary is read in.
+        chunk_size: Ids per chunk, X.
+        unrolled_chunks: Folds over at most so many chunks are unrolled.
+        first_id: The first id that this device has the row of, int32.
+        vocab_rows: Rows of the vocabulary on all devices.
+        shards: The devices that it is split over.
+    """
+
+    logits: ChunkLogitsFn
+    num_chunks: int
+    chunk_size: int
+    unrolled_chunks: int = 1
+    first_id: jax.Array | int = 0
+    vocab_rows: int = 0
+    shards: ModelShards = WHOLE_MODEL
+
+    def ids(self, index: jax.Array) -> jax.Array:
+        """The ids of a chunk.
+
+        Args:
+            index: The chunk, int32 scalar.
+
+        Returns:
+            int32 [X].
+        """
+        first = self.first_id + index * self.chunk_size
+        return first + jnp.arange(self.chunk_size, dtype=jnp.int32)
+
+    def noise(self, key_R: jax.Array, index: jax.Array) -> jax.Array:
+        """The noise of a chunk.
+
+        Args:
+            key_R: Keys of positions, uint32 [R, 2].
+            index: The chunk, int32 scalar.
+
+        Returns:
+            float32 [R, X].
+        """
+        if self.shards.is_whole:
+            return gumbel(key_R, index, self.chunk_size)
+        first = self.first_id + index * self.chunk_size
+        return gumbel_of_ids(key_R, first, self.chunk_size, self.vocab_rows)
+
+
+def head_at(model: ModelFns, params, hidden_RE) -> Head:
+    """The output layer of a model at some positions.
 
     Args:
         model: The model.
@@ -46,50 +97,43 @@ def chunk_logits(model: ModelFns, params, hidden_RE) -> ChunkLogitsFn:
         hidden_RE: Hidden vectors [R, E].
 
     Returns:
-        A function from a chunk's index to its logits; `NEG_INF` where an id may not be
-        predicted. Column x of chunk i is id i * head_chunk + x.
+        The head.
     """
-    chunk = model.head_chunk
+    chunk, rows = model.head_chunk, model.shards.vocab_rows(model.vocab_rows)
+    first_id = model.shards.first_id(model.vocab_rows)
     id_X = jnp.arange(chunk, dtype=jnp.int32)
 
     def logits(index):
         # The last chunk is moved back to fit; ids that it repeats do not count again.
-        first = jnp.minimum(index * chunk, model.vocab_rows - chunk)
-        ids = first + id_X
+        first = jnp.minimum(index * chunk, rows - chunk)
+        ids = first_id + first + id_X
         raw = model.logits(params, hidden_RE, first)
-        is_suppressed = (ids < index * chunk) | (ids >= model.vocab_size)
+        is_suppressed = (first + id_X < index * chunk) | (ids >= model.vocab_size)
         is_suppressed |= jnp.isin(ids, jnp.asarray(model.suppressed_ids, jnp.int32))
         masked = jnp.where(is_suppressed[None], NEG_INF, raw)
         # Rolled, so that columns of a chunk that was moved back stand for their ids.
-        is_even = model.vocab_rows % chunk == 0
+        is_even = rows % chunk == 0
         return masked if is_even else jnp.roll(masked, first - index * chunk, axis=1)
 
-    return logits
+    return Head(
+        logits=logits,
+        num_chunks=-(-rows // chunk),
+        chunk_size=chunk,
+        unrolled_chunks=model.unrolled_chunks,
+        first_id=first_id,
+        vocab_rows=model.vocab_rows,
+        shards=model.shards,
+    )
 
 
-def num_chunks(model: ModelFns) -> int:
-    """The number of chunks that the head is read in.
-
-    Args:
-        model: The model.
-
-    Returns:
-        vocab_rows / head_chunk, rounded up.
-    """
-    return -(-model.vocab_rows // model.head_chunk)
-
-
-def token_log_odds(
-    logits: ChunkLogitsFn, chunks: int, scale: float, ids_R: jax.Array
-) -> jax.Array:
+def token_log_odds(head: Head, scale: float, ids_R: jax.Array) -> jax.Array:
     """Log of the odds of given ids against all others.
 
     The log-sum-exp runs over the other ids only, so that the odds of a token that is
     nearly certain do not saturate, as log p - log(1 - p) would.
 
     Args:
-        logits: The head as a function of the chunk, of R positions.
-        chunks: Its number of chunks.
+        head: The output layer at R positions.
         scale: What logits are multiplied by (1 / temperature).
         ids_R: One id per position, int32 [R].
 
@@ -98,28 +142,29 @@ def token_log_odds(
     """
 
     def fold(index, carry):
-        raw = logits(index)
+        raw = head.logits(index)
         z = jnp.where(raw > NEG_INF, raw * scale, NEG_INF)
-        id_X = index * z.shape[1] + jnp.arange(z.shape[1], dtype=jnp.int32)
-        is_id = id_X[None] == ids_R[:, None]
+        is_id = head.ids(index)[None] == ids_R[:, None]
         own = jnp.max(jnp.where(is_id, z, NEG_INF), axis=1)
         others = jax.nn.logsumexp(jnp.where(is_id, NEG_INF, z), axis=1)
         return jnp.maximum(carry[0], own), jnp.logaddexp(carry[1], others)
 
+    def merge(a, b):
+        return jnp.maximum(a[0], b[0]), jnp.logaddexp(a[1], b[1])
+
     low = jnp.full(ids_R.shape, NEG_INF)
-    own, others = fold_chunks(0, chunks, fold, (low, low))
+    folded = fold_chunks(head, 0, fold, (low, low))
+    own, others = head.shards.merge(folded, merge)
     return own - others
 
 
-def kl_divergence(logits: ChunkLogitsFn, chunks: int, scale: float) -> jax.Array:
+def kl_divergence(head: Head, scale: float) -> jax.Array:
     """KL divergence between two sets of distributions, KL(p || q) in nats.
 
     With z and y the logits of p and q: sum p (z - y) - logsumexp(z) + logsumexp(y).
 
     Args:
-        logits: The head as a function of the chunk, of 2R positions: those of p, then
-            those of q.
-        chunks: Its number of chunks.
+        head: The output layer at 2R positions: those of p, then those of q.
         scale: What logits are multiplied by (1 / temperature).
 
     Returns:
@@ -127,7 +172,7 @@ def kl_divergence(logits: ChunkLogitsFn, chunks: int, scale: float) -> jax.Array
     """
 
     def tempered_halves(index):
-        raw = logits(index)
+        raw = head.logits(index)
         z = jnp.where(raw > NEG_INF, raw * scale, NEG_INF)
         return jnp.split(z, 2)
 
@@ -145,18 +190,21 @@ def kl_divergence(logits: ChunkLogitsFn, chunks: int, scale: float) -> jax.Array
         q_logsumexp = jnp.logaddexp(q_logsumexp, jax.nn.logsumexp(q_z, 1))
         return new_top, total, cross, q_logsumexp
 
+    def merge(a, b):
+        top = jnp.maximum(a[0], b[0])
+        a_scale, b_scale = jnp.exp(a[0] - top), jnp.exp(b[0] - top)
+        total, cross = (a[i] * a_scale + b[i] * b_scale for i in (1, 2))
+        return top, total, cross, jnp.logaddexp(a[3], b[3])
+
     size = jax.eval_shape(tempered_halves, jnp.int32(0))[0].shape[0]
     low, zero = jnp.full((size,), NEG_INF), jnp.zeros((size,), jnp.float32)
-    top, total, cross, q_logsumexp = fold_chunks(
-        0, chunks, fold, (low, zero, zero, low)
-    )
+    folded = fold_chunks(head, 0, fold, (low, zero, zero, low))
+    top, total, cross, q_logsumexp = head.shards.merge(folded, merge)
     return jnp.maximum(cross / total - (top + jnp.log(total)) + q_logsumexp, 0.0)
 
 
 def sample_and_score(
-    logits: ChunkLogitsFn,
-    chunks: int,
-    chunk: int,
+    head: Head,
     sampling: SamplingConfig,
     key_R: jax.Array,
     unscored_ids: tuple[int, ...] = (),
@@ -167,9 +215,7 @@ def sample_and_score(
     values go to the lowest id.
 
     Args:
-        logits: The head as a function of the chunk, of R positions.
-        chunks: Its number of chunks.
-        chunk: Ids per chunk.
+        head: The output layer at R positions.
         sampling: Temperature and filters.
         key_R: PRNG keys of (request, step, position), uint32 [R, 2]; unused at
             temperature 0.
@@ -177,43 +223,42 @@ def sample_and_score(
             is one of them has a score of about `NEG_INF`.
 
     Returns:
-        Arrays [R]. Scores are those of the unfiltered tempered distribution.
+        Arrays [R]. Scores are those of the unfiltered distribution, tempered or plain.
     """
-    scale, noisy = logit_scale(sampling), sampling.noisy
+    noisy = sampling.noisy
+    scale, plain_scale = logit_scale(sampling), confidence_scale(sampling)
+
+    def scaled(raw, factor: float):
+        return jnp.where(raw > NEG_INF, raw * factor, NEG_INF)
 
     def tempered(index):
-        raw = logits(index)
-        return jnp.where(raw > NEG_INF, raw * scale, NEG_INF)
+        return scaled(head.logits(index), scale)
 
     rows = key_R.shape[0]
     floor_R = jnp.full((rows,), NEG_INF, jnp.float32)
     if sampling.filtered:
-        floor_R = _filter_floor(tempered, chunks, chunk, rows, sampling)
+        floor_R = _filter_floor(head, tempered, rows, sampling)
 
     def summarize(index) -> _Summary:
         # z decides confidence, y (with noise, filtered) decides the token: [R, X] each.
-        z = tempered(index)
-        y = z
+        raw = head.logits(index)
+        y = t = scaled(raw, scale)
+        z = t if plain_scale == scale else scaled(raw, plain_scale)
         if noisy:
-            y = jnp.where(
-                z >= floor_R[:, None], z + gumbel(key_R, index, chunk), -jnp.inf
-            )
-            y = jnp.where(z > NEG_INF, y, -jnp.inf)
+            noise = head.noise(key_R, index)
+            y = jnp.where(t >= floor_R[:, None], t + noise, -jnp.inf)
+            y = jnp.where(t > NEG_INF, y, -jnp.inf)
         if unscored_ids:
-            id_X = index * chunk + jnp.arange(chunk, dtype=jnp.int32)
-            is_unscored_X = jnp.isin(id_X, jnp.asarray(unscored_ids, jnp.int32))
+            unscored = jnp.asarray(unscored_ids, jnp.int32)
+            is_unscored_X = jnp.isin(head.ids(index), unscored)
             z = jnp.where(is_unscored_X[None], NEG_INF, z)
-        return _Summary(_best_of_chunk(y, z, index), distribution_stats(z))
+        return _Summary(_best_of_chunk(y, z, head.ids(index)), distribution_stats(z))
 
     summary = summarize(jnp.int32(0))
-    if chunks > 1:
-        summary = fold_chunks(
-            1,
-            chunks,
-            lambda index, carry: _merge(carry, summarize(index)),
-            summary,
-        )
-    best, stats = summary
+    summary = fold_chunks(
+        head, 1, lambda index, carry: _merge(carry, summarize(index)), summary
+    )
+    best, stats = head.shards.merge(summary, _merge)
     runner_R = jnp.where(best.runner_y > NEG_INF, best.runner_up, NO_TOKEN)
     gap, margin, entropy = gap_margin_entropy(stats)
     # A row of scores without one finite number (overflow, broken weights) has no best
@@ -233,7 +278,7 @@ def sample_and_score(
 
 
 def fold_chunks(
-    first: int, chunks: int, fold: Callable[[jax.Array, Any], Any], carry: Any
+    head: Head, first: int, fold: Callable[[jax.Array, Any], Any], carry: Any
 ) -> Any:
     """Fold a function over chunks, unrolled where that is faster.
 
@@ -243,24 +288,19 @@ def fold_chunks(
     (`numerics.matmul.ChunkedTable`), which any index can pick.
 
     Args:
+        head: The output layer.
         first: The first chunk.
-        chunks: The number of chunks.
         fold: (chunk index, carry) -> carry.
         carry: The initial carry.
 
     Returns:
         The carry after the last chunk.
     """
-    if chunks > max_unrolled_chunks():
-        return jax.lax.fori_loop(first, chunks, fold, carry)
-    for index in range(first, chunks):
+    if head.num_chunks > head.unrolled_chunks:
+        return jax.lax.fori_loop(first, head.num_chunks, fold, carry)
+    for index in range(first, head.num_chunks):
         carry = fold(jnp.int32(index), carry)
     return carry
-
-
-def max_unrolled_chunks() -> int:
-    """The largest number of chunks that a fold is unrolled over."""
-    return 1 if on_cpu() else MAX_UNROLLED_CHUNKS
 
 
 class _Best(NamedTuple):
@@ -269,8 +309,8 @@ class _Best(NamedTuple):
     Attributes:
         y: Noisy logit of the best token.
         token: Its id.
-        z: Its tempered logit, without noise.
-        others: Log-sum-exp of the tempered logits of all other ids.
+        z: Its logit as confidences count it, without noise.
+        others: Log-sum-exp of such logits of all other ids.
         runner_y: Noisy logit of the runner-up.
         runner_up: Its id.
     """
@@ -290,8 +330,8 @@ class _Summary(NamedTuple):
     stats: DistributionStats
 
 
-def _best_of_chunk(y, z, index) -> _Best:
-    """y: noisy logits [R, X], -inf where filtered; z: tempered logits [R, X]."""
+def _best_of_chunk(y, z, id_X) -> _Best:
+    """y: noisy logits [R, X], -inf where filtered; z: logits of confidences [R, X]."""
     size = y.shape[1]
     top_R, local_R = max_and_argmax(y)
     is_best = jnp.arange(size, dtype=jnp.int32)[None] == local_R[:, None]
@@ -300,7 +340,7 @@ def _best_of_chunk(y, z, index) -> _Best:
     # which XLA fuses, where a gather would need the whole chunk in memory.
     z_R = jnp.max(jnp.where(is_best, z, -jnp.inf), axis=1) if y is not z else top_R
     runner_y, runner_R = max_and_argmax(jnp.where(is_best, -jnp.inf, y))
-    ids = index * size + local_R, index * size + runner_R
+    ids = id_X[0] + local_R, id_X[0] + runner_R
     return _Best(top_R, ids[0], z_R, others_R, runner_y, ids[1])
 
 
@@ -324,14 +364,11 @@ def _merge_best(a: _Best, b: _Best) -> _Best:
 
 
 def _filter_floor(
-    tempered: ChunkLogitsFn,
-    chunks: int,
-    chunk: int,
-    rows: int,
-    sampling: SamplingConfig,
+    head: Head, tempered: ChunkLogitsFn, rows: int, sampling: SamplingConfig
 ):
     """The lowest tempered logit that passes the filters, [R]."""
-    num_candidates = min(sampling.top_k or TOP_P_CANDIDATES, chunks * chunk)
+    num_ids = head.num_chunks * head.chunk_size * head.shards.count
+    num_candidates = min(sampling.top_k or TOP_P_CANDIDATES, num_ids)
 
     def gather(index, carry):
         top_RM, total_R = carry
@@ -342,8 +379,13 @@ def _filter_floor(
         candidates = jnp.concatenate([top_RM, z], axis=1)
         return jax.lax.top_k(candidates, num_candidates)[0], total_R
 
+    def merge(a, b):
+        candidates = jnp.concatenate([a[0], b[0]], axis=1)
+        best = jax.lax.top_k(candidates, num_candidates)[0]
+        return best, jnp.logaddexp(a[1], b[1])
+
     empty = jnp.full((rows, num_candidates), NEG_INF), jnp.full((rows,), NEG_INF)
-    top_RM, total_R = fold_chunks(0, chunks, gather, empty)
+    top_RM, total_R = head.shards.merge(fold_chunks(head, 0, gather, empty), merge)
     if sampling.top_k:
         # Top-p then works on the distribution that top-k has left.
         total_R = jax.nn.logsumexp(top_RM, axis=1)

@@ -53,13 +53,14 @@ def gumbel(key_R: jax.Array, index: jax.Array, chunk: int) -> jax.Array:
     Args:
         key_R: Keys of positions, uint32 [R, 2].
         index: The chunk's index, int32 scalar.
-        chunk: Ids per chunk: at most `NOISE_CHUNK`, or a multiple of it.
+        chunk: Ids per chunk: at most `NOISE_CHUNK`, or a multiple of it; any number
+            where there is one chunk only.
 
     Returns:
         float32 [R, chunk].
     """
-    num_parts = max(chunk // NOISE_CHUNK, 1)
-    size = chunk // num_parts
+    num_parts = -(-chunk // NOISE_CHUNK)
+    size = min(chunk, NOISE_CHUNK)
 
     def draw(key, part):
         # "high": the default mode cannot produce events rarer than about 1e-7.
@@ -68,4 +69,36 @@ def gumbel(key_R: jax.Array, index: jax.Array, chunk: int) -> jax.Array:
 
     part_P = jnp.arange(num_parts, dtype=jnp.int32)
     noise_RPX = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(key_R, part_P)
-    return noise_RPX.reshape(-1, chunk)
+    # A head that is read whole may end inside the last part.
+    return noise_RPX.reshape(key_R.shape[0], -1)[:, :chunk]
+
+
+def gumbel_of_ids(
+    key_R: jax.Array, first: jax.Array, size: int, vocab_rows: int
+) -> jax.Array:
+    """Draw the noise of consecutive ids that begin anywhere.
+
+    It is what `gumbel` draws for them, but the parts that they begin and end in are
+    drawn whole. So each device of a mesh draws the noise of its own ids.
+
+    Args:
+        key_R: Keys of positions, uint32 [R, 2].
+        first: The first id, int32 scalar.
+        size: How many.
+        vocab_rows: Rows of the whole vocabulary; of ids behind it anything is drawn.
+
+    Returns:
+        float32 [R, size].
+    """
+    part = min(vocab_rows, NOISE_CHUNK)
+    num_parts = (size - 1) // part + 2
+    index = first // part
+
+    def draw(key, number):
+        part_key = jax.random.fold_in(key, index + number)
+        return jax.random.gumbel(part_key, (part,), jnp.float32, mode="high")
+
+    number_P = jnp.arange(num_parts, dtype=jnp.int32)
+    noise_RPX = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(key_R, number_P)
+    noise_RV = noise_RPX.reshape(-1, num_parts * part)
+    return jax.lax.dynamic_slice_in_dim(noise_RV, first - index * part, size, axis=1)

@@ -3,7 +3,8 @@
 `predict_active_blocks` reads the active block of every evaluated state. Decisions are
 made of it, so it always has the same shapes and depends on nothing else in the call.
 `predict_window` reads the whole window of the one state that a call ends at, at the
-noise of the steps to come. The next drafts are made of it, and it may be wrong.
+noise of the steps to come. The next drafts are made of it, and it may be wrong. Where
+reading the head is what costs, `predict_vectors` reads it once for both.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import Numerics, logit_scale
+from jaxdave.core.config import Numerics, confidence_scale
 from jaxdave.core.policy_api import ModelQueries
 from jaxdave.core.prediction import NEG_INF, Prediction
 from jaxdave.core.state import RowState
 from jaxdave.sampling.chunked_head import (
-    chunk_logits,
+    head_at,
     kl_divergence,
-    num_chunks,
     sample_and_score,
     token_log_odds,
 )
@@ -83,6 +83,46 @@ def predict_window(spec: "DecodeSpec", params, hidden_LE, row: RowState) -> Pred
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), pred, rest)
 
 
+def reads_head_once(spec: "DecodeSpec") -> bool:
+    """Tell if verify calls read the head once, for decisions and for drafts.
+
+    That takes predictions that do not depend on the step, i.e. no noise, and windows
+    whose vectors are no more than those that decide. Under exact numerics decisions
+    always have the same shapes, and are read apart.
+
+    Args:
+        spec: The decode.
+
+    Returns:
+        True where the model wants it so (`ModelFns.reads_head_once`) and it can be.
+    """
+    model, layout = spec.model, spec.layout
+    has_few_vectors = model.evaluate_blocks is not None
+    has_few_vectors |= layout.window_length == layout.block_length
+    return (
+        model.reads_head_once
+        and has_few_vectors
+        and not spec.sampling.noisy
+        and spec.numerics is not Numerics.EXACT
+    )
+
+
+def predict_vectors(spec: "DecodeSpec", params, hidden_RE) -> Prediction:
+    """Predict tokens of all vectors of a call, where there is no noise.
+
+    Args:
+        spec: The decode.
+        params: The model's parameters.
+        hidden_RE: Vectors [R, E].
+
+    Returns:
+        Arrays [R].
+    """
+    no_step_R = jnp.zeros(hidden_RE.shape[:1], jnp.int32)
+    no_key = jnp.zeros((2,), jnp.uint32)
+    return predict(spec, params, hidden_RE, no_key, no_step_R, no_step_R)
+
+
 def predict(spec: "DecodeSpec", params, hidden, key, step, position) -> Prediction:
     """Predict tokens of hidden vectors.
 
@@ -104,9 +144,7 @@ def predict(spec: "DecodeSpec", params, hidden, key, step, position) -> Predicti
     if spec.sampling.noisy:
         key_R = position_keys(key, step.reshape(-1), position.reshape(-1))
     pred = sample_and_score(
-        chunk_logits(model, params, hidden_RE),
-        num_chunks(model),
-        model.head_chunk,
+        head_at(model, params, hidden_RE),
         spec.sampling,
         key_R,
         model.unscored_ids,
@@ -125,7 +163,7 @@ def model_queries(spec: "DecodeSpec", params, hidden_WE) -> ModelQueries:
     Returns:
         Functions that evaluate the head when they are called.
     """
-    scale, model = logit_scale(spec.sampling), spec.model
+    scale, model = confidence_scale(spec.sampling), spec.model
 
     def logits_at(ids_WM):
         return model.logits_at(params, hidden_WE, ids_WM) * scale
@@ -134,14 +172,12 @@ def model_queries(spec: "DecodeSpec", params, hidden_WE) -> ModelQueries:
         # A policy's memory may hold bfloat16 vectors as float32: the cast back is
         # exact.
         both = jnp.concatenate([hidden_WE, earlier_WE.astype(hidden_WE.dtype)])
-        logits = chunk_logits(model, params, both)
-        return kl_divergence(logits, num_chunks(model), scale)
+        return kl_divergence(head_at(model, params, both), scale)
 
     def shadow_at(ids_W):
         shadow = model.shadow
         assert shadow is not None, "the policy did not ask for a shadow"
-        logits = chunk_logits(model, params, shadow(hidden_WE))
-        return token_log_odds(logits, num_chunks(model), scale, ids_W)
+        return token_log_odds(head_at(model, params, shadow(hidden_WE)), scale, ids_W)
 
     return ModelQueries(hidden_WE, logits_at, divergence, shadow_at)
 

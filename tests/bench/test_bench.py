@@ -131,7 +131,9 @@ def test_verdicts_follow_the_targets():
 def test_every_measure_is_taken_and_explained():
     names = {name for entry in command.MEASURES for name in entry.names}
     assert names == set(MEASURE_NAMES)
-    text = (command.RESULTS.parent / "RESULTS.md").read_text(encoding="utf-8")
+    text = (command.RESULTS.parents[1] / "docs" / "results.md").read_text(
+        encoding="utf-8"
+    )
     assert all(f"| `{name}` |" in text for name in MEASURE_NAMES)
 
 

@@ -5,17 +5,18 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from helpers import checkpoint_folders
-from rich.console import Console
 from tokenizers import Tokenizer
 
 from jaxdave.cli import demo
 from jaxdave.cli import train as train_command
-from jaxdave.engine.generation import StreamUpdate
+from jaxdave.engine.results import Nfe
+from jaxdave.engine.streaming import StreamUpdate
 from jaxdave.io import checkpoint
 from jaxdave.io.tokenizer import load_codec
 
@@ -72,10 +73,11 @@ def test_methods_agree_as_json_and_as_text(run, model):
     assert f"{fast['nfe']['total']} calls, {fast['valid_tokens']} tokens" in err
 
 
-def test_bfloat16(run, model):
-    options = ("--model", model, *SHORT, "--json", "--dtype", "bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_weights(run, model, dtype):
+    options = ("--model", model, *SHORT, "--json", "--dtype", dtype)
     code, out, _ = run("generate", PROMPT, *options)
-    assert code == 0 and json_lines(out)[0]["dtype"] == "bfloat16"
+    assert code == 0 and json_lines(out)[0]["dtype"] == dtype
 
 
 def test_threshold_and_its_freedave_agree(run, model):
@@ -124,11 +126,26 @@ def test_terminal_sees_text_while_it_is_made(run, model, monkeypatch):
     assert "8 tokens" in err
 
 
+class _Updates(Iterator):
+    """A stream of given updates, with the numbers of a decode of one call each."""
+
+    def __init__(self, updates):
+        self._updates = list(updates)
+        self._rest = iter(self._updates)
+
+    def __next__(self):
+        return next(self._rest)
+
+    def completion(self, row):
+        assert row == 0
+        return SimpleNamespace(nfe=Nfe(prefill=1, verify=len(self._updates)))
+
+
 def test_half_characters_wait_for_their_end(run, model, monkeypatch):
     ids = load_codec(checkpoint_folders.TOKENIZER).encode_prompt("é")[3:]
     updates = [StreamUpdate(0, (i,), (id_,), i) for i, id_ in enumerate(ids)]
     monkeypatch.setattr(
-        "jaxdave.engine.generation.stream", lambda *_, **__: iter(updates)
+        "jaxdave.engine.streaming.stream", lambda *_, **__: _Updates(updates)
     )
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     _, out, _ = run("generate", PROMPT, "--model", model)
@@ -139,21 +156,21 @@ def test_demo_compares_static_and_freedave(run, model, monkeypatch):
     monkeypatch.setattr(demo, "MAX_NEW_TOKENS", 8)
     code, out, err = run("demo", "--model", model, "--problems", 2)
     assert (code, err) == (0, "")
-    assert "Texts equal: 2 of 2. Right: 0 of 2." in out
-    assert "words" in out and "lists" in out
+    assert "texts equal to static's │      - │   2 of 2" in out
+    assert "answers right           │ 0 of 2 │   0 of 2" in out
+    assert "\x1b" not in out and "░" not in out
 
 
-def test_demo_colours_the_order_of_commits():
-    codec = load_codec(checkpoint_folders.TOKENIZER)
-    ids = codec.encode_prompt("é 1")
-    row = SimpleNamespace(token_ids=ids, committed_at=[0] * (len(ids) - 1) + [5])
-    text = demo.coloured(codec, row)  # pyright: ignore
-    assert text.plain == codec.decode(ids)
-    assert len({span.style for span in text.spans}) == 2
-    console = Console(force_terminal=True, color_system="truecolor")
-    with console.capture() as capture:
-        console.print(text)
-    assert "\x1b[38;2;80;140;255m" in capture.get()
+def test_demo_writes_a_page(run, model, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "MAX_NEW_TOKENS", 8)
+    page, link = tmp_path / "page.html", tmp_path / "link.html"
+    page.write_text("old")
+    link.symlink_to(page)
+    options = ("--problems", 1, "--draft-steps", 2, "--html", link)
+    code, out, err = run("demo", "--model", model, *options)
+    assert (code, err) == (0, "") and out.endswith(f"wrote {page}\n")
+    assert link.is_symlink() and page.read_text().startswith("<!DOCTYPE html>")
+    assert set(tmp_path.iterdir()) == {page, link}
 
 
 def test_train_writes_a_checkpoint_that_loads(run, tmp_path, monkeypatch):
@@ -237,4 +254,5 @@ def test_packaged_demo_answers_right(run):
 @NEEDS_WEIGHTS
 def test_packaged_demo_compares(run):
     code, out, _ = run("demo", "--problems", 2)
-    assert code == 0 and "Texts equal: 2 of 2." in out
+    assert code == 0 and "FreeDave wrote the same texts as static" in out
+    assert "answers right           │ 2 of 2 │   2 of 2" in out

@@ -56,6 +56,8 @@ def fails(capsys, monkeypatch):
         (("x", "--dtype", "int8"), "dtype 'int8' is unknown"),
         (("x", "--numerics", "loose"), "numerics='loose' is unknown"),
         (("x", "--batch-size", 0), "batch_size=0 must be"),
+        (("x", "--mesh", "4"), "mesh='4' must name the axes"),
+        (("x", "--mesh", "model=4096"), "needs 4096 devices, and there are"),
         (("x", "--seed", -1), "seed=-1 must be"),
         (("x", "--colour", "red"), "No such option"),
         (("<|MASK|>",), "mask token"),
@@ -117,6 +119,13 @@ def test_bad_models(fails, model, tmp_path):
         (("train", "--out", "o", "--steps", 0), "steps=0 must be"),
         (("demo", "--problems", 0), "problems=0 must be"),
         (("demo", "--draft-steps", 0), "draft_steps=0 must be"),
+        (("demo", "--draft-steps", "x"), "draft_steps='x' must be"),
+        (("demo", "--speed", 0), "speed=0.0 must be"),
+        (("demo", "--speed", "nan"), "speed=nan must be"),
+        (("demo", "--html", "."), "html=. is a folder; name a file in it"),
+        (("demo", "--html", "no/p.html"), "in no folder; make no first"),
+        (("demo", "--html", "/dev/full"), "no regular file"),
+        (("demo", "--html", "x" * 300), "cannot be written (File name too long)"),
     ],
 )
 def test_bad_commands(fails, args, words, tmp_path, monkeypatch):
@@ -134,3 +143,13 @@ def test_an_interrupt_is_one_line(capsys, monkeypatch):
         main.main(["policies"])
     assert caught.value.code == 130
     assert capsys.readouterr() == ("", "jaxdave: interrupted\n")
+
+
+def test_no_standard_output(monkeypatch, capsys):
+    """As a shell has it after `>&-`."""
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr("sys.stdout", None)
+        main.main(["policies"])
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert "standard output is closed" in err and err.count("\n") == 1

@@ -10,22 +10,34 @@ from jaxdave.cli.main import app
 NAMES = {
     "generate": (
         "prompt model method draft_steps tokens_per_step threshold policy cache "
-        "guidance no_stop logits_eos_inf stop_last confidence_eos_eot_inf draft "
+        "guidance no_stop logits_eos_inf stop_last confidence_eos_eot_inf "
+        "no_early_exit stop draft "
         "draft_text lossy block_length "
-        "max_new_tokens temperature top_k top_p seed dtype quantize numerics prompts "
-        "template_arg batch_size json no_compile_cache"
+        "max_new_tokens temperature top_k top_p confidence seed dtype quantize mesh "
+        "numerics prompts "
+        "template_arg batch_size json output resume ray workers distributed "
+        "coordinator num_processes process_id connect_seconds no_compile_cache"
+    ),
+    "chat": (
+        "model method draft_steps tokens_per_step threshold policy cache "
+        "guidance no_stop logits_eos_inf stop_last confidence_eos_eot_inf draft "
+        "no_early_exit confidence "
+        "lossy block_length max_new_tokens temperature top_k top_p seed dtype "
+        "quantize mesh numerics system history live compare template_arg "
+        "no_compile_cache"
     ),
     "eval": (
         "model tasks methods preset as_published data_dir limit out "
         "allow_code_execution threshold draft_steps draft policy sweep trajectory "
-        "block_length max_new_tokens batch_size seed dtype quantize numerics "
-        "no_compile_cache"
+        "block_length max_new_tokens no_early_exit batch_size seed dtype quantize mesh "
+        "numerics rescore distributed coordinator num_processes process_id "
+        "connect_seconds no_compile_cache"
     ),
     "calibrate": (
-        "model prompts problems cache block_length max_new_tokens dtype quantize "
+        "model prompts problems cache block_length max_new_tokens dtype quantize mesh "
         "batch_size no_compile_cache"
     ),
-    "demo": "model draft_steps problems quantize no_compile_cache",
+    "demo": "model draft_steps problems speed html quantize mesh no_compile_cache",
     "train": "out recipe steps no_compile_cache",
     "policies": "",
 }
@@ -45,8 +57,9 @@ def parameters(command: str) -> dict[str, Any]:
 @pytest.mark.parametrize("command", NAMES)
 def test_names(command):
     assert set(parameters(command)) == set(NAMES[command].split())
-    # A flag has no twin that turns it off.
-    assert not any(one.secondary_opts for one in parameters(command).values())
+    # A flag has no twin that turns it off, unless it depends on the terminal.
+    for name, one in parameters(command).items():
+        assert bool(one.secondary_opts) == (name == "live")
 
 
 @pytest.mark.parametrize(
@@ -80,8 +93,18 @@ def test_names(command):
         ("eval", "block_length", None, "The model's."),
         ("eval", "numerics", "guarded", "guarded, exact or fast."),
         ("calibrate", "batch_size", 8, "Prompts decoded together."),
-        ("demo", "draft_steps", 8, "States checked per call."),
-        ("demo", "quantize", None, "int8: matrices as int8, a model of its own."),
+        (
+            "demo",
+            "draft_steps",
+            "auto",
+            "States checked per call, or auto: chosen call by call.",
+        ),
+        (
+            "demo",
+            "quantize",
+            None,
+            "int8 or fp8: matrices in 8 bits, a model of its own.",
+        ),
     ],
 )
 def test_defaults_and_help(command, name, default, help):

@@ -55,3 +55,16 @@ def test_template_arguments_of_a_line(tmp_path):
     assert read(tmp_path, json.dumps(line))[0].template_args == {"x": 1}
     with pytest.raises(ValueError, match="template_args=3 must be an object"):
         read(tmp_path, json.dumps({**line, "template_args": 3}))
+
+
+def test_stop_strings_of_a_line(tmp_path):
+    lines = [
+        {"prompt": "a", "stop": "\n"},
+        {"prompt": "a", "stop": ["x", "y"]},
+        {"prompt": "a"},
+    ]
+    requests = read(tmp_path, "\n".join(map(json.dumps, lines)))
+    assert [request.stops for request in requests] == [("\n",), ("x", "y"), ()]
+    for bad in ("", [""], 3, [3], {"a": 1}):
+        with pytest.raises(ValueError, match="line 1: stop="):
+            read(tmp_path, json.dumps({"prompt": "a", "stop": bad}))

@@ -192,3 +192,27 @@ def test_linked_files_and_buffers_are_converted(source, tmp_path, capsys):
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(back[name], tensor)
+
+
+@pytest.mark.parametrize("metadata", [{"a": 1}, 3, ["a"]])
+def test_metadata_that_are_not_texts(refused, source, metadata):
+    """As the reader of safetensors files, and so `load`, refuses them."""
+    data = (source / WEIGHTS_FILE).read_bytes()
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = {**json.loads(data[8:size]), "__metadata__": metadata}
+    text = json.dumps(header).encode()
+    content = len(text).to_bytes(8, "little") + text + data[size:]
+    (source / WEIGHTS_FILE).write_bytes(content)
+    assert WEIGHTS_FILE in refused(source)
+
+
+def test_weights_beside_the_single_file(refused, source):
+    shutil.copyfile(source / WEIGHTS_FILE, source / "other.safetensors")
+    assert "other.safetensors: extra file" in refused(source)
+
+
+def test_an_index_of_another_form(refused, shards):
+    write_index(shards, "[" * 100_000)
+    assert "nested too deep" in refused(shards)
+    write_index(shards, {"weight_map": {"a": "x" * 5000}})
+    assert "missing file" in refused(shards)

@@ -76,3 +76,10 @@ def test_no_network(refused, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "c"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
     assert "cannot be fetched from the Hub" in refused("owner/name")
+
+
+def test_a_destination_that_is_not_utf8(source, tmp_path, capsys):
+    assert conversion_sources.run(source, tmp_path / "ours\udcff") == 2
+    err = capsys.readouterr().err
+    assert "is not UTF-8" in err and err.count("\n") == 1
+    assert conversion_sources.names_in(tmp_path) == ["source"]

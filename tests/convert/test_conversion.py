@@ -36,7 +36,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @pytest.mark.parametrize("config", [checkpoint_folders.CONFIG, TIED, ODD])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_parameters_are_the_source_s(tmp_path, config, dtype):
     source = conversion_sources.make(tmp_path, config, dtype)
     expected = jaxdave.load(source, dtype=dtype)
@@ -69,14 +69,14 @@ def test_narrower_and_wider_dtypes(tmp_path, stored):
     conversion_sources.write_unusual(source / conversion_sources.WEIGHTS_FILE, exact)
     convert(source, tmp_path / "half", dtype="bfloat16", verify_count=9)
     convert(source, tmp_path / "whole", verify_count=9)
-    for name, dtype in (("half", "bfloat16"), ("whole", "float32")):
+    for name, dtype in (("half", "bfloat16"), ("whole", stored)):
         params = to_stacked(jaxdave.load(tmp_path / name, dtype=dtype).params)
         expected = exact[EMBEDDING].astype(np.float32).astype(dtype)
         np.testing.assert_array_equal(np.asarray(params["embedding"]), expected)
         up = exact["model.layers.1.mlp.up_proj.weight"].astype(np.float32).astype(dtype)
         kernel = params["blocks"]["mlp"]["up"]["kernel"][1]
         np.testing.assert_array_equal(np.asarray(kernel), up.T)
-    # What was widened comes back as it was; what was narrowed is bfloat16.
+    # What was kept comes back as it was; what was narrowed is bfloat16.
     export(tmp_path / "whole", tmp_path / "back")
     conversion_sources.assert_same_files(source, tmp_path / "back")
     export(tmp_path / "half", tmp_path / "back2")
@@ -86,6 +86,31 @@ def test_narrower_and_wider_dtypes(tmp_path, stored):
     np.testing.assert_array_equal(back[HEAD], half)
     config = json.loads((tmp_path / "back2" / "config.json").read_text())
     assert config["torch_dtype"] == "bfloat16"
+
+
+def test_float32_narrowed_to_float16_comes_back_as_float16(tmp_path):
+    source = conversion_sources.make(tmp_path, dtype="float32")
+    exact = load_file(source / conversion_sources.WEIGHTS_FILE)
+    convert(source, tmp_path / "half", dtype="float16", verify_count=9)
+    export(tmp_path / "half", tmp_path / "back")
+    back = load_file(tmp_path / "back" / conversion_sources.WEIGHTS_FILE)
+    np.testing.assert_array_equal(back[HEAD], exact[HEAD].astype(np.float16))
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["torch_dtype"] == "float16"
+
+
+def test_what_float16_cannot_hold_is_named(tmp_path):
+    """By the converter, which leaves nothing, and by the loader of what it converts."""
+    source = conversion_sources.make(tmp_path, dtype="float32")
+    large = load_file(source / conversion_sources.WEIGHTS_FILE)[HEAD].copy()
+    large[3, 5] = 1e5
+    conversion_sources.change_tensors(source, {HEAD: large})
+    with pytest.raises(ValueError, match=f"tensor {HEAD} holds numbers beyond 65504"):
+        convert(source, tmp_path / "no", dtype="float16")
+    convert(source, tmp_path / "ours")
+    with pytest.raises(ValueError, match="tensor head holds numbers beyond 65504"):
+        jaxdave.load(tmp_path / "ours", dtype="float16")
+    assert conversion_sources.names_in(tmp_path) == ["ours", "source"]
 
 
 @pytest.mark.parametrize("config", [checkpoint_folders.CONFIG, ODD])

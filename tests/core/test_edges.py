@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from helpers import compiling, fake_model, oracle
 from helpers.fake_model import (
@@ -20,7 +21,8 @@ from jaxdave import policies
 from jaxdave.core.draft_api import DraftSet
 from jaxdave.drafting import nested
 from jaxdave.engine import decoders
-from jaxdave.engine.generation import generate, stream
+from jaxdave.engine.generation import generate
+from jaxdave.engine.streaming import partial_answer, snapshots, stream
 
 quick = pytest.mark.usefixtures("quick_compiles")
 NOISY = {"temperature": 0.7, "top_k": 5}
@@ -31,7 +33,7 @@ NOISY = {"temperature": 0.7, "top_k": 5}
     ("policy", "drafts", "length"),
     [
         pytest.param(policies.threshold(0.0), 3, 4, marks=pytest.mark.slow),
-        (policies.static(8), 9, 4),
+        (policies.static(4), 9, 4),
         (policies.threshold(0.0), 4, 32),
     ],
     ids=["threshold", "static", "threshold-long"],
@@ -141,6 +143,44 @@ def test_a_stream_says_the_same(noisy, variant):
         call <= row.nfe.verify
         for call, row in zip(last_call, result.completions, strict=True)
     )
+
+
+@quick
+@pytest.mark.parametrize("variant", ["table", "stops"])
+def test_snapshots_show_every_call(noisy, variant):
+    decoder, prompts, _ = noisy
+    net = weights(2, **VARIANTS[variant])
+    rows = generate(decoder, net, prompts, seed=1).completions
+    calls = snapshots(decoder, net, prompts, seed=1)
+    seen = list(calls)
+    assert [one.call for one in seen] == list(range(len(seen)))
+    assert [bool(one.done_B.all()) for one in seen] == [False] * (len(seen) - 1) + [
+        True
+    ]
+    for row, (prompt, completion) in enumerate(zip(prompts, rows, strict=True)):
+        tokens_CT = np.stack([one.tokens_BT[row] for one in seen])
+        for at, (token, call) in enumerate(
+            zip(completion.token_ids, completion.committed_at, strict=True), len(prompt)
+        ):
+            # Masked until the call that committed it, and the token from then on.
+            history = [MASK] * call + [token] * (len(seen) - call)
+            assert tokens_CT[:, at].tolist() == history
+        partial = [partial_answer(decoder, one, len(prompt), row) for one in seen]
+        for one, tokens_T in zip(partial, tokens_CT, strict=True):
+            known, both = len(one.final_ids), one.final_ids + one.open_ids
+            end = len(prompt) + len(both)
+            assert one.final_ids == completion.token_ids[:known]
+            assert both == tuple(tokens_T[len(prompt) : end])
+            if one.open_ids:
+                # From the first mask to the end of its block, or to an end token.
+                assert one.open_ids[0] == MASK and STOP not in one.open_ids
+                is_cut = tokens_T[end] == STOP or len(both) == decoder.max_new_tokens
+                assert is_cut or end % decoder.spec.layout.block_length == 0
+        assert partial[-1] == (completion.token_ids, ())
+        assert any(one.open_ids for one in partial)
+    ended = [calls.completion(row) for row in range(len(prompts))]
+    assert [one.token_ids for one in ended] == [one.token_ids for one in rows]
+    assert [one.committed_at for one in ended] == [one.committed_at for one in rows]
 
 
 @quick

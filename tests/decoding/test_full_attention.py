@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from jaxdave import policies
 from jaxdave.engine import decoders
-from jaxdave.engine.generation import generate, stream
+from jaxdave.engine.generation import generate
+from jaxdave.engine.streaming import stream
 
 POLICIES = (
     policies.static(1),

@@ -109,7 +109,7 @@ def with_noise(policy, drafts, length, room, sampling, cases):
 @pytest.mark.parametrize(
     ("shape", "temperature", "filters"),
     [
-        ((policies.static(1), 13, 4, 30), 0.7, FILTERS[0]),
+        ((policies.static(1), 13, 4, 30), 0.7, {"confidence": "plain"}),
         pytest.param(
             (policies.static(2), 6, 32, 33), 1.0, FILTERS[1], marks=pytest.mark.slow
         ),

@@ -10,8 +10,9 @@ from helpers.fake_model import prompts_of
 
 from jaxdave.core.prediction import NO_TOKEN
 from jaxdave.engine import decoders
-from jaxdave.engine.generation import generate, stream
+from jaxdave.engine.generation import generate
 from jaxdave.engine.results import check_finite
+from jaxdave.engine.streaming import stream
 
 
 def broken_params(value: float):

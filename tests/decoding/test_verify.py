@@ -1,5 +1,8 @@
 """The walk, against loops in plain Python."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxdave.core.draft_api import DraftSet
 from jaxdave.core.state import PolicyState
-from jaxdave.decoding.verify import longest_accepted_path
+from jaxdave.decoding.accepted_path import longest_accepted_path, longest_path_at_once
 
 DRAFTS, PLACES = 6, 2
 MANY = settings(max_examples=200)
@@ -100,3 +103,70 @@ def test_a_cycle_has_a_bound():
     targets = np.roll(tokens, -1, axis=0)
     _, (_, hops, _) = chain(tokens, depth, valid, targets)
     assert int(hops) == DRAFTS - 1
+
+
+@functools.partial(jax.jit, static_argnames=("in_order", "reads_step"))
+def both_ways(tokens, depth, valid, targets, certain, in_order, reads_step):
+    """The path of a policy without memory, by the loop and at once.
+
+    With `reads_step` what the policy does depends on its step index as well.
+    """
+    drafts = DraftSet(tokens[:, None], depth, valid, jnp.ones(DRAFTS))
+
+    def step_from(at, stand):
+        row = (at + stand.n) % DRAFTS if reads_step else at
+        stepped = PolicyState(targets[row], (), stand.n + 1)
+        return jnp.int32(0), stepped, certain[row]
+
+    def steps_at(n_K):
+        states = PolicyState(tokens, (), n_K)
+        return jax.vmap(step_from)(jnp.arange(DRAFTS), states)[1:]
+
+    def ahead(stand):
+        is_over = stand.tokens_L[0] == 0
+        return jnp.where(is_over, -1, stand.tokens_L[None])
+
+    first = PolicyState(tokens[0], (), jnp.int32(5))
+    return (
+        longest_accepted_path(step_from, ahead, drafts, first, in_order),
+        longest_path_at_once(steps_at, ahead, drafts, first, in_order),
+    )
+
+
+@MANY
+@given(
+    cells(0, 2, (DRAFTS, PLACES)),
+    cells(0, 3, (DRAFTS,)),
+    cells(0, 3, (DRAFTS,)),
+    cells(0, 2, (DRAFTS, PLACES)),
+    cells(0, 6, (DRAFTS,)),
+    st.booleans(),
+    st.booleans(),
+)
+def test_the_path_at_once_is_the_loop_s(
+    tokens, depth, invalid, targets, doubtful, in_order, reads_step
+):
+    certain = doubtful > 0
+    looped, at_once = both_ways(
+        tokens, depth, invalid > 0, targets, certain, in_order, reads_step
+    )
+    chex.assert_trees_all_equal(looped, at_once)
+
+
+def test_long_paths_are_found_at_once():
+    """Chains, in which the random drafts of the law above rarely end late."""
+    tokens = 1 + np.arange(DRAFTS * PLACES, dtype=np.int32).reshape(DRAFTS, PLACES)
+    valid = np.ones(DRAFTS, bool)
+    for order in (np.arange(DRAFTS), np.array([0, 4, 2, 5, 1, 3])):
+        depth = np.argsort(order).astype(np.int32)
+        targets = np.zeros_like(tokens)
+        targets[order[:-1]] = tokens[order[1:]]
+        for length in range(DRAFTS):
+            certain = np.ones(DRAFTS, bool)
+            certain[order[length]] = False
+            for in_order in (True, False):
+                looped, at_once = both_ways(
+                    tokens, depth, valid, targets, certain, in_order, False
+                )
+                assert int(at_once.num_hops) == length
+                chex.assert_trees_all_equal(looped, at_once)

@@ -17,7 +17,8 @@ from jaxdave.drafting.draft_model import (
 )
 from jaxdave.drafting.guesses import with_guesses
 from jaxdave.drafting.nested import nested
-from jaxdave.engine.generation import generate, prefill_prompts, stream
+from jaxdave.engine.generation import generate, prefill_prompts
+from jaxdave.engine.streaming import stream
 
 CONFIG = DraftModelConfig(vocab_rows=ROWS, mask_id=MASK, features=8)
 quick = pytest.mark.usefixtures("quick_compiles")

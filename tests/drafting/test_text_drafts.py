@@ -28,7 +28,8 @@ from jaxdave.core.draft_api import DraftSet
 from jaxdave.drafting import text_drafts
 from jaxdave.drafting.guesses import merge_drafts, with_guesses
 from jaxdave.drafting.nested import nested
-from jaxdave.engine.generation import generate, stream
+from jaxdave.engine.generation import generate
+from jaxdave.engine.streaming import stream
 
 ONE = policies.static(1)
 ANY = st.lists(st.integers(0, SIZE - 1), max_size=40)

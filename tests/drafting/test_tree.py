@@ -20,7 +20,7 @@ from jaxdave.drafting.tree_table import OPEN_COUNTS, nested_node
 from jaxdave.engine import calibration
 from jaxdave.engine.generation import generate
 from jaxdave.io import checkpoint
-from jaxdave.numerics.quantization import Int8
+from jaxdave.numerics.quantization import EightBit
 
 ONE = policies.static(1)
 quick = pytest.mark.usefixtures("quick_compiles")
@@ -190,7 +190,9 @@ def test_the_command_line_calibrates_and_uses_it(run, tmp_path, demo_copy):
 
 def test_int8_weights_are_calibrated_beside_the_floats(run, demo_copy, monkeypatch):
     def seen(decoder, params, batches, tick):
-        return same_everywhere((), edge=float(isinstance(params["embedding"], Int8)))
+        return same_everywhere(
+            (), edge=float(isinstance(params["embedding"], EightBit))
+        )
 
     monkeypatch.setattr(calibration, "calibrate", seen)
     words = ("calibrate", "--model", demo_copy, "--max-new-tokens", 8, "--problems", 1)

@@ -6,7 +6,8 @@ import pytest
 from helpers.fake_model import MASK, build, prompts_of, weights
 
 from jaxdave import policies
-from jaxdave.engine.generation import generate, stream
+from jaxdave.engine.generation import generate
+from jaxdave.engine.streaming import stream
 
 SIZE = 34
 """Above the hash network's vocabulary."""

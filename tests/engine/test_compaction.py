@@ -85,7 +85,7 @@ def test_texts_are_those_of_the_whole_batch(monkeypatch, temperature, weights):
     moved = generate(made, params, PROMPTS, seed=3)
     assert set(loops(made.spec)) >= ({3, 2, 1} if temperature == 0 else {3, 2})
     with monkeypatch.context() as patch:
-        patch.setattr(compaction, "compaction_threshold", lambda loop, params: 0)
+        patch.setattr(compaction, "compaction_threshold", lambda loop: 0)
         whole = generate(made, params, PROMPTS, seed=3)
     assert plain(moved.completions) == plain(whole.completions)
     again = generate(made, params, PROMPTS, seed=3)
@@ -198,7 +198,7 @@ def test_exact_rows_move_when_alone_and_fast_ones_never(monkeypatch, numerics, r
     made, params = decoder(numerics=numerics), fake_model.tiny_params(1)
     moved = generate(made, params, PROMPTS)
     assert set(loops(made.spec)) == rows
-    monkeypatch.setattr(compaction, "compaction_threshold", lambda loop, params: 0)
+    monkeypatch.setattr(compaction, "compaction_threshold", lambda loop: 0)
     assert moved.completions == generate(made, params, PROMPTS).completions
 
 

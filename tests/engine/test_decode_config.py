@@ -55,6 +55,7 @@ def test_nothing_can_be_changed():
         ({"draft": "forest"}, "draft='forest' is unknown; use tree, nested, copy"),
         ({"numerics": "loose"}, "numerics='loose' is unknown"),
         ({"cache": "all"}, "cache='all' is unknown"),
+        ({"confidence": "both"}, "confidence='both' is unknown"),
         ({"draft_steps": "two"}, "draft_steps='two' must be a whole number"),
         ({"draft_steps": 0}, "draft_steps=0 must be at least 1; try 8"),
         ({"draft_steps": 33}, "draft_steps=33 must be in 1..32"),
@@ -263,3 +264,19 @@ def test_a_configuration_needs_no_jax():
         "assert 'jax' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "confidence", "is_plain"),
+    [
+        ("llada-1m", None, True),
+        ("dream-1m", None, False),
+        ("sdar-1m", None, False),
+        ("llada-1m", "tempered", False),
+        ("sdar-1m", "plain", True),
+    ],
+)
+def test_confidences_are_those_of_the_familys_code(name, confidence, is_plain):
+    config = DecodeConfig(temperature=0.7, confidence=confidence)
+    decoder = make_decoder(preset(name), config)
+    assert decoder.spec.sampling.plain_confidence is is_plain

@@ -20,7 +20,7 @@ from jaxdave.drafting.guesses import with_guesses
 from jaxdave.drafting.nested import nested, propose_nested
 from jaxdave.drafting.text_drafts import user_text
 from jaxdave.engine import decoders
-from jaxdave.engine.generation import stream
+from jaxdave.engine.streaming import stream
 from jaxdave.runtime.files import NO_CACHE
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 from jaxdave.engine.results import Completion, Nfe, Result, TextCompletion
+from jaxdave.runtime.memory import PeakMemory
 
 COMPLETION = Completion(
     token_ids=tuple(range(10)),
@@ -14,6 +15,8 @@ COMPLETION = Completion(
     accepted=(3, 3, 4),
     committed_at=(0,) * 10,
     steps=11,
+    proposed_drafts=12,
+    accepted_drafts=6,
 )
 ANSWER = TextCompletion(
     text="four\npens",
@@ -54,6 +57,10 @@ def test_they_are_json():
         "nfe": {**nfe, "total": 5},
         "reference_nfe": 14,
         "tokens_per_nfe": 2.0,
+        "steps": 11,
+        "proposed_drafts": 12,
+        "accepted_drafts": 6,
+        "hit_rate": 0.5,
     }
     assert json.loads(COMPLETION.to_json()) == fields
     result = Result((COMPLETION,), seconds=0.5, compile_seconds=2.0)
@@ -61,7 +68,15 @@ def test_they_are_json():
         "completions": [fields],
         "seconds": 0.5,
         "compile_seconds": 2.0,
+        "memory": {"bytes": None, "source": None},
     }
+    with_memory = dataclasses.replace(result, memory=PeakMemory(7, "process_peak"))
+    memory = {"bytes": 7, "source": "process_peak"}
+    assert json.loads(with_memory.to_json())["memory"] == memory
+    nothing = dataclasses.replace(COMPLETION, proposed_drafts=0, accepted_drafts=0)
+    assert (
+        nothing.hit_rate is None and json.loads(nothing.to_json())["hit_rate"] is None
+    )
     answer = json.loads(ANSWER.to_json())
     assert fields.items() <= answer.items()
     assert (answer["text"], answer["index"], answer["batch_rows"]) == (
@@ -69,4 +84,6 @@ def test_they_are_json():
         0,
         1,
     )
+    assert (ANSWER.proposed_drafts, ANSWER.accepted_drafts) == (12, 6)
+    assert ANSWER.hit_rate == answer["hit_rate"] == 0.5
     assert (answer["tokens_per_second"], answer["method"]) == (20.0, "freedave")

@@ -8,7 +8,7 @@ import pytest
 import jaxdave
 from jaxdave import DecodeConfig, Sampler
 from jaxdave.engine.decoders import make_decoder
-from jaxdave.engine.sampler import split_text
+from jaxdave.engine.text_stream import split_text
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -53,7 +53,7 @@ def test_pieces_of_a_stream_are_the_text(sampler):
     result = sampler(PROMPT)
     assert "".join(pieces) == result.text and len(pieces) > 1
     assert tuple(stream.token_ids) == result.token_ids and stream.is_finished
-    assert "".join(split_text(MODEL.codec, result.token_ids)) == result.text
+    assert "".join(split_text(MODEL.codec.decode, result.token_ids)) == result.text
 
 
 def test_undrafted_has_the_same_text_in_more_calls(sampler):
@@ -75,8 +75,9 @@ def test_json_has_the_names_of_the_command_line(sampler):
     assert (
         list(answer)
         == (
-            "index text token_ids finish_reason valid_tokens nfe reference_nfe seconds "
-            "compile_seconds tokens_per_nfe tokens_per_second method draft_steps seed "
+            "index text token_ids finish_reason valid_tokens nfe reference_nfe steps "
+            "proposed_drafts accepted_drafts hit_rate seconds compile_seconds "
+            "tokens_per_nfe tokens_per_second memory method draft_steps seed "
             "model numerics dtype quantize batch_rows"
         ).split()
     )

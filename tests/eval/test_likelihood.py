@@ -12,7 +12,11 @@ from helpers import checkpoint_folders, fake_model
 
 from jaxdave.core.model_api import ModelFns
 from jaxdave.eval.likelihood import masks
-from jaxdave.eval.likelihood.batching import Question, log_likelihoods
+from jaxdave.eval.likelihood.batching import (
+    Question,
+    greedy_texts,
+    log_likelihoods,
+)
 from jaxdave.eval.likelihood.score import Scorer, log_probabilities, make_scorer
 from jaxdave.models.forward import forward
 from jaxdave.models.presets import preset
@@ -101,6 +105,50 @@ def test_the_exact_rules_are_the_mean_of_all_orders_and_the_chain():
     any_order = np.log(np.exp(chains).mean(axis=1))
     assert np.all(bound <= any_order + 1e-5) and np.exp(bound).sum() < 1
     assert (any_order - bound).max() > 0.1
+
+
+def by_confidence(target, log_probs_of) -> tuple[float, bool]:
+    """The chain that reveals what is most confident first, and if it is greedy.
+
+    log_probs_of: (state, place) -> log-probabilities of the ids.
+    """
+    state, total, is_greedy = [MASK] * len(target), 0.0, True
+    while MASK in state:
+        left = [place for place in range(len(target)) if state[place] == MASK]
+        said = {place: log_probs_of(tuple(state), place) for place in left}
+        place = max(left, key=lambda place: said[place].max())
+        total += float(said[place][target[place]])
+        is_greedy &= int(said[place].argmax()) == target[place]
+        state[place] = target[place]
+    return total, is_greedy
+
+
+def test_other_orders_of_the_table():
+    """Right to left, all at once, each given the others, most confident first."""
+    questions = [Question(CONTEXT, target) for target in TARGETS]
+    params = jnp.asarray(table())
+    reverse = [chain(x, (2, 1, 0)) for x in TARGETS]
+    all_masks = (MASK,) * 3
+    one_pass = [sum(log_probs(all_masks, i)[x[i]] for i in range(3)) for x in TARGETS]
+    others = lambda x, i: (*x[:i], MASK, *x[i + 1 :])  # noqa: E731
+    pseudo = [sum(log_probs(others(x, i), i)[x[i]] for i in range(3)) for x in TARGETS]
+    confident = [by_confidence(x, log_probs) for x in TARGETS]
+    want = {
+        "reverse": reverse,
+        "one_pass": one_pass,
+        "pseudo": pseudo,
+        "confidence": [value for value, _ in confident],
+    }
+    for name, expected_values in want.items():
+        actual = values(TABLE, params, questions, masks.RULES[name](0), batch_size=27)
+        np.testing.assert_allclose(actual, expected_values, atol=1e-5, err_msg=name)
+        # One process, one distribution; of pseudo-likelihoods there is none.
+        total = np.exp(actual).sum()
+        assert math.isclose(total, 1, rel_tol=1e-5) == (name != "pseudo")
+    assert np.abs(np.subtract(want["confidence"], want["reverse"])).max() > 0.1
+    greedy = dict(greedy_texts(TABLE, params, questions, batch_size=27))
+    assert [greedy[i] for i in range(27)] == [is_greedy for _, is_greedy in confident]
+    assert sum(greedy.values()) == 1
 
 
 def test_samples_converge_to_the_exact_bound():
@@ -206,6 +254,95 @@ def test_full_attention_scores_the_target_as_one_stretch(family, guidance):
     np.testing.assert_allclose(actual, expected_value, atol=2e-4)
 
 
+def stated(family: str, question: Question, kind: str, guidance: float) -> float:
+    """A likelihood in plain numpy, from logits over the whole canvas."""
+    mask = FAMILIES[family].mask_id
+    begin, text = len(question.context), question.context + question.target
+    stop, whole = len(text), (*text, *question.suffix)
+    is_causal = FAMILIES[family].attention == "block_causal"
+    length = FAMILIES[family].block_length if is_causal else len(whole)
+    edges = sorted({begin, stop, *range(0, stop, length)} - set(range(begin)))
+
+    def log_probs_of(first, end, state, place):
+        """At a place of a stretch, which ends at `end` for the model."""
+        canvas = [*whole[:first], *state, *whole[first + len(state) : end]]
+        canvas += [mask] * (end - len(canvas))
+        logits = logits_by_forward(family)(canvas)[first + place, :47]
+        if guidance:
+            is_target = [begin <= p < stop for p in range(len(canvas))]
+            bare = [x if t else mask for x, t in zip(canvas, is_target, strict=True)]
+            without = logits_by_forward(family)(bare)[first + place, :47]
+            logits = without + (guidance + 1) * (logits - without)
+        return logits - np.log(np.exp(logits).sum())
+
+    total = 0.0
+    for first, stretch_end in itertools.pairwise(edges):
+        target = whole[first:stretch_end]
+        end = -(-stretch_end // length) * length if is_causal else len(whole)
+        at = functools.partial(log_probs_of, first, end)
+        count = len(target)
+        hidden = lambda *shown: tuple(  # noqa: E731
+            x if i in shown else mask
+            for i, x in enumerate(target)  # noqa: B023
+        )
+        if kind == "confidence":
+            state = [mask] * count
+            while mask in state:
+                left = [i for i in range(count) if state[i] == mask]
+                said = {i: at(tuple(state), i) for i in left}
+                best = max(left, key=lambda i: said[i].max())  # noqa: B023
+                total += said[best][target[best]]
+                state[best] = target[best]
+            continue
+        for i in range(count):
+            shown = {
+                "chain": range(i),
+                "reverse": range(i + 1, count),
+                "one_pass": (),
+                "pseudo": [j for j in range(count) if j != i],
+            }[kind]
+            total += at(hidden(*shown), i)[target[i]]
+    return float(total)
+
+
+KINDS = ("chain", "reverse", "one_pass", "pseudo", "confidence")
+
+
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize(
+    ("family", "guidance"),
+    [("llada", 0.7), ("dream", 0.0), ("sdar", 0), ("dream", 2.0)],
+)
+def test_every_order_is_what_it_is_by_definition(family, guidance):
+    """Full attention with text behind the target, too: a context before its target."""
+    text = tuple(fake_model.prompts_of([13], most=45)[0])
+    questions = [Question(text[:6], text[6:11])]
+    if family != "sdar":
+        questions.append(Question(text[:2], text[2:5], text[5:13]))
+    scorer = make_scorer(FAMILIES[family], guidance=guidance)
+    params = checkpoint_folders.random(FAMILIES[family], 3)
+    found = {}
+    for kind in KINDS:
+        actual = values(scorer, params, questions, masks.RULES[kind](0))
+        want = [stated(family, question, kind, guidance) for question in questions]
+        np.testing.assert_allclose(actual, want, atol=3e-4, err_msg=kind)
+        found[kind] = actual[0]
+    assert len({round(float(value), 2) for value in found.values()}) == len(KINDS)
+
+
+def test_a_suffix_is_seen_by_the_bound_and_masked_for_guidance():
+    text = tuple(fake_model.prompts_of([9], most=45)[0])
+    one = Question((), text[:1], text[1:])
+    for guidance in (0.0, 0.5):
+        scorer = make_scorer(FAMILIES["llada"], guidance=guidance)
+        params = checkpoint_folders.random(FAMILIES["llada"], 3)
+        (actual,) = values(scorer, params, [one], masks.bound(1))
+        want = stated("llada", one, "one_pass", guidance)
+        np.testing.assert_allclose(actual, want, atol=2e-4)
+        (alone,) = values(scorer, params, [one._replace(suffix=())], masks.bound(1))
+        assert abs(alone - actual) > 1e-2
+
+
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("family", ["sdar", "dream"])
 def test_answers_depend_on_neither_batch_nor_order(family):
@@ -249,3 +386,31 @@ def test_what_cannot_be_scored_is_refused_in_one_line(question, words):
     with pytest.raises(ValueError, match=words) as caught:
         values(TABLE, jnp.asarray(table()), [question], masks.chain)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "guidance", "words"),
+    [
+        (
+            "sdar",
+            0.5,
+            "guidance=0.5 needs full attention, and 'sdar-1m' is block-causal",
+        ),
+        ("llada", -0.5, "guidance=-0.5 must be 0"),
+        ("llada", math.nan, "guidance=nan must be 0"),
+        ("llada", math.inf, "guidance=inf must be 0"),
+    ],
+)
+def test_a_guidance_that_cannot_be_is_refused_in_one_line(family, guidance, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        make_scorer(FAMILIES[family], guidance=guidance)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_rule_and_a_suffix_of_blocks_are_refused_in_one_line():
+    params, question = jnp.asarray(table()), Question((1,), (2,), (0,))
+    with pytest.raises(ValueError, match="rule='random' is unknown; use 'confidence'"):
+        values(TABLE, params, [question], "random")
+    scorer = make_scorer(FAMILIES["sdar"])
+    with pytest.raises(ValueError, match="question 0 has a suffix, which a block-caus"):
+        values(scorer, None, [question], masks.chain)

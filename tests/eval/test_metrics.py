@@ -8,6 +8,7 @@ from helpers import eval_runs
 from jaxdave.eval.report import metrics, report
 from jaxdave.eval.report.metrics import Difference
 from jaxdave.eval.run import records
+from jaxdave.runtime import journal
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,8 @@ def test_counts_and_times_are_sums_over_items():
     assert counts["tokens_per_nfe"]["value"] == pytest.approx(11 / 11)
     assert counts["decoded_tokens_per_nfe"]["value"] == pytest.approx(8 / 11)
     assert (counts["rows"], counts["reference_nfe"]) == (50, 12)
+    assert (counts["proposed_drafts"], counts["accepted_drafts"]) == (12, 6)
+    assert counts["hit_rate"] == 0.5
     assert counts["ended"] == {"stop": 2, "length": 0}
     times = metrics.timing_metrics(rows)
     assert times["tokens_per_second"]["value"] == pytest.approx(11 / 2)
@@ -143,9 +146,9 @@ def test_a_torn_last_line_is_dropped_and_made_again(tmp_path, cut):
 
 def test_records_are_on_the_disk_before_the_next(tmp_path, monkeypatch):
     path, contents = tmp_path / "r.jsonl", []
-    sync = records.os.fsync
+    sync = journal.os.fsync
     monkeypatch.setattr(
-        records.os, "fsync", lambda fd: (contents.append(path.read_bytes()), sync(fd))
+        journal.os, "fsync", lambda fd: (contents.append(path.read_bytes()), sync(fd))
     )
     with records.record_writer(path, HEADER) as write_record:
         write_record(eval_runs.record("a"))

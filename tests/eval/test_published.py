@@ -11,6 +11,7 @@ from helpers.replays import WIDE, random_trace, run_policy, run_rule
 
 from jaxdave import policies
 from jaxdave.core.prediction import ErrorBound, Prediction
+from jaxdave.distributed.processes import ALONE
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.eval import command, deviations
 from jaxdave.eval.benchmarks import demo
@@ -170,7 +171,7 @@ def decoded(model, monkeypatch, quick_compiles):
         overrides={"draft_steps": "2", "max_new_tokens": ROOM, "threshold": 0.02},
     )
     with progress_display() as display:
-        results = command._run_cells(plan.cells(wanted, model), model, display)
+        results = command._run_cells(plan.cells(wanted, model), model, display, ALONE)
     names = [method.name for method in methods_of(wanted)]
     return {name: pair for name, pair in zip(names, results, strict=True)}
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from jaxdave.engine.generation import generate
 from jaxdave.eval.benchmarks import demo
 from jaxdave.eval.report import report
 from jaxdave.eval.run import runner
+from jaxdave.grading.types import Verdict
 from jaxdave.io import checkpoint
 from jaxdave.runtime.compilation import clear_executables
 from jaxdave.runtime.files import NO_CACHE
@@ -215,6 +217,77 @@ def test_other_references_refuse(run, model, finished, monkeypatch):
     assert code == 2 and "another prompt or reference" in err
 
 
+@pytest.fixture
+def no_model(monkeypatch):
+    """A model that is loaded, or a prompt that is decoded, fails the test."""
+    for name in ("jaxdave.io.checkpoint.load", "jaxdave.eval.run.runner.generate"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("needs a model"))
+
+
+def test_rescored_samples_give_the_same_results(
+    run, finished, tmp_path, monkeypatch, no_model
+):
+    out, printed, _ = finished
+    code, again, err = run("eval", "--rescore", out, "--out", tmp_path / "new")
+    assert code == 0, err
+    assert results(tmp_path / "new") == results(out)
+    for path in out.glob("*.jsonl"):
+        assert (tmp_path / "new" / path.name).read_bytes() == path.read_bytes()
+    rows = [line for line in printed.splitlines() if line.startswith("| demo-math (6)")]
+    assert all(row in again for row in rows)
+    # In place, and one file of two.
+    shutil.copytree(out, tmp_path / "copy")
+    assert (
+        run("eval", "--rescore", tmp_path / "copy", "--out", tmp_path / "copy")[0] == 0
+    )
+    assert results(tmp_path / "copy") == results(out)
+    file = out / "tiny.demo-math.freedave.d2.jsonl"
+    code, again, _ = run("eval", "--rescore", file, "--tasks", "demo-math")
+    assert code == 0 and "FreeDave d=2" in again and "| static |" not in again
+
+
+def test_another_grader_changes_the_results(
+    run, finished, tmp_path, monkeypatch, no_model
+):
+    out = finished[0]
+    task = demo.TASKS["demo-math"]
+
+    def kinder(items, texts):
+        rights = [item.id.endswith(("1", "4")) for item in items]
+        return tuple(Verdict(right, "7", "" if right else "no") for right in rights)
+
+    mine = {**demo.TASKS, "demo-math": task._replace(grade=kinder)}
+    monkeypatch.setattr(demo, "TASKS", mine)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert run("eval", "--rescore", out, "--out", tmp_path)[0] == 0
+    old, new = results(out)["cells"], results(tmp_path)["cells"]
+    assert [cell["right"] for cell in old] == [0, 0]
+    assert [cell["right"] for cell in new] == [2, 2]
+    for a, b in zip(old, new, strict=True):
+        kept = {name: x for name, x in a.items() if name not in ("right", "accuracy")}
+        assert kept.items() <= b.items()
+    line = (tmp_path / "tiny.demo-math.static.jsonl").read_text().splitlines()[1]
+    assert json.loads(line)["extracted"] == "7"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    # What was rescored can be resumed like any run: nothing is decoded.
+
+
+def test_samples_and_report_have_the_counts_of_drafts(finished):
+    out = finished[0]
+    static, fast = results(out)["cells"]
+    assert (static["proposed_drafts"], static["hit_rate"]) == (0, None)
+    assert 0 < fast["accepted_drafts"] <= fast["proposed_drafts"]
+    assert fast["hit_rate"] == fast["accepted_drafts"] / fast["proposed_drafts"]
+    lines = (out / "tiny.demo-math.freedave.d2.jsonl").read_text().splitlines()[1:]
+    samples = [json.loads(line) for line in lines]
+    for name in ("proposed_drafts", "accepted_drafts"):
+        assert sum(sample[name] for sample in samples) == fast[name]
+    assert all(
+        sample["steps"] <= sample["nfe"]["total"] + sample["accepted_drafts"]
+        for sample in samples
+    )
+
+
 def test_sweep_and_trajectory_are_drawn(run, model, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxdave.eval.run.plan.SWEEP", (1, 2))
     options = ("--sweep", "draft_steps", "--trajectory", "demo-math-1")
@@ -231,6 +304,14 @@ def test_sweep_and_trajectory_are_drawn(run, model, tmp_path, monkeypatch):
     before = {name: (tmp_path / name).read_bytes() for name in pictures}
     assert run(*command_line, "--out", tmp_path)[0] == 0
     assert {name: (tmp_path / name).read_bytes() for name in pictures} == before
+    command_line = ("eval", "--rescore", tmp_path, "--trajectory", "demo-math-1")
+    assert run(*command_line, "--out", tmp_path / "new")[0] == 0
+    assert {p.name for p in (tmp_path / "new").iterdir()} == names
+    values = [
+        report.reproducible_part(json.loads((folder / "figure3.json").read_text()))
+        for folder in (tmp_path, tmp_path / "new")
+    ]
+    assert values[0] == values[1]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ def looking(scores, blocks, is_open) -> DraftContext:
     masks = jnp.asarray(is_open, bool), jnp.asarray(blocks, jnp.int32)
     return DraftContext(
         simulate=None,
+        run_ahead=None,
         pred=pred,
         open_L=masks[0],
         block_L=masks[1],

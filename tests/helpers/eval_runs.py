@@ -12,7 +12,8 @@ def record(id: str = "a", **changes) -> Record:
         "digest": "d", "right": True, "extracted": "7", "reason": "",
         "text": "#### 7 \u00e9", "token_ids": (5, 6, 7), "committed_at": (0, 1, 2),
         "finish_reason": "stop", "valid_tokens": 3, "decoded_tokens": 4, "nfe": NFE,
-        "rows": 25, "reference_nfe": 6, "steps": 4, "batch_rows": 1, "seconds": 0.5,
+        "rows": 25, "reference_nfe": 6, "steps": 4, "proposed_drafts": 6,
+        "accepted_drafts": 3, "batch_rows": 1, "seconds": 0.5,
         "compile_seconds": 0.0, "memory": None,
     }  # fmt: skip
     return Record(id=id, **{**fields, **changes})

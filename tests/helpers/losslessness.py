@@ -63,6 +63,10 @@ def saved_calls(decoder, cap: int, params, prompts, seed: int = 0) -> int:
         assert unguarded(a) <= unguarded(b)
         # A policy that weighs candidates asks for calls that commit nothing.
         assert decoder.spec.policy.scoring or unguarded(b) == b.steps
+        assert b.proposed_drafts == b.accepted_drafts == 0
+        assert a.accepted_drafts <= a.proposed_drafts
+        if not (a.nfe.recheck or decoder.spec.policy.scoring):
+            assert a.steps == a.nfe.total + a.accepted_drafts
     turned = generate(capped(decoder, cap), params, prompts[::-1], seed=seed)
     assert list(turned.completions) == list(quick.completions)[::-1]
     return sum(map(unguarded, plain.completions)) - sum(

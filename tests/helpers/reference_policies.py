@@ -34,6 +34,18 @@ def left_to_right(count: int):
     return lambda view, memory: fill(view, view.open[:count])
 
 
+def leftmost_run(tau: float, count: int):
+    def rule(view, memory):
+        run = []
+        for i in view.open:
+            if p(view.odds[i]) < tau:
+                break
+            run.append(i)
+        return fill(view, run or view.open[:count])
+
+    return rule
+
+
 def threshold(tau: float):
     def rule(view, memory):
         sure = [i for i in view.open if p(view.odds[i]) >= tau]

@@ -4,52 +4,27 @@ import sys
 
 import pytest
 from helpers import fake_model
-from hypothesis import given
-from hypothesis import strategies as st
 
 from jaxdave import policies
+from jaxdave.engine.stop_strings import cut_at_stop
 from jaxdave.integrations.lm_eval import cli, options
 from jaxdave.integrations.lm_eval.generate_until import (
     GenerationRequest,
-    cut_at_stop,
-    generate_until,
-    is_final,
+    generate_answers,
 )
 
 LETTERS = "abcdefghijklm"
-SHORT = st.text("ab", max_size=4)
 
 
 def letters(ids) -> str:
     return "".join(LETTERS[i] for i in ids)
 
 
-@pytest.mark.parametrize(
-    ("text", "stops", "expected"),
-    [
-        ("one two", (), "one two"),
-        ("one two", ("",), "one two"),
-        ("one two", (" ", "tw"), "one"),
-        ("one two", ("tw", " "), "one"),
-        ("one two", ("three",), "one two"),
-        ("one two", ("one",), ""),
-    ],
-)
-def test_text_is_cut_before_the_first_stop_string(text, stops, expected):
-    assert cut_at_stop(text, stops) == expected
-
-
-@given(SHORT, SHORT, st.lists(SHORT, max_size=3))
-def test_a_final_text_is_cut_alike_whatever_follows(text, more, stops):
-    if is_final(text, stops):
-        assert cut_at_stop(text + more, stops) == cut_at_stop(text, stops)
-
-
-def test_a_text_is_final_no_later_than_it_must_be():
-    assert not is_final("ab", ("b", "ab c"))  # "ab c" may begin before "b"
-    assert is_final("ab d", ("b", "ab c"))
-    assert is_final("ab", ("b",))
-    assert not is_final("ab\ufffd\ufffd", ("b", "ab c"))
+def texts_of(decoder, params, requests, batch_size: int, seed: int = 0) -> dict:
+    answers = generate_answers(
+        decoder, params, letters, requests, batch_size=batch_size, seed=seed
+    )
+    return {index: answer.text for index, answer in answers}
 
 
 def toy_decoder(max_new_tokens: int):
@@ -80,11 +55,7 @@ def test_answers_end_at_their_own_stop_strings_in_any_batch():
         for text, limit, stop in zip(whole, limits, stops, strict=True)
     ]
     for size in (1, 4):
-        texts = dict(
-            generate_until(
-                toy_decoder, params, letters, requests, batch_size=size, seed=0
-            )
-        )
+        texts = texts_of(toy_decoder, params, requests, size)
         assert [texts[i] for i in range(5)] == expected
         assert texts[5] == complete(16, prompts[0])
 
@@ -92,15 +63,22 @@ def test_answers_end_at_their_own_stop_strings_in_any_batch():
 @pytest.mark.usefixtures("quick_compiles")
 def test_a_batch_ends_with_the_last_of_its_stop_strings(monkeypatch):
     """Calls are saved, which the text does not show."""
-    from jaxdave.integrations.lm_eval import generate_until as module
+    from jaxdave.engine import generate_until as module
 
     calls = []
     stream = module.stream
 
     def spy(*args, **settings):
-        for update in stream(*args, **settings):
-            calls.append(update.call)
-            yield update
+        made = stream(*args, **settings)
+        updates = made._updates
+
+        def seen():
+            for update in updates:
+                calls.append(update.call)
+                yield update
+
+        made._updates = seen()
+        return made
 
     monkeypatch.setattr(module, "stream", spy)
     params = fake_model.weights(3)
@@ -108,10 +86,7 @@ def test_a_batch_ends_with_the_last_of_its_stop_strings(monkeypatch):
     request = GenerationRequest(tuple(prompt), 24, (), settings=24)
 
     def complete(request):
-        texts = generate_until(
-            toy_decoder, params, letters, [request], batch_size=1, seed=0
-        )
-        return dict(texts)[0]
+        return texts_of(toy_decoder, params, [request], 1)[0]
 
     text, num_calls = complete(request), calls[-1]
     calls.clear()
@@ -131,11 +106,7 @@ def test_noise_is_keyed_by_the_prompt_and_its_repeats():
         )
 
     def complete(requests, size, seed):
-        return dict(
-            generate_until(
-                warm_decoder, params, letters, requests, batch_size=size, seed=seed
-            )
-        )
+        return texts_of(warm_decoder, params, requests, size, seed)
 
     prompts = [tuple(p) for p in fake_model.prompts_of([5, 9, 5])]
     requests = [GenerationRequest(prompts[i], 8, (), settings=8) for i in (0, 1, 0, 2)]

@@ -3,13 +3,17 @@
 They need the harness, which the `test` extra leaves out: `pip install -e ".[eval]"`.
 """
 
+import json
+
 import pytest
 from helpers.lm_tasks import (
     CHOOSE,
     GENERATE,
     MAX_NEW_TOKENS,
     MODEL,
+    NUM_PROBLEMS,
     PROBLEMS,
+    SETTINGS,
     RecordingHook,
     evaluate,
     make_lm,
@@ -35,6 +39,52 @@ def test_a_task_of_texts_goes_round():
     prompts = [MODEL.codec.encode_prompt(p.prompt) for p in PROBLEMS]
     rows = jaxdave.generate(decoder, MODEL.params, prompts).completions
     assert texts == [MODEL.codec.decode(row.token_ids) for row in rows]
+
+
+def test_what_texts_have_taken_is_in_the_results_and_in_a_file(tmp_path):
+    """The sums are those of the file's lines, and those of `jaxdave.generate`."""
+    file = tmp_path / "stats" / "texts.jsonl"
+    results = evaluate(make_lm(stats_file=str(file)), GENERATE)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["task"], line["doc_id"]) for line in lines] == [
+        ("words", number) for number in range(NUM_PROBLEMS)
+    ]
+    stats = results["config"]["jaxdave_stats"]
+    names = "valid_tokens steps reference_nfe proposed_drafts accepted_drafts".split()
+    for name in names:
+        assert stats[name] == sum(line[name] for line in lines) > 0
+    calls = sum(line["nfe"]["total"] for line in lines)
+    assert stats["nfe"]["total"] == calls
+    assert stats["tokens_per_nfe"] == stats["valid_tokens"] / calls
+    assert stats["hit_rate"] == stats["accepted_drafts"] / stats["proposed_drafts"]
+    assert stats["texts"] == NUM_PROBLEMS and stats["memory"]["bytes"] > 0
+    assert stats["tasks"] == {
+        "words": {k: v for k, v in stats.items() if k not in ("tasks", "memory")}
+    }
+    decoder = jaxdave.freedave(MODEL.config, max_new_tokens=MAX_NEW_TOKENS, **SETTINGS)
+    prompts = [MODEL.codec.encode_prompt(p.prompt) for p in PROBLEMS]
+    rows = jaxdave.generate(decoder, MODEL.params, prompts).completions
+    for line, row in zip(lines, rows, strict=True):
+        assert {**row.to_dict(), **line} == {**line, "token_ids": list(row.token_ids)}
+
+
+def test_stop_strings_are_taken_as_the_task_gives_them(caplog):
+    """Backslashes and all, with a warning; or not at all."""
+    translate = lm_requests.generation_request
+
+    def stops(until, **args):
+        lm = make_lm(**args)
+        kwargs = {"until": until, "max_gen_toks": 4}
+        return translate(lm.options, MODEL, lm.tok_encode, "x", kwargs).stops
+
+    assert stops(["\n\n", "", "END"]) == ("\n\n", "END") and not caplog.records
+    assert stops("END") == ("END",) and stops([None]) == ()
+    assert stops([r"\n\n"]) == (r"\n\n",)
+    (warning,) = caplog.records
+    assert "takes the stop string" in warning.message and "\n" not in warning.message
+    assert stops(["END"], escape_until=True) == ()
+    with pytest.raises(ValueError, match="stop=7 must be a text"):
+        stops([7])
 
 
 def test_a_task_of_choices_goes_round():

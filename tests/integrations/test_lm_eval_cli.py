@@ -1,6 +1,7 @@
 """`jaxdave-lm-eval`, and errors of one line."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from helpers.lm_tasks import TASK, make_dataset, make_lm, make_request
@@ -15,7 +16,13 @@ from jaxdave.integrations.lm_eval import cli
         ({"threshold": "high"}, "threshold='high' must be a number or none"),
         ({"draft_steps": 0}, "draft_steps=0 must be at least 1"),
         ({"mc_num": 0}, "mc_num=0 must be at least 1"),
-        ({"likelihood": "exact"}, "likelihood='exact' is unknown"),
+        ({"likelihood": "exact"}, "likelihood='exact' is unknown; use one of bound,"),
+        (
+            {"scored": "all"},
+            "scored='all' is unknown; use one of target, context, both",
+        ),
+        ({"scored": "context"}, "scored='context' needs full attention, and 'sdar-1m'"),
+        ({"guidance": 1.0}, "guidance=1.0 needs full attention"),
         ({"block_length": 3}, "block_length=3 must divide 64"),
         ({"numerics": "loose"}, "numerics='loose' is unknown"),
         ({"batch_size": "many"}, "batch_size='many' must be a whole number"),
@@ -75,7 +82,45 @@ def test_the_command_line(command, tmp_path, capsys):
     results = json.loads(path.read_text())
     assert results["results"]["words_cli"]["acc,none"] == 1.0
     assert results["config"]["jaxdave_settings"]["draft_steps"] == 4
+    # A task of choices has no texts, so there is no file about them either.
+    assert "jaxdave_stats" not in results["config"]
+    assert not [*(tmp_path / "out").rglob("stats_*")]
     assert "words_cli" in capsys.readouterr().out
+
+
+class FakeTracker:
+    """The parts of the harness's tracker that are looked at."""
+
+    def __init__(self, output_path, date_id: str | None = "today"):
+        self.output_path, self.date_id = output_path, date_id
+        self.general_config_tracker = SimpleNamespace(model_name_sanitized="tiny")
+        self.saved = []
+
+    def save_results_aggregated(self, results, samples=None):
+        self.saved.append((results, samples))
+        return "saved"
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_file_of_texts_lies_beside_the_results(tmp_path):
+    usual = FakeTracker.save_results_aggregated
+    for output, found in (
+        (tmp_path / "out", tmp_path / "out" / "tiny" / "stats_today.jsonl"),
+        (tmp_path / "r.json", tmp_path / "r_stats_today.jsonl"),
+        (None, None),
+    ):
+        lm = make_lm()
+        request = make_request("generate_until", "x", {"max_gen_toks": 8})
+        with cli._stats_beside_results(FakeTracker):
+            lm.generate_until([request], True)
+            del lm  # as the harness drops it before it saves
+            tracker = FakeTracker(output and str(output))
+            assert tracker.save_results_aggregated({"a": 1}, samples=None) == "saved"
+        assert tracker.saved == [({"a": 1}, None)]
+        if found is not None:
+            (line,) = found.read_text().splitlines()
+            assert json.loads(line)["doc_id"] == 0
+    assert FakeTracker.save_results_aggregated is usual
 
 
 @pytest.mark.slow

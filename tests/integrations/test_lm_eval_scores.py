@@ -1,9 +1,31 @@
 """Log-likelihoods as lm-evaluation-harness asks for them."""
 
+import functools
+
 import pytest
-from helpers.lm_tasks import MODEL, PROBLEMS, RecordingHook, make_lm, make_request
+from helpers.lm_tasks import (
+    MODEL,
+    PROBLEMS,
+    SETTINGS,
+    RecordingHook,
+    make_lm,
+    make_request,
+)
+
+from jaxdave.engine import decoders
+from jaxdave.engine.generation import generate
+from jaxdave.eval.likelihood import masks
+from jaxdave.eval.likelihood.batching import Question, log_likelihoods
+from jaxdave.eval.likelihood.score import make_scorer
+from jaxdave.integrations.lm_eval.model import JaxDave
+from jaxdave.io import checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+def make_full_lm(**args) -> JaxDave:
+    """A full-attention model as the harness sees it."""
+    return JaxDave(llada(), **{**SETTINGS, "batch_size": 8, **args})
 
 
 def test_likelihoods_do_not_depend_on_the_batch():
@@ -46,6 +68,46 @@ def test_the_chain_and_is_greedy():
     (good, is_good), (bad, is_bad) = lm.loglikelihood(requests, True)
     assert is_good and not is_bad
     assert -0.1 < good <= 0 and bad < -10
+
+
+@functools.cache
+def llada():
+    return checkpoint.load("llada-1m")
+
+
+def test_what_is_scored_of_a_pair_and_how():
+    """The context before its target, and both, against the questions themselves."""
+    context, target = PROBLEMS[0].prompt[:9], PROBLEMS[0].answer[:3]
+    lm = make_full_lm(likelihood="reverse", scored="context", guidance=0.5)
+    before, after = lm._encode_pair(context, target)
+    ask = lambda lm: lm.loglikelihood(  # noqa: E731
+        [make_request("loglikelihood", context, target)], True
+    )[0][0]
+    scorer = make_scorer(llada().config, numerics="fast", guidance=0.5)
+    question = Question((), tuple(before), tuple(after))
+    params = llada().params
+    (want,) = dict(
+        log_likelihoods(scorer, params, [question], masks.reverse_chain)
+    ).values()
+    assert ask(lm) == pytest.approx(want, abs=1e-3)
+    both = ask(make_full_lm(likelihood="one_pass", scored="both"))
+    whole = Question((), (*before, *after))
+    plain = make_scorer(llada().config, numerics="fast")
+    (want,) = dict(log_likelihoods(plain, params, [whole], masks.one_pass)).values()
+    assert both == pytest.approx(want / len(whole.target), abs=1e-3)
+
+
+def test_a_greedy_text_of_full_attention_is_of_its_own_length():
+    context = llada().codec.render([{"role": "user", "content": PROBLEMS[0].prompt}])
+    lm = make_full_lm(likelihood="confidence", is_greedy=True)
+    ids = tuple(lm.tok_encode(context))
+    decoder = decoders.static(
+        llada().config, max_new_tokens=4, block_length=4, cache="none"
+    )
+    text = generate(decoder, llada().params, [ids]).completions[0].token_ids
+    asked = [(("", ""), list(ids), list(answer)) for answer in (text, (text[0],) * 4)]
+    (good, is_good), (bad, is_bad) = lm._loglikelihood_tokens(asked, True)
+    assert is_good and not is_bad and good > bad
 
 
 def test_long_texts_are_scored_in_windows():

@@ -40,6 +40,11 @@ TURNS = [
         "{% if enable_thinking is defined and not enable_thinking %}<think></think>"
         "{% endif %}{{ add_generation_prompt }}{{ undefined_name }}",
         "{{ '%s-%d' % ('a', 3) }}{{ 'ab' * 3 }}{{ 2 ** 5 }}{{ 7 % 4 }}",
+        "{{ messages | map(attribute='role') | join(', ') }}{{ [1, 2] | join }}",
+        "{{ 'a-b'.replace('-', '+') }}{{ 'ab' | replace('a', 'xx') | indent(2) }}"
+        "{{ '{}-{:>3}'.format('a', 1) }}{{ '%s' | format('a') }}{{ ', '.join(['a']) }}"
+        "{{ [1, 'a'] | string }}{{ 'a b' | wordwrap(1) }}{{ 'ab' | center(4) }}"
+        "{{ 'a\tb'.expandtabs(4) }}{{ 'abc' | truncate(3) }}{{ 2.345 | round(1) }}",
     ],
 )
 def test_templates_read_as_in_transformers(source):
@@ -69,6 +74,26 @@ def test_templates_read_as_in_transformers(source):
         "{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "{% set x = 'ab' %}" + "{% set x = x ~ x %}\n" * 60,
         "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+        "{{ lipsum(n=10**6) }}",
+        "{{ ('a' * 10**6).replace('a', 'b' * 10**6) }}",
+        "{{ 'a' * 10**6 | replace('a', 'b' * 10**6) }}",
+        "{{ ('a' * 10**6) | replace('a', 'b' * 10**6) }}",
+        "{{ ('x' * 10**6).join(['a'] * 10**6) }}",
+        "{{ ['a'] * 10**6 | join('x' * 10**6) }}",
+        "{{ (['a'] * 10**6) | join('x' * 10**6) }}",
+        "{{ (['a'] * 10**5) | map('center', 10**5) | join('x' * 10**6) }}",
+        "{{ (['a'] * 10**5) | map('center', 10**5) | list }}",
+        "{{ (['a'] * 10**5) | map('center', 10**5) | sum(start='') }}",
+        "{{ ['x' * 10**6] * 10**6 }}",
+        "{{ ('\n' * 10**6) | indent(10**6, true) }}",
+        "{{ ('\n' * 10**6) | indent('x' * 10**6, true) }}",
+        "{{ ('\t' * 10**6).expandtabs(10**6) }}",
+        "{{ ('{0}' * 10**6).format('x' * 10**6) }}",
+        "{{ ('%s' * 10**6) % (('x' * 10**6,) * 10**6) }}",
+        "{{ ('x ' * 10**6) | wordwrap(1, true, 'y' * 10**6) }}",
+        "{% set ns = namespace(x=[]) %}{% set big = 'x' * 10**7 %}"
+        "{% for i in range(10) %}{% set ns.x = ns.x + [big] %}{% endfor %}"
+        "{{ ns.x | string }}",
     ],
 )
 def test_templates_end(source, monkeypatch):

@@ -239,7 +239,7 @@ def test_hub_failure_is_one_line(monkeypatch):
 
 
 def test_unknown_dtype(folder):
-    assert "dtype 'float16' is unknown" in load_error(folder, dtype="float16")
+    assert "dtype 'float64' is unknown" in load_error(folder, dtype="float64")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -39,10 +39,47 @@ def test_round_trip_is_bit_equal(tmp_path, dtype, changes):
     assert_equal(model.params, jax.tree.map(lambda x: x.astype(dtype), params))
 
 
-def test_loading_float32_from_bfloat16_widens(tmp_path):
-    params = checkpoint_folders.make(tmp_path / "model", dtype="bfloat16")
-    wide = jax.tree.map(lambda x: x.astype("bfloat16").astype("float32"), params)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_loading_float32_from_a_narrower_dtype_widens(tmp_path, dtype):
+    params = checkpoint_folders.make(tmp_path / "model", dtype=dtype)
+    wide = jax.tree.map(lambda x: x.astype(dtype).astype("float32"), params)
     assert_equal(checkpoint.load(tmp_path / "model").params, wide)
+
+
+def with_weight(value: float):
+    """Random parameters, one of which is a given number."""
+    params = jax.tree.map(lambda x: x, checkpoint_folders.random())
+    kernel = params["blocks"]["mlp"]["up"]["kernel"].at[1, 3, 5].set(value)
+    params["blocks"]["mlp"]["up"]["kernel"] = kernel
+    return params
+
+
+def save(folder: Path, params, dtype: str) -> None:
+    config, tokenizer = checkpoint_folders.CONFIG, checkpoint_folders.TOKENIZER
+    checkpoint.save(folder, config, params, dtype=dtype, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_what_float16_cannot_hold_is_named(tmp_path, stored):
+    params = with_weight(-70000.0)
+    save(tmp_path / "model", params, stored)
+    for call in (
+        lambda: checkpoint.load(tmp_path / "model", dtype="float16"),
+        lambda: save(tmp_path / "half", params, "float16"),
+    ):
+        with pytest.raises(ValueError, match="beyond 65504, the largest of") as caught:
+            call()
+        message = str(caught.value)
+        assert "tensor model.layers.1.mlp.up_proj.weight holds" in message
+        assert "\n" not in message
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_largest_number_of_float16_is_held(tmp_path):
+    params = with_weight(65504.0)
+    save(tmp_path / "model", params, "float32")
+    found = checkpoint.load(tmp_path / "model", dtype="float16").params
+    assert_equal(found, jax.tree.map(lambda x: x.astype("float16"), params))
 
 
 def test_save_replaces_weights_and_keeps_the_rest(folder):

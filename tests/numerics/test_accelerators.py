@@ -16,6 +16,7 @@ from jaxdave.models.attention import (
     two_part_attention,
 )
 from jaxdave.numerics import quantization, weight_layout
+from jaxdave.runtime.machine import CPU, GPU, TPU
 
 HEADS, GROUPS, WIDE, WINDOW, DRAFTS = 4, 2, 16, 12, 3
 
@@ -60,22 +61,41 @@ def test_a_cache_read_at_once_is_a_cache_read_by_tiles_and_dense_attention(
 @pytest.mark.parametrize(
     ("spec", "shape"), [("...i,io->...o", (32, 24)), ("re,rme->rm", (5, 6, 32))]
 )
-def test_activations_in_two_parts_lose_less_than_a_bfloat16(monkeypatch, spec, shape):
+def test_activations_in_two_parts_lose_less_than_a_bfloat16(spec, shape):
     x = jax.random.normal(jax.random.key(0), (5, 32))
     kernel = jax.random.normal(jax.random.key(1), shape).astype(jnp.bfloat16)
-    want = quantization.einsum_kernel(spec, x, kernel)
-    monkeypatch.setattr(quantization, "on_cpu", lambda: False)
-    result = jax.jit(functools.partial(quantization.einsum_kernel, spec))(x, kernel)
+    want = quantization.einsum_kernel(spec, x, kernel, CPU)
+    on_gpu = functools.partial(quantization.einsum_kernel, spec, machine=GPU)
+    result = jax.jit(on_gpu)(x, kernel)
     size = np.abs(want).max()
     assert np.abs(result - want).max() < 2**-15 * size
-    rough = quantization.einsum_kernel(spec, x.astype(jnp.bfloat16), kernel)
+    rough = quantization.einsum_kernel(spec, x.astype(jnp.bfloat16), kernel, CPU)
     assert np.abs(rough - want).max() > 2**-12 * size
 
 
+@pytest.mark.parametrize(
+    ("spec", "shape"), [("...i,io->...o", (32, 24)), ("re,rme->rm", (5, 6, 32))]
+)
+@pytest.mark.parametrize("size", [1.0, 3e-9, 2e5])
+def test_float16_weights_are_read_whole_by_activations_of_any_size(spec, shape, size):
+    """Beyond 65504, and where float16 has few bits; zeros stay zeros."""
+    x = (jax.random.normal(jax.random.key(0), (5, 32)) * size).at[2].set(0)
+    x = x.at[1, ::2].multiply(1e-5)
+    kernel = jax.random.normal(jax.random.key(1), shape).astype(jnp.float16)
+    on_gpu = functools.partial(quantization.einsum_kernel, spec, machine=GPU)
+    result = jax.jit(on_gpu)(x, kernel)
+    want = np.einsum(spec, np.asarray(x, np.float64), np.asarray(kernel, np.float64))
+    largest = np.abs(np.asarray(x)).max(axis=-1, keepdims=True)
+    assert np.all(np.abs(result - want) <= 2.0**-20 * 32 * largest)
+    # As bfloat16 the weights would be off by three bits more than that.
+    rough = np.einsum(spec, x, kernel.astype(jnp.bfloat16).astype(jnp.float32))
+    assert np.abs(rough - want).max() > 2.0**-12 * largest.max()
+
+
 @pytest.mark.parametrize("rows", [776, NOISE_CHUNK, 2 * NOISE_CHUNK + 5, 151936])
-def test_a_chunk_of_the_head_is_all_or_whole_parts_of_noise(monkeypatch, rows):
-    for is_cpu in (True, False):
-        monkeypatch.setattr(weight_layout, "on_cpu", lambda is_cpu=is_cpu: is_cpu)
-        chunk = weight_layout.head_chunk(rows)
+def test_a_chunk_of_the_head_is_all_or_whole_parts_of_noise(rows):
+    assert weight_layout.head_chunk(rows, GPU) == rows  # which is read whole
+    for machine in (CPU, TPU):
+        chunk = weight_layout.head_chunk(rows, machine)
         assert chunk <= rows
         assert chunk == rows <= NOISE_CHUNK or chunk % NOISE_CHUNK == 0

@@ -17,7 +17,8 @@ from jaxdave import policies
 from jaxdave.core.config import Numerics
 from jaxdave.core.prediction import ErrorBound, Prediction
 from jaxdave.engine import autotune, decoders
-from jaxdave.engine.generation import generate, stream
+from jaxdave.engine.generation import generate
+from jaxdave.engine.streaming import stream
 from jaxdave.numerics.error_bounds import prediction_error
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -114,7 +115,9 @@ def test_streamed_is_generated():
     ("cache", "dtype"),
     [
         (None, "bfloat16"),
+        (None, "float16"),
         ("dual", "float32"),
+        pytest.param("dual", "float16", marks=pytest.mark.slow),
         pytest.param("prefix", "bfloat16", marks=pytest.mark.slow),
         pytest.param(None, "float32", marks=pytest.mark.slow),
         pytest.param("dual", "bfloat16", marks=pytest.mark.slow),

@@ -28,9 +28,10 @@ from jaxdave.numerics.matmul import (
     gather_rows,
     matmul,
 )
-from jaxdave.numerics.quantization import Int8, quantize_params
+from jaxdave.numerics.quantization import EightBit, quantize_params
 from jaxdave.numerics.weight_layout import to_device_layout, to_stacked
 from jaxdave.runtime import compilation
+from jaxdave.runtime.machine import CPU, TPU
 from jaxdave.training.warm_start import warm_start_params
 
 ROWS = 2 * NOISE_CHUNK + 40
@@ -41,7 +42,11 @@ WIDE = dataclasses.replace(
 TIED = dataclasses.replace(WIDE, tie_embeddings=True)
 CONFIGS = [pytest.param(c, id=i) for c, i in ((WIDE, "head"), (TIED, "tied"))]
 random_params = functools.cache(fake_model.scaled)
-KINDS = {"float32": lambda params: params, "int8": quantize_params}
+KINDS = {
+    "float32": lambda params: params,
+    "int8": quantize_params,
+    "fp8": functools.partial(quantize_params, quantize="fp8"),
+}
 
 
 @pytest.fixture(params=["small", "large"])
@@ -78,9 +83,11 @@ def test_a_product_is_that_of_the_layers_own_matrix(kind, order):
     x = np.random.default_rng(0).normal(size=(3, 5, 64)).astype(np.float32)
     for index in range(fake_model.TINY.num_layers):
         matrix = jax.tree.map(lambda a, i=index: np.asarray(a[i], np.float64), stack)
-        if isinstance(matrix, Int8):
+        if isinstance(matrix, EightBit):
             matrix = matrix.values * matrix.scale
-        found = jax.jit(matmul)(x, SelectedMatrix(apart.layers, jnp.int32(index)))
+        found = jax.jit(functools.partial(matmul, machine=CPU))(
+            x, SelectedMatrix(apart.layers, jnp.int32(index))
+        )
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, x @ matrix, rtol=1e-4, atol=1e-4)
 
@@ -120,7 +127,7 @@ def test_a_chunked_head_gives_the_logits_of_the_whole_one(config, kind):
     np.testing.assert_allclose(
         logits(laid_out, tokens), logits(params, tokens), rtol=1e-4, atol=1e-4
     )
-    model = DecodeModel(config, exact=False, wide=False)
+    model = DecodeModel(config, exact=False, wide=False, machine=CPU)
     hidden = jax.random.normal(jax.random.key(0), (4, config.hidden))
     want = Binder(config)(params).logits(hidden)
     part = jax.jit(model.logits)
@@ -201,9 +208,8 @@ def test_what_needs_stacks_says_so(tmp_path):
             checkpoint.save(tmp_path / "m", TIED, broken, dtype="float32")
 
 
-def test_elsewhere_stacks_stay(monkeypatch):
-    monkeypatch.setattr(weight_layout, "on_cpu", lambda: False)
+def test_elsewhere_stacks_stay():
     params = random_params(TIED, 0)
-    laid_out = to_device_layout(params, TIED)
+    laid_out = to_device_layout(params, TIED, TPU)
     assert jax.tree.structure(laid_out) == jax.tree.structure(params)
     assert jax.tree.structure(to_stacked(laid_out)) == jax.tree.structure(params)

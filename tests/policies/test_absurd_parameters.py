@@ -38,7 +38,11 @@ def test_absurd_numbers_are_refused_or_work(name):
             assert key in str(error) and "\n" not in str(error)
             continue
         assert math.isfinite(value)
-        decoder = build(policy, 2, 4, 8, lossy=True)
+        try:
+            decoder = build(policy, 2, 4, 8, lossy=True)
+        except ValueError as error:
+            assert key in str(error) and " is more than " in str(error)
+            continue
         prompts, length = pack_prompts(decoder, prompts_of([3], 1))
         spec = decoder.spec
         runtime = spec.runtime(2, 8)
@@ -57,3 +61,34 @@ def test_more_tokens_a_step_than_a_block_holds():
     for given in (5, 99):
         with pytest.raises(ValueError, match=f"tokens_per_step={given} is more than"):
             build(None, 2, 4, 8, tokens_per_step=given)
+
+
+PAST_A_BLOCK = {
+    "static": "tokens_per_step",
+    "left_to_right": "tokens_per_step",
+    "saber": "n",
+    "local_leap": "radius",
+    "deferred": "window",
+    "lopa": "branches",
+    "threshold": "small_blocks",
+}
+
+
+@pytest.mark.parametrize("name", PAST_A_BLOCK)
+def test_more_positions_than_a_block_holds_by_name(name):
+    key = PAST_A_BLOCK[name]
+    text = f"{name}:{key}=99"
+    for policy in (text, policies.parse(text)):
+        with pytest.raises(ValueError, match=f"^{key}=99 is more than a block of 4 ho"):
+            build(policy, 2, 4, 8, lossy=True)
+    # What a block does hold, and the published defaults, stand.
+    for whole in (f"{name}:{key}=4", name):
+        build(whole, 2, 4, 8, lossy=True)
+
+
+def test_what_an_answer_or_a_small_block_does_not_hold():
+    with pytest.raises(ValueError, match="answer_length=12 is more than an answer of"):
+        build("prophet:answer_start=7", 2, 4, 8)
+    build("prophet:answer_start=3", 2, 4, 8)
+    with pytest.raises(ValueError, match="tokens_per_step=3 is more than a block of 2"):
+        policies.parse("static:tokens_per_step=3,small_blocks=2")

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from jaxdave import policies
 from jaxdave.decoding.policy_step import POLICY_NOISE
 from jaxdave.engine import decoders
-from jaxdave.engine.generation import generate, stream
+from jaxdave.engine.generation import generate
+from jaxdave.engine.streaming import stream
 from jaxdave.policies.registry import makers
 from jaxdave.sampling.noise import request_key
 

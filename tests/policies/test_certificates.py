@@ -40,6 +40,8 @@ TIMED = (
 PLAIN = (
     "static:tokens_per_step=2",
     "left_to_right",
+    "leftmost_run:threshold=0.7",
+    "leftmost_run:threshold=0.7,tokens_per_step=2",
     "threshold:threshold=0.7",
     "threshold:threshold=0.7,small_blocks=3",
     "factor",
@@ -248,11 +250,15 @@ def test_of_errors_that_nobody_knows_nothing_is_sure(policy, error):
     assert alone or not (certain.any() or half.any())
 
 
-@pytest.mark.parametrize(
-    "policy",
-    [p for p in SIGHTED if not ("first_alone" in p.name or "alg_temp=0.5" in p.name)],
-    ids=lambda p: p.name,
-)
+ORDERED = [
+    p
+    for p in SIGHTED
+    if not any(word in p.name for word in ("first_alone", "alg_temp=0.5", "leftmost"))
+]
+"""Policies that rank positions by the numbers alone."""
+
+
+@pytest.mark.parametrize("policy", ORDERED, ids=lambda p: p.name)
 def test_equals_are_not_sure(policy):
     even = split_of([[0.5] * WIDE, [1.5] * WIDE, [0.3] * WIDE, [0.2] * WIDE])
     open_W = np.ones((MANY, WIDE), bool)

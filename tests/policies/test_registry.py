@@ -71,6 +71,8 @@ def test_small_blocks_can_be_asked_of_any_policy():
         ("threshold:threshold=nan", "threshold=nan must be in 0..1"),
         ("factor:factor=-1", "factor=-1.0 must be 0 or more; 1.0 is the usual"),
         ("factor:factor=inf", "factor=inf must be 0 or in 1e-30.."),
+        ("leftmost_run:threshold=2", "threshold=2.0"),
+        ("leftmost_run:tokens_per_step=0", "tokens_per_step=0"),
         ("low_confidence:steps=0", "steps=0"),
         ("random:steps=-3", "steps=-3"),
         ("origin:eps=0", "eps=0.0 must be above 0 and below 1"),

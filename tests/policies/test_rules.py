@@ -36,6 +36,8 @@ CASES = [
     (policies.static(1), rules.static(1), GRIDS),
     (policies.static(3), rules.static(3), GRIDS),
     (policies.left_to_right(2), rules.left_to_right(2), GRIDS),
+    (policies.leftmost_run(), rules.leftmost_run(0.9, 1), GRIDS),
+    (policies.leftmost_run(0.6, 3), rules.leftmost_run(0.6, 3), GRIDS),
     (policies.threshold(0.7), rules.threshold(0.7), GRIDS),
     (policies.threshold(1 - 1e-10), rules.threshold(1 - 1e-10), GRIDS),
     (policies.factor(1.0), rules.factor(1.0), GRIDS),

@@ -52,6 +52,14 @@ def test_what_cannot_be_compiled_is_tried_again(monkeypatch):
     assert get_executable(request)[0](jnp.ones(3))["twice"][0] == 2.0
 
 
+def test_an_option_that_the_compiler_no_longer_knows(monkeypatch, caplog):
+    options = {"no_such_option": 1}
+    monkeypatch.setattr(compilation, "compiler_options", lambda: options)
+    request = CompileRequest("owner", "doubled", doubled, (jnp.arange(5.0),))
+    assert get_executable(request)[0](jnp.ones(5))["twice"][0] == 2.0
+    assert "no_such_option" in caplog.text
+
+
 def test_what_cannot_be_traced_leaves_nothing_behind():
     def broken(x):
         raise ValueError("broken")

@@ -1,14 +1,17 @@
 """Ctrl-C: exit code 130 at once, wherever it comes, and nothing half-written."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from jaxdave.cli import main
+from jaxdave.runtime import files, interrupts
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -46,7 +49,9 @@ def is_interrupted(done, name: str = "jaxdave") -> bool:
     return (done.returncode, done.stderr) == (130, f"{name}: interrupted\n")
 
 
-@pytest.mark.parametrize("module", ["typer", "jaxdave.cli.options", "rich.console"])
+@pytest.mark.parametrize(
+    "module", ["typer", "jaxdave.cli.options", "jaxdave.policies.registry"]
+)
 def test_during_imports(module):
     script = ON_IMPORT.format(module=module) + f"action = interrupt\n{RUN}"
     done, _ = run_python(script, "policies")
@@ -72,7 +77,7 @@ def action():
     gc.collect()
     gc.callbacks.clear()
 """
-    script = ON_IMPORT.format(module="rich.console") + collect + RUN
+    script = ON_IMPORT.format(module="jaxdave.policies.registry") + collect + RUN
     done, _ = run_python(script, "policies")
     assert is_interrupted(done) and done.stdout == ""
 
@@ -91,7 +96,7 @@ def action():
     threading.Timer(0.1, interrupt).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)  # a minute
 """
-    script = ON_IMPORT.format(module="rich.console") + action + RUN
+    script = ON_IMPORT.format(module="jaxdave.policies.registry") + action + RUN
     done, seconds = run_python(script, "policies")
     assert is_interrupted(done) and seconds < 15
 
@@ -190,3 +195,117 @@ print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
     done, _ = run_python(script)
     assert (done.returncode, done.stdout) == (0, "3\n")
+
+
+@pytest.mark.parametrize("streams", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_the_cursor_is_back(streams):
+    """Also where only one of the streams is a terminal."""
+    import pty
+
+    script = f"""
+import os, signal, sys, time
+from jaxdave.runtime import interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
+interrupts.install("jaxdave")
+print("\\x1b[?25l", end="", flush=True, file=sys.{streams[0]})
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(60)
+"""
+    screen, terminal = pty.openpty()
+    out, err = (
+        terminal if name in streams else subprocess.DEVNULL
+        for name in ("stdout", "stderr")
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, timeout=60, stdout=out, stderr=err)
+    os.close(terminal)
+    seen = os.read(screen, 4096)
+    os.close(screen)
+    assert done.returncode == 130
+    assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l") >= 0
+
+
+def test_a_function_may_answer_for_a_while():
+    script = """
+import os, signal
+from jaxdave.runtime import interrupts
+interrupts.install("prog")
+with interrupts.handled_by(lambda *_: print("mine", flush=True)):
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+print("after", flush=True)
+os.kill(os.getpid(), signal.SIGINT)
+print("never", flush=True)
+"""
+    done, _ = run_python(script)
+    assert is_interrupted(done, "prog") and done.stdout == "mine\nmine\nafter\n"
+
+
+def test_no_function_answers_what_is_ignored():
+    script = """
+import os, signal
+from jaxdave.runtime import interrupts
+interrupts.install("prog")
+with interrupts.handled_by(lambda *_: print("mine")):
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+    done, _ = run_python(script, handler="SIG_IGN")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_threads_can_be_left_behind(tmp_path):
+    script = """
+import pathlib, sys, threading, time
+from jaxdave.runtime import interrupts
+interrupts.install("prog")
+path, is_writing = pathlib.Path(sys.argv[1]), threading.Event()
+
+def work():
+    with interrupts.unbroken("the file"):
+        is_writing.set()
+        time.sleep(0.5)
+        path.write_text("whole")
+    time.sleep(60)
+
+threading.Thread(target=work).start()
+is_writing.wait()
+interrupts.leave_threads()
+print("said", end="")
+interrupts.exit_program(7)
+"""
+    done, seconds = run_python(script, str(tmp_path / "file"))
+    assert (done.returncode, done.stdout, done.stderr) == (7, "said", "")
+    assert (tmp_path / "file").read_text() == "whole" and seconds < 15
+
+
+@pytest.mark.parametrize("kind", ["temporary", "unfinished"])
+def test_folders_are_removed_from_the_moment_that_they_are_there(
+    kind, tmp_path, monkeypatch
+):
+    """An interrupt between making a folder and noting it would leave it behind."""
+    noted = {"mkdir": [], "rmtree": []}
+
+    def watch(module, name):
+        real = getattr(module, name)
+
+        def watched(path, *args, **options):
+            if Path(path).parent == tmp_path:
+                noted[name].append(Path(path) in interrupts._STATE.paths.values())
+            return real(path, *args, **options)
+
+        monkeypatch.setattr(module, name, watched)
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    watch(os, "mkdir")
+    watch(shutil, "rmtree")
+    folder = (
+        files.temporary_folder()
+        if kind == "temporary"
+        else files.unfinished_folder(tmp_path / "out")
+    )
+    with pytest.raises(RuntimeError, match="stop"), folder as path:
+        assert path.parent == tmp_path and path.is_dir()
+        raise RuntimeError("stop")
+    assert noted == {"mkdir": [True], "rmtree": [True]}
+    assert not list(tmp_path.iterdir()) and not interrupts._STATE.paths

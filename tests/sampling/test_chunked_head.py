@@ -9,8 +9,7 @@ import pytest
 
 from jaxdave.core.config import NOISE_CHUNK, SamplingConfig
 from jaxdave.core.prediction import NEG_INF
-from jaxdave.sampling import chunked_head as sampling_module
-from jaxdave.sampling.chunked_head import sample_and_score
+from jaxdave.sampling.chunked_head import Head, sample_and_score
 from jaxdave.sampling.noise import gumbel, position_keys, request_key
 
 ROWS, SIZE = 12, 48
@@ -28,11 +27,18 @@ def sample(logits_RV, chunk, sampling, key_R=None):
     return _jitted_sample(jnp.asarray(logits_RV, jnp.float32), key_R, chunk, sampling)
 
 
-def sample_table(table_RV, key_R, chunk, sampling):
+def head_of(table_RV, chunk, unrolled_chunks=1):
+    """A head whose logits are those of a table."""
+
     def logits(index):
         return jax.lax.dynamic_slice_in_dim(table_RV, index * chunk, chunk, axis=1)
 
-    return sample_and_score(logits, table_RV.shape[1] // chunk, chunk, sampling, key_R)
+    return Head(logits, table_RV.shape[1] // chunk, chunk, unrolled_chunks)
+
+
+def sample_table(table_RV, key_R, chunk, sampling, unrolled_chunks=1):
+    head = head_of(table_RV, chunk, unrolled_chunks)
+    return sample_and_score(head, sampling, key_R)
 
 
 _jitted_sample = jax.jit(sample_table, static_argnums=(2, 3))
@@ -144,18 +150,33 @@ def test_suppressed_ids_never_come_out(temperature):
 
 
 @pytest.mark.parametrize("chunk", [8, 48])
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.5])
+def test_plain_confidences_are_those_of_temperature_1(temperature, chunk):
+    """The token is drawn as ever; top-k looks at what it is drawn from."""
+    table = random_logits(seed=4)
+    for top_k in (0, 3):
+        tempered = SamplingConfig(temperature, top_k=top_k)
+        plain = SamplingConfig(temperature, top_k=top_k, plain_confidence=True)
+        want, got = sample(table, chunk, tempered), sample(table, chunk, plain)
+        for name in ("token", "runner_up", "lead"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+        token = np.asarray(got.token)
+        np.testing.assert_allclose(got.score, log_odds(table, token), atol=2e-5)
+        first, second = np.sort(table, axis=1)[:, :-3:-1].T
+        np.testing.assert_allclose(got.gap, first - second, atol=2e-5)
+        is_same = np.allclose(got.score, want.score, atol=1e-3)
+        assert is_same == (temperature == 0)
+
+
+@pytest.mark.parametrize("chunk", [8, 48])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_unscored_ids_come_out_and_count_in_no_confidence(temperature, chunk):
     table, left_out = random_logits(seed=4), (3, 20)
     table[:4, 20] += 20
     sampling = SamplingConfig(temperature)
 
-    def logits(index):
-        return jax.lax.dynamic_slice_in_dim(table, index * chunk, chunk, axis=1)
-
-    got = sample_and_score(
-        logits, SIZE // chunk, chunk, sampling, keys(), unscored_ids=left_out
-    )
+    head = head_of(table, chunk)
+    got = sample_and_score(head, sampling, keys(), unscored_ids=left_out)
     plain = sample(table, chunk, sampling)
     for name in ("token", "runner_up", "lead"):
         np.testing.assert_allclose(getattr(got, name), getattr(plain, name), rtol=1e-6)
@@ -245,13 +266,12 @@ def test_noise_does_not_depend_on_how_much_is_drawn_at_once():
 
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(0.7, top_k=5)])
-def test_chunks_spelled_out_are_read_as_chunks_in_a_loop(monkeypatch, sampling):
+def test_chunks_spelled_out_are_read_as_chunks_in_a_loop(sampling):
     table, results = jnp.asarray(random_logits()), []
     for limit in (0, SIZE):
-        monkeypatch.setattr(
-            sampling_module, "max_unrolled_chunks", lambda limit=limit: limit
+        fresh = functools.partial(
+            sample_table, chunk=8, sampling=sampling, unrolled_chunks=limit
         )
-        fresh = functools.partial(sample_table, chunk=8, sampling=sampling)
         results.append(jax.jit(fresh)(table, keys()))
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdave.runtime.messages import one_line
+
 JsonRow = Mapping[str, Any]
 """One row of a file, by column."""
 
@@ -253,7 +255,7 @@ def _load_from_hub(name: str, file: BenchmarkFile) -> list[JsonRow]:
         table = load_dataset(hub.path, hub.config, split=hub.split)
         return [_rename_columns(dict(row), hub.columns) for row in table]
     except Exception as error:  # network, Hub and cache each raise their own
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)[:120]
         raise ValueError(
             f"{name}: {hub.path} cannot be fetched ({reason}); go online, {remedy}"
         ) from error

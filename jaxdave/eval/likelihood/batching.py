@@ -13,11 +13,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxdave.engine.batching import bucket_length
+from jaxdave.engine.placement import placement_of
 from jaxdave.eval.likelihood import masks
-from jaxdave.eval.likelihood.score import Scorer, ScoringRow, score
+from jaxdave.eval.likelihood.score import (
+    Scorer,
+    ScoringRow,
+    count_not_greedy,
+    score,
+    score_by_confidence,
+)
 from jaxdave.runtime.compilation import CompileRequest, get_executable
+from jaxdave.runtime.meshes import split_specs
 
 SAMPLES_PER_PREFILL = 16
 """Samples of a block-causal model that are evaluated after one prefill."""
@@ -31,21 +40,26 @@ class Question(NamedTuple):
     Attributes:
         context: Token ids of the text before; may be empty.
         target: Token ids of the text that is scored.
+        suffix: Token ids of the text after it, which only full attention sees.
     """
 
     context: tuple[int, ...]
     target: tuple[int, ...]
+    suffix: tuple[int, ...] = ()
 
 
 MakeRow = Callable[[Question], ScoringRow]
 """Function (question) -> one row with all its samples."""
+
+ScoreFn = Callable[[Scorer, Any, ScoringRow], jax.Array]
+"""(scorer, params, rows) -> float32 [B], such as `score.score`."""
 
 
 def log_likelihoods(
     scorer: Scorer,
     params: Any,
     questions: Sequence[Question],
-    rule: masks.MaskRule,
+    rule: masks.MaskRule | str,
     *,
     seed: int = 0,
     batch_size: int = 8,
@@ -68,7 +82,8 @@ def log_likelihoods(
         scorer: Model to score with.
         params: Parameters of the model.
         questions: Contexts and targets.
-        rule: `masks.bound(samples)` or `masks.chain`.
+        rule: A rule of `masks`, such as `masks.bound(samples)` or `masks.chain`, or
+            `masks.CONFIDENCE`.
         seed: Seed of the rule's noise.
         batch_size: Number of rows that a call evaluates.
 
@@ -76,17 +91,60 @@ def log_likelihoods(
         Iterator of (index of the question, log-likelihood in nats), not in order.
 
     Raises:
-        ValueError: A target is empty, holds the mask id or is too long.
+        ValueError: A target is empty, holds the mask id or is too long; a block-causal
+            model is asked for what stands before a suffix; or the rule is unknown.
     """
+    score_fn = score
+    if isinstance(rule, str):
+        if rule != masks.CONFIDENCE:
+            raise ValueError(
+                f"rule={rule!r} is unknown; use {masks.CONFIDENCE!r} or a function of "
+                f"masks.RULES ({', '.join(masks.RULES)})"
+            )
+        score_fn, rule = score_by_confidence, masks.one_pass
     for index, question in enumerate(questions):
         _check(scorer, index, question)
     make_row = functools.partial(_make_row, scorer, rule, seed)
-    return _log_likelihoods(scorer, params, questions, make_row, batch_size)
+    return _score_all(scorer, params, questions, make_row, batch_size, score_fn)
 
 
-def _log_likelihoods(
-    scorer: Scorer, params, questions, make_row: MakeRow, batch_size: int
-):
+def greedy_texts(
+    scorer: Scorer, params: Any, questions: Sequence[Question], *, batch_size: int = 8
+) -> Iterator[tuple[int, bool]]:
+    """Yield for every question whether greedy decoding writes its target.
+
+    That is decoding one token a step in the order of confidence, in a room of just the
+    target's length, as LLaDA's evaluation does.
+
+    Args:
+        scorer: Model to score with.
+        params: Parameters of the model.
+        questions: Contexts and targets.
+        batch_size: Number of rows that a call evaluates.
+
+    Returns:
+        Iterator of (index of the question, is greedy), not in order.
+
+    Raises:
+        ValueError: As for `log_likelihoods`.
+    """
+    for index, question in enumerate(questions):
+        _check(scorer, index, question)
+    make_row = functools.partial(_make_row, scorer, masks.one_pass, 0)
+    counts = _score_all(
+        scorer, params, questions, make_row, batch_size, count_not_greedy
+    )
+    return ((index, count == 0) for index, count in counts)
+
+
+def _score_all(
+    scorer: Scorer,
+    params,
+    questions,
+    make_row: MakeRow,
+    batch_size: int,
+    score_fn: ScoreFn,
+) -> Iterator[tuple[int, float]]:
     """The generator behind `log_likelihoods`: one shape of rows after the other."""
 
     def shape_of(index: int):
@@ -110,7 +168,7 @@ def _log_likelihoods(
         rows = split_rows((index for _, index in group), samples)
         for batch, count in padded_batches(rows, batch_size):
             indices, row_parts = zip(*batch, strict=True)
-            values = _score_batch(scorer, params, row_parts)
+            values = _score_batch(scorer, params, row_parts, score_fn)
             for index, value in zip(indices[:count], values[:count], strict=True):
                 remaining[index] -= 1
                 totals[index] = totals.get(index, 0.0) + float(value)
@@ -141,11 +199,23 @@ def padded_batches(items: Iterable, batch_size: int) -> Iterator[tuple[list, int
         yield batch + batch[-1:] * (full - len(batch)), len(batch)
 
 
-def _score_batch(scorer: Scorer, params, rows: Sequence[ScoringRow]) -> np.ndarray:
+def _score_batch(
+    scorer: Scorer, params, rows: Sequence[ScoringRow], score_fn: ScoreFn
+) -> np.ndarray:
     stacked = jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *rows)
-    request = CompileRequest(
-        scorer, "score", functools.partial(score, scorer), (params, stacked)
+    placement = placement_of(params)
+    if placement.num_parts > 1:
+        assert scorer.on_parts is not None, "this scorer cannot be split over devices"
+        scorer = scorer.on_parts(num_parts=placement.num_parts)
+    # Rows that do not divide are evaluated by every group of devices.
+    divides = len(rows) % placement.num_groups == 0
+    rows_spec = placement.rows_spec if divides else PartitionSpec()
+    run_fn = placement.program(
+        functools.partial(score_fn, scorer),
+        (split_specs(params), rows_spec),
+        rows_spec,
     )
+    request = CompileRequest(scorer, score_fn.__name__, run_fn, (params, stacked))
     run, _ = get_executable(request)
     return np.asarray(run(params, stacked))
 
@@ -155,6 +225,7 @@ def _make_row(
 ) -> ScoringRow:
     """All samples of a question, as one row."""
     begin, text = len(question.context), question.context + question.target
+    whole = text + question.suffix
     # Full attention scores the target as one block that begins where the target does;
     # block-causal blocks lie on a grid, so the first may hold the end of the context.
     length = scorer.block_length or len(question.target)
@@ -166,12 +237,14 @@ def _make_row(
         for edge in range(start, len(text), length)
     ]
     window = masks.window_masks(rule, stretches, size, _generator(seed, question))
-    tokens_T = np.full(bucket_length(start + size), scorer.mask_id, np.int32)
-    tokens_T[: len(text)] = text
+    capacity = bucket_length(max(start + size, len(whole)))
+    tokens_T = np.full(capacity, scorer.mask_id, np.int32)
+    tokens_T[: len(whole)] = whole
     return ScoringRow(
         tokens_T=tokens_T,
         start=np.int32(start),
-        end=np.int32(len(text)),
+        stop=np.int32(len(text)),
+        end=np.int32(len(whole)),
         hidden_SL=window.hidden_SN,
         weight_SL=window.weight_SN,
     )
@@ -179,7 +252,8 @@ def _make_row(
 
 def _generator(seed: int, question: Question) -> np.random.Generator:
     """Noise keyed by the seed and the question, whatever else is scored."""
-    digest = hashlib.sha256(repr((seed, *map(list, question))).encode()).digest()
+    parts = question[:2] if not question.suffix else question
+    digest = hashlib.sha256(repr((seed, *map(list, parts))).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
 
@@ -208,16 +282,21 @@ def _next_power_of_two(count: int) -> int:
 
 def _check(scorer: Scorer, index: int, question: Question) -> None:
     """Raise ValueError for a question that cannot be scored."""
-    size = len(question.context) + len(question.target)
+    whole = question.context + question.target + question.suffix
     if not question.target:
         raise ValueError(f"target {index} is empty; there is nothing to score")
-    if scorer.mask_id in question.context + question.target:
+    if question.suffix and scorer.block_length:
+        raise ValueError(
+            f"question {index} has a suffix, which a block-causal model does not see; "
+            "leave it out"
+        )
+    if scorer.mask_id in whole:
         raise ValueError(
             f"question {index} holds the mask id {scorer.mask_id}, which stands for "
             "text not written yet; take it out"
         )
-    if size > scorer.max_positions:
+    if len(whole) > scorer.max_positions:
         raise ValueError(
-            f"question {index} has {size} tokens, but the model allows "
+            f"question {index} has {len(whole)} tokens, but the model allows "
             f"{scorer.max_positions}; shorten it"
         )

@@ -1,9 +1,9 @@
 """Which positions of a text are masked while it is scored, and their weights.
 
-Every rule here is an average of chains: mask all positions, then reveal the tokens one
-by one in some order, adding up their log-probabilities. The mean over all orders is a
-lower bound on the log of the mean probability, which is what an any-order model says
-of the text (Jensen's inequality).
+Most rules are chains or averages of chains: mask all positions, then reveal the tokens
+one by one in some order, adding up their log-probabilities. The mean over all orders is
+a lower bound on the log of the mean probability, which is what an any-order model says
+of the text (Jensen's inequality). `RULES` names the rules.
 
 Axes: S samples (sets of masked positions), N positions of one stretch, L positions of
 the window.
@@ -122,6 +122,77 @@ def chain(count: int, generator: np.random.Generator) -> Masks:
     return Masks(np.triu(np.ones((count, count), bool)), np.eye(count, dtype="f4"))
 
 
+def reverse_chain(count: int, generator: np.random.Generator) -> Masks:
+    """Return the masks of one order, right to left.
+
+    The sum is then the exact likelihood of decoding one token at a time in that order.
+
+    Source: Dream's evaluation (HKUNLP/Dream, eval.py: nll_type="ar_btf").
+
+    Args:
+        count: Number of positions.
+        generator: Not used; part of the `MaskRule` signature.
+
+    Returns:
+        `count` sets; in each only the last masked position counts.
+    """
+    del generator
+    return Masks(np.tril(np.ones((count, count), bool)), np.eye(count, dtype="f4"))
+
+
+def one_pass(count: int, generator: np.random.Generator) -> Masks:
+    """Return the set of all positions, in which every position counts.
+
+    The sum is the exact likelihood of decoding all tokens in one step, independently of
+    each other; of a single token it is what every rule gives.
+
+    Source: the model's product distribution over all masks (LLaDA, arXiv 2502.09992,
+    section 2.1).
+
+    Args:
+        count: Number of positions.
+        generator: Not used; part of the `MaskRule` signature.
+
+    Returns:
+        One set.
+    """
+    del generator
+    return Masks(np.ones((1, count), bool), np.ones((1, count), np.float32))
+
+
+def pseudo(count: int, generator: np.random.Generator) -> Masks:
+    """Return the sets of one position each.
+
+    The sum is the pseudo-log-likelihood: every token given all others. It is no
+    likelihood, as texts do not sum to 1, and suits comparisons of texts of one length.
+
+    Source: Salazar et al. (arXiv 1910.14659).
+
+    Args:
+        count: Number of positions.
+        generator: Not used; part of the `MaskRule` signature.
+
+    Returns:
+        `count` sets.
+    """
+    del generator
+    return Masks(np.eye(count, dtype=bool), np.eye(count, dtype="f4"))
+
+
+CONFIDENCE = "confidence"
+"""The one order that is not known beforehand, see `score.score_by_confidence`."""
+
+RULES: dict[str, Callable[[int], MaskRule | str]] = {
+    "bound": bound,
+    "chain": lambda samples: chain,
+    "reverse": lambda samples: reverse_chain,
+    "one_pass": lambda samples: one_pass,
+    "pseudo": lambda samples: pseudo,
+    "confidence": lambda samples: CONFIDENCE,
+}
+"""Rule by name, from the number of samples that `bound` takes."""
+
+
 def window_masks(
     rule: MaskRule,
     stretches: Sequence[range],
@@ -137,7 +208,7 @@ def window_masks(
         generator: Source of randomness.
 
     Returns:
-        Masks [S, L]. Positions after the last stretch are masked and do not count;
+        Masks [S, L]. Positions after the last stretch are not masked and do not count;
         stretches with fewer samples than others have weight 0 in the rest.
     """
     drawn = [rule(len(stretch), generator) for stretch in stretches]
@@ -147,7 +218,6 @@ def window_masks(
     for stretch, masks in zip(stretches, drawn, strict=True):
         at = np.s_[: len(masks.hidden_SN), stretch.start : stretch.stop]
         hidden_SL[at], weight_SL[at] = masks
-    hidden_SL[:, stretches[-1].stop :] = True
     return Masks(hidden_SL, weight_SL)
 
 

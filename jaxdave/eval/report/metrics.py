@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdave.engine.results import hit_rate
 from jaxdave.eval.run.records import Record
 
 RESAMPLES = 2000
@@ -195,6 +196,8 @@ def count_metrics(records: Sequence[Record]) -> dict[str, Any]:
             strict=True,
         )
     )
+    proposed = sum(record.proposed_drafts for record in records)
+    accepted = sum(record.accepted_drafts for record in records)
     return {
         "items": len(records),
         "right": right,
@@ -204,6 +207,9 @@ def count_metrics(records: Sequence[Record]) -> dict[str, Any]:
         "nfe": {kind: sum(r.nfe[kind] for r in records) for kind in KINDS},
         "rows": sum(r.rows for r in records),
         "steps": sum(r.steps for r in records),
+        "proposed_drafts": proposed,
+        "accepted_drafts": accepted,
+        "hit_rate": hit_rate(accepted, proposed),
         "reference_nfe": sum(r.reference_nfe for r in records),
         "tokens_per_nfe": ratio_of_sums(valid, calls)._asdict(),
         "decoded_tokens_per_nfe": ratio_of_sums(decoded, calls)._asdict(),

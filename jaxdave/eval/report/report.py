@@ -13,7 +13,7 @@ import jax
 import jaxdave
 from jaxdave.eval.report import metrics
 from jaxdave.eval.run import memory
-from jaxdave.eval.run.cells import EvalCell
+from jaxdave.eval.run.cells import ReportCell
 from jaxdave.eval.run.eval_config import EvalConfig
 from jaxdave.eval.run.plan import drawn_task
 from jaxdave.eval.run.records import Record
@@ -23,7 +23,7 @@ FORMAT = 1
 MEASURED_KEYS = ("machine", "timing", "memory")
 """Keys, at any depth, of values that differ from run to run."""
 
-CellRecords = Sequence[tuple[EvalCell, tuple[Record, ...]]]
+CellRecords = Sequence[tuple[ReportCell, tuple[Record, ...]]]
 """The cells of a run with their records, in the order of the tables."""
 
 
@@ -79,7 +79,7 @@ def machine() -> dict[str, Any]:
     Returns:
         Command, device, versions, load averages and date.
     """
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return {
         "command": f"jaxdave {shlex.join(sys.argv[1:])}",
         "device": f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores",
@@ -111,7 +111,7 @@ def _trajectory(item: str, results: CellRecords) -> dict[str, Any]:
 
 
 def _cell_report(
-    cell: EvalCell, records: Sequence[Record], results: CellRecords
+    cell: ReportCell, records: Sequence[Record], results: CellRecords
 ) -> dict[str, Any]:
     values: dict[str, Any] = {
         "task": cell.task.name,
@@ -140,7 +140,7 @@ def _cell_report(
 
 
 def _records_of(
-    results: CellRecords, like: EvalCell, method: str
+    results: CellRecords, like: ReportCell, method: str
 ) -> Mapping[str, Record] | None:
     """The records of a method on the same benchmark, by id; None: it was not run."""
     for cell, records in results:

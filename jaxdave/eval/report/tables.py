@@ -18,6 +18,7 @@ DETAIL_COLUMNS = (
     "refresh",
     "recheck",
     "rows",
+    "drafts accepted",
     "public loop's NFE",
     "same text as static",
     "first difference",
@@ -27,7 +28,8 @@ DETAIL_COLUMNS = (
 NOTE = (
     "In brackets: 95 % intervals (Wilson's for accuracy, bootstrap over items for "
     "rates), and times static's figure. Rates are ratios of sums. NFE: network calls, "
-    "whatever they carry; rows: states that they evaluate. Tokens: those of the "
+    "whatever they carry; rows: states that they evaluate; drafts accepted: of those "
+    "proposed, the policy's own next state is none. Tokens: those of the "
     "answers; decoded tokens: the end token and what is decoded behind it, too. "
     "Compiling, with a warm-up call for every shape, is in no rate."
 )
@@ -103,6 +105,7 @@ def _detail_row(cell: Mapping[str, Any]) -> list[str]:
         _format_rate(cell["decoded_tokens_per_nfe"], None),
         *(str(nfe[kind]) for kind in kinds),
         str(cell["rows"]),
+        _format_hits(cell),
         str(cell["reference_nfe"]),
         "-" if static is None else f"{100 * static['share']:.1f} %",
         "-" if static is None else _format_first(static["different"]),
@@ -152,6 +155,14 @@ def _format_rate(rate: Mapping[str, float | None], gain: Mapping | None) -> str:
     form = "{:.3g}" if (rate["value"] or 0) < 1000 else "{:.0f}"
     text = _format_number(rate["value"], form)
     return text if gain is None else f"{text} ({format_estimate(gain, '{:.2f}')}x)"
+
+
+def _format_hits(cell: Mapping[str, Any]) -> str:
+    """Accepted and proposed drafts, and their ratio."""
+    if cell["hit_rate"] is None:
+        return "-"
+    counts = f"{cell['accepted_drafts']} of {cell['proposed_drafts']}"
+    return f"{counts} ({100 * cell['hit_rate']:.0f} %)"
 
 
 def _format_first(different: Sequence[Mapping[str, Any]]) -> str:

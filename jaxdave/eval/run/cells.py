@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from jaxdave.engine.batching import bucket_length
 from jaxdave.engine.decode_config import DecodeConfig
@@ -36,6 +36,35 @@ class PromptedItem(NamedTuple):
     digest: str
 
 
+class ReportCell(Protocol):
+    """What a report is made of besides records: `EvalCell`, or one that was sampled."""
+
+    @property
+    def task(self) -> Task:
+        """The benchmark."""
+        ...
+
+    @property
+    def method(self) -> Method:
+        """The way to decode."""
+        ...
+
+    @property
+    def settings(self) -> DecodeConfig:
+        """The settings of the decode, as far as tables name them."""
+        ...
+
+    @property
+    def header(self) -> Header:
+        """The settings as files record them."""
+        ...
+
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        """Ids of the items, in the order of the benchmark."""
+        ...
+
+
 class EvalCell(NamedTuple):
     """A benchmark by one method: one row of the tables.
 
@@ -60,6 +89,11 @@ class EvalCell(NamedTuple):
     header: Header
     extract_output: Callable[..., GradedOutput] = answer_only
     batch_size: int = 1
+
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        """Ids of the items, in the order of the benchmark."""
+        return tuple(entry.item.id for entry in self.entries)
 
 
 def encode_item(

@@ -44,6 +44,9 @@ class EvalConfig:
         sweep: "draft_steps" decodes with drafts at every length of `SWEEP`; or None.
         trajectory: Id of an item whose positions are drawn against calls; or None.
         batch_size: Prompts decoded together.
+        rescore: Folder or file of an earlier run, whose samples are graded again
+            instead of a decode; None: decode.
+        asked_tasks: The tasks that samples may be of; None: any.
     """
 
     load: LoadConfig = LoadConfig()
@@ -59,6 +62,8 @@ class EvalConfig:
     sweep: str | None = None
     trajectory: str | None = None
     batch_size: int = 1
+    rescore: Path | None = None
+    asked_tasks: tuple[str, ...] | None = None
 
     @property
     def has_figures(self) -> bool:
@@ -76,15 +81,42 @@ def check(config: EvalConfig) -> None:
         ValueError: A name is unknown, a value is out of range, or two exclude each
             other.
     """
+    if config.rescore is not None:
+        return _check_rescore(config)
     methods = methods_of(config)
     _check_tasks(config)
     preset_of(config)
     _check_folders(config)
-    _check_figures(config)
+    check_figures(config)
     check_batch_size(config.batch_size)
     for method in methods:
         method.choose(decode_config(config, {}), DEFAULT_THRESHOLD)
     _check_trajectory(config)
+
+
+def _check_rescore(config: EvalConfig) -> None:
+    """Refuse options of a decode, which a run that decodes nothing would ignore."""
+    usual = EvalConfig()
+    names = ("methods", "preset", "as_published", "limit", "sweep", "batch_size")
+    given = [name for name in names if getattr(config, name) != getattr(usual, name)]
+    for record, values in (
+        (LoadConfig(), config.load.to_dict()),
+        (DecodeConfig(), config.overrides),
+    ):
+        given += [name for name, x in values.items() if x != getattr(record, name)]
+    if given:
+        raise ValueError(
+            f"--{given[0].replace('_', '-')} says what is decoded, and --rescore "
+            "decodes nothing; leave one of them out"
+        )
+    for name in config.asked_tasks or ():
+        if name not in benchmark_registry.NAMES:
+            raise ValueError(
+                f"task {name!r} is unknown; use one of "
+                f"{', '.join(benchmark_registry.NAMES)}"
+            )
+    _check_folders(config)
+    check_figures(config)
 
 
 def _check_tasks(config: EvalConfig) -> None:
@@ -108,7 +140,15 @@ def _check_folders(config: EvalConfig) -> None:
         )
 
 
-def _check_figures(config: EvalConfig) -> None:
+def check_figures(config: EvalConfig) -> None:
+    """Check what figures need.
+
+    Args:
+        config: What is to be run.
+
+    Raises:
+        ValueError: There is no folder for them, or nothing to draw them with.
+    """
     if config.sweep is not None and config.sweep not in SWEEPS:
         raise ValueError(f"sweep={config.sweep!r} is unknown; use {', '.join(SWEEPS)}")
     if config.has_figures and config.out is None:

@@ -1,21 +1,27 @@
-"""Memory of a decode, by the better of two measures."""
+"""Memory of a decode, by the best of three measures."""
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import jax
+from typing import NamedTuple
 
 from jaxdave.engine.decoders import Decoder
 from jaxdave.runtime.compilation import memory_analysis
+from jaxdave.runtime.memory import (
+    DEVICE_PEAK,
+    PROCESS_PEAK,
+    SOURCES,
+    device_peak_bytes,
+    process_peak_bytes,
+)
 
 MEMORY_SOURCES = {
-    "device_peak": "most bytes in use on the device since the process began "
-    "(device.memory_stats)",
+    DEVICE_PEAK: SOURCES[DEVICE_PEAK],
     "program": "arguments, outputs and temporaries of the compiled decode loop "
     "(memory_analysis)",
+    PROCESS_PEAK: SOURCES[PROCESS_PEAK],
 }
-"""Values of `source` in a results file and what they mean, the better measure first."""
+"""Values of `source` in a results file and what they mean, the better measure first:
+the peak of a process is that of all methods before, and of their compilation."""
 
 
 class WarmupCost(NamedTuple):
@@ -43,14 +49,9 @@ def measure_warmup(decoder: Decoder, call: Callable[[], None]) -> WarmupCost:
     start = time.perf_counter()
     call()
     seconds = time.perf_counter() - start
-    return WarmupCost(seconds, {**_program_bytes(decoder), **_device_peak()} or None)
-
-
-def _device_peak() -> dict[str, int]:
-    # A CPU has no such statistics.
-    stats: Any = jax.local_devices()[0].memory_stats()
-    has_peak = stats and "peak_bytes_in_use" in stats
-    return {"device_peak": int(stats["peak_bytes_in_use"])} if has_peak else {}
+    peaks = {DEVICE_PEAK: device_peak_bytes(), PROCESS_PEAK: process_peak_bytes()}
+    known = {source: peak for source, peak in peaks.items() if peak is not None}
+    return WarmupCost(seconds, {**_program_bytes(decoder), **known} or None)
 
 
 def _program_bytes(decoder: Decoder) -> dict[str, int]:

@@ -18,6 +18,7 @@ from jaxdave.eval.run import records
 from jaxdave.eval.run.cells import (
     EvalCell,
     PromptedItem,
+    ReportCell,
     encode_item,
     read_finished,
 )
@@ -61,7 +62,7 @@ def cells(config: EvalConfig, model: Model) -> tuple[EvalCell, ...]:
     return rows
 
 
-def drawn_task(item: str, rows: Sequence[EvalCell]) -> Task:
+def drawn_task(item: str, rows: Sequence[ReportCell]) -> Task:
     """The first benchmark that has an item.
 
     Args:
@@ -75,11 +76,10 @@ def drawn_task(item: str, rows: Sequence[EvalCell]) -> Task:
         ValueError: None has the item.
     """
     for cell in rows:
-        if any(one.item.id == item for one in cell.entries):
+        if item in cell.item_ids:
             return cell.task
     raise ValueError(
-        f"trajectory={item!r} is no item of this run; one is "
-        f"{rows[0].entries[0].item.id!r}"
+        f"trajectory={item!r} is no item of this run; one is {rows[0].item_ids[0]!r}"
     )
 
 
@@ -152,7 +152,7 @@ def _cell(
         "format": records.FORMAT,
         "jaxdave": jaxdave.__version__,
         "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+        "device": jax.local_devices()[0].device_kind,
         "task": task.name,
         "preset": preset.name,
         "as_published": config.as_published,

@@ -1,21 +1,22 @@
-"""Records of finished items: JSON lines that survive a kill.
-
-The first line of a file is its header, the settings of the run. A line is on disk
-before the next batch begins; a last line that was cut off is dropped, and its item is
-decoded again.
-"""
+"""Records of finished items, in a journal: what a kill has cut off is decoded again."""
 
 import contextlib
 import dataclasses
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdave.runtime.interrupts import unbroken
+from jaxdave.runtime.files import read_regular
+from jaxdave.runtime.journal import (
+    Header,
+    journal_content,
+    journal_writer,
+    parse_line,
+    read_journal,
+)
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format of these files; part of the header."""
 
 
@@ -39,6 +40,9 @@ class Record:
         rows: States that those calls evaluated.
         reference_nfe: Calls that the public loop makes on the same path.
         steps: Policy steps.
+        proposed_drafts: Drafts that those calls evaluated beside the policy's own next
+            state (`Completion`).
+        accepted_drafts: Those of them that the policy confirmed.
         batch_rows: Number of items that were decoded together.
         seconds: This item's share of the time of its batch.
         compile_seconds: Seconds of compilation and of the warm-up call, if this is the
@@ -62,16 +66,78 @@ class Record:
     rows: int
     reference_nfe: int
     steps: int
+    proposed_drafts: int
+    accepted_drafts: int
     batch_rows: int
     seconds: float
     compile_seconds: float = 0.0
     memory: Mapping[str, int] | None = None
 
 
-Header = Mapping[str, Any]
-"""Settings of a run, as JSON values."""
 WriteRecord = Callable[[Record], None]
 """Function that appends a record; when it returns, the record is on disk."""
+
+
+def read_samples(path: Path) -> tuple[Header, tuple[Record, ...]]:
+    """Read a whole file of an earlier run, whatever its settings.
+
+    Args:
+        path: The file.
+
+    Returns:
+        (its header, its records in their order).
+
+    Raises:
+        ValueError: It cannot be read, is none of this format, broken or not whole, or
+            has an item twice or none at all.
+    """
+    try:
+        content = read_regular(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    lines = content.split(b"\n")
+    if lines.pop():
+        raise ValueError(
+            f"{path} was cut off in its last line; let the run end first (the same "
+            "command with the same --out goes on)"
+        )
+    values = []
+    for number, line in enumerate(lines, start=1):
+        value = parse_line(line + b"\n")
+        if value is None:
+            raise ValueError(f"{path}, line {number}: broken JSON; give whole samples")
+        values.append(value)
+    header = values[0].get("header") if values else None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else None
+        raise ValueError(
+            f"{path} is no file of samples of format {FORMAT} (its format is "
+            f"{found!r}); make it anew with jaxdave eval --out"
+        )
+    found = tuple(
+        _record(path, number, value) for number, value in enumerate(values[1:], 2)
+    )
+    ids = [record.id for record in found]
+    twice = next((id for id in ids if ids.count(id) > 1), None)
+    if twice is not None or not ids:
+        raise ValueError(
+            f"{path} has {'no item' if twice is None else f'item {twice!r} twice'}; "
+            "give whole samples"
+        )
+    return header, found
+
+
+def file_content(header: Header, found: Sequence[Record]) -> bytes:
+    """A file of records as `record_writer` writes it.
+
+    Args:
+        header: Settings of the run.
+        found: The records.
+
+    Returns:
+        The content of the file.
+    """
+    return journal_content(header, map(dataclasses.asdict, found))
 
 
 def read_records(path: Path, header: Header) -> dict[str, Record]:
@@ -88,7 +154,37 @@ def read_records(path: Path, header: Header) -> dict[str, Record]:
         ValueError: The file is of a run with other settings, or is broken before its
             last line.
     """
-    return _parse(path, header)[0]
+    values = enumerate(read_journal(path, header), 2)
+    records = (_record(path, number, value) for number, value in values)
+    return {record.id: record for record in records}
+
+
+def to_values(found: Iterable[Record]) -> list[dict[str, Any]]:
+    """Records as JSON values.
+
+    Args:
+        found: The records.
+
+    Returns:
+        An object for each of them.
+    """
+    return [dataclasses.asdict(record) for record in found]
+
+
+def from_values(values: Iterable[Mapping[str, Any]]) -> tuple[Record, ...]:
+    """The records of JSON values, the inverse of `to_values`.
+
+    Args:
+        values: Objects, as another process of this run has made them.
+
+    Returns:
+        The records.
+    """
+    tuples = ("token_ids", "committed_at")
+    return tuple(
+        Record(**{**value, **{name: tuple(value[name]) for name in tuples}})
+        for value in values
+    )
 
 
 @contextlib.contextmanager
@@ -109,73 +205,41 @@ def record_writer(path: Path, header: Header) -> Iterator[WriteRecord]:
     Raises:
         ValueError: As `read_records`.
     """
-    valid_bytes = _parse(path, header)[1]
-    with open(path, "ab") as file:
-        file.truncate(valid_bytes)
-        if not valid_bytes:
-            _write_line(file, {"header": header})
-
-        def write_record(record: Record) -> None:
-            _write_line(file, dataclasses.asdict(record))
-
-        yield write_record
+    read_records(path, header)
+    with journal_writer(path, header) as write:
+        yield lambda record: write(dataclasses.asdict(record))
 
 
-def _write_line(file, value: Mapping[str, Any]) -> None:
-    line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
-    with unbroken(f"a line of {file.name}"):
-        file.write(line)
-        # Flush hands the line to the system, fsync to the disk: it survives a power
-        # cut.
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _parse(path: Path, header: Header) -> tuple[dict[str, Record], int]:
-    """The records of a file, and the number of bytes of its valid lines."""
-    content = path.read_bytes() if path.exists() else b""
-    lines = content.splitlines(keepends=True)
-    values, valid_bytes = [], 0
-    for number, line in enumerate(lines, start=1):
-        value = _parse_line(line)
-        # Only the last line can be torn by a kill; before it, the file was damaged.
-        if value is None and number < len(lines):
-            raise ValueError(
-                f"{path}, line {number}: broken JSON; take the file away, and its "
-                "items are decoded again"
-            )
-        if value is not None:
-            values.append(value)
-            valid_bytes += len(line)
-    if values:
-        _check_header(path, values[0].get("header"), header)
-    records = (_record(value) for value in values[1:])
-    return {record.id: record for record in records}, valid_bytes
-
-
-def _parse_line(line: bytes) -> dict[str, Any] | None:
-    """The object of a whole line; None for a broken one."""
-    try:
-        value = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _record(value: dict[str, Any]) -> Record:
+def _record(path: Path, number: int, value: dict[str, Any]) -> Record:
+    wrong = sorted({*_KINDS}.symmetric_difference(value))
+    wrong = wrong or [name for name in _KINDS if not _fits(value[name], name)]
+    if wrong:
+        raise ValueError(
+            f"{path}, line {number}: it is no record of an item ({wrong[0]}); take the "
+            "file away, and its items are decoded again"
+        )
     for name in ("token_ids", "committed_at"):
         value[name] = tuple(value[name])
     return Record(**value)
 
 
-def _check_header(path: Path, in_file: Any, header: Header) -> None:
-    if not isinstance(in_file, dict):
-        raise ValueError(f"{path} has no header; choose another --out or take it away")
-    names = sorted({*in_file, *header})
-    different = [name for name in names if in_file.get(name) != header.get(name)]
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"{path} is of a run with {name}={in_file.get(name)!r}, and this one has "
-            f"{header.get(name)!r}; choose another --out, or take the file away"
-        )
+_KINDS: dict[str, type] = {
+    name: typing.get_origin(kind) or kind
+    for name, kind in typing.get_type_hints(Record).items()
+} | {"nfe": dict, "memory": dict}
+"""The types of a record's fields; a tuple's are whole numbers."""
+_COUNTS = frozenset(("prefill", "verify", "commit", "refresh", "recheck", "total"))
+
+
+def _fits(value: Any, name: str) -> bool:
+    """True if a value of JSON is one of a field of `Record`."""
+    kind = _KINDS[name]
+    if name == "memory" and value is None:
+        return True
+    if kind is tuple:
+        return isinstance(value, list) and all(type(one) is int for one in value)
+    if kind is dict:
+        if not isinstance(value, dict) or (name == "nfe" and not _COUNTS <= set(value)):
+            return False
+        return all(type(count) is int for count in value.values())
+    return type(value) is kind or (kind is float and type(value) is int)

@@ -2,11 +2,15 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxdave.engine.generation import generate, stream
+from jaxdave.distributed.processes import ALONE, Processes, own_share
+from jaxdave.distributed.rounds import SharedRounds
+from jaxdave.engine.generation import generate
 from jaxdave.engine.results import Completion, Result
+from jaxdave.engine.streaming import stream
 from jaxdave.eval.deviations import GradedOutput
 from jaxdave.eval.run import memory, records
 from jaxdave.eval.run.cells import (
@@ -36,20 +40,26 @@ class CompiledCell(NamedTuple):
         model: The model that decodes it.
         done: Records of an earlier run, by item id.
         warmups: Cost of the first call of every shape, by shape.
+        processes: The processes that share its batches.
     """
 
     cell: EvalCell
     model: Model
     done: Mapping[str, Record]
     warmups: Mapping[tuple[int, int], WarmupCost]
+    processes: Processes = ALONE
 
 
-def compile_cell(cell: EvalCell, model: Model) -> CompiledCell:
-    """Compile every shape that a cell needs, and make a first call of it.
+def compile_cell(
+    cell: EvalCell, model: Model, processes: Processes = ALONE
+) -> CompiledCell:
+    """Compile every shape that this process needs of a cell, and make a first call.
 
     Args:
         cell: The cell.
         model: The model that decodes it.
+        processes: The processes that share its batches. What the first of them has in
+            its file counts.
 
     Returns:
         The compiled cell, with the records of an earlier run.
@@ -57,8 +67,14 @@ def compile_cell(cell: EvalCell, model: Model) -> CompiledCell:
     Raises:
         ValueError: As `cells.read_finished`.
     """
-    done, warmups = read_finished(cell), {}
-    for batch in _remaining_batches(cell, done):
+    finished = processes.agree(lambda: read_finished(cell))
+    if processes.count > 1:
+        values = processes.exchange(records.to_values(finished.values()))[0]
+        finished = {record.id: record for record in records.from_values(values)}
+    warmups = {}
+    for batch in _own_batches(cell, finished, processes):
+        if batch is None:
+            continue
         shape = batch_shape(cell, batch)
         if shape not in warmups:
 
@@ -66,13 +82,13 @@ def compile_cell(cell: EvalCell, model: Model) -> CompiledCell:
                 _call_once(_decode_arguments(cell, model, batch))
 
             warmups[shape] = memory.measure_warmup(cell.decoder, first_call)
-    return CompiledCell(cell, model, done, warmups)
+    return CompiledCell(cell, model, finished, warmups, processes)
 
 
 def run_batches(
     compiled: CompiledCell, verdicts: VerdictCache, on_record: OnRecord
 ) -> Iterator[tuple[Record, ...]]:
-    """Decode and grade a cell batch by batch.
+    """Decode and grade a cell batch by batch, every process a batch at a time.
 
     Args:
         compiled: The cell.
@@ -81,18 +97,27 @@ def run_batches(
         on_record: Called with every new record.
 
     Yields:
-        The records of an earlier run, then those of each batch, which are on disk when
-        they are yielded.
+        The records of an earlier run, then those of each batch of all processes, which
+        are on disk when they are yielded.
     """
     yield tuple(compiled.done.values())
-    warmups = dict(compiled.warmups)
+    warmups, processes = dict(compiled.warmups), compiled.processes
     with _record_writer(compiled.cell) as write_record:
-        for batch in _remaining_batches(compiled.cell, compiled.done):
-            batch_records = _run_batch(compiled, batch, verdicts, warmups)
-            for record in batch_records:
+
+        def write(found: tuple[Record, ...]) -> None:
+            for record in found:
                 write_record(record)
                 on_record(record)
-            yield batch_records
+
+        shared = SharedRounds(processes)
+        for batch in _own_batches(compiled.cell, compiled.done, processes):
+            run = tuple
+            if batch is not None:
+                run = functools.partial(_run_batch, compiled, batch, verdicts, warmups)
+            found = shared.exchange(run, records.to_values, records.from_values)
+            shared.attempt(functools.partial(write, found))
+            yield found
+        shared.end()
 
 
 def alternate(
@@ -122,14 +147,15 @@ def alternate(
     return [tuple(result) for result in results]
 
 
-def _remaining_batches(
-    cell: EvalCell, done: Mapping[str, Record]
-) -> Iterator[list[PromptedItem]]:
-    """The batches without the items that are done."""
-    for batch in make_batches(cell):
-        remaining = [entry for entry in batch if entry.item.id not in done]
-        if remaining:
-            yield remaining
+def _own_batches(
+    cell: EvalCell, done: Mapping[str, Record], processes: Processes
+) -> Iterator[list[PromptedItem] | None]:
+    """A process's batches without the items that are done, one or None a round."""
+    batches = [
+        [entry for entry in batch if entry.item.id not in done]
+        for batch in make_batches(cell)
+    ]
+    return own_share([batch for batch in batches if batch], processes)
 
 
 @contextlib.contextmanager
@@ -243,6 +269,8 @@ def _record(
         rows=nfe.total - nfe.verify + verified,
         reference_nfe=row.reference_nfe,
         steps=row.steps,
+        proposed_drafts=row.proposed_drafts,
+        accepted_drafts=row.accepted_drafts,
         batch_rows=len(result.completions),
         seconds=result.seconds / len(result.completions),
     )

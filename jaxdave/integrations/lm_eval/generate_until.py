@@ -1,7 +1,6 @@
 """Texts that end at a stop string, generated in batches of equal settings.
 
-This is the part of the integration that does not need the harness. A stop string is
-found in decoded text, not among token ids, as it may begin or end within a token.
+This is the part of the integration that does not need the harness.
 """
 
 import itertools
@@ -11,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxdave.engine.decoders import Decoder
-from jaxdave.engine.generation import stream
+from jaxdave.engine.generate_until import DecodeFn, generate_until
+from jaxdave.engine.results import Completion
 from jaxdave.eval.likelihood.batching import padded_batches
 
 
@@ -33,11 +33,23 @@ class GenerationRequest(NamedTuple):
     settings: Any
 
 
-DecodeFn = Callable[[Sequence[int]], str]
-"""Maps token ids to their text."""
+class Answer(NamedTuple):
+    """One generated text.
+
+    Attributes:
+        text: The text before its first stop string.
+        completion: What it took.
+        seconds: Its share of the seconds of its batch.
+        batch_rows: Rows that were decoded together, copies among them.
+    """
+
+    text: str
+    completion: Completion
+    seconds: float
+    batch_rows: int
 
 
-def generate_until(
+def generate_answers(
     make_decoder: Callable[[Any], Decoder],
     params: Any,
     decode: DecodeFn,
@@ -45,7 +57,7 @@ def generate_until(
     *,
     batch_size: int,
     seed: int,
-) -> Iterator[tuple[int, str]]:
+) -> Iterator[tuple[int, Answer]]:
     """Generate the text of every request.
 
     At a temperature the noise is keyed by the prompt, and by how many requests before
@@ -61,8 +73,7 @@ def generate_until(
         seed: Seed of the noise.
 
     Yields:
-        (index of the request, text before its first stop string), in the order in which
-        they are done.
+        (index of the request, its answer), in the order in which they are done.
     """
     noise_keys = _noise_keys(requests)
 
@@ -78,84 +89,23 @@ def generate_until(
         decoder = make_decoder(settings)
         # The last batch is filled up with copies, which are not counted.
         for batch, count in padded_batches(group, batch_size):
-            texts = _generate_batch(
+            asked = [requests[index] for index in batch]
+            texts, result = generate_until(
                 decoder,
                 params,
                 decode,
-                [requests[index] for index in batch],
-                seed,
-                [noise_keys[index] for index in batch],
+                [request.prompt for request in asked],
+                [request.stops for request in asked],
+                limits=[request.max_new_tokens for request in asked],
+                seed=seed,
+                requests=[noise_keys[index] for index in batch],
             )
-            yield from zip(batch[:count], texts[:count], strict=True)
-
-
-def _generate_batch(
-    decoder: Decoder,
-    params: Any,
-    decode: DecodeFn,
-    requests: Sequence[GenerationRequest],
-    seed: int,
-    noise_keys: Sequence[int],
-) -> list[str]:
-    """The texts of one batch, which ends when every row has its stop string."""
-    ids: list[list[int]] = [[] for _ in requests]
-    unfinished = set(range(len(requests)))
-    prompts = [request.prompt for request in requests]
-    for update in stream(decoder, params, prompts, seed=seed, requests=noise_keys):
-        row, request = update.row, requests[update.row]
-        ids[row].extend(update.token_ids)
-        # An update without tokens tells that the row has ended.
-        is_over = not update.token_ids or len(ids[row]) >= request.max_new_tokens
-        if is_over or is_final(decode(ids[row]), request.stops):
-            unfinished.discard(row)
-        if not unfinished:
-            break
-    return [
-        cut_at_stop(decode(tokens[: request.max_new_tokens]), request.stops)
-        for tokens, request in zip(ids, requests, strict=True)
-    ]
-
-
-def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-    """Cut a text before the first of the stop strings in it.
-
-    Args:
-        text: The text.
-        stops: Stop strings; empty ones are ignored.
-
-    Returns:
-        The text before it; all of it if no stop string is there.
-
-    Example:
-        >>> cut_at_stop("one two", ["tw", " "])
-        'one'
-    """
-    positions = [text.find(stop) for stop in stops if stop]
-    return text[: min((p for p in positions if p >= 0), default=len(text))]
-
-
-def is_final(text: str, stops: Sequence[str]) -> bool:
-    """Tell if no continuation changes what `cut_at_stop` returns.
-
-    A longer stop string may yet turn out to begin before the one that was found, and
-    half a character at the end (decoded as U+FFFD) may yet become another.
-
-    Args:
-        text: The text so far.
-        stops: Stop strings.
-
-    Returns:
-        True if the cut text is final.
-
-    Example:
-        >>> is_final("ab", ["b"]), is_final("ab", ["b", "ab c"])
-        (True, False)
-    """
-    text = text.rstrip("\ufffd")
-    end = len(cut_at_stop(text, stops))
-    max_stop_length = max(map(len, stops), default=0)
-    # A stop string that begins before `end` ends by `end + max_stop_length - 1`.
-    return end < len(text) and end + max_stop_length - 1 <= len(text)
+            seconds = result.seconds / count
+            answers = (
+                Answer(text, completion, seconds, len(batch))
+                for text, completion in zip(texts, result.completions, strict=True)
+            )
+            yield from itertools.islice(zip(batch, answers, strict=True), count)
 
 
 def _noise_keys(requests: Sequence[GenerationRequest]) -> list[int]:

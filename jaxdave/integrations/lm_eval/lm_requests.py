@@ -12,6 +12,7 @@ from lm_eval.models.utils import (  # pyright: ignore
 )
 
 from jaxdave.engine.decode_config import DecodeConfig
+from jaxdave.engine.stop_strings import check_stops, has_escapes
 from jaxdave.eval.likelihood.batching import Question
 from jaxdave.integrations.lm_eval.generate_until import GenerationRequest
 from jaxdave.integrations.lm_eval.options import Options
@@ -37,7 +38,10 @@ def generation_request(
     """Translate a request for a text.
 
     What `model_args` names takes precedence over what the task says. A prompt that is
-    too long loses its beginning, with a warning.
+    too long loses its beginning, with a warning. Stop strings are taken as the task's
+    file gives them, as by the harness's other models: a backslash and an n are just
+    that, with a warning, as a line feed may have been meant (in YAML: double quotes).
+    Empty ones are left out.
 
     Args:
         options: The `model_args`.
@@ -73,13 +77,26 @@ def generation_request(
             f"max_length={limit}; ask for fewer"
         )
     prompt, _ = maybe_truncate(encode(context), reserved, limit)
-    stops = tuple(stop for stop in kwargs["until"] if stop)
+    stops = () if options.reading.escape_until else _stop_strings(kwargs["until"])
     return GenerationRequest(
         prompt=tuple(prompt),
         max_new_tokens=max_new_tokens,
         stops=stops,
         settings=settings,
     )
+
+
+def _stop_strings(until: Any) -> tuple[str, ...]:
+    """The stop strings of a task."""
+    stops = check_stops([stop for stop in until if stop not in ("", None)])
+    for stop in stops:
+        if has_escapes(stop):
+            utils.warning_once(
+                _LOG,
+                f"jaxdave takes the stop string {stop!r} as it is, backslashes and "
+                r'all; for a line feed write "\n" in double quotes in the YAML file',
+            )
+    return stops
 
 
 def _sampling_settings(options: Options, kwargs: Mapping[str, Any]) -> DecodeConfig:
@@ -155,6 +172,24 @@ def likelihood_question(
         )
     context_ids, _ = maybe_truncate(list(context), len(target), limit)
     return Question(tuple(context_ids), tuple(target))
+
+
+def scored_question(question: Question, scored: str) -> Question:
+    """Ask for another part of a context and its target.
+
+    Args:
+        question: The target after its context.
+        scored: "target", "context" or "both", as in `options.Scoring`.
+
+    Returns:
+        The question whose target is what is scored.
+    """
+    context, target, _ = question
+    if scored == "context":
+        return Question(context=(), target=context, suffix=target)
+    if scored == "both":
+        return Question(context=(), target=context + target)
+    return question
 
 
 def encode_pair(

@@ -10,7 +10,8 @@ of `jaxdave.eval.likelihood`.
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import lm_eval.models  # noqa: F401  # pyright: ignore
 from lm_eval.api.model import TemplateLM  # pyright: ignore
@@ -22,10 +23,15 @@ from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.decoders import Decoder, make_decoder
 from jaxdave.engine.generation import generate
 from jaxdave.eval.likelihood import masks
-from jaxdave.eval.likelihood.batching import Question, log_likelihoods
-from jaxdave.eval.likelihood.score import make_scorer
-from jaxdave.integrations.lm_eval import lm_requests, options
-from jaxdave.integrations.lm_eval.generate_until import generate_until
+from jaxdave.eval.likelihood.batching import (
+    Question,
+    greedy_texts,
+    log_likelihoods,
+)
+from jaxdave.eval.likelihood.score import Scorer, make_scorer
+from jaxdave.integrations.lm_eval import lm_requests, options, stats
+from jaxdave.integrations.lm_eval.generate_until import generate_answers
+from jaxdave.integrations.lm_eval.stats import TextStats
 from jaxdave.io import checkpoint
 from jaxdave.io.chat_template import parse_template_args
 from jaxdave.io.special_tokens import special_tokens_map
@@ -33,7 +39,15 @@ from jaxdave.io.tokenizer_backend import open_tokenizer
 
 
 class JaxDave(TemplateLM):
-    """A masked diffusion model, decoded with drafts."""
+    """A masked diffusion model, decoded with drafts.
+
+    Attributes:
+        text_stats: What every text has taken that was decoded so far; summed up in the
+            harness's results as `config.jaxdave_stats`.
+    """
+
+    last_stats: ClassVar[list[TextStats]] = []
+    """Those of the model made last, which on the command line is gone by the end."""
 
     def __init__(self, model: str | checkpoint.Model | None = None, **args: Any):
         """Load the model, unless it is loaded.
@@ -59,6 +73,7 @@ class JaxDave(TemplateLM):
                 block_length=settings.block_length,
                 mask_id=reading.mask_id,
                 quantize=load.quantize,
+                mesh=load.mesh,
             )
         self.model = model
         words = filter(None, reading.template_args.split(";"))
@@ -66,6 +81,12 @@ class JaxDave(TemplateLM):
         # What is out of range is said here, before any task is loaded.
         room = settings.max_new_tokens or 1
         self._decoder(lm_requests.with_max_new_tokens(settings, self.model, room))
+        scored = self.options.scoring.scored
+        if scored == "context" and self.model.config.attention != "full":
+            raise ValueError(
+                f"scored={scored!r} needs full attention, and {self.model.name!r} is "
+                "block-causal; use target or both"
+            )
         bos = special_tokens_map(self.model.folder).get("bos_token")
         if reading.add_bos_token and bos is None:
             raise ValueError(
@@ -74,10 +95,18 @@ class JaxDave(TemplateLM):
             )
         self._bos = bos if reading.add_bos_token and bos else ""
 
+        self.text_stats: list[TextStats] = []
+        JaxDave.last_stats = self.text_stats
+
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness adds to its results."""
-        settings = self.options.to_dict()
-        return {"jaxdave_version": jaxdave.__version__, "jaxdave_settings": settings}
+        """What the harness adds to its results, once it has all texts."""
+        info: dict[str, Any] = {
+            "jaxdave_version": jaxdave.__version__,
+            "jaxdave_settings": self.options.to_dict(),
+        }
+        if self.text_stats:
+            info["jaxdave_stats"] = stats.summary(self.text_stats)
+        return info
 
     # Texts and ids.
 
@@ -165,7 +194,7 @@ class JaxDave(TemplateLM):
             for one in requests
         ]
         texts = [""] * len(requests)
-        results = generate_until(
+        results = generate_answers(
             self._decoder,
             self.model.params,
             self.codec.decode,
@@ -174,9 +203,14 @@ class JaxDave(TemplateLM):
             seed=self.options.settings.seed,
         )
         # Batches end in their own order; texts are put back in that of the requests.
-        for index, text in _bar(results, len(requests), "texts", disable_tqdm):
-            texts[index] = text
+        records: dict[int, TextStats] = {}
+        for index, answer in _bar(results, len(requests), "texts", disable_tqdm):
+            texts[index] = text = answer.text
+            records[index] = stats.text_stats(requests[index], answer)
             self.cache_hook.add_partial("generate_until", requests[index].args, text)
+        self.text_stats += (records[index] for index in range(len(requests)))
+        if self.options.reporting.stats_file:
+            stats.write_lines(Path(self.options.reporting.stats_file), self.text_stats)
         return texts
 
     def _decoder(self, settings: DecodeConfig) -> Decoder:
@@ -198,9 +232,14 @@ class JaxDave(TemplateLM):
             )
             for _, context, target in requests
         ]
+        is_greedy = self._are_greedy(questions)
+        scored = self.options.scoring.scored
+        asked = [lm_requests.scored_question(one, scored) for one in questions]
         results: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-        for index, value in self._scores(questions, disable_tqdm):
-            results[index] = value, self._is_greedy(questions[index])
+        for index, value in self._scores(asked, disable_tqdm):
+            if scored == "both":
+                value /= len(asked[index].target)
+            results[index] = value, is_greedy[index]
             args = requests[index][0]
             self.cache_hook.add_partial("loglikelihood", args, results[index])
         return results
@@ -241,34 +280,53 @@ class JaxDave(TemplateLM):
 
     def _scores(self, questions: Sequence[Question], disable_tqdm: bool):
         """(index, log-likelihood) of those that are not empty."""
-        settings, scoring = self.options.settings, self.options.scoring
-        is_chain = scoring.likelihood == "chain"
-        rule = masks.chain if is_chain else masks.bound(scoring.mc_num)
+        scoring = self.options.scoring
         full = [index for index, one in enumerate(questions) if one.target]
-        score = make_scorer(
-            self.model.config,
-            numerics=settings.numerics,
-            block_length=settings.block_length,
-            guidance=settings.guidance,
-        )
         results = log_likelihoods(
-            score,
+            self._scorer(),
             self.model.params,
             [questions[index] for index in full],
-            rule,
-            seed=settings.seed,
+            masks.RULES[scoring.likelihood](scoring.mc_num),
+            seed=self.options.settings.seed,
             batch_size=self.options.batch_size,
         )
         for at, value in _bar(results, len(full), "log-likelihoods", disable_tqdm):
             yield full[at], value
 
-    def _is_greedy(self, question: Question) -> bool:
-        """True if the model, decoded greedily with this much room, writes the target.
+    def _scorer(self) -> Scorer:
+        settings = self.options.settings
+        return make_scorer(
+            self.model.config,
+            numerics=settings.numerics,
+            block_length=settings.block_length,
+            guidance=settings.guidance,
+        )
 
-        False unless `Scoring.is_greedy`.
+    def _are_greedy(self, questions: Sequence[Question]) -> list[bool]:
+        """True where the model, decoded greedily, writes the target.
+
+        Under full attention a text depends on its room: that is the target's length,
+        and a step is one token, as in LLaDA's evaluation. Block-causal models are
+        decoded as the options say. All are False unless `Scoring.is_greedy`.
         """
         if not self.options.scoring.is_greedy:
-            return False
+            return [False] * len(questions)
+        if self.model.config.attention != "full":
+            return [self._is_greedy(question) for question in questions]
+        full = [index for index, one in enumerate(questions) if one.target]
+        found = greedy_texts(
+            self._scorer(),
+            self.model.params,
+            [questions[index] for index in full],
+            batch_size=self.options.batch_size,
+        )
+        is_greedy = {full[at]: value for at, value in found}
+        return [is_greedy.get(index, True) for index in range(len(questions))]
+
+    def _is_greedy(self, question: Question) -> bool:
+        """True if a block-causal model, decoded greedily, writes the target."""
+        if not question.target:
+            return True
         greedy = dataclasses.replace(self.options.settings, temperature=0.0)
         count = len(question.target)
         room = 1 << (count - 1).bit_length()  # one program for many lengths

@@ -1,6 +1,7 @@
 """The `model_args` of lm-evaluation-harness, checked.
 
-Beside `Scoring` and `Reading` they are the fields of `DecodeConfig` and `LoadConfig`.
+Beside `Scoring`, `Reading` and `Reporting` they are the fields of `DecodeConfig` and
+`LoadConfig`.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from jaxdave.engine.decode_config import (
     check_batch_size,
     options,
 )
+from jaxdave.eval.likelihood import masks
 
 IGNORED = ("device", "max_batch_size")
 """What the harness adds of its own: JAX chooses devices, and batches are as given."""
@@ -28,7 +30,12 @@ class Scoring:
 
     Attributes:
         mc_num: Samples of the bound.
-        likelihood: "bound", or "chain" (left to right, exact).
+        likelihood: A name of `masks.RULES`: "bound" (Dream's nll_type mc), "chain"
+            (left to right; ar_ftb), "reverse" (ar_btf), "one_pass", "pseudo" or
+            "confidence".
+        scored: "target" after its context; "context", before the target (full attention
+            only); or "both" together, a mean per token. Dream's log_type ftb, btf and
+            union. Rolling likelihoods score all of their text.
         is_greedy: Find out if a text is what the model would write.
 
     Raises:
@@ -37,15 +44,19 @@ class Scoring:
 
     mc_num: int = 128
     likelihood: str = "bound"
+    scored: str = "target"
     is_greedy: bool = False
 
     def __post_init__(self) -> None:
         if self.mc_num < 1:
             raise ValueError(f"mc_num={self.mc_num} must be at least 1; try 128")
-        if self.likelihood not in ("bound", "chain"):
-            raise ValueError(
-                f"likelihood={self.likelihood!r} is unknown; use bound or chain"
-            )
+        _check_name("likelihood", self.likelihood, tuple(masks.RULES))
+        _check_name("scored", self.scored, ("target", "context", "both"))
+
+
+def _check_name(option: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"{option}={name!r} is unknown; use one of {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +68,8 @@ class Reading:
         mask_id: Goes before what the folder says.
         add_bos_token: Begin every text with it.
         template_args: NAME=VALUE for the chat template; several are parted by ";".
+        escape_until: Leave out the stop strings that tasks give ("until"), as the
+            argument of that name does in FreeDave's and Dream's evaluations.
 
     Raises:
         ValueError: A value is out of range.
@@ -66,10 +79,24 @@ class Reading:
     mask_id: int | None = None
     add_bos_token: bool = False
     template_args: str = ""
+    escape_until: bool = False
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length={self.max_length} must be at least 2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reporting:
+    """What is told beside the harness's results.
+
+    Attributes:
+        stats_file: File for a JSON line of what each text has taken, written anew
+            whenever texts were generated; "": none. `jaxdave-lm-eval` writes one beside
+            its results as well.
+    """
+
+    stats_file: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +109,7 @@ class Options:
         batch_size: Rows of a batch.
         scoring: How texts are scored.
         reading: How texts are read.
+        reporting: What is told beside the results.
         given: Names of the arguments that were there, which go before a task's.
     """
 
@@ -90,6 +118,7 @@ class Options:
     batch_size: int
     scoring: Scoring
     reading: Reading
+    reporting: Reporting
     given: frozenset[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,6 +150,7 @@ def read(args: Mapping[str, Any]) -> Options:
         LoadConfig: {option.name: option.type for option in options(LoadConfig)},
         Scoring: typing.get_type_hints(Scoring),
         Reading: typing.get_type_hints(Reading),
+        Reporting: typing.get_type_hints(Reporting),
     }
     kinds = {"batch_size": int}
     for fields in types_of.values():
@@ -143,6 +173,7 @@ def read(args: Mapping[str, Any]) -> Options:
         batch_size=values["batch_size"],
         scoring=part(Scoring),
         reading=part(Reading),
+        reporting=part(Reporting),
         given=frozenset(args),
     )
 

@@ -1,0 +1,1 @@
+"""Compiled programs as XLA prints them: what they run, copy, read and exchange."""

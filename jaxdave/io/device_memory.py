@@ -1,0 +1,120 @@
+"""Whether the weights of a model fit into the memory of its devices."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxdave.core.config import ModelConfig
+from jaxdave.core.param_paths import leaves_by_path
+from jaxdave.io.safetensors_io import DTYPES
+from jaxdave.io.sharding import part_shapes
+from jaxdave.models.param_shapes import param_shapes
+from jaxdave.numerics.quantization import quantize_params
+from jaxdave.runtime.mesh_shape import MODEL_AXIS
+
+MAX_PARTS = 256
+"""A mesh of more devices is not proposed."""
+
+
+def check_memory(
+    config: ModelConfig, dtype: str, quantize: str | None, mesh: Mesh | None
+) -> None:
+    """Refuse a model whose weights do not fit, before any of them is read.
+
+    Args:
+      config: the model.
+      dtype: of its parameters.
+      quantize: "int8", or None.
+      mesh: the devices; None: the first one.
+
+    Raises:
+      ValueError: they do not fit; one line says by how much, and what would.
+    """
+    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+    limit = device_bytes(device)
+    num_parts = 1 if mesh is None else mesh.shape.get(MODEL_AXIS, 1)
+    if limit is not None:
+        check_fits(config, dtype, quantize, num_parts, limit)
+
+
+def check_fits(
+    config: ModelConfig, dtype: str, quantize: str | None, num_parts: int, limit: int
+) -> None:
+    """Refuse a model whose weights do not fit into so many bytes of each device.
+
+    Args:
+      config: the model.
+      dtype: of its parameters.
+      quantize: "int8", or None.
+      num_parts: devices that the weights are split over.
+      limit: bytes of one device.
+
+    Raises:
+      ValueError: they do not fit.
+    """
+    needed = weight_bytes(config, dtype, quantize, num_parts)
+    if needed <= limit:
+        return
+    remedies = []
+    int8 = weight_bytes(config, dtype, "int8", num_parts)
+    if int8 <= limit:
+        remedies.append(f"quantize='int8' ({_gigabytes(int8)})")
+    parts = num_parts
+    while parts < MAX_PARTS:
+        parts *= 2
+        split = weight_bytes(config, dtype, quantize, parts)
+        if split <= limit:
+            remedies.append(f"mesh='model={parts}' ({_gigabytes(split)} each)")
+            break
+    advice = " or ".join(remedies) or "a smaller model"
+    raise ValueError(
+        f"the weights of {config.name!r} take {_gigabytes(needed)} of each device, "
+        f"which has {_gigabytes(limit)}: {_gigabytes(needed - limit)} too much; "
+        f"use {advice}"
+    )
+
+
+def weight_bytes(
+    config: ModelConfig, dtype: str, quantize: str | None, num_parts: int
+) -> int:
+    """Bytes of a model's weights on one device.
+
+    Args:
+      config: the model.
+      dtype: of its parameters.
+      quantize: "int8", or None.
+      num_parts: devices that they are split over.
+
+    Returns:
+      The bytes, without the cache and what a program needs beside.
+
+    Example:
+      >>> from jaxdave.models.presets import preset
+      >>> round(weight_bytes(preset("sdar-4b"), "bfloat16", None, 4) / 1e9, 1)
+      2.2
+    """
+    shapes = param_shapes(config, jnp.dtype(DTYPES[dtype]))
+    if quantize is not None:
+        shapes = jax.eval_shape(quantize_params, shapes)
+    parts = leaves_by_path(part_shapes(shapes, config, num_parts)).values()
+    return sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
+
+
+def device_bytes(device: Any) -> int | None:
+    """Bytes of memory of a device.
+
+    Args:
+      device: the device.
+
+    Returns:
+      The bytes; None where the device does not tell, as a CPU does not.
+    """
+    stats = device.memory_stats()
+    return None if not stats else stats.get("bytes_limit")
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
