@@ -253,9 +253,13 @@ def first_speaks(processes: Processes) -> Iterator[None]:
     if processes.is_first:
         yield
         return
-    logging.getLogger("jaxdave").setLevel(logging.ERROR)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        try:
+    logger = logging.getLogger("jaxdave")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             yield
-        except AgreedError:
-            raise SystemExit(_BAD_INPUT) from None
+    except AgreedError:
+        raise SystemExit(_BAD_INPUT) from None
+    finally:
+        logger.setLevel(level)

@@ -155,8 +155,8 @@ def put_on_mesh(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
       >>> config = preset("sdar-1m", num_layers=1)
       >>> mesh = jax.make_mesh((1,), ("model",))
       >>> params = put_on_mesh(transformer.init(config, seed=0), config, mesh)
-      >>> params["embedding"].sharding.spec
-      PartitionSpec('model',)
+      >>> tuple(params["embedding"].sharding.spec)
+      ('model',)
     """
     num_parts = mesh.shape.get(MODEL_AXIS, 1)
     target = shardings(params, config, mesh)

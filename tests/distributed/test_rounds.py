@@ -1,6 +1,7 @@
 """Several processes do each item once, give it to the first, and fail together."""
 
 import dataclasses
+import logging
 
 import pytest
 from helpers.threaded_processes import all_raised, run_together
@@ -151,6 +152,7 @@ def test_processes_do_the_same():
 
 def test_only_the_first_speaks(capsys):
     other = dataclasses.replace(ALONE, index=1, count=2)
+    level = logging.getLogger("jaxdave").level
     with first_speaks(ALONE):
         print("once")
     with pytest.raises(SystemExit) as caught, first_speaks(other):
@@ -160,3 +162,4 @@ def test_only_the_first_speaks(capsys):
     with pytest.raises(ValueError, match="only here"), first_speaks(other):
         raise ValueError("only here")
     assert capsys.readouterr().out == "once\n"
+    assert logging.getLogger("jaxdave").level == level  # warnings are heard again

@@ -29,7 +29,7 @@ def can_merge(policy: Policy) -> bool:
 
     How sure it is does not matter: the programs here are decoded with exact numerics.
     """
-    names = ("init", "revises", "is_certain", "tokens_per_step")
+    names = ("init", "revises", "is_certain", "commit_order", "tokens_per_step")
     own = {name: getattr(policy, name) for name in names}
     usual = {**Policy._field_defaults, **own}
     return all(getattr(policy, field) == value for field, value in usual.items())
@@ -52,8 +52,20 @@ def merged(policies: tuple[Policy, ...]) -> Policy:
         steps = [functools.partial(alone, at) for at in range(len(policies))]
         return jax.lax.switch(column_W1[0, 0].astype(jnp.int32), steps)
 
+    def commit_order(view: PolicyView, memory: Memory) -> jax.Array:
+        column_W1 = view.queries.hidden_WE[:, -1:]
+        seen = view._replace(queries=_narrow(view.queries, column_W1))
+        orders = [
+            functools.partial(policy.commit_order, seen, memory[at])  # pyright: ignore
+            for at, policy in enumerate(policies)
+        ]
+        return jax.lax.switch(column_W1[0, 0].astype(jnp.int32), orders)
+
     name = "+".join(policy.name for policy in policies)
-    return Policy(name, step, init, any(policy.revises for policy in policies))
+    revises = any(policy.revises for policy in policies)
+    has_order = all(policy.commit_order for policy in policies)
+    order = commit_order if has_order else None
+    return Policy(name, step, init, revises, commit_order=order)
 
 
 def _narrow(look: ModelQueries, column_W1) -> ModelQueries:
@@ -118,9 +130,12 @@ def programs(
     network_of: what a policy is decoded with; one object for all that ask for the same.
     Yields the decoder, and the name and the index of every policy in it.
     """
-    together = [name for name, policy in policies.items() if can_merge(policy)]
-    groups = [together, *([n] for n, p in policies.items() if not can_merge(p))]
-    for names in filter(None, groups):
+    # Drafts are made in another way of policies that say an order.
+    merging = {name: p for name, p in policies.items() if can_merge(p)}
+    with_order = [name for name, policy in merging.items() if policy.commit_order]
+    without = [name for name in merging if name not in with_order]
+    alone = [[name] for name in policies if name not in merging]
+    for names in filter(None, [with_order, without, *alone]):
         group = tuple(policies[name] for name in names)
         policy = merged(group) if can_merge(group[0]) else group[0]
         decoder = decoders.freedave(

@@ -190,12 +190,20 @@ def test_a_shifted_block_causal_model_decides_first_tokens_alone():
 def test_a_policy_in_a_merged_program_is_itself():
     """KLASS, which reads all of the view, and has vectors in its memory."""
     shape = Shape(8, 8, 4, False, 0.0, 5)
-    ((decoder, chosen),) = programs("dual", shape, ["static", "klass"])
+    ((decoder, chosen),) = programs("dual", shape, ["entropy_bounded", "klass"])
     own = fake_full_model.build(made("klass", 5), 4, 8, 8, "dual")
     for salt in range(4):
         net, prompts = weights(salt), prompts_of([5, 12, 3], salt)
         both = generate(decoder, official_loops.Chosen(net, chosen[1][1]), prompts)
         assert texts(both) == texts(generate(own, net, prompts))
+
+
+def test_policies_that_say_an_order_are_merged_apart():
+    shape = Shape(8, 8, 4, False, 0.0, 5)
+    merged = list(programs("dual", shape, ["static", "klass", "threshold"]))
+    names = [[name for name, _ in chosen] for _, chosen in merged]
+    assert names == [["static", "threshold"], ["klass"]]
+    assert [bool(d.spec.policy.commit_order) for d, _ in merged] == [True, False]
 
 
 def test_a_text_is_a_prefix_of_longer_ones():
