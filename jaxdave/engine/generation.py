@@ -87,8 +87,9 @@ def generate(
     state = prepared.prefill(params, prepared.loop.runtime, prepared.prompts)
     host_rows, compile_seconds = run_to_end(prepared.loop, params, state)
     seconds = time.perf_counter() - start - compile_seconds
-    # Rows that fill up a batch come last.
-    host_rows = jax.tree.map(lambda a: a[: prepared.num_prompts], host_rows)
+    if prepared.num_prompts < len(prepared.prompts.begin_B):
+        # Rows that fill up a batch come last.
+        host_rows = jax.tree.map(lambda a: a[: prepared.num_prompts], host_rows)
     rows = read_completions(decoder, host_rows)
     if len(rows) == 1:
         seen = _seen(rows[0], seconds)

@@ -149,8 +149,11 @@ class Placement:
         Returns:
             What is compiled.
         """
+        prefill = functools.partial(_prefill, spec, length, self.num_groups > 1)
+        if self.mesh is None:
+            return prefill
         return self.program(
-            functools.partial(_prefill, spec, length, self.num_groups > 1),
+            prefill,
             (split_specs(params), _REPLICATED, self.rows_spec),
             self.state_specs(spec, num_rows == 1),
         )
@@ -168,12 +171,11 @@ class Placement:
         Returns:
             What is compiled.
         """
+        run = functools.partial(decode_loop.run, spec)
+        if self.mesh is None:
+            return run
         states = self.state_specs(spec, is_single)
-        return self.program(
-            functools.partial(decode_loop.run, spec),
-            (split_specs(params), _REPLICATED, states),
-            states,
-        )
+        return self.program(run, (split_specs(params), _REPLICATED, states), states)
 
     def take_program(self, spec: DecodeSpec, count: int) -> Callable[..., DecodeState]:
         """Moves rows to a smaller loop: (state, indices in their groups) -> state.

@@ -1,7 +1,7 @@
 """The most memory that was in use since the process began, by the best measure."""
 
+import os
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -63,8 +63,8 @@ def process_peak_bytes() -> int | None:
     """
     try:
         # What `getrusage` says begins at the peak of the process that started this one.
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        status = _read_status()
+        return int(status.partition(b"VmHWM:")[2].split(maxsplit=1)[0]) * 1024
     except (OSError, IndexError, ValueError):
         pass
     try:
@@ -73,3 +73,12 @@ def process_peak_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _read_status() -> bytes:
+    """The status of this process, by one read: it is asked for after every decode."""
+    file = os.open("/proc/self/status", os.O_RDONLY)
+    try:
+        return os.read(file, 1 << 16)
+    finally:
+        os.close(file)
