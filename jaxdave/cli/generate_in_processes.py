@@ -1,5 +1,6 @@
 """`jaxdave generate --distributed`: a file of prompts, decoded by several processes."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jaxdave.distributed.processes import (
     initialize,
 )
 from jaxdave.engine.decode_config import DecodeConfig, LoadConfig
+from jaxdave.engine.placement import placement_of
 from jaxdave.engine.prompt_batches import (
     EncodedPrompt,
     decode_batch,
@@ -80,6 +82,9 @@ def run(
         settings = answer_settings(load, config, template_args, stops, requests)
         check_same("options and prompts", processes.exchange(settings))
         reads_drafts = has_draft_texts(prompts)
+
+        is_shared = placement_of(sampler.model.params).spans_processes
+        processes = dataclasses.replace(processes, share_model=is_shared)
 
         def decode(batch: Sequence[EncodedPrompt]) -> list[dict[str, Any]]:
             answers = decode_batch(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdave.core.host_arrays import fetch_arrays, host_array
 from jaxdave.core.policy_api import Memory
 from jaxdave.core.prediction import ErrorBound, Prediction
 
@@ -148,7 +149,7 @@ class DecodeState(NamedTuple):
         Returns:
             The same pytree of numpy arrays [B, ...].
         """
-        host = jax.device_get(arrays)
+        host = fetch_arrays(arrays)
         # Hosts always see a batch, so that results
         # are read in one way for any number of rows.
         return jax.tree.map(lambda a: a[None], host) if self.is_single else host
@@ -269,18 +270,3 @@ def default_runtime_params(
         seconds_Z=host_array(np.ones(num_lengths, np.float32)),
         forced_index=host_array(np.int32(-1)),
     )
-
-
-def host_array(value: np.ndarray | np.generic) -> jax.Array:
-    """An array that a compiled program fetches itself.
-
-    All of a call's go together then: putting each on the device first costs a third of
-    a millisecond, and `jnp.asarray` would compile a program for its shape.
-
-    Args:
-        value: A numpy array or scalar.
-
-    Returns:
-        The same object, typed as what the program takes.
-    """
-    return value  # pyright: ignore[reportReturnType]

@@ -39,16 +39,23 @@ class Processes:
         count: How many there are.
         gather: Bytes of this process -> those of all, by index. All processes must call
             it equally often.
+        share_model: The model lies on a mesh of all of them, so that each computes all
+            results; otherwise they take turns.
     """
 
     index: int
     count: int
     gather: Callable[[bytes], list[bytes]]
+    share_model: bool = False
 
     @property
     def is_first(self) -> bool:
         """True for the process that writes and prints."""
         return self.index == 0
+
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        """For programs that all processes run together, if they share a model."""
+        return running_together() if self.share_model else contextlib.nullcontext()
 
     def exchange(self, value: Any) -> list[Any]:
         """Tell all processes a value.
@@ -167,9 +174,7 @@ def initialize(config: ProcessConfig, name: str = "jaxdave") -> Processes:
         ) from error
     finally:
         watchdog.cancel()
-    # Gloo says on standard output that it is connected.
-    with silenced(1):
-        gather_bytes(b"")
+    gather_bytes(b"")
     return Processes(
         index=jax.process_index(), count=jax.process_count(), gather=gather_bytes
     )
@@ -189,22 +194,39 @@ def gather_bytes(content: bytes) -> list[bytes]:
     """
     from jax.experimental import multihost_utils
 
-    try:
+    with running_together():
         sizes_P1 = multihost_utils.process_allgather(np.asarray([len(content)]))
         sizes_P = np.asarray(sizes_P1).reshape(-1)
         # A power of two, as a program is compiled for every size.
         padded = np.zeros(1 << int(sizes_P.max()).bit_length(), np.uint8)
         padded[: len(content)] = np.frombuffer(content, np.uint8)
         gathered_PN = np.asarray(multihost_utils.process_allgather(padded))
+    return [
+        row[:size].tobytes() for row, size in zip(gathered_PN, sizes_P, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def running_together() -> Iterator[None]:
+    """Run programs of a mesh that several processes share.
+
+    Returns:
+        A context manager.
+
+    Raises:
+        ValueError: A process has gone; one line instead of what JAX raises.
+    """
+    try:
+        # Gloo says on standard output which processes it has connected, at the first
+        # exchange of every group of devices.
+        with silenced(1):
+            yield
     except jax.errors.JaxRuntimeError as error:
         atexit.register(_leave_at_once)
         raise ValueError(
             f"another process has gone ({one_line(error)[:120]}); run all of them "
             "again, with --resume where there is a file"
         ) from error
-    return [
-        row[:size].tobytes() for row, size in zip(gathered_PN, sizes_P, strict=True)
-    ]
 
 
 def _leave_at_once() -> None:
@@ -220,7 +242,8 @@ def own_share(items: Sequence[Value], processes: Processes) -> Iterator[Value | 
 
     Args:
         items: The same on every process.
-        processes: The processes; they take the items in turn.
+        processes: The processes; they take the items in turn, or each has all of them
+            if they share a model.
 
     Yields:
         The item of this process in every round, None where there is none. All
@@ -231,6 +254,9 @@ def own_share(items: Sequence[Value], processes: Processes) -> Iterator[Value | 
         >>> list(own_share("abc", other))
         ['b', None]
     """
+    if processes.share_model:
+        yield from items
+        return
     for first in range(0, len(items), processes.count):
         at = first + processes.index
         yield items[at] if at < len(items) else None

@@ -37,7 +37,8 @@ class SharedRounds:
             from_values: The inverse.
 
         Returns:
-            The results of all processes, in the order of their indices.
+            The results of all processes, in the order of their indices; of those that
+            share a model the first one's, as all have the same.
 
         Raises:
             AgreedError: A process has failed in this round, or in what it has
@@ -48,7 +49,7 @@ class SharedRounds:
         results: Sequence[Value] = ()
         if self._failure is None:
             try:
-                results = work()
+                results = self._compute(work)
             except (ValueError, OSError) as error:
                 self._failure = str(error)
         return from_values(self._tell(to_values(results)))
@@ -84,6 +85,13 @@ class SharedRounds:
         if self._processes.count > 1 and not self._is_over:
             self._is_over = True
             self._processes.exchange({"error": str(error), "values": []})
+
+    def _compute(self, work: Callable[[], Sequence[Value]]) -> Sequence[Value]:
+        """What this process adds to the results of a round."""
+        with self._processes.running():
+            results = work()
+        is_copy = self._processes.share_model and not self._processes.is_first
+        return () if is_copy else results
 
     def _tell(self, values: list[Any]) -> list[Any]:
         """The values of all processes; raises where one has failed."""

@@ -20,12 +20,18 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxdave.core.config import Numerics
+from jaxdave.core.host_arrays import (
+    fetch_arrays,
+    host_array,
+    largest_of_processes,
+)
 from jaxdave.core.prediction import ErrorBound
 from jaxdave.core.spec import DecodeSpec
-from jaxdave.core.state import DecodeState, RuntimeParams, host_array
+from jaxdave.core.state import DecodeState, RuntimeParams
 from jaxdave.engine import measurements as measurements_on_disk
 from jaxdave.engine import timing
 from jaxdave.engine.measurements import Measurements
+from jaxdave.engine.placement import placement_of
 from jaxdave.engine.timing import NewStateFn, RunFn, SeenDecode
 from jaxdave.runtime.compilation import CompileRequest, get_executable
 from jaxdave.runtime.fingerprint import fingerprint
@@ -92,7 +98,11 @@ def tuned_params(
 
 
 def measure(
-    spec: DecodeSpec, run: RunFn, params: Any, new_state: NewStateFn
+    spec: DecodeSpec,
+    run: RunFn,
+    params: Any,
+    new_state: NewStateFn,
+    max_repeats: int = timing.MAX_REPEATS,
 ) -> Measurements:
     """Measure seconds per call for every draft length, and the largest error.
 
@@ -105,6 +115,7 @@ def measure(
         run: The compiled loop.
         params: The model's parameters.
         new_state: runtime -> a new state of probe prompts for the loop.
+        max_repeats: Timings of each length at most.
 
     Returns:
         The measurements; errors are 0 unless numerics are guarded.
@@ -123,10 +134,10 @@ def measure(
         # which fast calls have written its cache.
         for state in (new_state(checked), filled):
             observed = run(params, checked, state).rows.stats.error
-            largest = [np.max(field) for field in jax.device_get(observed)]
+            largest = [np.max(field) for field in fetch_arrays(observed)]
             error = np.maximum(error, largest)
 
-    timed = timing.time_lengths(spec, run, params, new_state, find_errors)
+    timed = timing.time_lengths(spec, run, params, new_state, find_errors, max_repeats)
     return Measurements(error=tuple(error.tolist()), **timed._asdict())
 
 
@@ -172,10 +183,13 @@ def _measured(
         measurements = _known_measurements(key, leaves)
         direction = _take_check(key)
         if measurements is None or direction:
-            name = _measurement_key(spec, params, shapes)
+            is_shared = placement_of(params).spans_processes
+            name = None if is_shared else _measurement_key(spec, params, shapes)
             old = measurements or measurements_on_disk.read(name, len(spec.draft_steps))
             measurements = old
-            if old is None:
+            if is_shared and old is None:
+                measurements = _measure_together(spec, run, params, new_state)
+            elif old is None:
                 begin_phase("measuring what calls cost")
                 measurements = measure(spec, run, params, new_state)
             elif direction or timing.is_doubted(old):
@@ -192,6 +206,22 @@ def _measured(
     return measurements, time.perf_counter() - start
 
 
+def _measure_together(
+    spec: DecodeSpec, run: RunFn, params: Any, new_state: NewStateFn
+) -> Measurements:
+    """`measure` by processes that decode together, each with the same outcome."""
+    # Equally often in all of them, whatever each one's clock says: every run of a
+    # program waits for the others.
+    found = measure(spec, run, params, new_state, max_repeats=timing.REPEATS)
+    prefill, spread = largest_of_processes([found.prefill, found.spread]).tolist()
+    return Measurements(
+        seconds=tuple(largest_of_processes(found.seconds).tolist()),
+        error=tuple(largest_of_processes(found.error).tolist()),
+        prefill=prefill,
+        spread=spread,
+    )
+
+
 def observe(spec: DecodeSpec, params: Any, shapes: Any, seen: SeenDecode) -> None:
     """Compare a decode with what was measured; what it contradicts is measured again.
 
@@ -203,8 +233,8 @@ def observe(spec: DecodeSpec, params: Any, shapes: Any, seen: SeenDecode) -> Non
         shapes: As for `tuned_params`.
         seen: The decode.
     """
-    if len(spec.draft_steps) == 1:
-        return  # nothing is chosen by it
+    if len(spec.draft_steps) == 1 or placement_of(params).spans_processes:
+        return  # nothing is chosen by it, or each process has seen other seconds
     leaves = jax.tree.leaves(params)
     key = _key(spec, shapes, leaves)
     measurements = _known_measurements(key, leaves)

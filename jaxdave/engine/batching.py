@@ -7,8 +7,9 @@ import numpy as np
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.draft_api import DraftedParams
+from jaxdave.core.host_arrays import host_array
 from jaxdave.core.spec import DecodeSpec
-from jaxdave.core.state import PromptBatch, host_array
+from jaxdave.core.state import PromptBatch
 from jaxdave.drafting.text_drafts import check_draft_texts
 from jaxdave.engine.decoders import Decoder
 from jaxdave.models.attention import TILE

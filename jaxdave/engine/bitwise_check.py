@@ -80,6 +80,7 @@ def slot_probe(spec: DecodeSpec, params: Any, seed: int = 0) -> SlotProbe:
     """
     dtypes = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
     placement = placement_of(params)
+    placement.check_one_process("a check of bits")
     key = (spec, dtypes, jax.default_backend(), placement.mesh, seed)
     with _LOCK:
         if key not in _PROBES:

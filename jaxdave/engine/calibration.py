@@ -206,6 +206,7 @@ class _Observer(NamedTuple):
 
 def _observer(decoder: Decoder, params: Any) -> _Observer:
     placement = placement_of(params)
+    placement.check_one_process("calibration")
     spec = placement.spec_of(decoder.spec)
 
     def observe(row):

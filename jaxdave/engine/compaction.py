@@ -22,8 +22,9 @@ import jax
 import numpy as np
 
 from jaxdave.core.config import Numerics
+from jaxdave.core.host_arrays import host_array
 from jaxdave.core.spec import DecodeSpec
-from jaxdave.core.state import DecodeState, RuntimeParams, host_array
+from jaxdave.core.state import DecodeState, RuntimeParams
 from jaxdave.engine.autotune import tuned_params
 from jaxdave.engine.placement import ONE_DEVICE, Placement
 from jaxdave.engine.results import HostRows, host_fields
@@ -154,7 +155,9 @@ def compaction_threshold(loop: CompiledLoop) -> int:
         The number of rows.
     """
     spec, num_rows = loop.spec, loop.num_rows
-    if num_rows == 1:
+    # Processes that decode together must move at the same time, and what decides are
+    # seconds, which each has its own of.
+    if num_rows == 1 or loop.placement.spans_processes:
         return 0
     # The largest power of two below the number of rows.
     if spec.numerics is Numerics.GUARDED:

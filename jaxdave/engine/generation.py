@@ -197,7 +197,7 @@ def prepare(
     @functools.cache
     def packed_probes() -> PromptBatch:
         probes = pack_prompts(decoder, probe_prompts(decoder, prompts))[0]
-        return placement.pad_rows(probes)
+        return placement.put(placement.pad_rows(probes), placement.rows_spec)
 
     def new_state(runtime: RuntimeParams) -> DecodeState:
         return prefill(params, runtime, packed_probes())
@@ -249,7 +249,7 @@ def _prefill_request(
     """What to compile for the prefill of some prompts."""
     spec = placement.spec_of(decoder.spec)
     packed, length = pack_prompts(decoder, prompts, seed, requests, draft_text)
-    packed = placement.pad_rows(packed)
+    packed = placement.put(placement.pad_rows(packed), placement.rows_spec)
     prefill = placement.prefill_program(spec, params, len(packed.begin_B), length)
     runtime = spec.runtime(decoder.max_num_drafts, decoder.max_rounds)
     return CompileRequest(spec, f"prefill {length}", prefill, (params, runtime, packed))

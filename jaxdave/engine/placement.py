@@ -16,11 +16,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdave.core.draft_api import DraftedParams
+from jaxdave.core.host_arrays import host_array
 from jaxdave.core.spec import DecodeSpec
-from jaxdave.core.state import DecodeState, PromptBatch, RuntimeParams, host_array
+from jaxdave.core.state import DecodeState, PromptBatch, RuntimeParams
 from jaxdave.decoding import loop as decode_loop
 from jaxdave.runtime.mesh_shape import DATA_AXIS, MODEL_AXIS
-from jaxdave.runtime.meshes import MeshProgram, check_mesh, split_specs
+from jaxdave.runtime.meshes import (
+    MeshProgram,
+    check_mesh,
+    put_array,
+    spans_processes,
+    split_specs,
+)
 
 _LOGGER = logging.getLogger("jaxdave")
 _REPLICATED = PartitionSpec()
@@ -49,6 +56,26 @@ class Placement:
     def num_parts(self) -> int:
         """Devices of a group, which share one copy of the model."""
         return self._size(MODEL_AXIS)
+
+    @property
+    def spans_processes(self) -> bool:
+        """True where several processes decode together, each on devices of its own."""
+        return spans_processes(self.mesh)
+
+    def check_one_process(self, what: str) -> None:
+        """Refuse what processes cannot do together.
+
+        Args:
+            what: What it is, for the message.
+
+        Raises:
+            ValueError: The mesh has devices of several processes.
+        """
+        if self.spans_processes:
+            raise ValueError(
+                f"{what} on a mesh of several processes is not supported; load the "
+                "model on a mesh of this process's devices, jax.local_devices()"
+            )
 
     @property
     def rows_spec(self) -> PartitionSpec:
@@ -134,6 +161,22 @@ class Placement:
 
         is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
         return jax.tree.map(place, specs, tree, is_leaf=is_spec)
+
+    def put(self, tree: Any, spec: PartitionSpec) -> Any:
+        """Arrays of the host as programs of this placement take them.
+
+        Args:
+            tree: A pytree of numpy arrays, the same in all processes.
+            spec: How each is split.
+
+        Returns:
+            The tree. Programs of one process fetch arrays of the host themselves, so
+            it is as it was; of several processes each has its part on its devices.
+        """
+        if not self.spans_processes:
+            return tree
+        sharding = NamedSharding(self.mesh, spec)  # pyright: ignore
+        return jax.tree.map(lambda array: put_array(array, sharding), tree)
 
     def prefill_program(
         self, spec: DecodeSpec, params: Any, num_rows: int, length: int
@@ -255,7 +298,8 @@ def replicate_beside(tree: Any, params: Any) -> Any:
     mesh = placement_of(params).mesh
     if mesh is None:
         return tree
-    return jax.device_put(tree, NamedSharding(mesh, _REPLICATED))
+    sharding = NamedSharding(mesh, _REPLICATED)
+    return jax.tree.map(lambda array: put_array(array, sharding), tree)
 
 
 @functools.cache

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxdave.core.host_arrays import host_array
 from jaxdave.core.prediction import NO_TOKEN
-from jaxdave.core.state import DecodeState, host_array
+from jaxdave.core.state import DecodeState
 from jaxdave.engine.batching import TokenIds
 from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.generation import PreparedDecode, prepare, read_completions

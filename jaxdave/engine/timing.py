@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxdave.core.host_arrays import host_array
 from jaxdave.core.spec import DecodeSpec
-from jaxdave.core.state import DecodeState, RuntimeParams, host_array
+from jaxdave.core.state import DecodeState, RuntimeParams
 from jaxdave.engine.measurements import Measurements
 
 TIMED_ROUNDS = 6

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxdave.distributed.processes import ALONE, Processes, check_same
+from jaxdave.engine.placement import placement_of
 from jaxdave.eval.report import figures, report, tables
 from jaxdave.eval.run import eval_config, plan, rescore, runner
 from jaxdave.eval.run.cells import EvalCell
@@ -79,6 +80,8 @@ def _run(config: EvalConfig, processes: Processes) -> None:
     model, cells = processes.agree(planned)
     headers = processes.exchange([cell.header for cell in cells])
     check_same("settings, data and model", headers)
+    is_shared = placement_of(model.params).spans_processes
+    processes = dataclasses.replace(processes, share_model=is_shared)
     with contextlib.ExitStack() as stack:
         console = None
         if not processes.is_first:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from jaxdave.core.config import ModelConfig
+from jaxdave.core.host_arrays import fetch_arrays
 from jaxdave.core.model_api import Params
 from jaxdave.drafting import tree_table
 from jaxdave.drafting.tree_table import TreeTable
@@ -40,7 +41,7 @@ from jaxdave.runtime.files import (
     unfinished_folder,
 )
 from jaxdave.runtime.mesh_shape import parse_mesh
-from jaxdave.runtime.meshes import check_mesh, check_own_devices, make_mesh
+from jaxdave.runtime.meshes import check_mesh, check_processes, make_mesh
 from jaxdave.runtime.messages import one_line
 from jaxdave.runtime.phases import begin_phase
 from jaxdave.runtime.platform import in_32_bits
@@ -202,7 +203,7 @@ def load(
         mesh = make_mesh(parse_mesh(mesh))
     if mesh is not None:
         check_mesh(mesh)
-        check_own_devices(mesh)
+        check_processes(mesh)
     transform = quantization.param_transform(quantize)
     # Described first: which tensors the weights must hold follows from the config, and
     # a folder without a tokenizer fails in a moment and not after gigabytes were read.
@@ -315,9 +316,15 @@ def save(
     """
     folder = Path(folder).absolute()
     safetensors_io.check_dtype(dtype)
+    params = from_mesh(to_stacked(params), config)
+    if not all(
+        leaf.is_fully_addressable
+        for leaf in jax.tree.leaves(params)
+        if isinstance(leaf, jax.Array)
+    ):
+        params = fetch_arrays(params)  # all processes take part in that
     if jax.process_index():
         return  # of several processes the first one writes
-    params = from_mesh(to_stacked(params), config)
     raw = hf_config.to_json(config, dtype)
     copied_files = _carried_files(folder)
     if tokenizer is not None:

@@ -33,7 +33,8 @@ def check_memory(
     Raises:
       ValueError: they do not fit; one line says by how much, and what would.
     """
-    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+    local = jax.local_devices() if mesh is None else mesh.local_devices
+    device = local[0]
     limit = device_bytes(device)
     num_parts = 1 if mesh is None else mesh.shape.get(MODEL_AXIS, 1)
     if limit is not None:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdave.core.config import ModelConfig
+from jaxdave.core.host_arrays import fetch_arrays
 from jaxdave.core.param_paths import param_path
 from jaxdave.core.shards import (
     mesh_kv_heads,
@@ -27,7 +28,7 @@ from jaxdave.core.shards import (
 )
 from jaxdave.numerics.quantization import channel_axis
 from jaxdave.runtime.mesh_shape import MODEL_AXIS
-from jaxdave.runtime.meshes import auto_mesh, check_mesh
+from jaxdave.runtime.meshes import auto_mesh, check_mesh, put_array
 
 _LOGGER = logging.getLogger("jaxdave")
 
@@ -166,11 +167,11 @@ def put_on_mesh(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
     def put(key_path, leaf, sharding: NamedSharding) -> jax.Array:
         path = param_path(key_path)
         if _mesh_shape(path, leaf.shape, config, num_parts) == leaf.shape:
-            return jax.device_put(leaf, sharding)
+            return put_array(leaf, sharding)
         if not isinstance(leaf, jax.Array):
             # On the host: each device is sent its own part alone.
             changed = _to_mesh_shape(np, leaf, path, config, num_parts)
-            return jax.device_put(changed, sharding)
+            return put_array(changed, sharding)
         change = functools.partial(
             _to_mesh_shape, jnp, path=path, config=config, num_parts=num_parts
         )
@@ -246,7 +247,7 @@ def from_mesh(params: Any, config: ModelConfig) -> Any:
             size = config.kv_heads * config.head_dim
         if leaf.shape[dimension] == size:
             return leaf
-        host = np.asarray(leaf)
+        host = fetch_arrays(leaf)
         if unit == "vocab":
             return host[:size]
         heads = _split_heads(host, dimension, config.head_dim)

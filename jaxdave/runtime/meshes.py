@@ -21,8 +21,9 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
 
     Args:
         shape: Devices along each axis.
-        devices: What it is made of; None: all devices of this process. The first ones
-            are taken.
+        devices: What it is made of, of which the first ones are taken; None: the
+            devices of this process where they are enough, else all devices of all
+            processes.
 
     Returns:
         A mesh with the axes "data" and "model".
@@ -30,7 +31,9 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     Raises:
         ValueError: There are too few devices.
     """
-    devices = jax.local_devices() if devices is None else devices
+    if devices is None:
+        devices = jax.local_devices()
+        devices = jax.devices() if shape.num_devices > len(devices) else devices
     if shape.num_devices > len(devices):
         raise ValueError(
             f"mesh={str(shape)!r} needs {shape.num_devices} devices, and there are "
@@ -57,22 +60,53 @@ def check_mesh(mesh: Mesh) -> None:
         )
 
 
-def check_own_devices(mesh: Mesh) -> None:
-    """Refuse a mesh over several processes.
+def check_processes(mesh: Mesh) -> None:
+    """Refuse a mesh that leaves some of its processes without a part in it.
 
     Args:
         mesh: The devices.
 
     Raises:
-        ValueError: It has devices of other processes.
+        ValueError: It has devices of other processes, but not of all of them.
     """
     owners = {device.process_index for device in mesh.devices.flat}
-    if owners != {jax.process_index()}:
+    if owners not in ({jax.process_index()}, set(range(jax.process_count()))):
         raise ValueError(
             f"the mesh has devices of processes {sorted(owners)}, and this is process "
-            f"{jax.process_index()}; give each process a mesh of its own devices, "
-            "jax.local_devices(), and let processes share the prompts"
+            f"{jax.process_index()} of {jax.process_count()}; give each process a mesh "
+            "of its own devices, jax.local_devices(), or all of them one of all "
+            "devices, jax.devices()"
         )
+
+
+def spans_processes(mesh: Mesh | None) -> bool:
+    """Tell if several processes run the programs of a mesh together.
+
+    Args:
+        mesh: The devices; None: there is one.
+
+    Returns:
+        True if it has devices of other processes.
+    """
+    return mesh is not None and bool(mesh.is_multi_process)
+
+
+def put_array(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Put an array on a mesh, where every device is sent its own part alone.
+
+    Args:
+        array: On the host, or on devices; the same in all processes of the mesh.
+        sharding: Where it goes.
+
+    Returns:
+        The array on the mesh.
+    """
+    is_global = isinstance(array, jax.Array) and not array.is_fully_addressable
+    if sharding.is_fully_addressable or is_global:
+        return jax.device_put(array, sharding)
+    # `jax.device_put` would have the processes compare all of it first.
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
 
 def auto_mesh(mesh: Mesh) -> Mesh:

@@ -118,6 +118,21 @@ def test_a_mesh_in_each_process(model, cache, tmp_path):
     assert texts[0] == texts[1]
 
 
+def test_a_model_on_the_devices_of_both(model, cache, tmp_path):
+    """Both run every batch, and exchange parts of every layer."""
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 5)
+    words = ("generate", "--model", model, "--prompts", prompts, *SETTINGS)
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    assert together(cache, (*words, "--output", one))[0][0] == 0
+    shared = (*words, "--output", two, "--mesh", "model=8")
+    first, second = together(cache, shared, shared)
+    assert (first[:2], second) == ((0, ""), (0, "", "")), (first, second)
+    names = ("index", "text", "token_ids", "finish_reason")
+    expected = [[row[name] for name in names] for row in read(one)]
+    assert [[row[name] for name in names] for row in read(two)] == expected
+    assert len({row["text"] for row in read(two)}) > 1
+
+
 def test_a_process_is_killed(model, cache, tmp_path):
     """The other one ends soon, with one line, and the answers so far are kept."""
     prompts = write_prompts(tmp_path / "prompts.jsonl", 400)
@@ -174,13 +189,28 @@ def test_eval(model, cache, tmp_path):
     header, *records = read(one / name)
     other_header, *others = read(two / name)
     assert header == other_header
-    times = ("seconds", "compile_seconds", "memory")
-
-    def facts(rows):
-        rows = [{k: v for k, v in row.items() if k not in times} for row in rows]
-        return sorted(rows, key=lambda row: row["id"])
-
     assert facts(records) == facts(others) and len(others) == 3
+
+
+def test_eval_with_rows_on_the_devices_of_both(model, cache, tmp_path):
+    words = ("eval", "--model", model, "--limit", 3, "--tasks", "demo-math")
+    words += ("--methods", "static", "--max-new-tokens", 16, "--batch-size", 3)
+    words += ("--mesh", "data=2,model=4", "--out")
+    one, two = tmp_path / "one", tmp_path / "two"
+    (alone,) = together(cache, (*words[:-3], "--out", one))
+    first, second = together(cache, (*words, two), (*words, two))
+    assert (alone[0], first[0], second) == (0, 0, (0, "", "")), (first, second)
+    assert first[1].count("Table 1") == 1
+    (name,) = (path.name for path in one.iterdir() if path.suffix == ".jsonl")
+    records, others = read(one / name)[1:], read(two / name)[1:]
+    assert facts(records) == facts(others) and len(others) == 3
+
+
+def facts(rows):
+    """What records say that does not depend on the clock, in one order."""
+    times = ("seconds", "compile_seconds", "memory")
+    rows = [{k: v for k, v in row.items() if k not in times} for row in rows]
+    return sorted(rows, key=lambda row: row["id"])
 
 
 @pytest.mark.parametrize("index", [0, 1])

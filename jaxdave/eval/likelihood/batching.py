@@ -204,6 +204,7 @@ def _score_batch(
 ) -> np.ndarray:
     stacked = jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *rows)
     placement = placement_of(params)
+    placement.check_one_process("scoring")
     if placement.num_parts > 1:
         assert scorer.on_parts is not None, "this scorer cannot be split over devices"
         scorer = scorer.on_parts(num_parts=placement.num_parts)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxdave.engine.decoders import Decoder
+from jaxdave.core.spec import DecodeSpec
 from jaxdave.runtime.compilation import memory_analysis
 from jaxdave.runtime.memory import (
     DEVICE_PEAK,
@@ -36,11 +36,11 @@ class WarmupCost(NamedTuple):
     memory: dict[str, int] | None
 
 
-def measure_warmup(decoder: Decoder, call: Callable[[], None]) -> WarmupCost:
+def measure_warmup(spec: DecodeSpec, call: Callable[[], None]) -> WarmupCost:
     """Make a first call and measure it.
 
     Args:
-        decoder: The decoder that `call` runs.
+        spec: What `call` runs, as the devices of a group share it.
         call: Function that decodes something.
 
     Returns:
@@ -51,11 +51,11 @@ def measure_warmup(decoder: Decoder, call: Callable[[], None]) -> WarmupCost:
     seconds = time.perf_counter() - start
     peaks = {DEVICE_PEAK: device_peak_bytes(), PROCESS_PEAK: process_peak_bytes()}
     known = {source: peak for source, peak in peaks.items() if peak is not None}
-    return WarmupCost(seconds, {**_program_bytes(decoder), **known} or None)
+    return WarmupCost(seconds, {**_program_bytes(spec), **known} or None)
 
 
-def _program_bytes(decoder: Decoder) -> dict[str, int]:
-    analysis = memory_analysis(decoder.spec, "run")
+def _program_bytes(spec: DecodeSpec) -> dict[str, int]:
+    analysis = memory_analysis(spec, "run")
     if analysis is None:
         return {}
     # Outputs that alias donated arguments would count twice.

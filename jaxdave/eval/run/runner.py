@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from jaxdave.distributed.processes import ALONE, Processes, own_share
 from jaxdave.distributed.rounds import SharedRounds
 from jaxdave.engine.generation import generate
+from jaxdave.engine.placement import placement_of
 from jaxdave.engine.results import Completion, Result
 from jaxdave.engine.streaming import stream
 from jaxdave.eval.deviations import GradedOutput
@@ -72,6 +73,7 @@ def compile_cell(
         values = processes.exchange(records.to_values(finished.values()))[0]
         finished = {record.id: record for record in records.from_values(values)}
     warmups = {}
+    spec = placement_of(model.params).spec_of(cell.decoder.spec)
     for batch in _own_batches(cell, finished, processes):
         if batch is None:
             continue
@@ -79,9 +81,10 @@ def compile_cell(
         if shape not in warmups:
 
             def first_call(batch: list[PromptedItem] = batch) -> None:
-                _call_once(_decode_arguments(cell, model, batch))
+                with processes.running():
+                    _call_once(_decode_arguments(cell, model, batch))
 
-            warmups[shape] = memory.measure_warmup(cell.decoder, first_call)
+            warmups[shape] = memory.measure_warmup(spec, first_call)
     return CompiledCell(cell, model, finished, warmups, processes)
 
 
