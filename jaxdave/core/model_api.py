@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdave.core.prediction import HeadSummary
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 
 Params = Any
@@ -74,6 +75,9 @@ RecheckFn = Callable[..., tuple[jax.Array, Any]]
 
 LogitsFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """logits(params, hidden_RE, first id of the chunk or ids_RM) -> float32"""
+
+SummarizeFn = Callable[..., HeadSummary]
+"""summarize_logits(parts, first_id, vocab_size=, suppressed_ids=)"""
 
 
 class ModelFns(NamedTuple):
@@ -138,6 +142,13 @@ class ModelFns(NamedTuple):
             vocabulary; hidden vectors and results of `logits_at` are whole.
         cache_axis: The axis of a row's cache arrays [N, T, ...] of which each device
             has a part of its own; None: every device has all of the cache.
+        logit_parts: `logits` as parts [P, R, head_chunk] that are still to be added
+            up, for `summarize_logits`. None: there is one, which is `logits`. Who wraps
+            `logits` wraps this, too, or sets it to None.
+        summarize_logits: What is needed of the logits of all ids where there is no
+            noise, in fewer launches than reductions take: (parts [P, R, V], first id,
+            vocab_size=, suppressed_ids=) -> `HeadSummary`. None: there is no
+            faster way.
     """
 
     forward: ForwardFn
@@ -157,6 +168,8 @@ class ModelFns(NamedTuple):
     reads_head_once: bool = False
     shards: ModelShards = WHOLE_MODEL
     cache_axis: int | None = None
+    logit_parts: LogitsFn | None = None
+    summarize_logits: SummarizeFn | None = None
 
 
 def activation_dtype(weights_dtype) -> jnp.dtype:
