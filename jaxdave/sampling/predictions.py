@@ -194,6 +194,21 @@ def num_noise_depths(spec: "DecodeSpec") -> int:
     return max(max(spec.draft_steps) - 1, 1) if spec.sampling.noisy else 1
 
 
+def pad_prediction(spec: "DecodeSpec", pred_R: Prediction) -> Prediction:
+    """A prediction of the front of the window as one of all of it.
+
+    Args:
+        spec: The decode.
+        pred_R: Arrays [R], without noise.
+
+    Returns:
+        Arrays [L], without a prediction behind the front.
+    """
+    size = pred_R.token.shape[0]
+    rest = jax.tree.map(lambda part_DL: part_DL[0, size:], empty_prediction(spec))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), pred_R, rest)
+
+
 def empty_prediction(spec: "DecodeSpec") -> Prediction:
     """The absence of predictions for a window.
 
