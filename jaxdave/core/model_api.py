@@ -116,8 +116,9 @@ class ModelFns(NamedTuple):
             those are not a multiple, the last chunk starts earlier so that it is full.
         unrolled_chunks: Folds over at most so many chunks of the head are unrolled;
             longer ones are a loop.
-        reads_head_once: A verify call reads the head once, for all of its vectors,
-            where it can: on a GPU a read costs the whole head, however few the vectors.
+        saves_launches: Starting a kernel is what costs, and a read of the head costs
+            all of it, however few the vectors, as on a GPU: a verify call reads the
+            head once where it can, and a row's numbers are carried side by side.
         shadow: Maps hidden_RE to vectors [R, E] from which `logits` computes what the
             model would predict at a position if only that position were masked (WINO).
             None: the model was built without shadow masks.
@@ -165,7 +166,7 @@ class ModelFns(NamedTuple):
     fast_prefill: PrefillFn | None = None
     unscored_ids: tuple[int, ...] = ()
     unrolled_chunks: int = 1
-    reads_head_once: bool = False
+    saves_launches: bool = False
     shards: ModelShards = WHOLE_MODEL
     cache_axis: int | None = None
     logit_parts: LogitsFn | None = None

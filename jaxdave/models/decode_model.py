@@ -434,7 +434,7 @@ class DecodeModel:
             suppressed_ids=self.config.suppressed_ids,
             head_chunk=self.head_chunk,
             unrolled_chunks=1 if self.machine.is_cpu else MAX_UNROLLED_CHUNKS,
-            reads_head_once=self.machine.is_gpu,
+            saves_launches=self.machine.is_gpu,
             evaluate_blocks=evaluate_blocks,
             recheck=recheck,
             fast_prefill=fast_prefill,

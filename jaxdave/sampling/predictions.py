@@ -94,13 +94,13 @@ def reads_head_once(spec: "DecodeSpec") -> bool:
         spec: The decode.
 
     Returns:
-        True where the model wants it so (`ModelFns.reads_head_once`) and it can be.
+        True where the model wants it so (`ModelFns.saves_launches`) and it can be.
     """
     model, layout = spec.model, spec.layout
     has_few_vectors = model.evaluate_blocks is not None
     has_few_vectors |= layout.window_length == layout.block_length
     return (
-        model.reads_head_once
+        model.saves_launches
         and has_few_vectors
         and not spec.sampling.noisy
         and spec.numerics is not Numerics.EXACT
