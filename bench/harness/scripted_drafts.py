@@ -109,6 +109,7 @@ def scripted_model(config: ModelConfig, acceptance: float, numerics: str) -> Mod
         recheck=recheck,
         logits=with_script(inner.logits, chunk_ids),
         logits_at=with_script(inner.logits_at, same_ids),
+        logit_parts=None,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdave.core.prediction import HeadSummary
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 
 Params = Any
@@ -75,6 +76,9 @@ RecheckFn = Callable[..., tuple[jax.Array, Any]]
 LogitsFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """logits(params, hidden_RE, first id of the chunk or ids_RM) -> float32"""
 
+SummarizeFn = Callable[..., HeadSummary]
+"""summarize_logits(parts, first_id, vocab_size=, suppressed_ids=)"""
+
 
 class ModelFns(NamedTuple):
     """What the decode loop needs of a model: pure functions and a few sizes.
@@ -112,8 +116,9 @@ class ModelFns(NamedTuple):
             those are not a multiple, the last chunk starts earlier so that it is full.
         unrolled_chunks: Folds over at most so many chunks of the head are unrolled;
             longer ones are a loop.
-        reads_head_once: A verify call reads the head once, for all of its vectors,
-            where it can: on a GPU a read costs the whole head, however few the vectors.
+        saves_launches: Starting a kernel is what costs, and a read of the head costs
+            all of it, however few the vectors, as on a GPU: a verify call reads the
+            head once where it can, and a row's numbers are carried side by side.
         shadow: Maps hidden_RE to vectors [R, E] from which `logits` computes what the
             model would predict at a position if only that position were masked (WINO).
             None: the model was built without shadow masks.
@@ -138,6 +143,13 @@ class ModelFns(NamedTuple):
             vocabulary; hidden vectors and results of `logits_at` are whole.
         cache_axis: The axis of a row's cache arrays [N, T, ...] of which each device
             has a part of its own; None: every device has all of the cache.
+        logit_parts: `logits` as parts [P, R, head_chunk] that are still to be added
+            up, for `summarize_logits`. None: there is one, which is `logits`. Who wraps
+            `logits` wraps this, too, or sets it to None.
+        summarize_logits: What is needed of the logits of all ids where there is no
+            noise, in fewer launches than reductions take: (parts [P, R, V], first id,
+            vocab_size=, suppressed_ids=) -> `HeadSummary`. None: there is no
+            faster way.
     """
 
     forward: ForwardFn
@@ -154,9 +166,11 @@ class ModelFns(NamedTuple):
     fast_prefill: PrefillFn | None = None
     unscored_ids: tuple[int, ...] = ()
     unrolled_chunks: int = 1
-    reads_head_once: bool = False
+    saves_launches: bool = False
     shards: ModelShards = WHOLE_MODEL
     cache_axis: int | None = None
+    logit_parts: LogitsFn | None = None
+    summarize_logits: SummarizeFn | None = None
 
 
 def activation_dtype(weights_dtype) -> jnp.dtype:

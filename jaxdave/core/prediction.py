@@ -44,6 +44,28 @@ class Prediction(NamedTuple):
     lead: jax.Array
 
 
+class HeadSummary(NamedTuple):
+    """The best two ids of some part of the vocabulary, and sums over all its others.
+
+    Arrays [R]; sums as in `sampling.distribution.DistributionStats`.
+
+    Attributes:
+        token: The id with the best logit, the lowest of equal ones, int32.
+        runner_up: The id with the second best, int32.
+        top: The best logit, float32.
+        second: The second best logit, float32.
+        rest: Sum of exp(z - second) over all but the best, float32.
+        moment: Sum of (second - z) exp(z - second), float32.
+    """
+
+    token: jax.Array
+    runner_up: jax.Array
+    top: jax.Array
+    second: jax.Array
+    rest: jax.Array
+    moment: jax.Array
+
+
 class ErrorBound(NamedTuple):
     """Error bounds of the fields of a `Prediction`, float32 scalars.
 

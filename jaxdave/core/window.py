@@ -7,6 +7,7 @@ else. Everything here is index arithmetic on one row.
 
 import dataclasses
 import enum
+import functools
 from typing import Any
 
 import jax
@@ -257,8 +258,9 @@ class WindowLayout:
         Returns:
             int32 [L].
         """
-        first = block * self.block_length
-        return jax.lax.dynamic_update_slice(tokens_L, block_W, (first,))
+        # An update in place of many states at once would be a scatter.
+        blocks_L = jnp.tile(block_W, self.num_blocks)
+        return jax.lax.select(self.block_indices() == block, blocks_L, tokens_L)
 
     def complete_blocks(self, tokens_L: jax.Array, row: RowState) -> jax.Array:
         """Count the blocks at the front of the window that have no mask left.
@@ -300,7 +302,9 @@ class WindowLayout:
             # An end token with a mask to its left does not end the row yet: a token
             # that is decoded there may be an earlier end. Prompts hold end tokens of
             # their chat template, which do not count.
-            stop_L = jnp.isin(tokens_L, jnp.asarray(self.stop_ids, jnp.int32))
+            # One by one: a reduction over the ids would be a kernel of its own.
+            is_id = (tokens_L == stop_id for stop_id in self.stop_ids)
+            stop_L = functools.reduce(jnp.logical_or, is_id, jnp.zeros_like(masked_L))
             is_answer_L = is_left_of_masks_L & (position_L >= row.begin)
             is_stopped = jnp.any(stop_L & is_answer_L)
         is_full = ~jnp.any(masked_L & (position_L < row.end))

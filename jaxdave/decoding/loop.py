@@ -38,6 +38,7 @@ from jaxdave.core.state import (
 )
 from jaxdave.decoding.block_states import evaluate
 from jaxdave.decoding.commit import commit
+from jaxdave.decoding.packed_numbers import while_packed
 from jaxdave.decoding.prefill_rows import prefill_row, refresh_row
 from jaxdave.decoding.propose import propose
 from jaxdave.decoding.recheck import recheck_row
@@ -179,7 +180,9 @@ def run(
 
     # One loop on the device: the host is asked nothing between calls, whose launch and
     # transfer latency would otherwise be paid once per call.
-    return jax.lax.while_loop(is_running, body, (jnp.int32(0), state))[1]
+    carry = jnp.int32(0), state
+    packs = state.is_single and spec.model.saves_launches
+    return while_packed(is_running, body, carry, packs=packs)[1]
 
 
 def refresh_stale_rows(
@@ -231,7 +234,10 @@ def recheck_uncertain_rows(
     # A stale row gets a refresh in place of a
     # recheck: that decides in the trusted shape too.
     uncertain_B = rows.needs_recheck & ~rows.done & ~rows.needs_refresh
-    return DecodeState(*update_rows(recheck_one, rows, state.cache, uncertain_B))
+    packs = spec.model.saves_launches
+    return DecodeState(
+        *update_rows(recheck_one, rows, state.cache, uncertain_B, packs=packs)
+    )
 
 
 def _verify_rows(

@@ -22,7 +22,13 @@ from jaxdave.decoding.block_states import EvaluatedStates, evaluated_window
 from jaxdave.decoding.commit import commit
 from jaxdave.decoding.verify import CallResult, empty_info, verify_drafts
 from jaxdave.sampling.noise import request_key
-from jaxdave.sampling.predictions import empty_prediction, predict_active_blocks
+from jaxdave.sampling.predictions import (
+    empty_prediction,
+    pad_prediction,
+    predict_active_blocks,
+    predict_vectors,
+    reads_head_once,
+)
 
 PREFILL_LOOKAHEAD = 8
 """A call from the tokens alone looks ahead as far as so many drafts reach."""
@@ -60,7 +66,13 @@ def prefill_row(
     # nothing is trusted, and a first recheck starts at position 0.
     verified_until = start if error_bound is None else jnp.int32(0)
     row = dataclasses.replace(row, verified_until=verified_until)
-    return step_from_tokens(spec, params, row, hidden_LE, error_bound)[0], cache
+    # A trusted prefill evaluates as many vectors as drafts reach, so that the shape of
+    # one read for all would differ between programs.
+    reads_once = error_bound is not None
+    stepped = step_from_tokens(
+        spec, params, row, hidden_LE, error_bound, reads_once=reads_once
+    )
+    return stepped[0], cache
 
 
 def refresh_row(spec: DecodeSpec, params: Any, row: RowState) -> tuple[RowState, Any]:
@@ -92,6 +104,8 @@ def step_from_tokens(
     row: RowState,
     hidden_LE: jax.Array,
     error_bound: ErrorBound | None,
+    *,
+    reads_once: bool = False,
 ) -> tuple[RowState, Prediction, EvaluatedStates]:
     """Take the policy's step from the row's own state, once that was evaluated.
 
@@ -101,6 +115,8 @@ def step_from_tokens(
         row: A row whose tokens are the state that was evaluated.
         hidden_LE: Hidden vectors of the front of its window.
         error_bound: How far the prediction may be off; None: it is trusted.
+        reads_once: Read the head once for all vectors, where `reads_head_once` allows
+            it. A trusted prediction then needs as many vectors in every program.
 
     Returns:
         (the row after the step, the prediction [1, W], the evaluated state).
@@ -115,20 +131,26 @@ def step_from_tokens(
         worth_K=jnp.ones((1,)),
     )
     evaluated = evaluated_window(spec, row, hidden_LE)
-    # The row has not taken the step of this state yet, so it stands at n itself.
-    pred_SW = predict_active_blocks(
-        spec, params, evaluated.hidden_SWE, evaluated.block_S, only.depth_K, row
-    )
     # Fused into what reads it, the head's arithmetic could be reordered, and this
     # prediction would differ in its last bits from that of a verify call.
-    pred_SW = jax.lax.optimization_barrier(pred_SW)
+    pred_L = None
+    if reads_once and reads_head_once(spec):
+        pred_R = predict_vectors(spec, params, hidden_LE)
+        pred_L = pad_prediction(spec, jax.lax.optimization_barrier(pred_R))
+        pred_SW = jax.tree.map(lambda part: part[evaluated.active_SW], pred_L)
+    else:
+        # The row has not taken the step of this state yet, so it stands at n itself.
+        pred_SW = predict_active_blocks(
+            spec, params, evaluated.hidden_SWE, evaluated.block_S, only.depth_K, row
+        )
+        pred_SW = jax.lax.optimization_barrier(pred_SW)
     path = verify_drafts(spec, params, row, only, evaluated, pred_SW, error_bound)
     kept = evaluated.keep(jnp.int32(0))
     result = CallResult(
         row=row,
         evaluated_L=window_L,
         kept=kept,
-        pred_DL=None,
+        pred_DL=jax.tree.map(lambda part_L: part_L[None], pred_L),
         path=path,
         info=empty_info(),
     )

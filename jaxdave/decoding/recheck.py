@@ -52,7 +52,10 @@ def recheck_row(
         row, verified_until=row.start, stats=stats, needs_recheck=jnp.bool_(False)
     )
     # No error bound: the trusted shape's decision is the definition of what is right.
-    next_row, pred_SW, evaluated = step_from_tokens(spec, params, row, hidden_LE, None)
+    # Its vectors are as many in every program, so that one read of the head will do.
+    next_row, pred_SW, evaluated = step_from_tokens(
+        spec, params, row, hidden_LE, None, reads_once=True
+    )
     error = _observed_error(spec, row, pred_SW, evaluated.block_S[0])
     # Kept as a running maximum, which `autotune` reads to set the bound.
     error = jax.tree.map(jnp.maximum, stats.error, error)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxdave.core.config import Numerics
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import DecodeState
+from jaxdave.decoding.packed_numbers import while_packed
 
 RowFn = Callable[[Any, Any], Any]
 """(one row, its cache [N, T, ...]) -> a pytree."""
@@ -104,7 +105,7 @@ def replace_rows(
 
 
 def update_rows(
-    function: RowFn, rows: Any, cache: Any, chosen_B: jax.Array
+    function: RowFn, rows: Any, cache: Any, chosen_B: jax.Array, *, packs: bool = False
 ) -> tuple[Any, Any]:
     """Replace chosen rows by what a function computes from row and cache, in turn.
 
@@ -113,6 +114,7 @@ def update_rows(
         rows: Arrays [B, ...]; a single row has no axis B.
         cache: Arrays [N, B, ...].
         chosen_B: Which rows to update, bool [B].
+        packs: Carry the numbers of a single row side by side.
 
     Returns:
         (rows, cache).
@@ -125,7 +127,7 @@ def update_rows(
             return *function(rows, cache), jnp.bool_(False)
 
         carry = rows, cache, chosen_B
-        return jax.lax.while_loop(lambda carry: carry[2], update_single, carry)[:2]
+        return while_packed(lambda carry: carry[2], update_single, carry, packs=packs)[:2]
 
     # Rows are taken off the list one by one, so that
     # the cost is that of the chosen rows only.

@@ -20,6 +20,7 @@ from jaxdave.core.model_api import (
     ModelFns,
     PrefillFn,
     RecheckFn,
+    SummarizeFn,
     activation_dtype,
 )
 from jaxdave.core.shapes import assert_rank
@@ -40,7 +41,12 @@ from jaxdave.models.canvas_tiles import (
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.prefill import shift_right
 from jaxdave.models.rope import rope_table
-from jaxdave.numerics.matmul import gather_rows, matmul, table_chunk
+from jaxdave.numerics.matmul import (
+    gather_rows,
+    matmul,
+    matmul_parts,
+    table_chunk,
+)
 from jaxdave.numerics.quantization import einsum_kernel
 from jaxdave.numerics.weight_layout import head_chunk
 from jaxdave.runtime.machine import Machine, this_machine
@@ -104,7 +110,8 @@ class DecodeModel:
         exact: Whether every state is computed in one fixed shape.
         dtype: Of activations; None: as `model_api.activation_dtype` says.
         attend: The attention function.
-        may_use_kernel: Whether windows may be evaluated with a GPU's attention kernel.
+        may_use_kernel: Whether a GPU's kernels for attention and for statistics of the
+            head may be used.
         shift: How far to the right of its output a prediction stands: 0 or 1.
         align: Moves vectors [..., L, E] to the positions that they predict.
         head_chunk: Vocabulary ids per chunk of the head.
@@ -357,6 +364,21 @@ class DecodeModel:
         chunk = table_chunk(table, first, self.head_chunk)
         return matmul(hidden_RE, chunk, self.machine)
 
+    def logit_parts(self, params, hidden_RE, first):
+        """Logits of a chunk, not added up yet (`ModelFns.logit_parts`).
+
+        Args:
+            params: The parameters.
+            hidden_RE: Hidden vectors [R, E].
+            first: The chunk's first id, int32 scalar.
+
+        Returns:
+            float32 [P, R, head_chunk].
+        """
+        table = self.bind(params).head_table()
+        chunk = table_chunk(table, first, self.head_chunk)
+        return matmul_parts(hidden_RE, chunk, self.machine)
+
     def logits_at(self, params, hidden_RE, ids_RM):
         """Logits of some ids of each row (`ModelFns.logits_at`).
 
@@ -412,14 +434,25 @@ class DecodeModel:
             suppressed_ids=self.config.suppressed_ids,
             head_chunk=self.head_chunk,
             unrolled_chunks=1 if self.machine.is_cpu else MAX_UNROLLED_CHUNKS,
-            reads_head_once=self.machine.is_gpu,
+            saves_launches=self.machine.is_gpu,
             evaluate_blocks=evaluate_blocks,
             recheck=recheck,
             fast_prefill=fast_prefill,
+            logit_parts=self.logit_parts,
+            summarize_logits=self._summarize_logits(),
             shards=self.shards,
             # Keys and values [N, T, G, D] of this device's own heads.
             cache_axis=2 if is_cached and self.shards.splits_attention else None,
         )
+
+    def _summarize_logits(self) -> SummarizeFn | None:
+        """The kernel for statistics of the head, on a GPU."""
+        if not self.may_use_kernel:
+            return None
+        from jaxdave.sampling.statistics_kernel import summarize_logits
+
+        interpret = self.machine.interpret_kernels
+        return functools.partial(summarize_logits, interpret=interpret)
 
 
 def draft_and_trusted_models(

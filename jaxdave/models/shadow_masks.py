@@ -121,5 +121,6 @@ def split_shadow(model: ModelFns) -> ModelFns:
     return model._replace(
         logits=of_first_half(model.logits),
         logits_at=of_first_half(model.logits_at),
+        logit_parts=model.logit_parts and of_first_half(model.logit_parts),
         shadow=shadow,
     )

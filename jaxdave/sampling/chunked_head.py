@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxdave.core.config import SamplingConfig, confidence_scale, logit_scale
 from jaxdave.core.model_api import ModelFns
-from jaxdave.core.prediction import NEG_INF, NO_TOKEN, Prediction
+from jaxdave.core.prediction import NEG_INF, NO_TOKEN, HeadSummary, Prediction
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.sampling.distribution import (
     DistributionStats,
@@ -50,6 +50,8 @@ class Head(NamedTuple):
         first_id: The first id that this device has the row of, int32.
         vocab_rows: Rows of the vocabulary on all devices.
         shards: The devices that it is split over.
+        summarize: What is needed of the logits of all ids of this device, where there
+            is no noise; None: it has to be folded over the chunks.
     """
 
     logits: ChunkLogitsFn
@@ -59,6 +61,7 @@ class Head(NamedTuple):
     first_id: jax.Array | int = 0
     vocab_rows: int = 0
     shards: ModelShards = WHOLE_MODEL
+    summarize: Callable[[], HeadSummary] | None = None
 
     def ids(self, index: jax.Array) -> jax.Array:
         """The ids of a chunk.
@@ -115,6 +118,21 @@ def head_at(model: ModelFns, params, hidden_RE) -> Head:
         is_even = rows % chunk == 0
         return masked if is_even else jnp.roll(masked, first - index * chunk, axis=1)
 
+    def summarize() -> HeadSummary:
+        assert model.summarize_logits is not None
+        parts_PRV = (
+            model.logits(params, hidden_RE, jnp.int32(0))[None]
+            if model.logit_parts is None
+            else model.logit_parts(params, hidden_RE, jnp.int32(0))
+        )
+        return model.summarize_logits(
+            parts_PRV,
+            first_id,
+            vocab_size=model.vocab_size,
+            suppressed_ids=model.suppressed_ids,
+        )
+
+    has_summary = model.summarize_logits is not None and chunk == rows
     return Head(
         logits=logits,
         num_chunks=-(-rows // chunk),
@@ -123,6 +141,7 @@ def head_at(model: ModelFns, params, hidden_RE) -> Head:
         first_id=first_id,
         vocab_rows=model.vocab_rows,
         shards=model.shards,
+        summarize=summarize if has_summary else None,
     )
 
 
@@ -254,10 +273,13 @@ def sample_and_score(
             z = jnp.where(is_unscored_X[None], NEG_INF, z)
         return _Summary(_best_of_chunk(y, z, head.ids(index)), distribution_stats(z))
 
-    summary = summarize(jnp.int32(0))
-    summary = fold_chunks(
-        head, 1, lambda index, carry: _merge(carry, summarize(index)), summary
-    )
+    if head.summarize is not None and not (noisy or unscored_ids):
+        summary = _from_head_summary(head.summarize())
+    else:
+        summary = summarize(jnp.int32(0))
+        summary = fold_chunks(
+            head, 1, lambda index, carry: _merge(carry, summarize(index)), summary
+        )
     best, stats = head.shards.merge(summary, _merge)
     runner_R = jnp.where(best.runner_y > NEG_INF, best.runner_up, NO_TOKEN)
     gap, margin, entropy = gap_margin_entropy(stats)
@@ -342,6 +364,15 @@ def _best_of_chunk(y, z, id_X) -> _Best:
     runner_y, runner_R = max_and_argmax(jnp.where(is_best, -jnp.inf, y))
     ids = id_X[0] + local_R, id_X[0] + runner_R
     return _Best(top_R, ids[0], z_R, others_R, runner_y, ids[1])
+
+
+def _from_head_summary(summary: HeadSummary) -> _Summary:
+    """What a fold over all chunks gives where there is no noise."""
+    token, runner_up, top, second, rest, moment = summary
+    # `rest` is relative to the second best, whose own part of it is 1.
+    others = jnp.where(rest > 0, second + jnp.log(rest), NEG_INF)
+    best = _Best(top, token, top, others, second, runner_up)
+    return _Summary(best, DistributionStats(top, second, rest, moment))
 
 
 def _merge(a: _Summary, b: _Summary) -> _Summary:

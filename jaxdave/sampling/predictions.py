@@ -94,13 +94,13 @@ def reads_head_once(spec: "DecodeSpec") -> bool:
         spec: The decode.
 
     Returns:
-        True where the model wants it so (`ModelFns.reads_head_once`) and it can be.
+        True where the model wants it so (`ModelFns.saves_launches`) and it can be.
     """
     model, layout = spec.model, spec.layout
     has_few_vectors = model.evaluate_blocks is not None
     has_few_vectors |= layout.window_length == layout.block_length
     return (
-        model.reads_head_once
+        model.saves_launches
         and has_few_vectors
         and not spec.sampling.noisy
         and spec.numerics is not Numerics.EXACT
@@ -192,6 +192,21 @@ def num_noise_depths(spec: "DecodeSpec") -> int:
         D; 1 without noise, as all steps are alike then.
     """
     return max(max(spec.draft_steps) - 1, 1) if spec.sampling.noisy else 1
+
+
+def pad_prediction(spec: "DecodeSpec", pred_R: Prediction) -> Prediction:
+    """A prediction of the front of the window as one of all of it.
+
+    Args:
+        spec: The decode.
+        pred_R: Arrays [R], without noise.
+
+    Returns:
+        Arrays [L], without a prediction behind the front.
+    """
+    size = pred_R.token.shape[0]
+    rest = jax.tree.map(lambda part_DL: part_DL[0, size:], empty_prediction(spec))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), pred_R, rest)
 
 
 def empty_prediction(spec: "DecodeSpec") -> Prediction:
