@@ -17,8 +17,8 @@ from bench.harness.measure import (
     ResultsBook,
 )
 from bench.harness.models import BenchModel
-from jaxdave.core.model_api import BlockStates, KVCache
 from jaxdave.core.host_arrays import host_array
+from jaxdave.core.model_api import BlockStates, KVCache
 from jaxdave.core.state import DecodeState
 from jaxdave.engine.compaction import CompiledLoop, idle_account, run_to_end
 from jaxdave.engine.generation import prepare

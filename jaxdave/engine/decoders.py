@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxdave import policies
-from jaxdave.core.config import ModelConfig, Numerics, SamplingConfig, check_guidance
+from jaxdave.core.config import ModelConfig, Numerics, check_guidance
 from jaxdave.core.draft_api import DraftFn
 from jaxdave.core.model_api import ModelFns
 from jaxdave.core.policy_api import Policy
-from jaxdave.core.shards import WHOLE_MODEL, model_shards
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.decoding.draft_check import check_draft_fn
 from jaxdave.drafting.registry import DraftRequest, is_built_in, make_draft
@@ -26,17 +25,10 @@ from jaxdave.engine.decode_config import CACHE_RULES as CACHE_RULES
 from jaxdave.engine.decode_config import MAX_DRAFT_STEPS as MAX_DRAFT_STEPS
 from jaxdave.engine.decode_config import NUMERICS as NUMERICS
 from jaxdave.engine.decode_config import DecodeConfig, DraftSteps
-from jaxdave.engine.decode_layout import DecodeLayout, decode_layout
-from jaxdave.models.drafted import with_drafted_params
-from jaxdave.models.guidance import (
-    with_guidance,
-    with_suppressed_ids,
-    with_unscored_ids,
-)
-from jaxdave.models.shadow_masks import with_shadow_masks
+from jaxdave.engine.decode_layout import decode_layout
+from jaxdave.engine.decode_spec import decode_spec
 from jaxdave.policies.validation import check_counts, check_policy
 from jaxdave.runtime.machine import Machine, this_machine
-from jaxdave.runtime.mesh_shape import MODEL_AXIS
 from jaxdave.runtime.platform import in_32_bits
 
 MAX_NEW_TOKENS = 256
@@ -397,7 +389,7 @@ def _assemble(
     suppressed_ids = {*config.suppressed_ids}
     suppressed_ids |= {*model_config.stop_ids} if config.no_stop else set()
     suppressed_ids |= {model_config.eos_id} if config.logits_eos_inf else set()
-    spec = _decode_spec(
+    spec = decode_spec(
         config=model_config,
         policy=policy,
         draft_steps=draft_steps,
@@ -461,81 +453,6 @@ def draft_step_choices(
         many = CPU_AUTO_DRAFT_STEPS if machine.is_cpu else AUTO_DRAFT_STEPS
         return (DEFAULT_DRAFT_STEPS,) if numerics is Numerics.EXACT else many
     return (draft_steps,) if isinstance(draft_steps, int) else tuple(draft_steps)
-
-
-# A spec owns its compiled programs: decoders of equal parts must share one. A policy or
-# a draft function is its functions, never its name (two may be named alike).
-@functools.lru_cache(maxsize=64)
-def _decode_spec(
-    config: ModelConfig,
-    policy: Policy,
-    draft_steps: tuple[int, ...],
-    layout: DecodeLayout,
-    sampling: SamplingConfig,
-    numerics: Numerics,
-    guidance: float,
-    suppressed_ids: tuple[int, ...],
-    unscored_ids: tuple[int, ...],
-    draft: DraftFn,
-    network: ModelFns | None,
-    machine: Machine,
-    num_parts: int,
-) -> DecodeSpec:
-    """The spec of all that is compiled, one object for equal parts.
-
-    num_parts: devices that the model is split over.
-    """
-    make_spec = functools.partial(
-        _decode_spec,
-        config=config,
-        policy=policy,
-        draft_steps=draft_steps,
-        layout=layout,
-        sampling=sampling,
-        numerics=numerics,
-        guidance=guidance,
-        suppressed_ids=suppressed_ids,
-        unscored_ids=unscored_ids,
-        draft=draft,
-        network=network,
-        machine=machine,
-    )
-    if network is not None and num_parts > 1:
-        raise ValueError(
-            f"a network of your own cannot be split over {num_parts} devices; use a "
-            "mesh without the axis 'model'"
-        )
-    shards = WHOLE_MODEL
-    if num_parts > 1:
-        shards = model_shards(config, num_parts, MODEL_AXIS)
-    window = layout.layout
-    make_model = layout.make_model
-    if policy.shadow:
-        make_model = with_shadow_masks(make_model, window.block_length)
-    # Wrappers from the inside out; each returns `ModelFns`. Parameters of a draft
-    # function are stripped last, so that the others never see them.
-    model = network or make_model(
-        config, numerics=numerics, machine=machine, shards=shards
-    )
-    if guidance:
-        model = with_guidance(model, guidance, config.mask_id)
-    if suppressed_ids:
-        model = with_suppressed_ids(model, suppressed_ids)
-    if unscored_ids:
-        model = with_unscored_ids(model, unscored_ids)
-    if draft.takes_params:
-        model = with_drafted_params(model)
-    return DecodeSpec(
-        model=model,
-        layout=window,
-        policy=policy,
-        draft=draft,
-        sampling=sampling,
-        draft_steps=draft_steps,
-        num_drafts=draft_steps[-1],
-        numerics=numerics,
-        on_parts=make_spec,
-    )
 
 
 def _check_draft(

@@ -19,13 +19,8 @@ from jaxdave.core.model_api import KVCache, Params, activation_dtype
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.models.layers import Block, RMSNorm
 from jaxdave.models.rope import Rope
-from jaxdave.numerics.matmul import (
-    RowMajor,
-    embed,
-    fold_layers,
-    matmul,
-    whole_table,
-)
+from jaxdave.numerics.layer_stack import fold_layers
+from jaxdave.numerics.matmul import RowMajor, embed, matmul, whole_table
 from jaxdave.runtime.machine import Machine, this_machine
 
 LayerAttend = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]

@@ -18,13 +18,12 @@ import numpy as np
 from jaxdave.core.config import NOISE_CHUNK, ModelConfig
 from jaxdave.core.model_api import Params
 from jaxdave.core.param_paths import param_path
+from jaxdave.numerics.layer_stack import LayerStack, PerLayer
 from jaxdave.numerics.matmul import (
     ChunkedTable,
     EightBitRows,
     EightBitTable,
     FusedKernels,
-    LayerStack,
-    PerLayer,
     RowMajor,
     RowTable,
     num_rows,

@@ -27,11 +27,11 @@ from jaxdave.numerics.eight_bit_kernel import (
     eight_bit_matmul,
     split_inputs,
 )
+from jaxdave.numerics.layer_stack import PerLayer
 from jaxdave.numerics.matmul import (
     EightBitRows,
     EightBitTable,
     FusedKernels,
-    PerLayer,
     RowMajor,
     embed,
     matmul,

@@ -18,10 +18,10 @@ from jaxdave.models.decode_model import DecodeModel
 from jaxdave.models.forward import forward
 from jaxdave.models.param_shapes import Binder
 from jaxdave.numerics import weight_layout
+from jaxdave.numerics.layer_stack import PerLayer
 from jaxdave.numerics.matmul import (
     ChunkedTable,
     FusedKernels,
-    PerLayer,
     RowMajor,
     SelectedMatrix,
     embed,
