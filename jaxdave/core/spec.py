@@ -31,6 +31,7 @@ class DecodeSpec:
             of fixed shape, so that a row's bits do not depend on its neighbours;
             otherwise side by side. Under guarded numerics decisions that are too close
             to call are evaluated again in that trusted shape.
+        records_steps: Record the policy step and the log-probability of every token.
         on_parts: num_parts -> the same decode of a model that is split over so many
             devices; None: it cannot be split.
     """
@@ -43,6 +44,7 @@ class DecodeSpec:
     draft_steps: tuple[int, ...]
     num_drafts: int
     numerics: Numerics
+    records_steps: bool = False
     on_parts: Callable[..., "DecodeSpec"] | None = None
 
     @property

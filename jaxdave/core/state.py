@@ -47,6 +47,10 @@ class Stats(NamedTuple):
         call_T: The call that committed each position, int32 [T]; 0 is the prefill, -1
             none yet.
         accepted_C: Policy steps that each call after the prefill confirmed, int32 [C].
+        step_T: The policy step that committed each position, int32 [T]; -1 none yet.
+            None, like the next one, unless steps are recorded.
+        log_prob_T: The log-probability of each committed token at that step, float32
+            [T] (see `decoding.step_record`).
     """
 
     verify: jax.Array
@@ -57,6 +61,8 @@ class Stats(NamedTuple):
     error: ErrorBound
     call_T: jax.Array
     accepted_C: jax.Array
+    step_T: jax.Array | None = None
+    log_prob_T: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass

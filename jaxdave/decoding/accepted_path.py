@@ -27,6 +27,8 @@ class AcceptedPath(NamedTuple):
         target: The policy's state after its step from there.
         is_certain: No numerical error within the bound can change that step, bool.
         num_hops: Drafts accepted after the first, int32.
+        visited_K: The drafts on the path in order, int32 [K]; entries after `num_hops`
+            do not count. None where nobody asks for it.
     """
 
     draft: jax.Array
@@ -35,6 +37,7 @@ class AcceptedPath(NamedTuple):
     target: PolicyState
     is_certain: jax.Array
     num_hops: jax.Array
+    visited_K: jax.Array | None = None
 
     @property
     def committed(self) -> PolicyState:
@@ -70,6 +73,7 @@ def longest_accepted_path(
     drafts: DraftSet,
     first: PolicyState,
     in_order: bool,
+    keeps_visited: bool = False,
 ) -> AcceptedPath:
     """From draft 0, take the policy's step while that leads to another draft.
 
@@ -83,6 +87,7 @@ def longest_accepted_path(
         drafts: K drafts; the first is the policy's own next state.
         first: The policy's state at draft 0.
         in_order: The next draft must lie one step deeper.
+        keeps_visited: Return `visited_K`, too.
 
     Returns:
         Where the path ends.
@@ -105,14 +110,20 @@ def longest_accepted_path(
         draft = jnp.where(path.num_hops < 0, 0, jnp.argmax(successors(path)))
         draft = draft.astype(jnp.int32)
         candidate, target, certain = step_from(draft, path.target)
+        hops, visited_K = path.num_hops + 1, path.visited_K
+        if visited_K is not None:
+            visited_K = visited_K.at[hops].set(draft)
         return AcceptedPath(
-            draft, path.target, candidate, target, certain, path.num_hops + 1
+            draft, path.target, candidate, target, certain, hops, visited_K
         )
 
     # Of the start only `target` and `num_hops` matter; the rest has
     # the right types for the carry of the loop.
     zero = jnp.int32(0)
-    start = AcceptedPath(zero, first, zero, first, jnp.bool_(True), jnp.int32(-1))
+    visited_K = jnp.zeros((count,), jnp.int32) if keeps_visited else None
+    start = AcceptedPath(
+        zero, first, zero, first, jnp.bool_(True), jnp.int32(-1), visited_K
+    )
     return hop(start) if count == 1 else jax.lax.while_loop(goes_on, hop, start)
 
 
@@ -122,6 +133,7 @@ def longest_path_at_once(
     drafts: DraftSet,
     first: PolicyState,
     in_order: bool,
+    keeps_visited: bool = False,
 ) -> AcceptedPath:
     """`longest_accepted_path` of a policy without memory, without a loop.
 
@@ -134,6 +146,7 @@ def longest_path_at_once(
         drafts: K drafts of one candidate; the first is the policy's own next state.
         first: The policy's state at draft 0; its memory has no leaves.
         in_order: The next draft must lie one step deeper.
+        keeps_visited: Return `visited_K`, too.
 
     Returns:
         Where the path ends, bit for bit as the loop finds it.
@@ -168,15 +181,20 @@ def longest_path_at_once(
         return table[0 if in_order else hops, draft]
 
     draft = num_hops = jnp.int32(0)
+    visited = [draft]
     for _ in range(count - 1):
         next_draft = at(tables[0], draft, num_hops)
         num_hops += (next_draft != draft).astype(jnp.int32)
         draft = next_draft
+        visited.append(draft)
     _, target, certain = jax.tree.map(lambda a: at(a, draft, num_hops), tables)
     # The row's own state is the first; of the others a draft is the state itself.
     tokens_L = jnp.where(draft == 0, first.tokens_L, drafts.tokens_KNL[draft, 0])
     state = PolicyState(tokens_L, first.memory, first.n + num_hops)
-    return AcceptedPath(draft, state, jnp.int32(0), target, certain, num_hops)
+    visited_K = jnp.stack(visited) if keeps_visited else None
+    return AcceptedPath(
+        draft, state, jnp.int32(0), target, certain, num_hops, visited_K
+    )
 
 
 def _successors(

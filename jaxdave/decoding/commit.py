@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxdave.core.draft_api import draft_params
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import RowState
+from jaxdave.decoding.step_record import write_record
 from jaxdave.decoding.verify import CallResult
 from jaxdave.drafting.validation import check_memory
 from jaxdave.sampling.predictions import predict_window
@@ -40,6 +41,7 @@ def commit(spec: DecodeSpec, params: Any, result: CallResult) -> RowState:
         call_T=_write(stats.call_T, call_L, row.start),
         accepted_C=jnp.where(call > 0, lengths_C, stats.accepted_C),
     )
+    stats = write_record(layout, stats, result.record, row)
     committed = dataclasses.replace(
         row,
         tokens_T=_write(row.tokens_T, state.tokens_L, row.start),

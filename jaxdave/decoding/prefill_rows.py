@@ -20,6 +20,7 @@ from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import PromptBatch, RowState, Stats
 from jaxdave.decoding.block_states import EvaluatedStates, evaluated_window
 from jaxdave.decoding.commit import commit
+from jaxdave.decoding.step_record import empty_record, record_path
 from jaxdave.decoding.verify import CallResult, empty_info, verify_drafts
 from jaxdave.sampling.noise import request_key
 from jaxdave.sampling.predictions import (
@@ -153,6 +154,7 @@ def step_from_tokens(
         pred_DL=jax.tree.map(lambda part_L: part_L[None], pred_L),
         path=path,
         info=empty_info(),
+        record=record_path(spec, row, only, pred_SW, evaluated.block_S, path),
     )
     return commit(spec, params, result), pred_SW, evaluated
 
@@ -181,6 +183,7 @@ def empty_row(spec: DecodeSpec, prompt: PromptBatch, hidden_LE: jax.Array) -> Ro
         error=ErrorBound.uniform(jnp.float32(0)),
         call_T=jnp.full((capacity,), -1, jnp.int32),
         accepted_C=jnp.zeros((max_calls,), jnp.int32),
+        **empty_record(spec, capacity),
     )
     return RowState(
         tokens_T=prompt.tokens_BT,

@@ -27,6 +27,7 @@ from jaxdave.decoding.policy_step import (
     remembers_nothing,
     states_to_evaluate,
 )
+from jaxdave.decoding.step_record import StepRecord, record_path
 from jaxdave.sampling.predictions import (
     predict_active_blocks,
     predict_vectors,
@@ -60,6 +61,7 @@ class CallResult(NamedTuple):
             the head is read once a call; else None, and `commit` reads it.
         path: The accepted path.
         info: Counts.
+        record: What it commits; None if this decode records nothing.
     """
 
     row: RowState
@@ -68,6 +70,7 @@ class CallResult(NamedTuple):
     pred_DL: Prediction | None
     path: AcceptedPath
     info: StepInfo
+    record: StepRecord | None
 
 
 def empty_info() -> StepInfo:
@@ -123,6 +126,7 @@ def verify(
         pred_DL=jax.tree.map(lambda a: a[kept.vector_L][None], pred_R),
         path=path,
         info=StepInfo(jnp.sum(drafts.valid_K, dtype=jnp.int32), path.accepted_length),
+        record=record_path(spec, row, drafts, pred_SW, evaluated.block_S, path),
     )
 
 
@@ -182,14 +186,18 @@ def verify_drafts(
     pred_W = jax.tree.map(lambda part_SW: part_SW[0], pred_SW)
     count = drafts.depth_K.shape[0]
     if count == 1 or not remembers_nothing(spec, row, first, pred_W):
-        return longest_accepted_path(step_from, needed_next, drafts, first, in_order)
+        return longest_accepted_path(
+            step_from, needed_next, drafts, first, in_order, spec.records_steps
+        )
 
     def steps_at(n_K):
         state_K = PolicyState(drafts.tokens_KNL[:, 0], first.memory, n_K)
         draft_K = jnp.arange(count, dtype=jnp.int32)
         return jax.vmap(step_from)(draft_K, state_K)[1:]
 
-    return longest_path_at_once(steps_at, needed_next, drafts, first, in_order)
+    return longest_path_at_once(
+        steps_at, needed_next, drafts, first, in_order, spec.records_steps
+    )
 
 
 def count_call(

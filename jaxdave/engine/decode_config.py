@@ -224,6 +224,9 @@ class DecodeConfig(_Record):
             and is that of a decode which ends there, unless the policy takes tokens
             back (`Policy.revises`): it may change its mind about what an end token
             would have ended. Calls, steps and drafts are those of the whole room.
+        record_steps: Record of every token the policy step that committed it and its
+            log-probability then (`Completion.trajectory`). It needs a policy that does
+            not weigh candidates.
         draft: The draft function: a name (`jaxdave.drafting.registry`), such as "tree",
             "nested" or "copy", or a draft function itself.
         lossy: Allow policies that speculate with the text and do not verify.
@@ -282,6 +285,9 @@ class DecodeConfig(_Record):
     )
     no_early_exit: bool = _field(
         False, "Decode the whole room after an end token too; the text is cut there."
+    )
+    record_steps: bool = _field(
+        False, "Record the policy step and log-probability of every token (in JSON)."
     )
     draft: Any = _field(
         "tree",

@@ -36,6 +36,7 @@ def decode_spec(
     draft: DraftFn,
     network: ModelFns | None,
     machine: Machine,
+    records_steps: bool,
     num_parts: int,
 ) -> DecodeSpec:
     """The spec of all that is compiled, one object for equal parts.
@@ -53,6 +54,7 @@ def decode_spec(
         draft: The draft function.
         network: A stand-in for the model's functions; None: the model's own.
         machine: What programs are compiled for.
+        records_steps: Record the policy step and the log-probability of every token.
         num_parts: Devices that the model is split over.
 
     Returns:
@@ -75,6 +77,7 @@ def decode_spec(
         draft=draft,
         network=network,
         machine=machine,
+        records_steps=records_steps,
     )
     if network is not None and num_parts > 1:
         raise ValueError(
@@ -110,5 +113,6 @@ def decode_spec(
         draft_steps=draft_steps,
         num_drafts=draft_steps[-1],
         numerics=numerics,
+        records_steps=records_steps,
         on_parts=make_spec,
     )

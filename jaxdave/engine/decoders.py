@@ -402,6 +402,7 @@ def _assemble(
         draft=draft,
         network=network,
         machine=machine,
+        records_steps=config.record_steps,
         num_parts=1,
     )
     return Decoder(
@@ -433,6 +434,11 @@ def _check_fit(model_config: ModelConfig, config: DecodeConfig, policy: Policy) 
     room = config.max_new_tokens
     room = MAX_NEW_TOKENS if room is None else room
     check_counts(policy, block=length, answer=room)
+    if config.record_steps and policy.scoring is not None:
+        raise ValueError(
+            f"record_steps=True: policy {policy.name} weighs candidates, which no single "
+            "step commits; choose another policy, or leave record_steps out"
+        )
     check_guidance(config.guidance, model_config)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -51,6 +52,37 @@ class Nfe:
         return f"{self.total} calls"
 
 
+class Trajectory(NamedTuple):
+    """The tokens of an answer in the order in which the policy has committed them.
+
+    Tokens of one step are in order of position. Everything that was decoded within the
+    answer's room is here, the end token and what lies behind it included: it is all
+    that the policy has drawn. Drafts change nothing of it but `calls`.
+
+    Attributes:
+        positions: Positions, counted from the first generated one.
+        token_ids: The tokens.
+        steps: The policy step that committed each, from 0.
+        calls: The call that made it known, 0 for the prefill.
+        log_probs: Log-probabilities of the tokens at their steps, under the tempered
+            distribution before top-k and top-p (at temperature 0: the model's own).
+            NaN where the policy has filled in another token than the model drew. The
+            same bits with and without drafts under exact numerics; under guarded ones
+            within the measured error.
+    """
+
+    positions: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    steps: tuple[int, ...]
+    calls: tuple[int, ...]
+    log_probs: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: a list for each attribute, None for NaN."""
+        numbers = [None if math.isnan(one) else one for one in self.log_probs]
+        return {**{k: list(v) for k, v in self._asdict().items()}, "log_probs": numbers}
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Completion:
     """One request's answer in token ids, and what it took.
@@ -86,6 +118,8 @@ class Completion:
         proposed_drafts: Drafts that calls have evaluated beside the policy's own next
             state: all nodes of a tree, 0 without drafts.
         accepted_drafts: Those of them that the policy has confirmed.
+        trajectory: Steps and log-probabilities of the tokens, if they were recorded
+            (`DecodeConfig.record_steps`).
     """
 
     token_ids: tuple[int, ...]
@@ -100,6 +134,7 @@ class Completion:
     decoded_tokens: int = 0
     proposed_drafts: int = 0
     accepted_drafts: int = 0
+    trajectory: Trajectory | None = None
 
     @property
     def hit_rate(self) -> float | None:
@@ -128,6 +163,7 @@ class Completion:
             "proposed_drafts": self.proposed_drafts,
             "accepted_drafts": self.accepted_drafts,
             "hit_rate": self.hit_rate,
+            **trajectory_dict(self.trajectory),
         }
 
     def to_json(self) -> str:
@@ -141,6 +177,18 @@ class Completion:
 
     def __repr__(self) -> str:
         return f"Completion({self})"
+
+
+def trajectory_dict(trajectory: Trajectory | None) -> dict[str, Any]:
+    """A trajectory as an entry of JSON values; empty where there is none.
+
+    Args:
+        trajectory: The trajectory, or None.
+
+    Returns:
+        No entry, or the entry "trajectory".
+    """
+    return {} if trajectory is None else {"trajectory": trajectory.to_dict()}
 
 
 def hit_rate(accepted: int, proposed: int) -> float | None:
@@ -444,6 +492,30 @@ def _read_row(
         decoded_tokens=int(np.sum(decoded < max_new_tokens)),
         proposed_drafts=int(stats.drafts[index, 0]),
         accepted_drafts=int(stats.drafts[index, 1]),
+        trajectory=_read_trajectory(rows, index, begin, min(answer, end)),
+    )
+
+
+def _read_trajectory(
+    rows: HostRows, index: int, begin: int, end: int
+) -> Trajectory | None:
+    """The trajectory of a row, if it was recorded."""
+    stats = rows.stats
+    if stats.step_T is None or stats.log_prob_T is None:
+        return None
+    steps = stats.step_T[index][begin:end]
+    places = np.flatnonzero(steps >= 0)
+    places = places[np.argsort(steps[places], kind="stable")]
+
+    def read(array: Any) -> tuple[Any, ...]:
+        return tuple(array[index][begin + places].tolist())
+
+    return Trajectory(
+        positions=tuple(places.tolist()),
+        token_ids=read(rows.tokens_T),
+        steps=read(stats.step_T),
+        calls=read(stats.call_T),
+        log_probs=read(stats.log_prob_T),
     )
 
 

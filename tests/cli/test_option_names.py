@@ -11,7 +11,7 @@ NAMES = {
     "generate": (
         "prompt model method draft_steps tokens_per_step threshold policy cache "
         "guidance no_stop logits_eos_inf stop_last confidence_eos_eot_inf "
-        "no_early_exit stop draft "
+        "no_early_exit record_steps stop draft "
         "draft_text lossy block_length "
         "max_new_tokens temperature top_k top_p confidence seed dtype quantize mesh "
         "numerics prompts "
@@ -21,7 +21,7 @@ NAMES = {
     "chat": (
         "model method draft_steps tokens_per_step threshold policy cache "
         "guidance no_stop logits_eos_inf stop_last confidence_eos_eot_inf draft "
-        "no_early_exit confidence "
+        "no_early_exit record_steps confidence "
         "lossy block_length max_new_tokens temperature top_k top_p seed dtype "
         "quantize mesh numerics system history live compare template_arg "
         "no_compile_cache"
