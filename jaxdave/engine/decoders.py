@@ -436,8 +436,8 @@ def _check_fit(model_config: ModelConfig, config: DecodeConfig, policy: Policy) 
     check_counts(policy, block=length, answer=room)
     if config.record_steps and policy.scoring is not None:
         raise ValueError(
-            f"record_steps=True: policy {policy.name} weighs candidates, which no single "
-            "step commits; choose another policy, or leave record_steps out"
+            f"record_steps=True: policy {policy.name} weighs candidates, which no "
+            "single step commits; choose another policy, or leave record_steps out"
         )
     check_guidance(config.guidance, model_config)
 

@@ -25,6 +25,7 @@ from helpers.oracle import blank, finished, first_block, policy_step
 from jaxdave import policies
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.generation import generate
+from jaxdave.engine.results import Completion
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 ROOM, LENGTH = 12, 4
@@ -36,7 +37,7 @@ RULES = {
 
 
 def steps_of(net, prompt, rule: str) -> list[tuple[int, int, int, float]]:
-    """(position, token, step, log-probability), by definition, in the order of steps."""
+    """(position, token, step, log-probability) by definition, in the order of steps."""
     canvas, begin, step, found = blank(prompt, ROOM, LENGTH), len(prompt), 0, []
     end = len(canvas)
     while not finished(canvas, begin, end):
@@ -64,6 +65,7 @@ def test_what_is_recorded_is_what_the_rule_does(rule, drafts):
         for prompt, row in zip(prompts, rows, strict=True):
             expected = steps_of(net, prompt, rule)
             trace = row.trajectory
+            assert trace is not None
             got = list(zip(*trace[:3], strict=True))
             assert got == [one[:3] for one in expected]
             want = [one[3] for one in expected]
@@ -110,9 +112,10 @@ def without_calls(row):
     return trace._replace(calls=(), log_probs=tuple(bits))
 
 
-def is_possible(row) -> bool:
+def is_possible(row: Completion) -> bool:
     """Steps rise and none is left out; what is known is a probability."""
     trace = row.trajectory
+    assert trace is not None
     known = [one for one in trace.log_probs if not math.isnan(one)]
     is_ordered = list(trace.steps) == sorted(trace.steps)
     return is_ordered and all(one <= 0 for one in known) and len(known) > 0
@@ -128,6 +131,7 @@ def test_nothing_is_recorded_unless_asked_for():
 def test_it_is_json():
     decoder = build(policies.static(1), 2, LENGTH, ROOM, record_steps=True)
     row = generate(decoder, weights(0), [[3, 4]]).completions[0]
+    assert row.trajectory is not None
     values = json.loads(row.to_json())["trajectory"]
     assert len(values["steps"]) == ROOM and values["steps"][:3] == [0, 1, 2]
     broken = row.trajectory._replace(log_probs=(math.nan,))
@@ -136,7 +140,5 @@ def test_it_is_json():
 
 
 def test_a_policy_that_weighs_candidates_is_refused():
-    with pytest.raises(
-        ValueError, match="record_steps=True: policy info_gain.* weighs"
-    ):
+    with pytest.raises(ValueError, match="record_steps=True: policy info_gain"):
         build(made("info_gain", 4), 2, LENGTH, ROOM, record_steps=True)
