@@ -21,6 +21,7 @@ Source: FreeDave, arXiv 2510.00294, Algorithm 2.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,7 +40,12 @@ from jaxdave.core.state import (
 from jaxdave.decoding.block_states import evaluate
 from jaxdave.decoding.commit import commit
 from jaxdave.decoding.packed_numbers import while_packed
-from jaxdave.decoding.prefill_rows import prefill_row, refresh_row
+from jaxdave.decoding.prefill_rows import (
+    begin_row,
+    evaluate_prompt,
+    prefill_row,
+    refresh_row,
+)
 from jaxdave.decoding.propose import propose
 from jaxdave.decoding.recheck import recheck_row
 from jaxdave.decoding.rows import map_rows, replace_rows, update_rows
@@ -54,6 +60,7 @@ def prefill(
     runtime: RuntimeParams,
     prompts: PromptBatch,
     prefill_length: int,
+    group_size: int = 1,
 ) -> DecodeState:
     """Evaluate the prompts, fill the KV cache and take the first policy step.
 
@@ -63,6 +70,7 @@ def prefill(
         runtime: Only the error bound is read.
         prompts: Padded prompts, [B, T].
         prefill_length: A power of two that covers every row's prompt and first window.
+        group_size: So many rows in a row have the same prompt, which is evaluated once.
 
     Returns:
         The state after one call; a single row has no batch axis (see `DecodeState`).
@@ -74,23 +82,46 @@ def prefill(
     error_bound = runtime.error_bound if is_fast else None
     batch, capacity = prompts.tokens_BT.shape
 
+    def ending_spare(row: RowState, prompt: PromptBatch) -> RowState:
+        if prompt.is_spare_B is None:
+            return row
+        return dataclasses.replace(row, done=row.done | prompt.is_spare_B)
+
     def prefill_one(prompt: PromptBatch):
         row, cache = prefill_row(spec, params, prompt, prefill_length, error_bound)
-        if prompt.is_spare_B is not None:
-            row = dataclasses.replace(row, done=row.done | prompt.is_spare_B)
-        return row, cache
+        return ending_spare(row, prompt), cache
+
+    def evaluate_one(prompt: PromptBatch):
+        return evaluate_prompt(spec, params, prompt, prefill_length, error_bound)
+
+    def begin_one(prompt_and_hidden):
+        prompt, hidden_LE = prompt_and_hidden
+        row = begin_row(spec, params, prompt, hidden_LE, error_bound)
+        return ending_spare(row, prompt)
 
     if batch == 1:
         return DecodeState(*prefill_one(squeeze_axis(prompts, 0)))
     # In the trusted shape rows go one after another: a row's bits must not depend on
     # how many others there are.
     one_by_one = spec.numerics is Numerics.EXACT or (is_guarded and not is_fast)
-    if one_by_one:
-        rows, cache = jax.lax.map(prefill_one, prompts)
+    each_row = jax.lax.map if one_by_one else _side_by_side
+    if group_size > 1:
+        evaluated = each_row(
+            evaluate_one, jax.tree.map(lambda a: a[::group_size], prompts)
+        )
+        hidden_BLE, cache = jax.tree.map(
+            lambda a: jnp.repeat(a, group_size, axis=0), evaluated
+        )
+        rows = each_row(begin_one, (prompts, hidden_BLE))
     else:
-        rows, cache = jax.vmap(prefill_one)(prompts)
+        rows, cache = each_row(prefill_one, prompts)
     assert_shape(rows.tokens_T, (batch, capacity))
     return DecodeState(rows, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), cache))
+
+
+def _side_by_side(function: Callable[[Any], Any], rows: Any) -> Any:
+    """`lax.map` of rows that are computed together."""
+    return jax.vmap(function)(rows)
 
 
 def step(

@@ -55,11 +55,59 @@ def prefill_row(
     Returns:
         (the row after the step, its KV cache [N, T, ...]).
     """
+    hidden_LE, cache = evaluate_prompt(
+        spec, params, prompt, prefill_length, error_bound
+    )
+    return begin_row(spec, params, prompt, hidden_LE, error_bound), cache
+
+
+def evaluate_prompt(
+    spec: DecodeSpec,
+    params: Any,
+    prompt: PromptBatch,
+    prefill_length: int,
+    error_bound: ErrorBound | None,
+) -> tuple[jax.Array, Any]:
+    """The network's part of the first call, which no noise has a part in.
+
+    Args:
+        spec: What is decoded.
+        params: The model's parameters, or `DraftedParams`.
+        prompt: One prompt, without a batch axis.
+        prefill_length: A power of two that covers the prompt and the first window.
+        error_bound: The call may be computed in any shape, and its predictions be off
+            by as much; None: in the trusted shape.
+
+    Returns:
+        (hidden vectors of the window's front, the KV cache [N, T, ...]).
+    """
     call = spec.model.prefill if error_bound is None else spec.model.fast_prefill
     assert call is not None, "this model has no prefill but the trusted one"
     start = spec.layout.first_start(prompt.begin_B)
     sequence = prompt.tokens_BT, prompt.begin_B, start, prompt.end_B
-    hidden_LE, cache = _evaluate_tokens(spec, call, params, sequence, prefill_length)
+    return _evaluate_tokens(spec, call, params, sequence, prefill_length)
+
+
+def begin_row(
+    spec: DecodeSpec,
+    params: Any,
+    prompt: PromptBatch,
+    hidden_LE: jax.Array,
+    error_bound: ErrorBound | None,
+) -> RowState:
+    """Take the first policy step from an evaluated prompt.
+
+    Args:
+        spec: What is decoded.
+        params: The model's parameters, or `DraftedParams`.
+        prompt: One prompt, without a batch axis.
+        hidden_LE: Hidden vectors of the window's front.
+        error_bound: How far predictions may be off; None: they are trusted.
+
+    Returns:
+        The row after the step.
+    """
+    start = spec.layout.first_start(prompt.begin_B)
     row = empty_row(spec, prompt, hidden_LE)
     memory = spec.draft.init(draft_params(params), row)
     row = dataclasses.replace(row, draft_memory=memory)
@@ -73,7 +121,7 @@ def prefill_row(
     stepped = step_from_tokens(
         spec, params, row, hidden_LE, error_bound, reads_once=reads_once
     )
-    return stepped[0], cache
+    return stepped[0]
 
 
 def refresh_row(spec: DecodeSpec, params: Any, row: RowState) -> tuple[RowState, Any]:

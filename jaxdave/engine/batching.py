@@ -176,6 +176,31 @@ def pack_prompts(
     return packed, prefill_length
 
 
+def check_groups(prompts: TokenIds, group_size: int) -> None:
+    """Refuse groups of prompts that are not the same.
+
+    Args:
+        prompts: Token ids.
+        group_size: So many in a row should be the same.
+
+    Raises:
+        ValueError: They are not, or there is a part of a group.
+    """
+    count = len(prompts)
+    if group_size < 1 or count % group_size:
+        raise ValueError(
+            f"group_size={group_size} must divide the {count} prompts; give each "
+            "prompt so many times in a row"
+        )
+    for row in range(count):
+        first = row - row % group_size
+        if row > first and list(prompts[row]) != list(prompts[first]):
+            raise ValueError(
+                f"group_size={group_size}: prompt {row} is not prompt {first}, though "
+                "of its group; give each prompt so many times in a row"
+            )
+
+
 def bucket_length(length: int) -> int:
     """The next power of two, at least one tile of keys.
 

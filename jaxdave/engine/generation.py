@@ -17,6 +17,7 @@ from jaxdave.core.window import CacheRule
 from jaxdave.engine.autotune import observe, tuned_params
 from jaxdave.engine.batching import (
     TokenIds,
+    check_groups,
     check_params,
     pack_prompts,
     probe_prompts,
@@ -49,6 +50,7 @@ def generate(
     seed: int = 0,
     requests: Sequence[int] | None = None,
     draft_text: TokenIds | None = None,
+    group_size: int = 1,
 ) -> Result:
     """Decode every prompt to its end.
 
@@ -63,6 +65,8 @@ def generate(
         draft_text: For every prompt the ids of what the answer may look like, or none.
             Right ones save calls and none changes the text. The decoder's draft
             function must read them (see `with_guesses`).
+        group_size: So many prompts in a row are the same and are evaluated once, as
+            for several answers to one question. Give them requests of their own.
 
     Returns:
         The answers in the order of the prompts, with their counts of network calls.
@@ -80,7 +84,7 @@ def generate(
         >>> len(result.completions)
         1
     """
-    prepared = prepare(decoder, params, prompts, seed, requests, draft_text)
+    prepared = prepare(decoder, params, prompts, seed, requests, draft_text, group_size)
     start = time.perf_counter()
     # Two programs: the prefill returns the state
     # that the loop then owns (and overwrites).
@@ -155,6 +159,7 @@ def prepare(
     seed: int = 0,
     requests: Sequence[int] | None = None,
     draft_text: TokenIds | None = None,
+    group_size: int = 1,
 ) -> PreparedDecode:
     """Compile (or fetch) and measure the programs for some prompts.
 
@@ -165,6 +170,7 @@ def prepare(
         seed: Keys the noise at a temperature.
         requests: Number of each request.
         draft_text: For every prompt the ids of what the answer may look like.
+        group_size: So many prompts in a row are the same.
 
     Returns:
         Programs and packed prompts.
@@ -177,7 +183,7 @@ def prepare(
     # Everything is compiled for a bucket of shapes,
     # never for the lengths of these prompts.
     request = _prefill_request(
-        decoder, placement, params, prompts, seed, requests, draft_text
+        decoder, placement, params, prompts, seed, requests, draft_text, group_size
     )
     spec, (runtime, packed) = request.owner, request.args[1:]
     num_rows = len(packed.begin_B)
@@ -245,11 +251,18 @@ def _prefill_request(
     seed: int = 0,
     requests: Sequence[int] | None = None,
     draft_text: TokenIds | None = None,
+    group_size: int = 1,
 ) -> CompileRequest:
     """What to compile for the prefill of some prompts."""
     spec = placement.spec_of(decoder.spec)
     packed, length = pack_prompts(decoder, prompts, seed, requests, draft_text)
     packed = placement.put(placement.pad_rows(packed), placement.rows_spec)
-    prefill = placement.prefill_program(spec, params, len(packed.begin_B), length)
+    check_groups(prompts, group_size)
+    num_rows = len(packed.begin_B)
+    # A group of prompts that lies on several devices is evaluated by each row alone.
+    if num_rows // placement.num_groups % group_size:
+        group_size = 1
+    prefill = placement.prefill_program(spec, params, num_rows, length, group_size)
+    name = f"prefill {length}" + (f" by {group_size}" if group_size > 1 else "")
     runtime = spec.runtime(decoder.max_num_drafts, decoder.max_rounds)
-    return CompileRequest(spec, f"prefill {length}", prefill, (params, runtime, packed))
+    return CompileRequest(spec, name, prefill, (params, runtime, packed))

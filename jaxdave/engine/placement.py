@@ -179,7 +179,12 @@ class Placement:
         return jax.tree.map(lambda array: put_array(array, sharding), tree)
 
     def prefill_program(
-        self, spec: DecodeSpec, params: Any, num_rows: int, length: int
+        self,
+        spec: DecodeSpec,
+        params: Any,
+        num_rows: int,
+        length: int,
+        group_size: int = 1,
     ) -> Callable[..., DecodeState]:
         """The prefill of so many rows: (params, runtime, prompts) -> state.
 
@@ -188,11 +193,14 @@ class Placement:
             params: The parameters.
             num_rows: Rows of all groups.
             length: What the prefill covers.
+            group_size: So many rows in a row have the same prompt.
 
         Returns:
             What is compiled.
         """
-        prefill = functools.partial(_prefill, spec, length, self.num_groups > 1)
+        prefill = functools.partial(
+            _prefill, spec, length, self.num_groups > 1, group_size
+        )
         if self.mesh is None:
             return prefill
         return self.program(
@@ -319,12 +327,13 @@ def _prefill(
     spec: DecodeSpec,
     length: int,
     keep_axis: bool,
+    group_size: int,
     params: Any,
     runtime: RuntimeParams,
     prompts: PromptBatch,
 ) -> DecodeState:
     """The prefill of the rows of one device."""
-    state = decode_loop.prefill(spec, params, runtime, prompts, length)
+    state = decode_loop.prefill(spec, params, runtime, prompts, length, group_size)
     # One row of a device is one of several in all.
     return state.with_batch_axis() if keep_axis else state
 

@@ -197,6 +197,7 @@ class Sampler:
         draft_texts: Sequence[str | None] | None = None,
         stop: str | Sequence[str] = (),
         stops: Sequence[str | Sequence[str]] | None = None,
+        group_size: int = 1,
     ) -> list[TextCompletion]:
         """Answer prompts together.
 
@@ -208,6 +209,8 @@ class Sampler:
             stop: As for a call, of every answer. The host looks for them between
                 calls, so that rows which have ended do not leave the batch.
             stops: For every prompt stop strings of its own, beside `stop`.
+            group_size: So many prompts in a row are the same and are evaluated once,
+                as for several answers to one question, each with a request of its own.
 
         Returns:
             The answers, in the order of the prompts.
@@ -229,7 +232,9 @@ class Sampler:
                 decoder, self._params, decode, ids, each, **options
             )
         else:
-            result = generation.generate(decoder, self._params, ids, **options)
+            result = generation.generate(
+                decoder, self._params, ids, **options, group_size=group_size
+            )
             texts = [decode(one.token_ids) for one in result.completions]
         requests = [0] * len(ids) if requests is None else requests
         return [
