@@ -320,6 +320,11 @@ class TextCompletion:
         """The share of the proposed drafts that was accepted; None without drafts."""
         return self.completion.hit_rate
 
+    @property
+    def trajectory(self) -> Trajectory | None:
+        """As in `Completion`."""
+        return self.completion.trajectory
+
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON values, under the names of `jaxdave generate --json`."""
         rate = self.valid_tokens / self.seconds if self.seconds else 0.0

@@ -1,4 +1,4 @@
-"""Several answers to one prompt: it is evaluated once, and nothing else is different."""
+"""Several answers to one prompt: it is evaluated once, all else is the same."""
 
 import functools
 
