@@ -127,7 +127,7 @@ def _kernel(
         steps=steps,
     )
     scale = triton.load(scale_ref, mask=has_channel)
-    mask = _outer(has_row, has_channel, y.shape[::-1])
+    mask = _outer(has_row, has_channel, (x_ref.shape[1], BLOCK_OUT))
     triton.store(y_ref, (y * scale[:, None]).T, mask=mask)
 
 
