@@ -24,7 +24,8 @@ TPU_MACHINES = {"v4": machine.V4, "v5e": machine.V5E, "v6e": machine.V6E}
 """Targets that are TPUs, to which a topology such as "2x2" is added."""
 
 # What the compiler asks a GPU of Hopper's architecture. Source: CUDA's device
-# properties of an H100 SXM; an H200 differs in its memory.
+# properties of an H100 SXM; an H200 differs in its memory. Without a driver's version
+# XLA would leave library products out of command buffers, as drivers before 12.3 must.
 _HOPPER_CONFIG = """gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132
@@ -33,6 +34,7 @@ _HOPPER_CONFIG = """gpu_device_info {{
   l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: {memory_bytes}
   shared_memory_per_block_optin: 232448 cuda_compute_capability {{ major: 9 }}
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  driver_version: "12.9.0" runtime_version: "12.9.0"
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 8 }}

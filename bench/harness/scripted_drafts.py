@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import BlockStates, ModelFns
+from jaxdave.core.prediction import HeadSummary
 from jaxdave.models.block_causal import block_causal_model
 
 NUM_IDS = 64
@@ -80,21 +81,35 @@ def scripted_model(config: ModelConfig, acceptance: float, numerics: str) -> Mod
         left_known_MP = jnp.concatenate([first_M[:, None], known_MP[:, :-1]], axis=1)
         return _append_marks(hidden_MPE, position_MP, left_known_MP), added
 
+    def script_of(hidden_RE):
+        """The id that outweighs all others at each vector, and by what."""
+        marks = hidden_RE[:, config.hidden :].astype(jnp.float32)
+        position_R = (marks[:, 0] * DIGIT_BASE + marks[:, 1]).astype(jnp.int32)
+        final_R = is_steady(position_R, acceptance) | (marks[:, 2] > 0.5)
+        offset_R = jnp.where(final_R, 0, NUM_IDS // 2).astype(jnp.int32)
+        id_R = token_at(position_R) + offset_R
+        fall = _BONUS_RANGE / config.block_length
+        in_block_R = (position_R % config.block_length).astype(jnp.float32)
+        return id_R % NUM_IDS, _MAX_BONUS - fall * in_block_R
+
     def with_script(inner_logits: Callable[..., Any], ids_of):
         def logits(params, hidden_RE, selection):
             raw = inner_logits(params, hidden_RE[:, : config.hidden], selection)
-            marks = hidden_RE[:, config.hidden :].astype(jnp.float32)
-            position_R = (marks[:, 0] * DIGIT_BASE + marks[:, 1]).astype(jnp.int32)
-            final_R = is_steady(position_R, acceptance) | (marks[:, 2] > 0.5)
-            offset_R = jnp.where(final_R, 0, NUM_IDS // 2).astype(jnp.int32)
-            id_R = token_at(position_R) + offset_R
-            fall = _BONUS_RANGE / config.block_length
-            in_block_R = (position_R % config.block_length).astype(jnp.float32)
-            bonus_R = _MAX_BONUS - fall * in_block_R
-            hit = ids_of(selection) == (id_R % NUM_IDS)[:, None]
+            id_R, bonus_R = script_of(hidden_RE)
+            hit = ids_of(selection) == id_R[:, None]
             return raw + jnp.where(hit, bonus_R[:, None], 0.0)
 
         return logits
+
+    def with_script_of_all(inner_summary: Callable[..., HeadSummary]):
+        def summarize_head(params, hidden_RE, **settings):
+            own_RE = hidden_RE[:, : config.hidden]
+            id_R, bonus_R = script_of(hidden_RE)
+            logit_R = inner.logits_at(params, own_RE, id_R[:, None])[:, 0]
+            summary = inner_summary(params, own_RE, **settings)
+            return outweigh(summary, id_R, logit_R, bonus_R)
+
+        return summarize_head
 
     def chunk_ids(first):
         return (first + jnp.arange(inner.head_chunk, dtype=jnp.int32))[None]
@@ -109,7 +124,38 @@ def scripted_model(config: ModelConfig, acceptance: float, numerics: str) -> Mod
         recheck=recheck,
         logits=with_script(inner.logits, chunk_ids),
         logits_at=with_script(inner.logits_at, same_ids),
-        logit_parts=None,
+        summarize_head=inner.summarize_head
+        and with_script_of_all(inner.summarize_head),
+    )
+
+
+def outweigh(summary: HeadSummary, id_R, logit_R, bonus_R) -> HeadSummary:
+    """A summary of logits after so much was added to one that it is the best.
+
+    Args:
+        summary: Of the logits as they were, arrays [R].
+        id_R: The ids that it is added to, int32 [R].
+        logit_R: Their logits as they were, float32 [R].
+        bonus_R: What is added, float32 [R].
+
+    Returns:
+        The summary, arrays [R].
+    """
+    token, runner_up, top, second, rest, moment = summary
+    # If it was the best before, its rivals are the same. Otherwise the best before is
+    # the second now, sums are relative to it, and the id itself counts no more.
+    below, own_below = top - second, top - logit_R
+    rescale, own = jnp.exp(-below), jnp.exp(-own_below)
+    all_rest = 1.0 + rescale * rest - own
+    all_moment = rescale * (below * rest + moment) - own_below * own
+    is_same = token == id_R
+    return HeadSummary(
+        token=id_R,
+        runner_up=jnp.where(is_same, runner_up, token),
+        top=logit_R + bonus_R,
+        second=jnp.where(is_same, second, top),
+        rest=jnp.where(is_same, rest, jnp.maximum(all_rest, 1.0)),
+        moment=jnp.where(is_same, moment, jnp.maximum(all_moment, 0.0)),
     )
 
 

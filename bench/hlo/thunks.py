@@ -147,36 +147,41 @@ def host_launches(
     names = iter(loops)
     found: dict[str, HostLaunches] = {}
 
-    def count_all(parts: list[Thunk]) -> HostLaunches:
-        return sum(map(count, parts), HostLaunches())
+    def count_all(parts: list[Thunk], is_buffered: bool) -> HostLaunches:
+        each = (count(thunk, is_buffered) for thunk in parts)
+        return sum(each, HostLaunches())
 
-    def count(thunk: Thunk) -> HostLaunches:
+    def count(thunk: Thunk, is_buffered: bool) -> HostLaunches:
+        # A command buffer may hold loops, of which the host launches nothing.
+        is_buffered |= thunk.kind == "kCommandBuffer"
         if thunk.kind == "kWhile":
             name = next(names, None)
             if name is None:
                 raise ValueError(f"there are more loops of thunks than {len(loops)}")
-            condition = count_all(thunk.sections.get("condition", []))
-            turn = count_all(thunk.sections.get("body", []))
+            condition = count_all(thunk.sections.get("condition", []), is_buffered)
+            turn = count_all(thunk.sections.get("body", []), is_buffered)
             times, has_condition = turns.get(name, (0, True))
             if not has_condition:
                 found[name] = turn
                 return turn.times(times)
             found[name] = turn + condition
             return turn.times(times) + condition.times(times + 1 if times else 1)
-        branches = [count_all(part) for part in thunk.sections.values()]
+        branches = [count_all(part, is_buffered) for part in thunk.sections.values()]
         if thunk.kind == "kConditional":
             most = max(branches, key=lambda each: each.launches + each.buffered)
             return most
         inner = sum(branches, HostLaunches())
         if thunk.kind == "kCommandBuffer":
-            buffered = inner.launches + inner.buffered
-            return HostLaunches(launches=1, buffers=1, buffered=buffered)
+            return inner + HostLaunches(launches=1, buffers=1)
         if thunk.kind == "kSequential":
             return inner
         # A slice that is copied is one launch, whatever it is listed with.
-        return HostLaunches(launches=0 if thunk.kind.endswith("Done") else 1)
+        launches = 0 if thunk.kind.endswith("Done") else 1
+        if is_buffered:
+            return HostLaunches(buffered=launches)
+        return HostLaunches(launches=launches)
 
-    found[""] = count_all(thunks)
+    found[""] = count_all(thunks, is_buffered=False)
     if (missed := next(names, None)) is not None:
         raise ValueError(f"the thunks have no loop {missed}")
     return found

@@ -77,7 +77,7 @@ LogitsFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """logits(params, hidden_RE, first id of the chunk or ids_RM) -> float32"""
 
 SummarizeFn = Callable[..., HeadSummary]
-"""summarize_logits(parts, first_id, vocab_size=, suppressed_ids=)"""
+"""summarize_head(params, hidden_RE, vocab_size=, suppressed_ids=) -> HeadSummary"""
 
 
 class ModelFns(NamedTuple):
@@ -143,13 +143,10 @@ class ModelFns(NamedTuple):
             vocabulary; hidden vectors and results of `logits_at` are whole.
         cache_axis: The axis of a row's cache arrays [N, T, ...] of which each device
             has a part of its own; None: every device has all of the cache.
-        logit_parts: `logits` as parts [P, R, head_chunk] that are still to be added
-            up, for `summarize_logits`. None: there is one, which is `logits`. Who wraps
-            `logits` wraps this, too, or sets it to None.
-        summarize_logits: What is needed of the logits of all ids where there is no
-            noise, in fewer launches than reductions take: (parts [P, R, V], first id,
-            vocab_size=, suppressed_ids=) -> `HeadSummary`. None: there is no
-            faster way.
+        summarize_head: All that is needed of the logits of this device's ids where
+            there is no noise, in fewer launches than reductions of `logits` take:
+            (params, hidden_RE, vocab_size=, suppressed_ids=) -> `HeadSummary`. Who
+            wraps `logits` wraps this, too. None: there is no faster way.
     """
 
     forward: ForwardFn
@@ -169,8 +166,7 @@ class ModelFns(NamedTuple):
     saves_launches: bool = False
     shards: ModelShards = WHOLE_MODEL
     cache_axis: int | None = None
-    logit_parts: LogitsFn | None = None
-    summarize_logits: SummarizeFn | None = None
+    summarize_head: SummarizeFn | None = None
 
 
 def activation_dtype(weights_dtype) -> jnp.dtype:

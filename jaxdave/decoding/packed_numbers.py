@@ -60,9 +60,8 @@ def pack_numbers(tree: Any) -> tuple[PackedTree, Callable[[PackedTree], Any]]:
             numbers.append(_from_bits(part, shape.dtype).reshape(shape.shape))
             first += size
         found = iter(numbers)
-        return structure.unflatten(
-            next(found if is_small else rest) for is_small in small
-        )
+        leaves = [next(found) if is_small else next(rest) for is_small in small]
+        return jax.tree.unflatten(structure, leaves)
 
     both = list(zip(leaves, small, strict=True))
     bits = [_to_bits(leaf).reshape(-1) for leaf, is_small in both if is_small]

@@ -127,9 +127,8 @@ def update_rows(
             return *function(rows, cache), jnp.bool_(False)
 
         carry = rows, cache, chosen_B
-        return while_packed(lambda carry: carry[2], update_single, carry, packs=packs)[
-            :2
-        ]
+        last = while_packed(lambda carry: carry[2], update_single, carry, packs=packs)
+        return last[:2]
 
     # Rows are taken off the list one by one, so that
     # the cost is that of the chosen rows only.

@@ -20,9 +20,9 @@ from jaxdave.core.model_api import (
     ModelFns,
     PrefillFn,
     RecheckFn,
-    SummarizeFn,
     activation_dtype,
 )
+from jaxdave.core.prediction import HeadSummary
 from jaxdave.core.shapes import assert_rank
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards, local_config
 from jaxdave.models.attention import (
@@ -41,12 +41,7 @@ from jaxdave.models.canvas_tiles import (
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.prefill import shift_right
 from jaxdave.models.rope import rope_table
-from jaxdave.numerics.matmul import (
-    gather_rows,
-    matmul,
-    matmul_parts,
-    table_chunk,
-)
+from jaxdave.numerics.matmul import gather_rows, matmul, table_chunk
 from jaxdave.numerics.quantization import einsum_kernel
 from jaxdave.numerics.weight_layout import head_chunk
 from jaxdave.runtime.machine import Machine, this_machine
@@ -364,20 +359,30 @@ class DecodeModel:
         chunk = table_chunk(table, first, self.head_chunk)
         return matmul(hidden_RE, chunk, self.machine)
 
-    def logit_parts(self, params, hidden_RE, first):
-        """Logits of a chunk, not added up yet (`ModelFns.logit_parts`).
+    def summarize_head(
+        self, params, hidden_RE, *, vocab_size: int, suppressed_ids: tuple[int, ...]
+    ) -> HeadSummary:
+        """All that is needed of the logits where there is no noise (`ModelFns`).
 
         Args:
             params: The parameters.
             hidden_RE: Hidden vectors [R, E].
-            first: The chunk's first id, int32 scalar.
+            vocab_size: Ids from here on cannot be predicted.
+            suppressed_ids: Nor can these.
 
         Returns:
-            float32 [P, R, head_chunk].
+            Arrays [R], of this device's ids.
         """
-        table = self.bind(params).head_table()
-        chunk = table_chunk(table, first, self.head_chunk)
-        return matmul_parts(hidden_RE, chunk, self.machine)
+        from jaxdave.models.head_kernel import summarize_head
+
+        return summarize_head(
+            hidden_RE,
+            self.bind(params).head_table(),
+            self.shards.first_id(self.config.vocab_rows),
+            vocab_size=vocab_size,
+            suppressed_ids=suppressed_ids,
+            machine=self.machine,
+        )
 
     def logits_at(self, params, hidden_RE, ids_RM):
         """Logits of some ids of each row (`ModelFns.logits_at`).
@@ -438,21 +443,11 @@ class DecodeModel:
             evaluate_blocks=evaluate_blocks,
             recheck=recheck,
             fast_prefill=fast_prefill,
-            logit_parts=self.logit_parts,
-            summarize_logits=self._summarize_logits(),
+            summarize_head=self.summarize_head if self.may_use_kernel else None,
             shards=self.shards,
             # Keys and values [N, T, G, D] of this device's own heads.
             cache_axis=2 if is_cached and self.shards.splits_attention else None,
         )
-
-    def _summarize_logits(self) -> SummarizeFn | None:
-        """The kernel for statistics of the head, on a GPU."""
-        if not self.may_use_kernel:
-            return None
-        from jaxdave.sampling.statistics_kernel import summarize_logits
-
-        interpret = self.machine.interpret_kernels
-        return functools.partial(summarize_logits, interpret=interpret)
 
 
 def draft_and_trusted_models(

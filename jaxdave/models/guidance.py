@@ -64,7 +64,7 @@ def with_guidance(model: ModelFns, scale: float, mask_id: int) -> ModelFns:
         forward=forward,
         logits=guided(model.logits),
         logits_at=guided(model.logits_at),
-        logit_parts=None,
+        summarize_head=None,
         shadow=shadow if model.shadow else None,
         # The inner model's would be given the pair of caches.
         recheck=None,

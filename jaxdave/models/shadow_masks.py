@@ -15,10 +15,11 @@ Source:
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdave.core.model_api import LogitsFn, ModelFns
+from jaxdave.core.model_api import ModelFns
 from jaxdave.models.attention import LayerCache, grouped_attention
 from jaxdave.models.decode_model import AttentionContext, DecodeModel
 
@@ -109,10 +110,12 @@ def split_shadow(model: ModelFns) -> ModelFns:
         The model with `logits` of the first half and `shadow`, which swaps the halves.
     """
 
-    def of_first_half(logits_fn: LogitsFn) -> LogitsFn:
-        return lambda params, hidden_RE, ids: logits_fn(
-            params, jnp.split(hidden_RE, 2, axis=-1)[0], ids
+    def of_first_half(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda params, hidden_RE, *args, **settings: function(
+            params, jnp.split(hidden_RE, 2, axis=-1)[0], *args, **settings
         )
+
+    summarize_head = model.summarize_head
 
     # Halves are swapped: `logits` reads the first half, whichever that is.
     def shadow(hidden_RE):
@@ -121,6 +124,6 @@ def split_shadow(model: ModelFns) -> ModelFns:
     return model._replace(
         logits=of_first_half(model.logits),
         logits_at=of_first_half(model.logits_at),
-        logit_parts=model.logit_parts and of_first_half(model.logit_parts),
+        summarize_head=summarize_head and of_first_half(summarize_head),
         shadow=shadow,
     )

@@ -80,7 +80,7 @@ def _partial_products(x_PRI, values_OI, scale_O, interpret: bool) -> jax.Array:
     from jax.experimental.pallas import triton
 
     (num_parts, rows, inputs), outputs = x_PRI.shape, values_OI.shape[0]
-    block_rows = _block_rows(rows)
+    block_rows = rows_per_program(rows)
     steps, splits = split_inputs(outputs, inputs)
     grid = pl.cdiv(rows, block_rows), splits, pl.cdiv(outputs, BLOCK_OUT)
     kernel = functools.partial(
@@ -115,30 +115,76 @@ def _kernel(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
+    has_row = which_exist(rows, pl.program_id(0), x_ref.shape[1])
+    has_channel = which_exist(outputs, pl.program_id(2), BLOCK_OUT)
+    y = multiply_block(
+        x_ref,
+        values_ref,
+        has_row,
+        has_channel,
+        inputs=inputs,
+        first_step=pl.program_id(1) * steps,
+        steps=steps,
+    )
+    scale = triton.load(scale_ref, mask=has_channel)
+    mask = _outer(has_row, has_channel, (x_ref.shape[1], BLOCK_OUT))
+    triton.store(y_ref, (y * scale[:, None]).T, mask=mask)
+
+
+def which_exist(size: int, index: jax.Array, block: int) -> jax.Array | None:
+    """Which elements of a block of an axis exist.
+
+    Args:
+        size: Length of the axis.
+        index: The block, int32 scalar.
+        block: Length of a block.
+
+    Returns:
+        bool [block]; None: all, in every block.
+    """
+    if size % block == 0:
+        return None
+    return index * block + jnp.arange(block, dtype=jnp.int32) < size
+
+
+def multiply_block(
+    x_ref,
+    values_ref,
+    has_row: jax.Array | None,
+    has_channel: jax.Array | None,
+    *,
+    inputs: int,
+    first_step: jax.Array | int,
+    steps: int,
+) -> jax.Array:
+    """The products of a program: a block of channels by a block of vectors.
+
+    Args:
+        x_ref: Parts of the vectors, [P, rows, steps * BLOCK_IN].
+        values_ref: The matrix's block, [BLOCK_OUT, steps * BLOCK_IN].
+        has_row: Which vectors exist; None: all.
+        has_channel: Which channels exist; None: all.
+        inputs: Inputs of the whole matrix.
+        first_step: The block of `BLOCK_IN` inputs that the refs begin with.
+        steps: Blocks of inputs to add up; the matrix may end before.
+
+    Returns:
+        Sums over these inputs, from the first to the last, float32 [BLOCK_OUT, rows].
+    """
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton
+
     num_parts, block_rows = x_ref.shape[:2]
-    part = pl.program_id(1)
-
-    def within(size: int, axis: int, block: int) -> jax.Array | None:
-        """Which elements of a block exist; None: all, in every block."""
-        if size % block == 0:
-            return None
-        first = pl.program_id(axis) * block
-        return first + jnp.arange(block, dtype=jnp.int32) < size
-
-    has_row = within(rows, 0, block_rows)
-    has_channel = within(outputs, 2, BLOCK_OUT)
 
     def load(ref, has_line, has_input):
-        mask = _outer(has_line, has_input, ref.shape)
+        lines, columns = ref.shape
+        mask = _outer(has_line, has_input, (lines, columns))
         other = None if mask is None else jnp.zeros((), ref.dtype)
         return triton.load(ref, mask=mask, other=other)
 
     def step(index, y):
         at = pl.ds(index * BLOCK_IN, BLOCK_IN)
-        has_input = None
-        if inputs % BLOCK_IN:
-            first = (part * steps + index) * BLOCK_IN
-            has_input = first + jnp.arange(BLOCK_IN, dtype=jnp.int32) < inputs
+        has_input = which_exist(inputs, first_step + index, BLOCK_IN)
         # Weights are the first operand, which the matrix units can read from registers;
         # the second one has to lie in shared memory.
         weights = load(values_ref.at[:, at], has_channel, has_input).astype(x_ref.dtype)
@@ -148,13 +194,10 @@ def _kernel(
         return y
 
     # The last part of the inputs may be shorter.
-    count = jnp.minimum(steps, pl.cdiv(inputs, BLOCK_IN) - part * steps)
-    y = jax.lax.fori_loop(
+    count = jnp.minimum(steps, pl.cdiv(inputs, BLOCK_IN) - first_step)
+    return jax.lax.fori_loop(
         0, count, step, jnp.zeros((BLOCK_OUT, block_rows), jnp.float32)
     )
-    scale = triton.load(scale_ref, mask=has_channel)
-    mask = _outer(has_row, has_channel, y.shape[::-1])
-    triton.store(y_ref, (y * scale[:, None]).T, mask=mask)
 
 
 def _outer(
@@ -190,8 +233,15 @@ def split_inputs(outputs: int, inputs: int) -> tuple[int, int]:
     return steps, -(-blocks // steps)
 
 
-def _block_rows(rows: int) -> int:
-    """The least power of two that holds all rows, within the limits."""
+def rows_per_program(rows: int) -> int:
+    """The least power of two that holds all vectors, within the limits.
+
+    Args:
+        rows: Vectors of a product.
+
+    Returns:
+        Vectors of a program.
+    """
     size = MIN_BLOCK_ROWS
     while size < min(rows, MAX_BLOCK_ROWS):
         size *= 2

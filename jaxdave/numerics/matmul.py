@@ -29,12 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.numerics.eight_bit_kernel import MAX_ROWS, eight_bit_matmul
-from jaxdave.numerics.quantization import (
-    EightBit,
-    einsum_kernel,
-    einsum_parts,
-    narrow_parts,
-)
+from jaxdave.numerics.quantization import EightBit, einsum_kernel, narrow_parts
 from jaxdave.runtime.machine import Machine
 
 
@@ -380,23 +375,6 @@ def matmul(x: jax.Array, matrix: Any, machine: Machine) -> jax.Array:
         return einsum_kernel("...i,io->...o", x, matrix, machine)
     # Equal dtypes: the product keeps that of the weights, as in the published modules.
     return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
-
-
-def matmul_parts(x: jax.Array, matrix: Any, machine: Machine) -> jax.Array:
-    """`matmul` as parts that are still to be added up (see `einsum_parts`).
-
-    Args:
-        x: Vectors [..., in].
-        matrix: As for `matmul`.
-        machine: What the product is compiled for.
-
-    Returns:
-        Parts [P, ..., out].
-    """
-    is_plain = type(matrix) is RowMajor and not isinstance(matrix.matrix, EightBit)
-    if is_plain:
-        return einsum_parts("...i,oi->...o", x, matrix.matrix, machine)
-    return matmul(x, matrix, machine)[None]
 
 
 def gather_rows(table: Any, ids: jax.Array) -> Any:

@@ -180,29 +180,6 @@ def einsum_kernel(
     return y * scale.reshape((1,) * (y.ndim - scale.ndim) + scale.shape)
 
 
-def einsum_parts(
-    spec: str, x: jax.Array, kernel: jax.Array | EightBit, machine: Machine
-) -> jax.Array:
-    """`einsum_kernel` as parts that are still to be added up.
-
-    Whoever reads the result once and in order can add them up on the way: their sum
-    need not be written to memory.
-
-    Args:
-        spec: As for `einsum_kernel`.
-        x: Activations of any float dtype.
-        kernel: An array or an `EightBit`, in the shape that `spec` names.
-        machine: What the product is compiled for.
-
-    Returns:
-        Float32 array, with a leading axis of P parts.
-    """
-    is_narrow = not isinstance(kernel, EightBit) and kernel.dtype == jnp.bfloat16
-    if is_narrow and x.dtype == jnp.float32 and not machine.is_cpu:
-        return _einsum_narrow_parts(spec, x, kernel)
-    return einsum_kernel(spec, x, kernel, machine)[None]
-
-
 def narrow_parts(x: jax.Array) -> jax.Array:
     """Activations as sums of parts that matrix units multiply by narrow weights.
 
@@ -236,13 +213,10 @@ def _einsum_narrow_weights(
         return _einsum(spec, x, values.astype(x.dtype))
     if values.dtype == jnp.float16:
         return _einsum_float16_weights(spec, x, values)
-    return jnp.sum(_einsum_narrow_parts(spec, x, values), axis=0)
-
-
-def _einsum_narrow_parts(spec: str, x: jax.Array, values: jax.Array) -> jax.Array:
-    """The products of both parts of float32 activations."""
     ins, out = spec.split("->")
-    return _einsum(f"z{ins}->z{out}", narrow_parts(x), values.astype(jnp.bfloat16))
+    return jnp.sum(
+        _einsum(f"z{ins}->z{out}", narrow_parts(x), values.astype(jnp.bfloat16)), axis=0
+    )
 
 
 def _einsum_float16_weights(spec: str, x: jax.Array, values: jax.Array) -> jax.Array:

@@ -119,20 +119,14 @@ def head_at(model: ModelFns, params, hidden_RE) -> Head:
         return masked if is_even else jnp.roll(masked, first - index * chunk, axis=1)
 
     def summarize() -> HeadSummary:
-        assert model.summarize_logits is not None
-        parts_PRV = (
-            model.logits(params, hidden_RE, jnp.int32(0))[None]
-            if model.logit_parts is None
-            else model.logit_parts(params, hidden_RE, jnp.int32(0))
-        )
-        return model.summarize_logits(
-            parts_PRV,
-            first_id,
+        assert model.summarize_head is not None
+        return model.summarize_head(
+            params,
+            hidden_RE,
             vocab_size=model.vocab_size,
             suppressed_ids=model.suppressed_ids,
         )
 
-    has_summary = model.summarize_logits is not None and chunk == rows
     return Head(
         logits=logits,
         num_chunks=-(-rows // chunk),
@@ -141,7 +135,7 @@ def head_at(model: ModelFns, params, hidden_RE) -> Head:
         first_id=first_id,
         vocab_rows=model.vocab_rows,
         shards=model.shards,
-        summarize=summarize if has_summary else None,
+        summarize=summarize if model.summarize_head else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Kernels for statistics of the head: what XLA's reductions give, whatever the shape."""
+"""Kernels for statistics of the head: what XLA's reductions give, in any shape."""
 
 import functools
 
@@ -19,9 +19,9 @@ NUM_PADDING = 3
 
 
 @functools.partial(jax.jit, static_argnames=("vocab_size", "suppressed_ids"))
-def summarize(parts_PRV, vocab_size: int, suppressed_ids: tuple[int, ...] = ()):
+def summarize(logits_RV, vocab_size: int, suppressed_ids: tuple[int, ...] = ()):
     return summarize_logits(
-        parts_PRV,
+        logits_RV,
         FIRST,
         vocab_size=vocab_size,
         suppressed_ids=suppressed_ids,
@@ -59,26 +59,24 @@ def assert_same_predictions(got, want) -> None:
         )
 
 
-@pytest.mark.parametrize("num_parts", [1, 2])
 @pytest.mark.parametrize("size", SIZES)
-def test_it_is_what_the_reductions_give(size, num_parts):
-    parts = random(num_parts, ROWS, size)
-    vocab_size, suppressed = FIRST + size - NUM_PADDING, (FIRST + 3, FIRST + 11)
-    table = parts.sum(axis=0, dtype=np.float32)
+def test_it_is_what_the_reductions_give(size):
+    raw = random(ROWS, size)
     # The best of all may not be predicted, nor may padding.
-    parts[0, :, 3] += 100
-    parts[0, :, -NUM_PADDING:] += 200
+    raw[:, 3] += 100
+    raw[:, -NUM_PADDING:] += 200
+    table = raw.copy()
     table[:, [3, 11]] = table[:, -NUM_PADDING:] = NEG_INF
-    summary = summarize(parts, vocab_size, suppressed)
+    summary = summarize(raw, FIRST + size - NUM_PADDING, (FIRST + 3, FIRST + 11))
     assert_same_predictions(predictions(table, summary), predictions(table, None))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("values", [2, 40])
 def test_of_equal_logits_the_lowest_ids_win(size, values):
-    drawn = np.random.default_rng(values).integers(0, values, (1, ROWS, size))
+    drawn = np.random.default_rng(values).integers(0, values, (ROWS, size))
     summary = summarize(drawn.astype("f"), FIRST + size)
-    order = np.argsort(-drawn[0], axis=1, kind="stable")
+    order = np.argsort(-drawn, axis=1, kind="stable")
     np.testing.assert_array_equal(summary.token, FIRST + order[:, 0])
     np.testing.assert_array_equal(summary.runner_up, FIRST + order[:, 1])
 
@@ -93,7 +91,7 @@ def test_broken_and_sharp_rows_come_out_as_ever(size):
     table[2, 5] = np.inf
     table[3, ::2] = np.nan
     table[4] *= 80
-    got = predictions(table, summarize(table[None], FIRST + size))
+    got = predictions(table, summarize(table, FIRST + size))
     want = predictions(table, None)
     np.testing.assert_array_equal(got.token, want.token)
     np.testing.assert_array_equal(got.runner_up[1:], want.runner_up[1:])
@@ -104,13 +102,11 @@ def test_broken_and_sharp_rows_come_out_as_ever(size):
 
 @pytest.mark.parametrize("size", [40, 3 * PART_IDS + 17])
 def test_a_row_has_the_same_bits_whatever_travels_with_it(size):
-    parts = random(2, ROWS, size)
-    whole = summarize(parts, FIRST + size)
+    table = random(ROWS, size)
+    whole = summarize(table, FIRST + size)
+    mapped = jax.vmap(lambda row_V: summarize(row_V[None], FIRST + size))(table)
     for row in range(ROWS):
-        alone = summarize(parts[:, row : row + 1], FIRST + size)
-        for got, want in zip(alone, whole, strict=True):
+        alone = summarize(table[row : row + 1], FIRST + size)
+        for got, in_batch, want in zip(alone, mapped, whole, strict=True):
             np.testing.assert_array_equal(got[0], want[row])
-    batch = np.moveaxis(parts, 1, 0)[:, :, None]
-    mapped = jax.vmap(lambda one: summarize(one, FIRST + size))(batch)
-    for got, want in zip(mapped, whole, strict=True):
-        np.testing.assert_array_equal(got[:, 0], want)
+            np.testing.assert_array_equal(in_batch[row, 0], want[row])
