@@ -3,8 +3,11 @@
 A canvas has room for the longest row of its bucket, often twice what the row at hand
 needs. Its tiles are therefore visited by a loop that ends with the row, so that one
 compiled program serves all lengths and computes at most one group of tiles too many.
+Where any shape will do, a row that has just begun a tile makes the one before it longer
+instead (`map_used_positions`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +70,92 @@ def map_used_tiles(used, group: int) -> TileMap:
             )
             rounds = (used + group - 1) // group
             return jax.lax.fori_loop(0, rounds, add_group, empty)
+
+        return of_all
+
+    return over
+
+
+def map_tiles_of_positions(size: int, over: TileMap) -> TileMap:
+    """Apply functions of tiles to arrays of a canvas that is not cut yet.
+
+    Args:
+        size: Positions of a tile, S.
+        over: A map of arrays [C, S, ...].
+
+    Returns:
+        A map of arrays [T, ...] with T = C S, to such.
+    """
+
+    def over_positions(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def of_all(canvas: Any) -> Any:
+            tiles = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), canvas)
+            results = over(function)(tiles)
+            return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), results)
+
+        return of_all
+
+    return over_positions
+
+
+def map_used_positions(used, size: int) -> TileMap:
+    """Apply functions of a tile to the first positions of a canvas, in any shape.
+
+    All tiles but the last are of one size. The last one covers up to half a tile more
+    where the row ends there, in steps of a quarter: one token behind a tile then costs
+    a quarter of it. A tile of a quarter alone would cost more, as every tile reads all
+    weights.
+
+    Args:
+        used: How many positions are used, int32 scalar; as for `map_used_tiles` the
+            same for all rows of a batch.
+        size: Positions of a tile, a multiple of four that divides the canvas.
+
+    Returns:
+        A map of arrays [T, ...], to such. Results behind the last tile are zeros.
+    """
+    step = size // 4
+    last_sizes = (size, size + step, size + 2 * step)
+
+    def over(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def add_tile(length: int, canvas: Any, results: Any, at) -> Any:
+            part = jax.tree.map(
+                lambda a: jax.lax.dynamic_slice_in_dim(a, at, length), canvas
+            )
+            return jax.tree.map(
+                lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, at, 0),
+                results,
+                function(part),
+            )
+
+        def of_all(canvas: Any) -> Any:
+            count = jax.tree.leaves(canvas)[0].shape[0]
+            first = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), canvas
+            )
+            results = jax.tree.map(
+                lambda s: jnp.zeros((count, *s.shape[1:]), s.dtype),
+                jax.eval_shape(function, first),
+            )
+            if count == size:
+                return add_tile(size, canvas, results, 0)
+            # Whole tiles before the one that holds the last position, and what is used
+            # of that one: little is left to the tile before it.
+            whole = jnp.maximum(used - 1, 0) // size
+            rest = used - whole * size
+            joins = (whole > 0) & (rest <= 2 * step)
+            whole = jnp.where(joins, whole - 1, whole)
+            results = jax.lax.fori_loop(
+                0,
+                whole,
+                lambda index, done: add_tile(size, canvas, done, index * size),
+                results,
+            )
+            choice = jnp.where(joins, (rest + step - 1) // step, 0)
+            branches = [
+                functools.partial(add_tile, length, canvas) for length in last_sizes
+            ]
+            return jax.lax.switch(choice, branches, results, whole * size)
 
         return of_all
 

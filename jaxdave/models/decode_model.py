@@ -34,7 +34,10 @@ from jaxdave.models.attention import (
     two_part_attention,
 )
 from jaxdave.models.canvas_tiles import (
+    TileMap,
     group_size,
+    map_tiles_of_positions,
+    map_used_positions,
     map_used_tiles,
     most_of_all_rows,
 )
@@ -320,27 +323,32 @@ class DecodeModel:
             Aligned hidden vectors [T, E], and keys and values [N, T, G, D]; of tiles
             behind the end they may be zeros.
         """
-        # The canvas is cut into C tiles of S tokens, each evaluated as a window of its
-        # own whose "cache" holds the keys of the whole canvas.
-        tokens_CS = tokens_T.reshape(-1, TILE)
-        position_CS = jnp.arange(tokens_T.shape[0], dtype=jnp.int32).reshape(-1, TILE)
+        # The canvas is cut into tiles, each evaluated as a window of its own whose
+        # "cache" holds the keys of the whole canvas.
+        num_positions = tokens_T.shape[0]
+        position_T = jnp.arange(num_positions, dtype=jnp.int32)
 
-        def attend(index, q, k, v, canvas_kv):
+        def attend(start, q, k, v, canvas_kv):
             # A cache of one layer: `LayerCache` addresses a layer inside a stack.
             layer_cache = LayerCache(jax.tree.map(lambda a: a[None], canvas_kv), 0)
-            start, mask_fn = index * TILE, mask_before(end)
-            return self.attend(q, k, v, layer_cache, start, mask_fn, end)
+            return self.attend(q, k, v, layer_cache, start, mask_before(end), end)
 
+        bound = self.bind(params)
+        rope = self.rope(position_T, num_positions)
+        over = self._over_canvas(num_positions // TILE, end)
+        hidden, kv = bound.canvas(tokens_T, rope, attend, over, self.dtype)
+        return self.align(hidden), KVCache(*kv)
+
+    def _over_canvas(self, num_tiles: int, end) -> TileMap:
+        """How a function of a tile is applied to a canvas up to its end."""
+        if self.machine.is_cpu and not self.exact:
+            return map_used_positions(most_of_all_rows(end), TILE)
         # Exact: tiles one after another in one shape, so that a tile's bits do not
         # depend on how many there are.
-        num_tiles = tokens_CS.shape[0]
-        most = 1 if self.exact or self.machine.is_cpu else ACCELERATOR_GROUP
+        most = 1 if self.exact else ACCELERATOR_GROUP
         used = most_of_all_rows((end + TILE - 1) // TILE)
         over = map_used_tiles(used, group_size(num_tiles, most))
-        bound = self.bind(params)
-        rope = self.rope(position_CS, tokens_T.shape[0])
-        hidden, kv = bound.canvas(tokens_CS, rope, attend, over, self.dtype)
-        return self.align(hidden), KVCache(*kv)
+        return map_tiles_of_positions(TILE, over)
 
     def logits(self, params, hidden_RE, first):
         """Logits of one chunk of the vocabulary (`ModelFns.logits`).

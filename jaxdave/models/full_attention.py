@@ -10,7 +10,13 @@ call). The decode loop is that of block-causal models; only the functions differ
 import jax
 
 from jaxdave.core.config import ModelConfig, Numerics
-from jaxdave.core.model_api import ForwardFn, KVCache, ModelFns, RecheckFn
+from jaxdave.core.model_api import (
+    ForwardFn,
+    KVCache,
+    ModelFns,
+    PrefillFn,
+    RecheckFn,
+)
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.models.attention import mask_before
 from jaxdave.models.decode_model import (
@@ -122,17 +128,29 @@ def uncached_model(
     # Without a cache, prefill, refresh and recheck are one: the
     # window of the canvas in the trusted shape.
     recheck = _recheck_with_frozen_cache(forward_of(trusted_model))
+    # What no cache remembers may be computed in any shape, as every call is.
+    fast_call = _recheck_with_frozen_cache(forward_of(draft_model))
+    is_guarded = numerics == Numerics.GUARDED
+    return draft_model.model_fns(
+        forward_of(draft_model),
+        _prefill_of(recheck),
+        recheck=recheck,
+        fast_prefill=_prefill_of(fast_call) if is_guarded else None,
+        is_cached=False,
+    )
+
+
+def _prefill_of(call: RecheckFn) -> PrefillFn:
+    """The prefill of a model without a cache, which is a call like any other."""
 
     def prefill(
         params, tokens_T, begin, start, end, window_length: int, prompt_length: int
     ):
         del begin, prompt_length
         cache = tokens_T[None]
-        return recheck(params, tokens_T, None, start, end, window_length, cache)
+        return call(params, tokens_T, None, start, end, window_length, cache)
 
-    return draft_model.model_fns(
-        forward_of(draft_model), prefill, recheck=recheck, is_cached=False
-    )
+    return prefill
 
 
 def _recheck_with_frozen_cache(forward: ForwardFn) -> RecheckFn:

@@ -159,46 +159,43 @@ class Transformer(nnx.Module):
 
         return fold_layers(layer, x, layers, per_layer, self.machine)
 
-    def canvas(self, tokens_CS, rope: Rope, attend, over, dtype=None):
-        """Compute the hidden states of a canvas that is cut into tiles.
+    def canvas(self, tokens_T, rope: Rope, attend, over, dtype=None):
+        """Compute the hidden states of a canvas, tile by tile.
 
         In each layer all tiles are projected first, so that the keys of the whole
         canvas are there when the first tile attends to them.
 
         Args:
-            tokens_CS: Tiles of one sequence, int32 [C, S].
-            rope: Cosines and sines of their positions, [C, S, ...].
-            attend: (tile index, q, k, v [1, S, ...], `KVCache` of the whole canvas
-                [T, G, D]) -> weighted values [1, S, H, D].
-            over: Turns a function of one tile into one of all tiles that are used
-                (`canvas_tiles.TileMap`).
+            tokens_T: Tokens of one sequence, int32 [T].
+            rope: Cosines and sines of their positions, [T, ...].
+            attend: (first position of a tile, q, k, v [1, S, ...], `KVCache` of the
+                whole canvas [T, G, D]) -> weighted values [1, S, H, D].
+            over: Turns a function of one tile, of arrays [S, ...], into one of all
+                tiles that are used, of arrays [T, ...] (`canvas_tiles.TileMap`).
             dtype: Of the activations; None: as `model_api.activation_dtype` says.
 
         Returns:
-            Normed hidden states [T, E], and keys and values [N, T, G, D], T = C S.
+            Normed hidden states [T, E], and keys and values [N, T, G, D].
         """
-        index_C = jnp.arange(tokens_CS.shape[0], dtype=jnp.int32)
+        position_T = jnp.arange(tokens_T.shape[0], dtype=jnp.int32)
 
-        def join_tiles(a: jax.Array) -> jax.Array:
-            return a.reshape(-1, *a.shape[2:])
-
-        def layer(x_CSE, block: Block, _):
+        def layer(x_TE, block: Block, _):
             # First pass over the tiles: project. Second pass: attend to all keys, and
-            # finish. Between them the keys of the tiles are joined to those of the
-            # canvas, [C, S, G, D] -> [T, G, D].
-            q, k, v = over(lambda a: block.project(*a))((x_CSE, rope))
-            canvas_kv = KVCache(join_tiles(k), join_tiles(v))
+            # finish.
+            q, k, v = over(lambda a: block.project(*a))((x_TE, rope))
+            canvas_kv = KVCache(k, v)
 
             def attend_tile(tile):
-                x, index, *qkv = tile
-                context = attend(index, *(part[None] for part in qkv), canvas_kv)
+                x, position_S, *qkv = tile
+                own = (part[None] for part in qkv)
+                context = attend(position_S[0], *own, canvas_kv)
                 return block.finish(x, context[0])
 
-            return over(attend_tile)((x_CSE, index_C, q, k, v)), canvas_kv
+            return over(attend_tile)((x_TE, position_T, q, k, v)), canvas_kv
 
-        x = self._embed(tokens_CS, dtype)
+        x = self._embed(tokens_T, dtype)
         x, kv = self._fold_layers(layer, x)
-        return join_tiles(over(self.norm)(x)), kv
+        return over(self.norm)(x), kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits over the whole vocabulary.

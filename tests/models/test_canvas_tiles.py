@@ -9,7 +9,12 @@ from helpers import fake_model
 
 from jaxdave.core.config import Numerics
 from jaxdave.models.attention import TILE
-from jaxdave.models.canvas_tiles import group_size, map_used_tiles, most_of_all_rows
+from jaxdave.models.canvas_tiles import (
+    group_size,
+    map_used_positions,
+    map_used_tiles,
+    most_of_all_rows,
+)
 from jaxdave.models.decode_model import DecodeModel
 from jaxdave.runtime.machine import CPU
 
@@ -39,6 +44,49 @@ def test_used_tiles_and_no_others(group, used):
     chex.assert_trees_all_equal(result["twice"][:whole], 2 * TILES[:whole])
     chex.assert_trees_all_equal(result["sum"][:whole], TILES[:whole].sum(-1))
     assert not np.any(result["twice"][whole:]) and not np.any(result["sum"][whole:])
+
+
+@pytest.mark.parametrize(
+    ("used", "sizes"),
+    [
+        (0, [8]),
+        (1, [8]),
+        (8, [8]),
+        (9, [10]),
+        (10, [10]),
+        (11, [12]),
+        (13, [8, 8]),
+        (16, [8, 8]),
+        (17, [8, 10]),
+        (20, [8, 12]),
+        (21, [8, 8, 8]),
+        (24, [8, 8, 8]),
+    ],
+)
+def test_the_last_tile_takes_what_little_is_left(used, sizes):
+    """Tiles of 8 positions cover what is used, none of it twice, and little more."""
+    seen = []
+
+    def double(tile):
+        jax.debug.callback(lambda a: seen.append(np.asarray(a)), tile)
+        return {"twice": 2 * tile}
+
+    positions = jnp.arange(24, dtype=jnp.float32) + 1
+    mapped = jax.jit(lambda n: map_used_positions(n, 8)(double)(positions))
+    result = jax.block_until_ready(mapped(used))
+    jax.effects_barrier()
+    assert sorted(len(one) for one in seen) == sorted(sizes)
+    covered = sum(sizes)
+    assert used <= covered <= max(used + 3, -(-used // 8) * 8, 8)
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), positions[:covered])
+    np.testing.assert_array_equal(result["twice"][:covered], 2 * positions[:covered])
+    assert not np.any(result["twice"][covered:])
+
+
+def test_a_canvas_of_one_tile_is_one():
+    positions = jnp.arange(8, dtype=jnp.float32)
+    result = map_used_positions(jnp.int32(3), 8)(lambda tile: tile + 1)(positions)
+    np.testing.assert_array_equal(result, positions + 1)
 
 
 def test_rows_of_a_batch_share_one_length():
@@ -80,11 +128,17 @@ def test_a_canvas_up_to_its_end(numerics):
         config, exact=numerics is Numerics.EXACT, wide=True, machine=CPU
     )
     tokens = jnp.arange(8 * TILE, dtype=jnp.int32) % config.vocab_size
-    end = TILE + 20
+    in_tiles = jax.jit(
+        DecodeModel(config, exact=True, wide=True, machine=CPU).evaluate_canvas
+    )
     evaluate = jax.jit(model.evaluate_canvas)
-    small, _ = evaluate(params, tokens[: 2 * TILE], end)
-    large, kv = evaluate(params, tokens, end)
-    np.testing.assert_allclose(large[:end], small[:end], atol=1e-5)
-    if numerics is Numerics.EXACT:
-        np.testing.assert_array_equal(large[:end], small[:end])
-    assert np.any(kv.k[:, :end]) and not np.any(kv.k[:, 2 * TILE :])
+    for end in (TILE - 1, TILE + 1, TILE + 20, 2 * TILE):
+        small, _ = evaluate(params, tokens[: 2 * TILE], end)
+        large, kv = evaluate(params, tokens, end)
+        np.testing.assert_allclose(large[:end], small[:end], atol=1e-5)
+        # In tiles of one size, as guarded numerics trust it.
+        trusted, _ = in_tiles(params, tokens, end)
+        np.testing.assert_allclose(large[:end], trusted[:end], atol=1e-4)
+        if numerics is Numerics.EXACT:
+            np.testing.assert_array_equal(large[:end], small[:end])
+        assert np.any(kv.k[:, :end]) and not np.any(kv.k[:, 2 * TILE :])
