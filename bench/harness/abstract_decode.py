@@ -34,7 +34,7 @@ from jaxdave.io.safetensors_io import DTYPES, check_dtype
 from jaxdave.io.sharding import mesh_structs
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave.numerics.quantization import QUANTIZATIONS, transform_params
-from jaxdave.numerics.weight_layout import to_device_layout
+from jaxdave.numerics.weight_layout import to_device_layout, unstack_layers
 from jaxdave.runtime.meshes import split_specs
 from jaxdave.runtime.platform import compiler_options, in_32_bits
 
@@ -295,7 +295,8 @@ def _params(shape: DecodeShape, target: Target, mesh: Mesh | None) -> Any:
         transform = QUANTIZATIONS[shape.quantize]
         params = jax.eval_shape(lambda tree: transform_params(tree, transform), params)
     if mesh is not None:
-        return mesh_structs(params, shape.config, mesh)
+        structs = mesh_structs(params, shape.config, mesh)
+        return unstack_layers(structs, target.machine)
     params = to_device_layout(
         jax.tree.map(_weightless, params),
         shape.config,

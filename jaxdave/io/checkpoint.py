@@ -33,6 +33,7 @@ from jaxdave.numerics.weight_layout import (
     to_device_layout,
     to_stacked,
     transfer_transform,
+    unstack_layers,
 )
 from jaxdave.runtime.files import (
     make_readable,
@@ -40,6 +41,7 @@ from jaxdave.runtime.files import (
     replace_folder,
     unfinished_folder,
 )
+from jaxdave.runtime.machine import this_machine
 from jaxdave.runtime.mesh_shape import parse_mesh
 from jaxdave.runtime.meshes import check_mesh, check_processes, make_mesh
 from jaxdave.runtime.messages import one_line
@@ -136,7 +138,9 @@ class Model:
             for leaf in jax.tree.leaves(params)
             if isinstance(leaf, jax.Array)
         ):
-            params = jax.tree.map(jnp.asarray, from_mesh(params, self.config))
+            params = jax.tree.map(
+                jnp.asarray, from_mesh(to_stacked(params), self.config)
+            )
         return {**self.__dict__, "params": params}
 
     def with_template_args(self, **arguments: Any) -> "Model":
@@ -216,9 +220,10 @@ def load(
     if mesh is None:
         params = to_device_layout(read_params(transfer_transform(transform)), config)
     else:
-        # Device layouts are for one device; over a mesh, parameters stay stacked.
-        params = read_params(transform)
-        params = put_on_mesh(params, config, mesh)
+        # Device layouts are for one device; over a mesh, parameters stay stacked, or
+        # are only taken apart into layers.
+        params = put_on_mesh(read_params(transform), config, mesh)
+        params = unstack_layers(params, this_machine())
     return Model(
         name=described.name,
         folder=described.folder,

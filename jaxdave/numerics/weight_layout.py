@@ -5,7 +5,7 @@ with a common input become one (see `numerics.matmul` for the reason). On a CPU 
 every chunk of the head, and large matrices are stored with one row per output channel,
 the order that XLA:CPU's products read fastest; small ones stay [in, out]. On a GPU
 matrices in 8 bits lie as the kernel that multiplies by them reads them. On a TPU the
-stacked arrays stay as they are. `to_stacked` gives the form of `models.param_shapes`
+stacked arrays stay as they are, and on a mesh of other devices than GPUs. `to_stacked` gives the form of `models.param_shapes`
 back.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdave.core.config import NOISE_CHUNK, ModelConfig
 from jaxdave.core.model_api import Params
@@ -112,6 +113,54 @@ def to_device_layout(
     for path in list(remaining):
         converted[path] = _to_layout(path, remaining.pop(path), config, machine, place)
     return tree.unflatten([converted[path] for path in order])
+
+
+def unstack_layers(params: Params, machine: Machine) -> Params:
+    """Parameters on a mesh, every layer's matrix an array of its own on a GPU.
+
+    Matrices are not fused there, as each device has its part of every one, and not
+    stored for the kernel of 8-bit products.
+
+    Args:
+        params: Stacked parameters on a mesh, or their shapes there.
+        machine: The kind of its devices.
+
+    Returns:
+        The parameters; as they are on other machines.
+    """
+    if not machine.is_gpu:
+        return params
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_eight_bit)
+    # As in `to_device_layout`: a stack is let go of as soon as it is taken apart.
+    del params
+    remaining = {param_path(path): leaf for path, leaf in leaves}
+    del leaves
+    order, converted = list(remaining), {}
+    for path in order:
+        leaf = remaining.pop(path)
+        if path.endswith("/kernel"):
+            layers = jax.tree.map(_mesh_layers, leaf)
+            parts, structure = jax.tree.flatten(layers, is_leaf=_is_tuple)
+            leaf = PerLayer(
+                tuple(structure.unflatten(own) for own in zip(*parts, strict=True))
+            )
+        converted[path] = leaf
+    return tree.unflatten([converted[path] for path in order])
+
+
+def _mesh_layers(stack: Any) -> tuple[Any, ...]:
+    """The layers of an array [N, ...] on a mesh, each split as it is."""
+    count, sharding = stack.shape[0], stack.sharding
+    own = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    if isinstance(stack, jax.ShapeDtypeStruct):
+        layer = jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype, sharding=own)
+        return (layer,) * count
+    take = jax.jit(lambda a: tuple(a[i] for i in range(count)), out_shardings=own)
+    return take(stack)
+
+
+def _is_tuple(node: Any) -> bool:
+    return isinstance(node, tuple)
 
 
 def to_stacked(params: Params) -> Params:

@@ -67,6 +67,12 @@ def test_the_host_launches_a_round_in_a_few_command_buffers(report):
     assert report["round"]["host_launches"] <= MAX_HOST_LAUNCHES
 
 
+def test_no_weights_are_copied_on_a_mesh():
+    mesh = ("--mesh", "data=1,model=4", "--draft-steps", "8", "--layers", "4")
+    report = compiled_report(*H100, *mesh)
+    assert report["round"]["weights_copied"] == 0
+
+
 def test_int8_weights_are_half_of_the_bytes():
     half = compiled_report(*H100, *PROGRAMS["int8"])["weight_bytes"]
     whole = compiled_report(*H100, *PROGRAMS["1 draft"])["weight_bytes"]

@@ -111,6 +111,38 @@ assert tables[0] == tables[1]
 """
 
 
+LAYERS_APART = """
+import jaxdave
+from jaxdave.io.sharding import from_mesh
+from jaxdave.numerics.layer_stack import PerLayer
+from jaxdave.numerics.weight_layout import to_stacked, unstack_layers
+from jaxdave.runtime.machine import H100, this_machine
+
+for quantize in (None, "int8"):
+    split = jaxdave.load("sdar-1m", mesh="data=2,model=4", quantize=quantize)
+    apart = unstack_layers(split.params, H100)
+    down = apart["blocks"]["mlp"]["down"]["kernel"]
+    assert isinstance(down, PerLayer) and len(down.layers) == split.config.num_layers
+    values = down.layers[0] if quantize is None else down.layers[0].values
+    assert tuple(values.sharding.spec) == ("model",)
+    both = [jax.tree.leaves(from_mesh(to_stacked(params), split.config))
+            for params in (apart, split.params)]
+    for a, b in zip(*both, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert unstack_layers(split.params, this_machine()) is split.params
+    decoder = jaxdave.freedave(split.config, draft_steps=4, max_new_tokens=16)
+    prompts = [split.codec.encode_prompt("Mia has 3 pens. How many pens has Mia?")] * 2
+    texts = [[row.token_ids for row in jaxdave.generate(decoder, p, prompts).completions]
+             for p in (apart, split.params)]
+    assert texts[0] == texts[1]
+"""
+
+
+def test_layers_of_their_own():
+    """As on a mesh of GPUs; here the layers' products are the same."""
+    run_on_mesh(LAYERS_APART)
+
+
 def test_measures():
     """The slot probe, likelihoods and calibration see the same model."""
     run_on_mesh(MEASURES)
