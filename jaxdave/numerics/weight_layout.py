@@ -5,8 +5,8 @@ with a common input become one (see `numerics.matmul` for the reason). On a CPU 
 every chunk of the head, and large matrices are stored with one row per output channel,
 the order that XLA:CPU's products read fastest; small ones stay [in, out]. On a GPU
 matrices in 8 bits lie as the kernel that multiplies by them reads them. On a TPU the
-stacked arrays stay as they are, and on a mesh of other devices than GPUs. `to_stacked` gives the form of `models.param_shapes`
-back.
+stacked arrays stay as they are, and on a mesh of other devices than GPUs. `to_stacked`
+gives the form of `models.param_shapes` back.
 """
 
 from collections.abc import Callable, Iterable

@@ -14,6 +14,8 @@ from helpers import checkpoint_folders
 
 PATIENCE = 600
 """Seconds after which commands are given up."""
+COUNT = 200
+"""Prompts of a run that is interrupted, of which most are still to be answered then."""
 SETTINGS = ("--max-new-tokens", "16", "--temperature", "0.7", "--seed", "5")
 SETTINGS += ("--draft-steps", "4", "--batch-size", "2")
 QUICK_COMPILES = {
@@ -86,36 +88,44 @@ def read(file: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in file.read_bytes().splitlines()]
 
 
-def test_generate(model, cache, tmp_path):
-    """The second run finds some answers there and has fewer batches than processes."""
-    prompts = write_prompts(tmp_path / "prompts.jsonl", 7)
+@pytest.fixture(scope="module")
+def alone(model, cache, tmp_path_factory) -> list[dict]:
+    """What one process answers to the first of all prompts."""
+    folder = tmp_path_factory.mktemp("alone")
+    prompts, out = write_prompts(folder / "prompts.jsonl", 7), folder / "out.jsonl"
     words = ("generate", "--model", model, "--prompts", prompts, *SETTINGS)
-    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    assert together(cache, (*words, "--output", one))[0][0] == 0
+    ((code, _, err),) = together(cache, (*words, "--output", out))
+    assert code == 0, err
+    rows = read(out)
+    assert len({row["text"] for row in rows}) > 1
+    return rows
+
+
+def facts_of(rows: list[dict], *names: str) -> list[list]:
+    return [[row[name] for name in ("index", "text", *names)] for row in rows]
+
+
+def test_generate(model, cache, alone, tmp_path):
+    """The second run finds some answers there and has fewer batches than processes."""
+    prompts, two = write_prompts(tmp_path / "prompts.jsonl", 7), tmp_path / "two.jsonl"
+    words = ("generate", "--model", model, "--prompts", prompts, *SETTINGS)
     shared = (*words, "--output", two)
     first, second = together(cache, shared, shared)
     assert first[:2] == (0, "") and "7 answers in" in first[2], first
     assert first[2].count("\n") == 1 and second == (0, "", "")
-    names = ("index", "text", "token_ids", "finish_reason", "nfe")
-    expected = [[row[name] for name in names] for row in read(one)]
-    assert [[row[name] for name in names] for row in read(two)] == expected
-    assert len({row["text"] for row in read(two)}) > 1
-    files = {path.name for path in tmp_path.iterdir()}
-    assert files == {"prompts.jsonl", "one.jsonl", "two.jsonl"}
+    names = ("token_ids", "finish_reason", "nfe")
+    assert facts_of(read(two), *names) == facts_of(alone, *names)
+    assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl", "two.jsonl"}
 
 
-def test_a_mesh_in_each_process(model, cache, tmp_path):
+def test_a_mesh_in_each_process(model, cache, alone, tmp_path):
     """Each process has a mesh of its own four devices."""
-    prompts = write_prompts(tmp_path / "prompts.jsonl", 5)
+    prompts, out = write_prompts(tmp_path / "prompts.jsonl", 5), tmp_path / "out.jsonl"
     words = ("generate", "--model", model, "--prompts", prompts, *SETTINGS)
-    words += ("--method", "static", "--output")
-    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    shared = (*words, two, "--mesh", "data=2,model=2")
-    assert together(cache, (*words, one))[0][0] == 0
-    first, second = together(cache, shared, shared)
+    words += ("--mesh", "data=2,model=2", "--output", out)
+    first, second = together(cache, words, words)
     assert (first[0], second[0]) == (0, 0), (first, second)
-    texts = [[row["text"] for row in read(file)] for file in (one, two)]
-    assert texts[0] == texts[1]
+    assert facts_of(read(out), "token_ids") == facts_of(alone[:5], "token_ids")
 
 
 def test_a_model_on_the_devices_of_both(model, cache, tmp_path):
@@ -135,7 +145,7 @@ def test_a_model_on_the_devices_of_both(model, cache, tmp_path):
 
 def test_a_process_is_killed(model, cache, tmp_path):
     """The other one ends soon, with one line, and the answers so far are kept."""
-    prompts = write_prompts(tmp_path / "prompts.jsonl", 400)
+    prompts = write_prompts(tmp_path / "prompts.jsonl", COUNT)
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     words = ("generate", "--model", model, "--prompts", prompts, "--output", out)
     words += (*SETTINGS, "--method", "static")
@@ -149,17 +159,18 @@ def test_a_process_is_killed(model, cache, tmp_path):
     first, second = together(cache, words, words, meanwhile=kill_second)
     assert (first[:2], second[0]) == ((2, ""), -9), first
     assert "another process has gone" in first[2] and first[2].count("\n") == 1
-    assert not out.exists() and 12 <= len(read(part)) < 400
+    assert not out.exists() and 12 <= len(read(part)) < COUNT
     first, second = together(cache, *[(*words, "--resume")] * 2)
     assert (first[0], second) == (0, (0, "", "")), first
-    assert [row["index"] for row in read(out)] == list(range(400))
+    assert [row["index"] for row in read(out)] == list(range(COUNT))
 
 
+@pytest.mark.slow  # as threads: test_rounds
 def test_more_processes_than_prompts(model, cache, tmp_path):
     prompts = write_prompts(tmp_path / "prompts.jsonl", 1)
     out = tmp_path / "out.jsonl"
     words = ("generate", "--model", model, "--prompts", prompts, "--output", out)
-    first, second = together(cache, *[(*words, *SETTINGS, "--method", "static")] * 2)
+    first, second = together(cache, *[(*words, *SETTINGS)] * 2)
     assert (first[0], second) == (0, (0, "", "")), first
     assert [row["index"] for row in read(out)] == [0]
 

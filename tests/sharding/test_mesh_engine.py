@@ -2,21 +2,21 @@
 
 from helpers.mesh_process import run_on_mesh
 
-EVERYTHING_ELSE = """
-import os, pickle
+MODELS = """
 import jaxdave
-from jaxdave.engine import calibration, compaction
-from jaxdave.engine.bitwise_check import slot_probe
-from jaxdave.engine.streaming import snapshots
-from jaxdave.eval.likelihood import masks
-from jaxdave.eval.likelihood.batching import Question, log_likelihoods
-from jaxdave.eval.likelihood.score import make_scorer
-from jaxdave.runtime import program_cache
 
 alone = jaxdave.load("sdar-1m")
-split = jaxdave.load("sdar-1m", mesh="data=2,model=4")
-assert split.params["head"].sharding.shard_shape((832, 128)) == (208, 128)
+split = jaxdave.load("sdar-1m", mesh="data=2,model=2")
+assert split.params["head"].sharding.shard_shape((832, 128)) == (416, 128)
 codec, config = alone.codec, alone.config
+"""
+
+DECODES = """
+import pickle
+from jaxdave.engine import compaction
+from jaxdave.engine.streaming import snapshots
+from jaxdave.runtime import program_cache
+
 names = ("Mia has 3 pens. She buys 4 more pens. How many pens does Mia have now?",
          "How many?", "Tom has 2 cups. How many cups does Tom have?")
 prompts = [codec.encode_prompt(name) for name in names]
@@ -53,15 +53,6 @@ names = program_cache.used_names()
 assert len(names) >= 2, names
 """
 
-
-def test_everything_else(tmp_path):
-    """Streams, compaction, pickling and programs on disk, on groups of devices."""
-    folder = str(tmp_path)
-    variables = {"XDG_CACHE_HOME": folder, "JAXDAVE_NO_CACHE": ""}
-    run_on_mesh(EVERYTHING_ELSE, **variables)
-    run_on_mesh(FROM_DISK, **variables)
-
-
 FROM_DISK = """
 import jaxdave
 from jaxdave.engine import generation
@@ -70,7 +61,7 @@ from jaxdave.runtime import compilation
 def refuse(*args):
     raise AssertionError("a program was compiled")
 
-split = jaxdave.load("sdar-1m", mesh="data=2,model=4")
+split = jaxdave.load("sdar-1m", mesh="data=2,model=2")
 decoder = jaxdave.freedave(split.config, draft_steps=4, max_new_tokens=16)
 prompts = [split.codec.encode_prompt(text) for text in (
     "Mia has 3 pens. She buys 4 more pens. How many pens does Mia have now?",
@@ -81,17 +72,12 @@ assert len(result.completions) == 3 and result.completions[0].token_ids
 """
 
 MEASURES = """
-import jaxdave
-from jaxdave import policies
 from jaxdave.engine.bitwise_check import slot_probe
 from jaxdave.engine.calibration import calibrate
 from jaxdave.eval.likelihood import masks
 from jaxdave.eval.likelihood.batching import Question, log_likelihoods
 from jaxdave.eval.likelihood.score import make_scorer
 
-alone = jaxdave.load("sdar-1m")
-split = jaxdave.load("sdar-1m", mesh="data=2,model=2")
-config = alone.config
 exact = jaxdave.freedave(config, draft_steps=4, max_new_tokens=8, numerics="exact")
 assert slot_probe(exact.spec, split.params).holds
 
@@ -132,9 +118,9 @@ for quantize in (None, "int8"):
     assert unstack_layers(split.params, this_machine()) is split.params
     decoder = jaxdave.freedave(split.config, draft_steps=4, max_new_tokens=16)
     prompts = [split.codec.encode_prompt("Mia has 3 pens. How many pens has Mia?")] * 2
-    texts = [[row.token_ids for row in jaxdave.generate(decoder, p, prompts).completions]
-             for p in (apart, split.params)]
-    assert texts[0] == texts[1]
+    results = [jaxdave.generate(decoder, p, prompts) for p in (apart, split.params)]
+    first, second = ([row.token_ids for row in one.completions] for one in results)
+    assert first == second
 """
 
 
@@ -143,6 +129,10 @@ def test_layers_of_their_own():
     run_on_mesh(LAYERS_APART)
 
 
-def test_measures():
-    """The slot probe, likelihoods and calibration see the same model."""
-    run_on_mesh(MEASURES)
+def test_everything_else(tmp_path):
+    """Streams, compaction, pickling and programs on disk, on groups of devices; the
+    slot probe, likelihoods and calibration see the same model."""
+    folder = str(tmp_path)
+    variables = {"XDG_CACHE_HOME": folder, "JAXDAVE_NO_CACHE": ""}
+    run_on_mesh(MODELS + MEASURES + DECODES, **variables)
+    run_on_mesh(FROM_DISK, **variables)
