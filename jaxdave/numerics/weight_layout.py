@@ -139,11 +139,9 @@ def unstack_layers(params: Params, machine: Machine) -> Params:
     for path in order:
         leaf = remaining.pop(path)
         if path.endswith("/kernel"):
-            layers = jax.tree.map(_mesh_layers, leaf)
-            parts, structure = jax.tree.flatten(layers, is_leaf=_is_tuple)
-            leaf = PerLayer(
-                tuple(structure.unflatten(own) for own in zip(*parts, strict=True))
-            )
+            arrays, matrix = jax.tree.flatten(leaf)
+            layers = zip(*map(_mesh_layers, arrays), strict=True)
+            leaf = PerLayer(tuple(map(matrix.unflatten, layers)))
         converted[path] = leaf
     return tree.unflatten([converted[path] for path in order])
 
@@ -157,10 +155,6 @@ def _mesh_layers(stack: Any) -> tuple[Any, ...]:
         return (layer,) * count
     take = jax.jit(lambda a: tuple(a[i] for i in range(count)), out_shardings=own)
     return take(stack)
-
-
-def _is_tuple(node: Any) -> bool:
-    return isinstance(node, tuple)
 
 
 def to_stacked(params: Params) -> Params:
