@@ -22,6 +22,7 @@ from helpers.fake_model import (
 from helpers.losslessness import made
 from helpers.oracle import blank, finished, first_block, policy_step
 
+import jaxdave
 from jaxdave import policies
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.generation import generate
@@ -142,3 +143,19 @@ def test_it_is_json():
 def test_a_policy_that_weighs_candidates_is_refused():
     with pytest.raises(ValueError, match="record_steps=True: policy info_gain"):
         build(made("info_gain", 4), 2, LENGTH, ROOM, record_steps=True)
+
+
+def test_a_transformer_under_guarded_numerics():
+    """Calls have other shapes with drafts: rounding moves numbers, and no step."""
+    model = jaxdave.load("sdar-1m")
+    config = DecodeConfig(
+        draft_steps=4, max_new_tokens=24, temperature=0.8, record_steps=True
+    )
+    sampler = jaxdave.Sampler(model, config)
+    prompt = "Mia has 3 pens. She buys 4 more pens. How many pens does Mia have now?"
+    quick, plain = sampler(prompt), sampler.undrafted()(prompt)
+    assert quick.nfe.total < plain.nfe.total
+    first, second = quick.trajectory, plain.trajectory
+    assert first is not None and second is not None
+    assert first[:3] == second[:3]
+    np.testing.assert_allclose(first.log_probs, second.log_probs, rtol=1e-3, atol=1e-6)
