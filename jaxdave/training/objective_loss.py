@@ -39,15 +39,17 @@ class LossSums(NamedTuple):
 
     Attributes:
         total: Weighted cross entropies in nats, a scalar.
-        count: What they are divided by, a scalar; 0 where nothing is trained.
+        divisor: What they are divided by, a scalar; 0 where nothing is trained.
     """
 
     total: jax.Array
-    count: jax.Array
+    divisor: jax.Array
 
     def mean(self) -> jax.Array:
         """The loss; 0 where nothing is trained."""
-        return self.total / jnp.maximum(self.count, jnp.finfo(self.count.dtype).tiny)
+        return self.total / jnp.maximum(
+            self.divisor, jnp.finfo(self.divisor.dtype).tiny
+        )
 
 
 def make_objective_loss(
@@ -74,7 +76,7 @@ def make_objective_loss(
         >>> batch = pack_samples([[([1, 2], [3, 4])]], length=4, pad_id=0)
         >>> loss = make_objective_loss(config, sdar(block_length=4))
         >>> sums = loss(transformer.init(config, 0), batch, jax.random.key(0))
-        >>> float(sums.count)
+        >>> float(sums.divisor)
         2.0
     """
     check_model(objective, config)
