@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.training.masking import Corruption, Masking
-from jaxdave.training.objective_loss import LogitsFn, corrupt, maskable, token_nats
+from jaxdave.training.objective_loss import LayoutLogitsFn, corrupt, maskable, token_nats
 from jaxdave.training.objectives import Objective
 from jaxdave.training.token_batch import TokenBatch
 
@@ -72,7 +72,7 @@ def coupled_views(
 
 def coupled_log_probs(
     objective: Objective,
-    logits_fn: LogitsFn,
+    logits_fn: LayoutLogitsFn,
     params: Any,
     batch: TokenBatch,
     key: jax.Array,

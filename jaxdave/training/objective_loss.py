@@ -29,7 +29,7 @@ from jaxdave.training.token_batch import (
     sum_over_runs,
 )
 
-LogitsFn = Callable[[Any, jax.Array, Layout, jax.Array], jax.Array]
+LayoutLogitsFn = Callable[[Any, jax.Array, Layout, jax.Array], jax.Array]
 """(params, tokens_BQ, layout, source_BC) -> logits [B, C, V], those of column
 source_BC[:, i] in row i."""
 
@@ -159,7 +159,7 @@ def maskable(objective: Objective, batch: TokenBatch) -> jax.Array:
 
 def corrupted_loss(
     objective: Objective,
-    logits_fn: LogitsFn,
+    logits_fn: LayoutLogitsFn,
     params: Any,
     batch: TokenBatch,
     corruption: Corruption,
@@ -188,7 +188,7 @@ def corrupted_loss(
 
 def token_nats(
     objective: Objective,
-    logits_fn: LogitsFn,
+    logits_fn: LayoutLogitsFn,
     params: Any,
     tokens_BT: jax.Array,
     sample_BT: jax.Array,
@@ -347,7 +347,7 @@ def cart_weights(is_masked_BT: jax.Array, sample_BT: jax.Array, p: float) -> jax
     return jnp.where(is_masked_BT, (left_BT + right_BT) / 2, 0)
 
 
-def transformer_logits(config: ModelConfig) -> LogitsFn:
+def transformer_logits(config: ModelConfig) -> LayoutLogitsFn:
     """The logits of a transformer over a training sequence.
 
     Args:
