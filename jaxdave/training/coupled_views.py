@@ -17,7 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.training.masking import Corruption, Masking
-from jaxdave.training.objective_loss import LayoutLogitsFn, corrupt, maskable, token_nats
+from jaxdave.training.objective_loss import (
+    LayoutLogitsFn,
+    corrupt,
+    maskable,
+    token_nats,
+)
 from jaxdave.training.objectives import Objective
 from jaxdave.training.token_batch import TokenBatch
 

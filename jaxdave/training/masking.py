@@ -136,10 +136,9 @@ def draw_masks(
     """
     ratio_key, mask_key = jax.random.split(key)
     column_T = jnp.arange(sample_BT.shape[1], dtype=jnp.int32)
-    sample_start_BT = run_starts(sample_BT)
     start_BT = {
         "row": jnp.zeros_like(sample_BT),
-        "sample": sample_start_BT,
+        "sample": run_starts(sample_BT),
         "block": run_starts(sample_BT, block_BT),
         "token": jnp.broadcast_to(column_T[None], sample_BT.shape),
     }[masking.per]
@@ -148,10 +147,10 @@ def draw_masks(
     excess_BT = jax.random.uniform(mask_key, sample_BT.shape, jnp.float32) - ratio_BT
     is_masked_BT = maskable_BT & (excess_BT < 0)
     if masking.at_least_one:
-        masks_BT = sum_over_runs(is_masked_BT.astype(jnp.int32), sample_start_BT)
+        # The token of the least excess is masked already where any of its sample is.
         excess_BT = jnp.where(maskable_BT, excess_BT, jnp.inf)
-        is_first_BT = excess_BT == _least_of_runs(excess_BT, sample_start_BT)
-        is_masked_BT |= maskable_BT & is_first_BT & (masks_BT == 0)
+        is_least_BT = excess_BT == _least_of_runs(excess_BT, run_starts(sample_BT))
+        is_masked_BT |= maskable_BT & is_least_BT
     return is_masked_BT, ratio_BT
 
 
