@@ -20,7 +20,7 @@ differ in what `Objective` says. By name:
     `dllm-rl-block` | [x_0 ;x_t]| token's      | no    | 1      | answer columns
 
 a: antithetic; c: with complementary masks; f: at least one mask forced. DiffuCoder's
-coupled views are in `coupled_views`.
+coupled views and dLLM-RL's trajectories are in `answer_views`.
 
 Source: LLaDA GUIDELINES.md; kuleshov-group/mdlm and bd3lms; dllm
 core/trainers/{mdlm,bd3lm}.py and pipelines/dream/trainer.py; SDAR

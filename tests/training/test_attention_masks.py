@@ -63,6 +63,19 @@ def test_copies_of_a_trajectory_do_not_see_each_other():
     ]
 
 
+def test_a_context_may_end_blocks_before_a_masked_window():
+    # A window of the demo's: blocks 1 and 2, masked as one group behind block 0.
+    text = block_causal(jnp.zeros((1, 6), jnp.int32), 2)
+    window = Layout(*(field[:, 2:] for field in text))
+    window = window._replace(
+        context_BQ=jnp.ones_like(window.block_BQ), copy_BQ=jnp.ones_like(window.copy_BQ)
+    )
+    joined = Layout(
+        *(jnp.concatenate(f, axis=1) for f in zip(text, window, strict=True))
+    )
+    assert rows_of(joined)[6:] == [*["1100001100"] * 2, *["1100001111"] * 2]
+
+
 def test_packed_samples_do_not_see_each_other_and_blocks_restart():
     sample = jnp.array([[0, 0, 0, 1, 1, -1]])
     assert rows_of(block_causal(sample, 2)) == [

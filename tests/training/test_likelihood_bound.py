@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdave.training.answer_views import trajectory_views, view_log_probs
 from jaxdave.training.attention_masks import Layout, visibility
 from jaxdave.training.masking import Corruption, Masking
 from jaxdave.training.objective_loss import corrupt, corrupted_loss
@@ -128,3 +129,26 @@ def test_drawn_masks_converge_to_the_entropy(name):
         objective, toy_logits, conditionals(JOINT), args[1], corruption
     )
     np.testing.assert_allclose(float(whole.total), losses.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", [MDM, ONE_BLOCK, TWO_BLOCKS])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_one_token_a_step_has_the_log_probability_of_the_text(objective, order):
+    if objective is TWO_BLOCKS:  # each block is decoded in its first step
+        order = (0, 0)
+    batch = batch_of(TEXTS)
+    step = jnp.broadcast_to(jnp.array(order)[None], TEXTS.shape)
+    views, weight = trajectory_views(objective, batch, step, steps=2, mask_id=MASK)
+    args = objective, toy_logits, conditionals(JOINT), batch, views, weight
+    log_probs = np.asarray(view_log_probs(*args)).sum(axis=1)
+    np.testing.assert_allclose(log_probs, np.log(JOINT).reshape(-1), rtol=1e-5)
+
+
+def test_two_tokens_in_one_step_have_that_of_independent_ones():
+    batch = batch_of(TEXTS)
+    step = jnp.zeros(TEXTS.shape, jnp.int32)
+    views, weight = trajectory_views(MDM, batch, step, steps=1, mask_id=MASK)
+    args = MDM, toy_logits, conditionals(JOINT), batch, views, weight
+    log_probs = np.asarray(view_log_probs(*args)).sum(axis=1)
+    independent = JOINT.sum(axis=1, keepdims=True) * JOINT.sum(axis=0)
+    np.testing.assert_allclose(log_probs, np.log(independent).reshape(-1), rtol=1e-5)

@@ -15,10 +15,11 @@ from helpers.checkpoint_folders import random
 
 from jaxdave.models.forward import forward
 from jaxdave.models.presets import preset
-from jaxdave.training.coupled_views import (
-    coupled_log_probs,
+from jaxdave.training.answer_views import (
     coupled_views,
     diffucoder,
+    trajectory_views,
+    view_log_probs,
 )
 from jaxdave.training.editing import Editing
 from jaxdave.training.masking import Masking
@@ -263,21 +264,37 @@ def test_coupled_log_probs_are_the_weighted_sum_of_three_views():
     params, logits_fn, _ = network(FULL)
     key, mask_id = jax.random.key(2), FULL.mask_id
     views, weight = coupled_views(objective, PACKED, key, mask_id=mask_id)
-    found = coupled_log_probs(
-        objective, logits_fn, params, PACKED, key, mask_id=mask_id
-    )
-    answer, ratio = keep_first(PACKED).is_answer_BT, np.asarray(views.ratio_BT)[2:4]
-    full, drawn, rest = np.split(np.asarray(views.is_masked_BT), 3)
+    found = view_log_probs(objective, logits_fn, params, PACKED, views, weight)
+    answer = keep_first(PACKED).is_answer_BT
+    ids = {"vocab_size": FULL.vocab_size, "mask_id": mask_id}
+    ratio = np.asarray(corrupt(objective, PACKED, key, **ids).ratio_BT)[:2]
+    noisy = np.split(np.asarray(views), 3)
+    full, drawn, rest = (part == mask_id for part in noisy)
     assert (full == answer).all() and (drawn ^ rest == answer).all()
-    noisy = np.split(np.asarray(views.noisy_BT), 3)
     nats = [plain_nats(objective, PACKED, part, FULL) for part in noisy]
     one_view = np.where(drawn, nats[1] / ratio, nats[2] / (1 - ratio))
     expected = np.where(answer, -(nats[0] + one_view) / 2, 0)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    expected = np.concatenate([full, drawn / ratio, rest / (1 - ratio)])
-    np.testing.assert_allclose(weight, expected, rtol=1e-5)
     with pytest.raises(ValueError, match="complementary=False"):
         coupled_views(Objective(), PACKED, key, mask_id=mask_id)
+
+
+def test_log_probs_of_a_trajectory_are_those_at_its_states():
+    objective = OBJECTIVES["sdar"](2)
+    params, logits_fn, _ = network(CAUSAL)
+    step = np.random.default_rng(0).integers(0, 2, PACKED.tokens_BT.shape)
+    views, weight = trajectory_views(
+        objective, PACKED, jnp.asarray(step), steps=2, mask_id=CAUSAL.mask_id
+    )
+    found = view_log_probs(objective, logits_fn, params, PACKED, views, weight)
+    answer = PACKED.is_answer_BT
+    expected = np.zeros(step.shape)
+    for now in range(2):
+        noisy = np.where(answer & (step >= now), CAUSAL.mask_id, PACKED.tokens_BT)
+        nats = plain_nats(objective, PACKED, noisy, CAUSAL)
+        expected -= np.where(answer & (step == now), nats, 0)
+    assert (expected < 0).sum() == answer.sum()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
