@@ -1,6 +1,11 @@
 """Training of masked-diffusion language models: the demo models are made by it.
 
-`recipes` has the settings, `loop` the training loop; `block_batches` and `block_loss`
-are for block-causal attention, `canvas` is both for full attention. `draft_loss` is for
-draft models.
+The published objectives, for texts of any kind: `objectives` has their settings and
+names, `objective_loss` their loss; `token_batch` is what they are trained on, `masking`
+and `editing` are how it is corrupted, `attention_masks` is who sees whom.
+`answer_views` has the log-probabilities that reinforcement needs.
+
+The demo's own recipes: `recipes` has the settings, `loop` the training loop;
+`block_batches` and `block_loss` are for block-causal attention, `canvas` is both for
+full attention. `draft_loss` is for draft models.
 """

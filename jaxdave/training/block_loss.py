@@ -20,6 +20,8 @@ from jaxdave.core.model_api import Params
 from jaxdave.models.attention import dense_attention
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.rope import rope_table
+from jaxdave.training import attention_masks
+from jaxdave.training.attention_masks import Layout
 from jaxdave.training.block_batches import BlockBatch
 
 MAX_POSITIONS = 256
@@ -106,10 +108,11 @@ def visibility(batch: BlockBatch, block_BQ: jax.Array) -> jax.Array:
     first_block_BQ = jnp.concatenate(
         [block_BQ[:, :size] + 1, batch.first_block_BCR.reshape(rows, -1)], axis=1
     )
-    query_block, key_block = block_BQ[:, :, None], block_BQ[:, None, :]
-    first_block = first_block_BQ[:, :, None]
-    sees_clean = (copy_Q == 0)[None, None, :] & (key_block < first_block)
-    same_copy = ((copy_Q[:, None] == copy_Q[None, :]) & (copy_Q > 0)[None, :])[None]
-    return sees_clean | (
-        same_copy & (key_block >= first_block) & (key_block <= query_block)
+    layout = Layout(
+        position_BQ=block_BQ,  # not looked at
+        block_BQ=block_BQ,
+        context_BQ=first_block_BQ,
+        copy_BQ=jnp.broadcast_to(copy_Q[None], block_BQ.shape),
+        sample_BQ=jnp.zeros_like(block_BQ),
     )
+    return attention_masks.visibility(layout)
