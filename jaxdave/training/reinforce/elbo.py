@@ -72,8 +72,10 @@ def quadrature_masks(
     Returns:
         Q * M masks, node after node.
 
-    Source: GDPO (Group Diffusion Policy Optimization), arXiv 2510.08554. Deviation: its
-    code was not found, so that its number of masks a node is open; here it is chosen.
+    Source: GDPO (Group Diffusion Policy Optimization), arXiv 2510.08554. Its code was
+    not found: which rule has its nodes, and how many masks each, is chosen here. Its
+    loss is `policy_loss` with ratio="sequence" of bounds divided by the length, on
+    advantages that are not divided (`normalize="none"`, gdpo.github.io).
     """
     node_Q, weight_Q = np.polynomial.legendre.leggauss(num_nodes)
     # From (-1, 1) to (0, 1).

@@ -6,6 +6,8 @@ has seen: before step s exactly the positions with a step before s are known.
 Axes: T positions of a canvas (prompt and answer), S states.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +20,37 @@ NEVER = np.iinfo(np.int32).max
 """Step of a position that was never decoded."""
 
 
+class RecordedCanvas(NamedTuple):
+    """A prompt and its recorded answer, as arrays on the host.
+
+    Attributes:
+        tokens_T: Token ids, int32 [T].
+        steps_T: The step map: `GIVEN` in the prompt, `NEVER` where nothing was decoded,
+            int32 [T].
+        log_probs_T: What the decoder recorded: the old log-probabilities of a ratio,
+            float32 [T]. NaN where there is none; such positions are not drawn and do
+            not count in a loss.
+    """
+
+    tokens_T: np.ndarray
+    steps_T: np.ndarray
+    log_probs_T: np.ndarray
+
+    @property
+    def is_drawn_T(self) -> np.ndarray:
+        """True where the policy has drawn a token, bool [T]."""
+        return ~np.isnan(self.log_probs_T)
+
+    @property
+    def num_steps(self) -> int:
+        """One more than the last step."""
+        is_decoded_T = self.steps_T != NEVER
+        return int(np.max(self.steps_T, where=is_decoded_T, initial=GIVEN)) + 1
+
+
 def canvas_of(
     prompt: tuple[int, ...], trajectory: Trajectory, room: int, mask_id: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> RecordedCanvas:
     """Lay a recorded answer out behind its prompt.
 
     Args:
@@ -30,17 +60,18 @@ def canvas_of(
         mask_id: The id at positions that were never decoded.
 
     Returns:
-        (token ids, int32 [T]; their steps, int32 [T], `GIVEN` in the prompt and `NEVER`
-        where nothing was decoded).
+        The canvas, T = prompt and room.
 
     Raises:
         ValueError: The trajectory does not fit the room.
 
     Example:
-        >>> answer = Trajectory((1, 0), (8, 9), (0, 1), (0, 1), (-0.5, -0.1))
-        >>> tokens_T, steps_T = canvas_of((5,), answer, 2, mask_id=0)
-        >>> tokens_T.tolist(), steps_T.tolist()
-        ([5, 9, 8], [-1, 1, 0])
+        >>> answer = Trajectory((1, 0), (8, 9), (0, 1), (0, 1), (-0.5, -0.25))
+        >>> canvas = canvas_of((5,), answer, 2, mask_id=0)
+        >>> canvas.tokens_T.tolist(), canvas.steps_T.tolist(), canvas.num_steps
+        ([5, 9, 8], [-1, 1, 0], 2)
+        >>> canvas.log_probs_T.tolist()
+        [nan, -0.25, -0.5]
     """
     last = max(trajectory.positions, default=-1)
     if last >= room:
@@ -51,11 +82,13 @@ def canvas_of(
     begin = len(prompt)
     tokens_T = np.full(begin + room, mask_id, np.int32)
     steps_T = np.full(begin + room, NEVER, np.int32)
+    log_probs_T = np.full(begin + room, np.nan, np.float32)
     tokens_T[:begin], steps_T[:begin] = prompt, GIVEN
     places = begin + np.array(trajectory.positions, int)
     tokens_T[places] = trajectory.token_ids
     steps_T[places] = trajectory.steps
-    return tokens_T, steps_T
+    log_probs_T[places] = trajectory.log_probs
+    return RecordedCanvas(tokens_T, steps_T, log_probs_T)
 
 
 def left_to_right(is_answer_T: jax.Array) -> jax.Array:

@@ -162,17 +162,20 @@ def test_what_the_decoder_has_recorded_is_what_is_computed(policy, temperature):
     for prompt, row in zip(prompts, rows, strict=True):
         trace = row.trajectory
         assert trace is not None
-        tokens_T, steps_T = step_maps.canvas_of(tuple(prompt), trace, room, mask)
+        canvas = step_maps.canvas_of(tuple(prompt), trace, room, mask)
         got = log_probs.trajectory_log_probs(
             logits_of_network(net, length),
-            jnp.asarray(tokens_T),
-            jnp.asarray(steps_T),
-            max(trace.steps) + 1,
+            jnp.asarray(canvas.tokens_T),
+            jnp.asarray(canvas.steps_T),
+            canvas.num_steps,
             mask_id=mask,
             temperature=temperature or 1.0,
         )
-        places = len(prompt) + np.array(trace.positions)
-        np.testing.assert_allclose(got[places], trace.log_probs, rtol=1e-4, atol=1e-5)
+        is_drawn_T = canvas.is_drawn_T
+        assert np.sum(is_drawn_T) == len(trace.positions) > room // 2
+        np.testing.assert_allclose(
+            got[is_drawn_T], canvas.log_probs_T[is_drawn_T], rtol=1e-4, atol=1e-5
+        )
         assert float(jnp.sum(got)) == pytest.approx(sum(trace.log_probs), rel=1e-4)
 
 
@@ -186,3 +189,9 @@ def test_step_maps():
     trace = Trajectory((3,), (1,), (0,), (0,), (-0.1,))
     with pytest.raises(ValueError, match="position 3 of its answer and the room is 3"):
         step_maps.canvas_of((), trace, 3, MASK)
+    filled_in = Trajectory((1, 0), (2, 1), (0, 1), (0, 1), (float("nan"), -0.5))
+    canvas = step_maps.canvas_of((7, 8), filled_in, 3, MASK)
+    assert canvas.tokens_T.tolist() == [7, 8, 1, 2, MASK]
+    assert canvas.steps_T.tolist() == [-1, -1, 1, 0, step_maps.NEVER]
+    assert canvas.is_drawn_T.tolist() == [False, False, True, False, False]
+    assert canvas.num_steps == 2

@@ -1,6 +1,7 @@
 """The surrogate's gradient is that of the expected reward, by enumeration.
 
-The policy is the toy's chain, a distribution over 27 answers; its rewards are drawn.
+The policy is a distribution over 27 answers, as a rule the toy's chain; rewards are
+drawn.
 """
 
 import itertools
@@ -108,3 +109,68 @@ def test_off_policy_the_ratio_of_a_sequence_is_the_importance_weight():
     got = -policy_loss(chains(other), OLD, weighted, mask, config).loss
     np.testing.assert_allclose(got, expected(other, REWARDS), rtol=1e-4)
     assert abs(float(got) - float(expected(PARAMS, REWARDS))) > 0.01
+
+
+def most_certain_first(params):
+    """Step maps of the rule that takes the position of the largest probability."""
+    found = []
+    for tokens in SEQUENCES.tolist():
+        steps, state = [9] * 3, [MASK] * 3
+        for step in range(3):
+            largest = [
+                max(toy_policy.log_prob(params, state, at, v) for v in range(3))
+                if state[at] == MASK
+                else -np.inf
+                for at in range(3)
+            ]
+            place = int(np.argmax(largest))
+            steps[place], state[place] = step, tokens[place]
+        found.append(steps)
+    return found
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [[[1, 0, 0]] * 27, most_certain_first(PARAMS)],
+    ids=["two tokens a step", "most certain first"],
+)
+def test_along_trajectories(maps):
+    """Rules whose paths are a distribution over answers: TraceRL's gradient is exact.
+
+    Of the second rule paths change with the answer; where the most certain position is
+    no tie they do not change with small changes of the parameters.
+    """
+    steps = jnp.asarray(maps, jnp.int32)
+
+    @jax.jit
+    def paths(params):
+        return jax.vmap(
+            lambda tokens_T, steps_T: log_probs.trajectory_log_probs(
+                toy_policy.logits_of(params), tokens_T, steps_T, 3, mask_id=MASK
+            )
+        )(jnp.asarray(SEQUENCES), steps)
+
+    old = paths(PARAMS)
+    chance = jnp.exp(jnp.sum(old, axis=1))
+    np.testing.assert_allclose(jnp.sum(chance), 1.0, rtol=1e-5)
+    config = PolicyLossConfig(reduction="sum", kl_weight=0.0)
+    weighted = 27 * chance * (REWARDS - 0.3)
+    mask = jnp.ones(old.shape, bool)
+    got = jax.grad(
+        lambda params: -policy_loss(paths(params), old, weighted, mask, config).loss
+    )(PARAMS)
+    # The reference by differences along drawn directions, with nothing in common.
+    for seed in range(3):
+        way = np.asarray(table(seed + 10), np.float64)
+
+        def expected_at(distance, way=way):
+            params = np.asarray(PARAMS, np.float64) + distance * way
+            return sum(
+                np.exp(toy_policy.path_log_prob(params, tokens, path)) * float(reward)
+                for tokens, path, reward in zip(
+                    SEQUENCES.tolist(), maps, REWARDS, strict=True
+                )
+            )
+
+        want = (expected_at(1e-5) - expected_at(-1e-5)) / 2e-5
+        np.testing.assert_allclose(np.sum(np.asarray(got) * way), want, atol=1e-5)

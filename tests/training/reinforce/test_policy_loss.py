@@ -108,6 +108,26 @@ def test_the_clip_stops_the_gradient_on_one_side_only():
     assert slope(-0.5, 1.0) > 0 and slope(0.5, -1.0) < 0
 
 
+def test_bounds_of_whole_answers():
+    """GDPO: min(r A, clip(r) A) with r = exp((ELBO - old ELBO) / length), by hand."""
+    new, old = np.array([-4.0, -9.0, -6.0]), np.array([-5.0, -6.0, -6.0])
+    length, advantages = np.array([4, 3, 5]), np.array([2.0, -1.0, 1.0])
+    new_B1, old_B1 = (
+        jnp.asarray(bound / length, jnp.float32)[:, None] for bound in (new, old)
+    )
+    got = policy_loss.policy_loss(
+        new_B1,
+        old_B1,
+        jnp.asarray(advantages, jnp.float32),
+        jnp.ones((3, 1), bool),
+        PolicyLossConfig(ratio="sequence", reduction="sequence"),
+    )
+    # Ratios exp(1/4) and exp(-1) are clipped to 1.2 and 0.8; the third is 1.
+    want = np.mean([1.2 * 2.0, -0.8, 1.0])
+    np.testing.assert_allclose(-got.surrogate, want, rtol=1e-6)
+    np.testing.assert_allclose(got.clipped, 2 / 3, rtol=1e-6)
+
+
 def test_k3_is_unbiased_and_never_negative():
     """By enumeration of a distribution: the mean over samples is the divergence."""
     policy = np.array([0.5, 0.3, 0.2])
