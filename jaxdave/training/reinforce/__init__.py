@@ -1,0 +1,10 @@
+"""Reinforcement learning of diffusion language models: estimators as pure functions.
+
+`rewards` reads rewards off answers, `advantages` compares the answers of a group,
+`step_maps` reads recorded trajectories, `log_probs` has the log-probabilities that are
+exact, `elbo` those that are bounds, `ratio_bounds` BGPO's objective, and `policy_loss`
+the clipped loss of whichever was chosen. `curvature` is the theory in miniature: the
+log-linear policy on which GRPO's normalisation is a step size.
+
+Nothing here knows a network: log-probabilities are functions of a `LogitsFn`.
+"""
