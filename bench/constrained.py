@@ -5,8 +5,9 @@
 Two nonconvex problems in 18 coordinates, three budgets and a box, noise in gradients
 and (oracle 1) in the constraint. For every horizon T the step sizes are those of the
 theory, with constants that were fixed before the first run. "stationarity" is
-||grad Psi(z_t)||, for the methods without a centre ||grad Psi(x_t)||, averaged over 32
-times t, one drawn in each 32nd of a run (so over a t that is uniform), and over seeds.
+||grad Psi(z_t)||, for the methods without a centre ||grad Psi(x_t)||, averaged over 64
+times t, one drawn in each 64th of a run by every seed (so over a t that is uniform),
+and over seeds.
 "slope" is that of its logarithm against log T, with a 95 % bootstrap interval over
 seeds; the theory has upper bounds, of T^(-1/4) for A and T^(-1/3) for B. "violation" is
 ||A x_T - b|| at the end.
@@ -55,7 +56,7 @@ from jaxdave.training.constrained.transformation import Transformation
 HORIZONS = tuple(2**power for power in range(8, 15))
 QUICK_HORIZONS = (2**8, 2**10, 2**12)
 SEEDS, QUICK_SEEDS = 32, 8
-RECORDS = 32
+RECORDS = 64
 BUDGETS, COORDINATES, ROWS, BATCH = 3, 6, 120, 4
 PROXIMAL_WEIGHT, PENALTY, MULTIPLIER_BOUND = 2.0, 1.0, 10.0
 STEPS_A = StepSizes(dual=4.0, primal=4.0, center=2.0)
@@ -242,7 +243,7 @@ def run_seeds(
     method: Method,
     horizon: jax.Array,
     num_start: jax.Array,
-    offset_R: jax.Array,
+    offset_SR: jax.Array,
     key_S: jax.Array,
 ) -> Run:
     """Run a method on all seeds at once; one program serves all horizons.
@@ -252,16 +253,18 @@ def run_seeds(
         method: The method.
         horizon: T, float scalar, a multiple of R.
         num_start: N of STORM, at most MAX_START.
-        offset_R: The step within each R-th of the run after which z is recorded.
+        offset_SR: The step within each R-th of the run after which z is recorded,
+            from 1. They differ between seeds, or one draw of the first of them, where
+            z is far from stationary, would shift all seeds alike.
         key_S: Keys.
 
     Returns:
         The runs.
     """
     transformation = method.build(horizon)
-    length = (horizon / offset_R.shape[0]).astype(jnp.int32)
+    length = (horizon / offset_SR.shape[1]).astype(jnp.int32)
 
-    def run_one(key: jax.Array) -> Run:
+    def run_one(key: jax.Array, offset_R: jax.Array) -> Run:
         key_start, key_batch, key_run = jax.random.split(key, 3)
         start = jax.random.uniform(
             key_start, (BUDGETS, COORDINATES), float, minval=-1.0, maxval=1.0
@@ -269,7 +272,7 @@ def run_seeds(
         batch = jax.vmap(lambda k: problem.sample(start, k))(
             jax.random.split(key_batch, MAX_START)
         )
-        is_drawn = (jnp.arange(MAX_START) < num_start)[:, None, None]
+        is_drawn = (jnp.arange(MAX_START, dtype=float) < num_start)[:, None, None]
         first_KN = jnp.sum(jnp.where(is_drawn, batch, 0), axis=0) / num_start
 
         def step(time: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[Any, Any]:
@@ -292,19 +295,26 @@ def run_seeds(
 
         def record(carry: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
             first, offset = part
-            carry = jax.lax.fori_loop(first, first + offset, step, carry)
-            center = method.center(carry[1], carry[0])
-            carry = jax.lax.fori_loop(first + offset, first + length, step, carry)
-            return carry, center
 
-        first_R = jnp.arange(offset_R.shape[0], dtype=jnp.int32) * length
+            def step_and_keep(time: jax.Array, kept: Any) -> Any:
+                carry, center = kept
+                carry = step(time, carry)
+                is_time = time + 1 == first + offset
+                now = method.center(carry[1], carry[0])
+                return carry, jnp.where(is_time, now, center)
+
+            return jax.lax.fori_loop(
+                first, first + length, step_and_keep, (carry, jnp.zeros_like(start))
+            )
+
+        first_R = jnp.arange(offset_SR.shape[1], dtype=jnp.int32) * length
         carry = (start, transformation.init(start))
         (end, state), centers = jax.lax.scan(record, carry, (first_R, offset_R))
         lagrangian = state[1] if method.start_power else state
         resets = getattr(lagrangian, "resets", jnp.int32(0))
         return Run(centers, end, resets)
 
-    return jax.vmap(run_one)(key_S)
+    return jax.vmap(run_one)(key_S, offset_SR)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -367,7 +377,7 @@ def measure(
     stationarity, violation, resets, unsolved = [], [], 0, 0.0
     for horizon in horizons:
         rng = np.random.default_rng(horizon)
-        offsets = rng.integers(1, horizon // RECORDS + 1, RECORDS)
+        offsets = rng.integers(1, horizon // RECORDS + 1, (num_seeds, RECORDS))
         num_start = start_batch(horizon, method.start_power or 0.0)
         run = run_seeds(
             problem,

@@ -199,6 +199,21 @@ def test_the_potential_never_rises_without_noise():
         assert np.diff(np.asarray(values)).max() > 1e-3
 
 
+def test_a_reset_at_a_bound_high_enough_does_not_raise_the_potential():
+    feasible = box_section([-1] * 3, [1] * 3, A[0], B[0])
+    rng = np.random.default_rng(5)
+    x, z = rng.uniform(-1, 1, (2, 40, 3))
+    signs = np.where(rng.random((40, 1)) < 0.5, -1.0, 1.0)
+
+    def rises(norm):
+        values = jax.jit(jax.vmap(lambda x, y, z: potential(x, y, z, feasible)))
+        return np.asarray(values(x, np.zeros((40, 1)), z) - values(x, norm * signs, z))
+
+    with jax.enable_x64(True):
+        assert rises(40.0).max() < 0
+        assert rises(0.5).max() > 0
+
+
 def test_multipliers_are_reset_at_their_bound_and_stay_below_it():
     steps = StepSizes(dual=0.5, primal=0.15, center=0.3)
     _, y = kkt_point()
