@@ -8,4 +8,7 @@ and `editing` are how it is corrupted, `attention_masks` is who sees whom.
 The demo's own recipes: `recipes` has the settings, `loop` the training loop;
 `block_batches` and `block_loss` are for block-causal attention, `canvas` is both for
 full attention. `draft_loss` is for draft models.
+
+`reinforce` has estimators for reinforcement learning, `constrained` optimisers for
+training under linear constraints.
 """
