@@ -202,7 +202,10 @@ def prepare(
     # is measured, which most decodes do not need.
     @functools.cache
     def packed_probes() -> PromptBatch:
-        probes = pack_prompts(decoder, probe_prompts(decoder, prompts))[0]
+        drawn = probe_prompts(decoder, prompts)
+        # The prefill takes the first prompt of a group for all of them.
+        grouped = [drawn[row - row % group_size] for row in range(len(drawn))]
+        probes = pack_prompts(decoder, grouped)[0]
         return placement.put(placement.pad_rows(probes), placement.rows_spec)
 
     def new_state(runtime: RuntimeParams) -> DecodeState:
