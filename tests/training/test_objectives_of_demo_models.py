@@ -15,10 +15,10 @@ from jaxdave.training.objective_loss import (
     corrupt,
     corrupted_loss,
     make_objective_loss,
-    transformer_logits,
 )
 from jaxdave.training.objectives import OBJECTIVES, Objective
 from jaxdave.training.recipes import CANVAS_LENGTH
+from jaxdave.training.sequence_model import transformer_nats
 from jaxdave.training.token_batch import TokenBatch, pack_samples
 
 UNSEEN = 10**6
@@ -60,5 +60,5 @@ def test_a_demo_model_has_no_loss_as_it_decodes(name, objective: Objective, othe
     ids = {"vocab_size": config.vocab_size, "mask_id": config.mask_id}
     masks = corrupt(objective, batch, key, **ids)
     wrong = dataclasses.replace(objective, **other)
-    logits_fn = jax.jit(transformer_logits(config))
-    assert float(corrupted_loss(wrong, logits_fn, params, batch, masks).mean()) > 0.5
+    nats_fn = jax.jit(transformer_nats(config))
+    assert float(corrupted_loss(wrong, nats_fn, params, batch, masks).mean()) > 0.5
