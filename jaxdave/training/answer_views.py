@@ -23,19 +23,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.training.masking import Corruption, Masking
-from jaxdave.training.objective_loss import (
-    LayoutLogitsFn,
-    corrupt,
-    maskable,
-    token_nats,
-)
+from jaxdave.training.objective_loss import corrupt, maskable, token_nats
 from jaxdave.training.objectives import Objective
+from jaxdave.training.sequence_model import NatsFn
 from jaxdave.training.token_batch import TokenBatch
 
 
 def view_log_probs(
     objective: Objective,
-    logits_fn: LayoutLogitsFn,
+    nats_fn: NatsFn,
     params: Any,
     batch: TokenBatch,
     noisy_BT: jax.Array,
@@ -45,7 +41,7 @@ def view_log_probs(
 
     Args:
         objective: Its layout, blocks and shift.
-        logits_fn: The network (`objective_loss.transformer_logits`).
+        nats_fn: The network (`sequence_model.transformer_nats`).
         params: Its parameters.
         batch: Clean text.
         noisy_BT: Tokens of the views, int32 [N B, T]: the first of all rows, then the
@@ -53,13 +49,13 @@ def view_log_probs(
         weight_BT: What the log-probability of each token counts, float32 [N B, T].
 
     Returns:
-        Nats [B, T] in the dtype of the logits, at most 0; 0 where nothing counts.
+        Nats [B, T] in the network's dtype, at most 0; 0 where nothing counts.
     """
     rows, length = batch.tokens_BT.shape
     views = len(noisy_BT) // rows
     nats_BT = token_nats(
         objective,
-        logits_fn,
+        nats_fn,
         params,
         jnp.tile(jnp.asarray(batch.tokens_BT), (views, 1)),
         jnp.tile(jnp.asarray(batch.sample_BT), (views, 1)),

@@ -14,6 +14,7 @@ Axes: B rows, T positions.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +47,11 @@ class Editing:
             raise ValueError(
                 f"ratio={self.ratio} of replaced tokens must be in (0, 1); use e.g. 0.1"
             )
-        if not (self.weight > 0 and self.keep_weight >= 0):
+        if not (0 < self.weight < math.inf and 0 <= self.keep_weight < math.inf):
             raise ValueError(
                 f"weight={self.weight} must be above 0 and keep_weight="
-                f"{self.keep_weight} not below; leave `editing` out to train masks only"
+                f"{self.keep_weight} at least 0, both finite; leave `editing` out to "
+                "train masks only"
             )
 
 

@@ -1,8 +1,8 @@
 """The loss of an objective: mask, predict, weigh, divide.
 
 Axes: B rows, T positions of the text, C those of them whose tokens are predicted, Q
-positions of the sequence that the network sees, V rows of the vocabulary. Where a
-batch is masked in complementary ways, B counts both views of a row.
+positions of the sequence that the network sees. Where a batch is masked in
+complementary ways, B counts both views of a row.
 """
 
 from collections.abc import Callable
@@ -13,25 +13,19 @@ import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
-from jaxdave.models.attention import dense_attention
 from jaxdave.models.forward import source_columns
-from jaxdave.models.param_shapes import Binder
-from jaxdave.models.rope import rope_table
 from jaxdave.training import attention_masks
 from jaxdave.training.attention_masks import Layout
 from jaxdave.training.editing import replace_tokens
 from jaxdave.training.masking import Corruption, mask_tokens, maskable_tokens
 from jaxdave.training.objectives import Objective, check_model
+from jaxdave.training.sequence_model import NatsFn, transformer_nats
 from jaxdave.training.token_batch import (
     PADDING,
     TokenBatch,
     run_starts,
     sum_over_runs,
 )
-
-LayoutLogitsFn = Callable[[Any, jax.Array, Layout, jax.Array], jax.Array]
-"""(params, tokens_BQ, layout, source_BC) -> logits [B, C, V], those of column
-source_BC[:, i] in row i."""
 
 
 class LossSums(NamedTuple):
@@ -53,13 +47,15 @@ class LossSums(NamedTuple):
 
 
 def make_objective_loss(
-    config: ModelConfig, objective: Objective
+    config: ModelConfig, objective: Objective, columns_at_once: int | None = None
 ) -> Callable[[Params, TokenBatch, jax.Array], LossSums]:
     """Make the loss of a model.
 
     Args:
         config: The model.
         objective: What it is trained for.
+        columns_at_once: Of so many columns of each row logits are in memory
+            (`sequence_model.transformer_nats`); None: all.
 
     Returns:
         A pure function (params, batch, key) -> `LossSums`. The key draws the masks.
@@ -80,7 +76,7 @@ def make_objective_loss(
         2.0
     """
     check_model(objective, config)
-    logits_fn = transformer_logits(config)
+    nats_fn = transformer_nats(config, columns_at_once)
 
     def loss(params: Params, batch: TokenBatch, key: jax.Array) -> LossSums:
         corruption = corrupt(
@@ -90,7 +86,7 @@ def make_objective_loss(
             vocab_size=config.vocab_size,
             mask_id=config.mask_id,
         )
-        return corrupted_loss(objective, logits_fn, params, batch, corruption)
+        return corrupted_loss(objective, nats_fn, params, batch, corruption)
 
     return loss
 
@@ -159,7 +155,7 @@ def maskable(objective: Objective, batch: TokenBatch) -> jax.Array:
 
 def corrupted_loss(
     objective: Objective,
-    logits_fn: LayoutLogitsFn,
+    nats_fn: NatsFn,
     params: Any,
     batch: TokenBatch,
     corruption: Corruption,
@@ -168,7 +164,7 @@ def corrupted_loss(
 
     Args:
         objective: The objective.
-        logits_fn: The network.
+        nats_fn: The network.
         params: Its parameters.
         batch: Clean text.
         corruption: As the network sees it, from `corrupt`.
@@ -180,7 +176,7 @@ def corrupted_loss(
     sample_BT = _repeat(jnp.asarray(batch.sample_BT), corruption)
     maskable_BT = _repeat(maskable(objective, batch), corruption)
     nats_BT = token_nats(
-        objective, logits_fn, params, tokens_BT, sample_BT, corruption.noisy_BT
+        objective, nats_fn, params, tokens_BT, sample_BT, corruption.noisy_BT
     )
     weight_BT = token_weights(objective, corruption, maskable_BT, sample_BT)
     return divide(objective, nats_BT, weight_BT, maskable_BT, sample_BT)
@@ -188,7 +184,7 @@ def corrupted_loss(
 
 def token_nats(
     objective: Objective,
-    logits_fn: LayoutLogitsFn,
+    nats_fn: NatsFn,
     params: Any,
     tokens_BT: jax.Array,
     sample_BT: jax.Array,
@@ -198,14 +194,14 @@ def token_nats(
 
     Args:
         objective: The objective: its layout, blocks and shift.
-        logits_fn: The network.
+        nats_fn: The network.
         params: Its parameters.
         tokens_BT: Clean tokens, int32 [B, T].
         sample_BT: The sample of each token, int32 [B, T].
         noisy_BT: Tokens of the masked copy, int32 [B, T].
 
     Returns:
-        Nats [B, T] in the dtype of the logits; 0 before `Objective.answer_start`.
+        Nats [B, T] in the network's dtype; 0 before `Objective.answer_start`.
     """
     text = _text_layout(objective, sample_BT)
     length = tokens_BT.shape[1]
@@ -224,10 +220,7 @@ def token_nats(
         seen_BQ = jnp.concatenate([tokens_BT, noisy_BT[:, start:]], axis=1)
         layout = attention_masks.clean_first(text, start)
         source_BC = source_BC[:, start:] - start + length
-    logits_BCV = logits_fn(params, seen_BQ, layout, source_BC)
-    target_BC1 = tokens_BT[:, start:, None]
-    target_BC = jnp.take_along_axis(logits_BCV, target_BC1, axis=-1)[..., 0]
-    nats_BC = jax.nn.logsumexp(logits_BCV, axis=-1) - target_BC
+    nats_BC = nats_fn(params, seen_BQ, layout, source_BC, tokens_BT[:, start:])
     return jnp.pad(nats_BC, ((0, 0), (start, 0)))
 
 
@@ -345,39 +338,6 @@ def cart_weights(is_masked_BT: jax.Array, sample_BT: jax.Array, p: float) -> jax
     left_BT = from_the_left(visible_BT, sample_BT)
     right_BT = from_the_left(visible_BT[:, ::-1], sample_BT[:, ::-1])[:, ::-1]
     return jnp.where(is_masked_BT, (left_BT + right_BT) / 2, 0)
-
-
-def transformer_logits(config: ModelConfig) -> LayoutLogitsFn:
-    """The logits of a transformer over a training sequence.
-
-    Args:
-        config: The model. Its own attention and shift are not looked at: the layout and
-            the columns say both.
-
-    Returns:
-        The function.
-    """
-    bind = Binder(config)
-
-    def logits(params, tokens_BQ, layout: Layout, source_BC):
-        cos, sin = rope_table(config, tokens_BQ.shape[1])
-        rope = (
-            jnp.asarray(cos)[layout.position_BQ],
-            jnp.asarray(sin)[layout.position_BQ],
-        )
-        visible_BQQ = attention_masks.visibility(layout)
-
-        def attend(_, q, k, v):
-            return dense_attention(q, k, v, visible_BQQ)
-
-        model = bind(params)
-        layers = jnp.zeros((config.num_layers,))
-        hidden, _ = model.hidden(tokens_BQ, rope, attend, layers)
-        # Hidden states are moved rather than logits, which are far wider.
-        hidden = jnp.take_along_axis(hidden, source_BC[..., None], axis=1)
-        return model.logits(hidden)[..., : config.vocab_rows]
-
-    return logits
 
 
 def _text_layout(objective: Objective, sample_BT: jax.Array) -> Layout:

@@ -15,6 +15,7 @@ from jaxdave.training.attention_masks import Layout, visibility
 from jaxdave.training.masking import Corruption, Masking
 from jaxdave.training.objective_loss import corrupt, corrupted_loss
 from jaxdave.training.objectives import OBJECTIVES, Objective
+from jaxdave.training.sequence_model import nats_from
 from jaxdave.training.token_batch import TokenBatch
 
 MASK = 3
@@ -42,6 +43,9 @@ def toy_logits(table, tokens_BQ, layout: Layout, source_BC):
     return jnp.take_along_axis(logits, source_BC[..., None], axis=1)
 
 
+TOY = nats_from(toy_logits)
+
+
 def batch_of(texts) -> TokenBatch:
     return TokenBatch(texts, jnp.ones(texts.shape, bool), jnp.zeros_like(texts))
 
@@ -52,7 +56,7 @@ def loss_of(objective: Objective, table, texts, corruption) -> np.ndarray:
     def one(text, *parts):
         batch = batch_of(text[None])
         corrupted = Corruption(*(part[None] for part in parts))
-        return corrupted_loss(objective, toy_logits, table, batch, corrupted).total
+        return corrupted_loss(objective, TOY, table, batch, corrupted).total
 
     return np.asarray(jax.jit(jax.vmap(one))(texts, *corruption), np.float64)
 
@@ -125,9 +129,7 @@ def test_drawn_masks_converge_to_the_entropy(name):
     # The losses have heavy tails (1 / p); still, four standard errors of many.
     assert error < 0.05
     assert abs(losses.mean() - ENTROPY) < 4 * error
-    whole = corrupted_loss(
-        objective, toy_logits, conditionals(JOINT), args[1], corruption
-    )
+    whole = corrupted_loss(objective, TOY, conditionals(JOINT), args[1], corruption)
     np.testing.assert_allclose(float(whole.total), losses.sum(), rtol=1e-4)
 
 
@@ -139,7 +141,7 @@ def test_one_token_a_step_has_the_log_probability_of_the_text(objective, order):
     batch = batch_of(TEXTS)
     step = jnp.broadcast_to(jnp.array(order)[None], TEXTS.shape)
     views, weight = trajectory_views(objective, batch, step, steps=2, mask_id=MASK)
-    args = objective, toy_logits, conditionals(JOINT), batch, views, weight
+    args = objective, TOY, conditionals(JOINT), batch, views, weight
     log_probs = np.asarray(view_log_probs(*args)).sum(axis=1)
     np.testing.assert_allclose(log_probs, np.log(JOINT).reshape(-1), rtol=1e-5)
 
@@ -148,7 +150,7 @@ def test_two_tokens_in_one_step_have_that_of_independent_ones():
     batch = batch_of(TEXTS)
     step = jnp.zeros(TEXTS.shape, jnp.int32)
     views, weight = trajectory_views(MDM, batch, step, steps=1, mask_id=MASK)
-    args = MDM, toy_logits, conditionals(JOINT), batch, views, weight
+    args = MDM, TOY, conditionals(JOINT), batch, views, weight
     log_probs = np.asarray(view_log_probs(*args)).sum(axis=1)
     independent = JOINT.sum(axis=1, keepdims=True) * JOINT.sum(axis=0)
     np.testing.assert_allclose(log_probs, np.log(independent).reshape(-1), rtol=1e-5)

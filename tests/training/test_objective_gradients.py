@@ -9,6 +9,7 @@ from jaxdave.training.attention_masks import visibility
 from jaxdave.training.editing import Editing
 from jaxdave.training.objective_loss import corrupt, corrupted_loss
 from jaxdave.training.objectives import OBJECTIVES
+from jaxdave.training.sequence_model import nats_from
 from jaxdave.training.token_batch import align_answers, pack_samples
 
 PACKED = pack_samples(
@@ -72,7 +73,7 @@ def test_gradients_are_finite_differences(name, settings):
         def loss(params, key):
             corruption = corrupt(objective, batch, key, **ids)
             return corrupted_loss(
-                objective, tiny_logits, params, batch, corruption
+                objective, nats_from(tiny_logits), params, batch, corruption
             ).mean()
 
         params, key = tiny_params(rng), jax.random.key(1)

@@ -27,9 +27,9 @@ from jaxdave.training.objective_loss import (
     corrupt,
     corrupted_loss,
     make_objective_loss,
-    transformer_logits,
 )
 from jaxdave.training.objectives import OBJECTIVES, Objective, check_model
+from jaxdave.training.sequence_model import transformer_nats
 from jaxdave.training.token_batch import align_answers, pack_samples
 
 SMALL = {"num_layers": 2, "hidden": 16, "inter": 24, "head_dim": 8, "rotary_dim": 8}
@@ -54,8 +54,8 @@ PLAIN_ROWS = 32
 
 @functools.cache
 def network(config):
-    """Parameters, logits of a layout, and of plain rows with pads on the right."""
-    return random(config), jax.jit(transformer_logits(config)), jax.jit(forward(config))
+    """Parameters, nats over a layout, and logits of plain rows with valid tokens."""
+    return random(config), jax.jit(transformer_nats(config)), jax.jit(forward(config))
 
 
 def sample_columns(batch):
@@ -218,10 +218,10 @@ def test_a_loss_is_its_formula(name):
     objective, statement = CASES[name]
     config = CAUSAL if objective.block_length else FULL
     batch = ALIGNED if objective.layout == "clean_first" else PACKED
-    params, logits_fn, _ = network(config)
+    params, nats_fn, _ = network(config)
     ids = {"vocab_size": config.vocab_size, "mask_id": config.mask_id}
     corruption = corrupt(objective, batch, jax.random.key(3), **ids)
-    sums = corrupted_loss(objective, logits_fn, params, batch, corruption)
+    sums = corrupted_loss(objective, nats_fn, params, batch, corruption)
     noisy, masked = map(np.asarray, corruption[:2])
     views = [
         View(*parts)
@@ -244,11 +244,11 @@ def test_a_loss_is_its_formula(name):
 
 def test_the_loss_of_a_model_masks_and_evaluates():
     objective = OBJECTIVES["sdar"](2)
-    params, logits_fn, _ = network(CAUSAL)
+    params, nats_fn, _ = network(CAUSAL)
     key = jax.random.key(5)
     ids = {"vocab_size": CAUSAL.vocab_size, "mask_id": CAUSAL.mask_id}
     corruption = corrupt(objective, PACKED, key, **ids)
-    expected = corrupted_loss(objective, logits_fn, params, PACKED, corruption)
+    expected = corrupted_loss(objective, nats_fn, params, PACKED, corruption)
     loss = jax.jit(make_objective_loss(CAUSAL, objective))
     sums = loss(params, PACKED, key)
     np.testing.assert_allclose(float(sums.total), float(expected.total), rtol=1e-5)
@@ -259,12 +259,33 @@ def test_the_loss_of_a_model_masks_and_evaluates():
     assert float(loss(params, empty, key).mean()) == 0
 
 
+def test_a_chunked_head_gives_the_same_loss_and_gradient():
+    params, _, _ = network(CAUSAL)
+    key = jax.random.key(5)
+
+    def value_and_grad(columns_at_once):
+        objective = OBJECTIVES["a2d"](2)
+        loss = make_objective_loss(CAUSAL, objective, columns_at_once)
+        mean = jax.value_and_grad(lambda p: loss(p, PACKED, key).mean())
+        return jax.jit(mean)(params)
+
+    (value, grads), (chunked, chunked_grads) = map(value_and_grad, (None, 3))
+    np.testing.assert_allclose(chunked, value, rtol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, chunked_grads, grads)
+
+
+def test_a_head_of_no_columns_is_refused():
+    with pytest.raises(ValueError, match="columns_at_once=0"):
+        transformer_nats(CAUSAL, 0)
+
+
 def test_coupled_log_probs_are_the_weighted_sum_of_three_views():
     objective = diffucoder(shift=True)
-    params, logits_fn, _ = network(FULL)
+    params, nats_fn, _ = network(FULL)
     key, mask_id = jax.random.key(2), FULL.mask_id
     views, weight = coupled_views(objective, PACKED, key, mask_id=mask_id)
-    found = view_log_probs(objective, logits_fn, params, PACKED, views, weight)
+    found = view_log_probs(objective, nats_fn, params, PACKED, views, weight)
     answer = keep_first(PACKED).is_answer_BT
     ids = {"vocab_size": FULL.vocab_size, "mask_id": mask_id}
     ratio = np.asarray(corrupt(objective, PACKED, key, **ids).ratio_BT)[:2]
@@ -281,12 +302,12 @@ def test_coupled_log_probs_are_the_weighted_sum_of_three_views():
 
 def test_log_probs_of_a_trajectory_are_those_at_its_states():
     objective = OBJECTIVES["sdar"](2)
-    params, logits_fn, _ = network(CAUSAL)
+    params, nats_fn, _ = network(CAUSAL)
     step = np.random.default_rng(0).integers(0, 2, PACKED.tokens_BT.shape)
     views, weight = trajectory_views(
         objective, PACKED, jnp.asarray(step), steps=2, mask_id=CAUSAL.mask_id
     )
-    found = view_log_probs(objective, logits_fn, params, PACKED, views, weight)
+    found = view_log_probs(objective, nats_fn, params, PACKED, views, weight)
     answer = PACKED.is_answer_BT
     expected = np.zeros(step.shape)
     for now in range(2):
