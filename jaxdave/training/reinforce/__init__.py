@@ -6,5 +6,6 @@ exact, `elbo` those that are bounds, `ratio_bounds` BGPO's objective, and `polic
 the clipped loss of whichever was chosen. `curvature` is the theory in miniature: the
 log-linear policy on which GRPO's normalisation is a step size.
 
-Nothing here knows a network: log-probabilities are functions of a `LogitsFn`.
+Log-probabilities are functions of a `LogitsFn`; `network_logits` makes one of a model,
+and nothing else here knows a network.
 """

@@ -1,0 +1,69 @@
+"""Recorded by the decoder, computed for training: the same log-probabilities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdave
+from jaxdave.training.reinforce import log_probs, step_maps
+from jaxdave.training.reinforce.network_logits import network_logits
+from jaxdave.training.reinforce.policy_loss import PolicyLossConfig, policy_loss
+
+ROOM = 8
+PROMPT = "Mia has 3 pens. How many pens?"
+
+
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("sdar-1m", {}), ("dream-1m", {"cache": "none", "block_length": 4})],
+)
+def test_on_policy_the_ratio_is_one(name, options):
+    """With drafts, at a temperature, through the demo models."""
+    model = jaxdave.load(name)
+    config = jaxdave.DecodeConfig(
+        draft_steps=2,
+        max_new_tokens=ROOM,
+        temperature=0.8,
+        record_steps=True,
+        numerics="fast",
+        **options,
+    )
+    answer = jaxdave.Sampler(model, config)(PROMPT, request=1)
+    assert answer.trajectory is not None
+    prompt = tuple(model.codec.encode_prompt(PROMPT))
+    canvas = step_maps.canvas_of(prompt, answer.trajectory, ROOM, model.config.mask_id)
+    tokens_T, steps_T = jnp.asarray(canvas.tokens_T), jnp.asarray(canvas.steps_T)
+    old_BT = jnp.asarray(canvas.log_probs_T)[None]
+    mask_BT = jnp.asarray(canvas.is_drawn_T)[None]
+    logits_with = network_logits(model.config)
+
+    @jax.jit
+    def loss(params):
+        new_T = log_probs.trajectory_log_probs(
+            logits_with(params),
+            tokens_T,
+            steps_T,
+            canvas.num_steps,
+            mask_id=model.config.mask_id,
+            temperature=0.8,
+            states_per_call=8,
+        )
+        config = PolicyLossConfig(clip_low=0.01, clip_high=0.01)
+        found = policy_loss(
+            new_T[None], old_BT, jnp.ones(1), mask_BT, config, reference_BT=old_BT
+        )
+        return found.loss, (new_T, found)
+
+    grads, (new_T, found) = jax.grad(loss, has_aux=True)(model.params)
+    drawn_T = canvas.is_drawn_T
+    np.testing.assert_allclose(
+        new_T[drawn_T], canvas.log_probs_T[drawn_T], rtol=1e-3, atol=1e-3
+    )
+    # Not all is certain, so that wrong states or a wrong temperature would be seen.
+    assert float(jnp.min(new_T)) < -0.1
+    np.testing.assert_allclose(found.surrogate, -1.0, atol=2e-3)
+    assert float(found.clipped) == 0.0 and float(found.kl) < 1e-5
+    norms = [float(jnp.linalg.norm(leaf.ravel())) for leaf in jax.tree.leaves(grads)]
+    assert np.all(np.isfinite(norms)) and max(norms) > 1e-3
