@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from bench import constrained
+from bench.harness import constrained_problems as problems
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
-SHAPE = (constrained.BUDGETS, constrained.COORDINATES)
+SHAPE = (problems.BUDGETS, problems.COORDINATES)
 
 
-@pytest.mark.parametrize(
-    "make", [constrained.make_quadratic, constrained.make_regression]
-)
+@pytest.mark.parametrize("make", [problems.make_quadratic, problems.make_regression])
 def test_problems_are_1_smooth_not_convex_and_sampled_without_bias(make):
     with jax.enable_x64(True):
         problem = make()
@@ -34,12 +33,12 @@ def test_problems_are_1_smooth_not_convex_and_sampled_without_bias(make):
 def test_the_feasible_set_holds_its_projections_and_the_sampled_one_is_unbiased():
     with jax.enable_x64(True):
         point = jnp.asarray(np.random.default_rng(1).normal(size=SHAPE))
-        nearest = jax.jit(constrained.project_feasible)(point)
-        assert abs(constrained.exact_residual(nearest)).max() < 1e-9
+        nearest = jax.jit(problems.project_feasible)(point)
+        assert abs(problems.exact_residual(nearest)).max() < 1e-9
         assert abs(nearest).max() <= 1
         keys = jax.random.split(jax.random.key(0), 20_000)
-        drawn = jax.vmap(lambda key: constrained.sampled_residual(key)(point))(keys)
-        off = np.asarray(drawn.mean(axis=0) - constrained.exact_residual(point))
+        drawn = jax.vmap(lambda key: problems.sampled_residual(key)(point))(keys)
+        off = np.asarray(drawn.mean(axis=0) - problems.exact_residual(point))
         assert abs(off).max() < 5 * float(drawn.std()) / len(keys) ** 0.5
 
 
@@ -62,7 +61,7 @@ def test_runs_record_the_times_that_were_drawn():
     def runs(horizon, offset):
         """A run of 64 parts that keeps z after one step of each."""
         return constrained.run_seeds(
-            constrained.make_quadratic(),
+            problems.make_quadratic(),
             constrained.METHODS[-1],
             jnp.asarray(horizon, float),
             jnp.asarray(1.0),
