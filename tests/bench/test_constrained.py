@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import constrained
+from bench import consensus, constrained
 from bench.harness import constrained_problems as problems
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -88,3 +88,12 @@ def test_what_does_not_match_is_said():
     assert "steeper" in words(-0.5, -0.3)
     assert "in the interval" in words(-0.3, -0.2)
     assert constrained.compare(constrained.Slope(0.0, 0.0, 0.0), None) == "-"
+
+
+def test_the_agents_solution_is_the_minimiser_of_their_sum():
+    slopes = consensus.CURVATURE_G[:, None] * (
+        consensus.SOLUTION_N - consensus.TARGET_GN
+    )
+    np.testing.assert_allclose(slopes.sum(axis=0), 0, atol=1e-12)
+    assert consensus.CURVATURE_G.sum() > 0 > consensus.CURVATURE_G.min()
+    assert abs(consensus.SOLUTION_N).max() < 1, "no bound of the box is reached"
