@@ -5,15 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import constrained
+from bench import consensus, constrained
+from bench.harness import constrained_problems as problems
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
-SHAPE = (constrained.BUDGETS, constrained.COORDINATES)
+SHAPE = (problems.BUDGETS, problems.COORDINATES)
 
 
-@pytest.mark.parametrize(
-    "make", [constrained.make_quadratic, constrained.make_regression]
-)
+@pytest.mark.parametrize("make", [problems.make_quadratic, problems.make_regression])
 def test_problems_are_1_smooth_not_convex_and_sampled_without_bias(make):
     with jax.enable_x64(True):
         problem = make()
@@ -34,12 +33,12 @@ def test_problems_are_1_smooth_not_convex_and_sampled_without_bias(make):
 def test_the_feasible_set_holds_its_projections_and_the_sampled_one_is_unbiased():
     with jax.enable_x64(True):
         point = jnp.asarray(np.random.default_rng(1).normal(size=SHAPE))
-        nearest = jax.jit(constrained.project_feasible)(point)
-        assert abs(constrained.exact_residual(nearest)).max() < 1e-9
+        nearest = jax.jit(problems.project_feasible)(point)
+        assert abs(problems.exact_residual(nearest)).max() < 1e-9
         assert abs(nearest).max() <= 1
         keys = jax.random.split(jax.random.key(0), 20_000)
-        drawn = jax.vmap(lambda key: constrained.sampled_residual(key)(point))(keys)
-        off = np.asarray(drawn.mean(axis=0) - constrained.exact_residual(point))
+        drawn = jax.vmap(lambda key: problems.sampled_residual(key)(point))(keys)
+        off = np.asarray(drawn.mean(axis=0) - problems.exact_residual(point))
         assert abs(off).max() < 5 * float(drawn.std()) / len(keys) ** 0.5
 
 
@@ -62,7 +61,7 @@ def test_runs_record_the_times_that_were_drawn():
     def runs(horizon, offset):
         """A run of 64 parts that keeps z after one step of each."""
         return constrained.run_seeds(
-            constrained.make_quadratic(),
+            problems.make_quadratic(),
             constrained.METHODS[-1],
             jnp.asarray(horizon, float),
             jnp.asarray(1.0),
@@ -89,3 +88,12 @@ def test_what_does_not_match_is_said():
     assert "steeper" in words(-0.5, -0.3)
     assert "in the interval" in words(-0.3, -0.2)
     assert constrained.compare(constrained.Slope(0.0, 0.0, 0.0), None) == "-"
+
+
+def test_the_agents_solution_is_the_minimiser_of_their_sum():
+    slopes = consensus.CURVATURE_G[:, None] * (
+        consensus.SOLUTION_N - consensus.TARGET_GN
+    )
+    np.testing.assert_allclose(slopes.sum(axis=0), 0, atol=1e-12)
+    assert consensus.CURVATURE_G.sum() > 0 > consensus.CURVATURE_G.min()
+    assert abs(consensus.SOLUTION_N).max() < 1, "no bound of the box is reached"

@@ -9,9 +9,12 @@ K(x, y, z) = f(x) + <A x - b, y> + (rho/2) ||A x - b||^2 + (mu/2) ||x - z||^2 a 
     x <- Proj_X(x - tau G),  G an estimate of grad_x K(x, y, z)
     z <- z + beta (x - z)
 
-The variance of G is proportional to ||y||^2, which the safeguard keeps bounded; a reset
-does not raise the potential of the analysis. With exact estimates and no bound this is
-the smoothed proximal method of multipliers.
+The variance of G is proportional to ||y||^2, which the safeguard keeps bounded. With
+exact estimates and no bound this is the smoothed ALM, whose potential
+K(x, y, z) - 2 d(y, z) + 2 Psi(z), d(y, z) = min over x in X of K, never rises; a reset
+at a bound high enough does not raise it either. A projected step of a noisy gradient is
+biased, so the analysis has in K's place its Moreau envelope,
+phi(x, y, z) = min over u in X of K(u, y, z) + (lambda/2) ||u - x||^2.
 
 mu has to exceed the Lipschitz constant l of grad f, or K is not convex in x. M_y has to
 exceed the norm of the multipliers at the solution, or y is reset for ever.

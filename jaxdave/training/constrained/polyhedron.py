@@ -76,7 +76,7 @@ def polyhedron(matrix_MN: Any, bound_M: Any) -> Projection:
     # Rows of length 1, so that the most violated is the farthest away.
     matrix, bound = matrix / norms[:, None], bound / norms
     with jax.ensure_compile_time_eval():
-        start = jnp.zeros(matrix.shape[1])
+        start = jnp.zeros(matrix.shape[1], jnp.float32)
         nearest = np.asarray(project_polyhedron(start, matrix, bound))
     excess = (matrix @ nearest - bound).max(initial=0.0)
     if not excess <= 1e-4 * (1 + np.abs(bound).max(initial=0.0)):
@@ -87,16 +87,20 @@ def polyhedron(matrix_MN: Any, bound_M: Any) -> Projection:
 
     def project(params: Any) -> Any:
         x_N, unravel = ravel_pytree(params)
-        return unravel(project_polyhedron(x_N, matrix, bound))
+        is_narrow = jnp.finfo(x_N.dtype).bits < 32
+        wide_N = x_N.astype(jnp.float32) if is_narrow else x_N
+        return unravel(project_polyhedron(wide_N, matrix, bound).astype(x_N.dtype))
 
     return project
 
 
+@jax.jit
+@jax.default_matmul_precision("highest")
 def project_polyhedron(x_N: jax.Array, matrix_MN: Any, bound_M: Any) -> jax.Array:
     """Project onto {H x <= h}, as `polyhedron` does, but without its checks.
 
     Args:
-        x_N: The point, float [N].
+        x_N: The point, float32 or float64 [N].
         matrix_MN: H, rows of length 1, [M, N].
         bound_M: h [M].
 

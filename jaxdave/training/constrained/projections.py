@@ -6,7 +6,6 @@ file of their own (`polyhedron`).
 Axes: N coordinates, E the 2 N points where a coordinate reaches a bound.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -148,14 +147,17 @@ def project_box_section(
         return jnp.sum(weight * point_at(t))
 
     t_E = jnp.sort(jnp.concatenate([(x_N - low) / weight, (x_N - high) / weight]))
-    first, last = jnp.int32(0), jnp.int32(t_E.shape[0] - 1)
-    for _ in range(math.ceil(math.log2(t_E.shape[0])) + 1):
+
+    def halve(_: jax.Array, ends: tuple[jax.Array, jax.Array]) -> Any:
+        first, last = ends
         middle = (first + last) // 2
         is_left = total_at(t_E[middle]) >= total
-        first, last = (
-            jnp.where(is_left, middle, first),
-            jnp.where(is_left, last, middle),
-        )
+        return jnp.where(is_left, middle, first), jnp.where(is_left, last, middle)
+
+    num_points = t_E.shape[0]
+    first, last = jax.lax.fori_loop(
+        0, num_points.bit_length(), halve, (jnp.int32(0), jnp.int32(num_points - 1))
+    )
     before, after = total_at(t_E[first]), total_at(t_E[last])
     is_flat = before <= after
     share = jnp.where(

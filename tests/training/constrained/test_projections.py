@@ -112,7 +112,7 @@ def test_projections_are_idempotent_nonexpansive_and_nearest(name):
 def test_what_is_inside_stays_bit_for_bit():
     inside = jnp.asarray(0.01 * RNG.normal(size=6), jnp.float32)
     for name in ("box", "polyhedron"):
-        assert (SETS[name](inside) == inside).all()
+        assert (jax.jit(SETS[name])(inside) == inside).all()
 
 
 def test_a_section_agrees_with_the_polyhedron_of_its_rows():
@@ -150,7 +150,10 @@ def test_pytrees_keep_their_structure_and_dtypes():
     same = product({"w": whole_space, "b": box(0.0, 1.0)})(params)
     assert same["w"]["k"].tolist() == [[3.0, 3.0]] * 2
     halves = {"a": jnp.array(2.0), "b": jnp.array(2.0)}
-    assert polyhedron([[1.0, 1.0]], [2.0])(halves) == {"a": 1.0, "b": 1.0}
+    half_space = polyhedron([[1.0, 1.0]], [2.0])
+    assert half_space(halves) == {"a": 1.0, "b": 1.0}
+    found = half_space(jnp.array([2.0, 2.0], jnp.bfloat16))
+    assert found.dtype == jnp.bfloat16 and found.tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
