@@ -17,7 +17,6 @@ says, and never in bench/results, which keeps the results of the last whole run.
 
 import argparse
 import dataclasses
-import subprocess
 import sys
 import time
 import traceback
@@ -181,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plan = dataclasses.replace(plan, rounds=args.rounds)
     sizes = args.sizes or (("demo", "1M") if args.quick else default_sizes())
     header = report.start_report(", ".join(sizes))
-    header.machine["commit"] = git_commit()
+    header.machine["commit"] = report.git_commit()
     header.machine["numerics"] = plan.numerics
     print(f"commit: {header.machine['commit']}")
     book = ResultsBook()
@@ -244,28 +243,6 @@ def print_findings(header: report.Report, findings: Sequence[Finding]) -> None:
     }
     load = report.load_averages()
     print(f"\n{count['met']} met, {count['missed']} missed; load {load}")
-
-
-def git_commit() -> str:
-    """Look up the git commit of this tree.
-
-    Returns:
-        Its short hash, with " (changed)" where tracked files differ from it; "unknown"
-        outside a repository.
-    """
-
-    def git(*arguments: str) -> str:
-        process = subprocess.run(
-            ("git", *arguments),
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parent,
-            check=False,
-        )
-        return process.stdout.strip()
-
-    dirty = " (changed)" if git("status", "--porcelain", "-uno") else ""
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + dirty
 
 
 if __name__ == "__main__":

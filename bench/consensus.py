@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bench.__main__ import git_commit
 from bench.constrained import fit_slope
 from bench.harness import report
 from jaxdave.training.constrained.consensus import (
@@ -127,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows, resets = [], 0
     with jax.enable_x64(True):
         results = report.start_report(f"{SEEDS} seeds, float64")
-        results.machine["commit"] = git_commit()
+        results.machine["commit"] = report.git_commit()
         print(f"commit: {results.machine['commit']}")
         keys = jax.random.split(jax.random.key(0), SEEDS)
         for case in CASES:

@@ -32,7 +32,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bench.__main__ import git_commit
 from bench.harness import report
 from bench.harness.constrained_problems import (
     BOX,
@@ -396,7 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.process_time()
     with jax.enable_x64(True):
         results = report.start_report(f"{num_seeds} seeds, float64")
-        results.machine["commit"] = git_commit()
+        results.machine["commit"] = report.git_commit()
         print(f"commit: {results.machine['commit']}")
         for problem in (make_quadratic(), make_regression()):
             add_problem(results, problem, horizons, num_seeds)

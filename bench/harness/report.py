@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -103,6 +104,28 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
         help="the demo, a checkpoint folder, or `random` for untrained demo weights",
     )
     return parser
+
+
+def git_commit() -> str:
+    """Look up the git commit of this tree.
+
+    Returns:
+        Its short hash, with " (changed)" where tracked files differ from it; "unknown"
+        outside a repository.
+    """
+
+    def git(*arguments: str) -> str:
+        process = subprocess.run(
+            ("git", *arguments),
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            check=False,
+        )
+        return process.stdout.strip()
+
+    dirty = " (changed)" if git("status", "--porcelain", "-uno") else ""
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + dirty
 
 
 def start_report(weights: str) -> Report:

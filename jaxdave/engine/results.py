@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from jaxdave.core.prediction import NO_TOKEN
 from jaxdave.core.state import RowState, Stats
 from jaxdave.engine.reference_calls import DecodedPath, reference_calls
+from jaxdave.engine.trajectory import Trajectory, read_trajectory
 from jaxdave.runtime.memory import PeakMemory
 
 FinishReason = Literal["stop", "length", "nonfinite"]
@@ -50,37 +50,6 @@ class Nfe:
 
     def __str__(self) -> str:
         return f"{self.total} calls"
-
-
-class Trajectory(NamedTuple):
-    """The tokens of an answer in the order in which the policy has committed them.
-
-    Tokens of one step are in order of position. Everything that was decoded within the
-    answer's room is here, the end token and what lies behind it included: it is all
-    that the policy has drawn. Drafts change nothing of it but `calls`.
-
-    Attributes:
-        positions: Positions, counted from the first generated one.
-        token_ids: The tokens.
-        steps: The policy step that committed each, from 0.
-        calls: The call that made it known, 0 for the prefill.
-        log_probs: Log-probabilities of the tokens at their steps, under the tempered
-            distribution before top-k and top-p (at temperature 0: the model's own).
-            NaN where the policy has filled in another token than the model drew. The
-            same bits with and without drafts under exact numerics; under guarded ones
-            within the measured error.
-    """
-
-    positions: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    steps: tuple[int, ...]
-    calls: tuple[int, ...]
-    log_probs: tuple[float, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values: a list for each attribute, None for NaN."""
-        numbers = [None if math.isnan(one) else one for one in self.log_probs]
-        return {**{k: list(v) for k, v in self._asdict().items()}, "log_probs": numbers}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -152,7 +121,7 @@ class Completion:
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON values, under the names of `jaxdave generate --json`."""
-        return {
+        values: dict[str, Any] = {
             "token_ids": list(self.token_ids),
             "finish_reason": self.finish_reason,
             "valid_tokens": self.valid_tokens,
@@ -163,8 +132,10 @@ class Completion:
             "proposed_drafts": self.proposed_drafts,
             "accepted_drafts": self.accepted_drafts,
             "hit_rate": self.hit_rate,
-            **trajectory_dict(self.trajectory),
         }
+        if self.trajectory is not None:
+            values["trajectory"] = self.trajectory.to_dict()
+        return values
 
     def to_json(self) -> str:
         """`to_dict` as one line of JSON."""
@@ -177,18 +148,6 @@ class Completion:
 
     def __repr__(self) -> str:
         return f"Completion({self})"
-
-
-def trajectory_dict(trajectory: Trajectory | None) -> dict[str, Any]:
-    """A trajectory as an entry of JSON values; empty where there is none.
-
-    Args:
-        trajectory: The trajectory, or None.
-
-    Returns:
-        No entry, or the entry "trajectory".
-    """
-    return {} if trajectory is None else {"trajectory": trajectory.to_dict()}
 
 
 def hit_rate(accepted: int, proposed: int) -> float | None:
@@ -497,30 +456,9 @@ def _read_row(
         decoded_tokens=int(np.sum(decoded < max_new_tokens)),
         proposed_drafts=int(stats.drafts[index, 0]),
         accepted_drafts=int(stats.drafts[index, 1]),
-        trajectory=_read_trajectory(rows, index, begin, min(answer, end)),
-    )
-
-
-def _read_trajectory(
-    rows: HostRows, index: int, begin: int, end: int
-) -> Trajectory | None:
-    """The trajectory of a row, if it was recorded."""
-    stats = rows.stats
-    if stats.step_T is None or stats.log_prob_T is None:
-        return None
-    steps = stats.step_T[index][begin:end]
-    places = np.flatnonzero(steps >= 0)
-    places = places[np.argsort(steps[places], kind="stable")]
-
-    def read(array: Any) -> tuple[Any, ...]:
-        return tuple(array[index][begin + places].tolist())
-
-    return Trajectory(
-        positions=tuple(places.tolist()),
-        token_ids=read(rows.tokens_T),
-        steps=read(stats.step_T),
-        calls=read(stats.call_T),
-        log_probs=read(stats.log_prob_T),
+        trajectory=read_trajectory(
+            stats, index, tokens, begin, min(answer, end), mask_id
+        ),
     )
 
 

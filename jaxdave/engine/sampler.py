@@ -211,6 +211,7 @@ class Sampler:
             stops: For every prompt stop strings of its own, beside `stop`.
             group_size: So many prompts in a row are the same and are evaluated once,
                 as for several answers to one question, each with a request of its own.
+                Where there are stop strings, each is evaluated by itself.
 
         Returns:
             The answers, in the order of the prompts.

@@ -24,9 +24,11 @@ from helpers.oracle import blank, finished, first_block, policy_step
 
 import jaxdave
 from jaxdave import policies
+from jaxdave.core.state import Stats
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.generation import generate
 from jaxdave.engine.results import Completion
+from jaxdave.engine.trajectory import read_trajectory
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 ROOM, LENGTH = 12, 4
@@ -118,8 +120,19 @@ def is_possible(row: Completion) -> bool:
     trace = row.trajectory
     assert trace is not None
     known = [one for one in trace.log_probs if not math.isnan(one)]
+    assert MASK not in trace.token_ids
     is_ordered = list(trace.steps) == sorted(trace.steps)
     return is_ordered and all(one <= 0 for one in known) and len(known) > 0
+
+
+def test_a_position_that_was_masked_again_has_no_step():
+    """Positions 1 to 4 are the answer; the policy has taken the token of 3 back."""
+    none, steps_BT = np.zeros(1, np.int32), np.array([[-1, 4, 0, 2, -1]])
+    stats = Stats(*[none] * len(Stats._fields))._replace(  # pyright: ignore
+        step_T=steps_BT, call_T=steps_BT, log_prob_T=-0.5 * np.ones((1, 5))
+    )
+    trace = read_trajectory(stats, 0, np.array([7, 8, 9, MASK, MASK]), 1, 5, MASK)
+    assert trace is not None and trace[:3] == ((1, 0), (9, 8), (0, 4))
 
 
 def test_nothing_is_recorded_unless_asked_for():

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.engine.results import Trajectory
+from jaxdave.engine.trajectory import Trajectory
 
 GIVEN = -1
 """Step of a position that is known from the start: the prompt."""

@@ -12,7 +12,7 @@ from helpers.toy_policy import IS_ANSWER, MASK, ORDERS, SEQUENCES, table
 
 from jaxdave import policies
 from jaxdave.engine.generation import generate
-from jaxdave.engine.results import Trajectory
+from jaxdave.engine.trajectory import Trajectory
 from jaxdave.training.reinforce import log_probs, step_maps
 
 STEP_MAPS = [*ORDERS, (0, 0, 1), (1, 0, 1), (0, 0, 0)]

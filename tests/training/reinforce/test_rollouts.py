@@ -47,10 +47,10 @@ def test_drafts_and_groups_change_nothing_but_calls(numerics):
         np.testing.assert_allclose(
             first.log_probs, second.log_probs, rtol=1e-3, atol=1e-5
         )
-    # What measures rounding has prompts in groups, too.
-    assert sum(a.answer.nfe.recheck for a, _ in pairs) <= 0.05 * len(pairs) * 10
     calls = [sum(pair[i].answer.nfe.total for pair in pairs) for i in range(2)]
     assert calls[1] > 2.5 * calls[0]
+    # What measures rounding has prompts in groups, too: few decisions are doubted.
+    assert sum(a.answer.nfe.recheck for a, _ in pairs) <= 0.05 * calls[0]
 
 
 def test_other_requests_are_other_answers():
