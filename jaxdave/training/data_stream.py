@@ -24,12 +24,13 @@ import dataclasses
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from jaxdave.io.tokenizer import Codec
 from jaxdave.runtime.messages import one_line
+from jaxdave.training.batch_config import BatchConfig
 from jaxdave.training.samples import SampleList, Samples, open_samples
 from jaxdave.training.token_batch import (
     PADDING,
@@ -39,124 +40,8 @@ from jaxdave.training.token_batch import (
     pack_samples,
 )
 
-_CHOICES = {"packing": ("pack", "one"), "too_long": ("error", "skip")}
 _NAMED_SKIPS = 5
 """Skipped samples that a report names."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchConfig:
-    """How samples become batches.
-
-    Attributes:
-        batch_size: Rows of a batch, of all processes together.
-        length: Positions of a row.
-        pad_id: The id of padding.
-        seed: Draws the order of each epoch.
-        shuffle: Whether there is another order than that of the samples.
-        epochs: How often each sample is trained; None: there is no end. The last batch
-            is filled up with rows of padding.
-        packing: "pack": as many samples as fit share a row, and do not see each other;
-            "one": each has a row of its own.
-        answer_start: The column at which all answers begin, for objectives of layout
-            "clean_first"; None: answers follow their prompts.
-        end_padding: Padding behind an answer that is trained as part of it, so that a
-            model learns what is behind the end: "none"; "block": up to the end of its
-            last block, where a decoder has masks; "row": to the end of the row; a
-            number: until the answer has so many tokens, the canvas of a decoder with
-            full attention.
-        block_length: Tokens of a block, where end_padding is "block".
-        too_long: A sample that does not fit in a row is an "error", or a "skip".
-        prefetch: Batches that are made ahead by a thread; 0: none, and no thread.
-        process_index: Which part of the rows is kept, from 0.
-        process_count: How many parts there are.
-
-    Raises:
-        ValueError: A value is out of range, or settings do not go together.
-    """
-
-    batch_size: int
-    length: int
-    pad_id: int
-    seed: int = 0
-    shuffle: bool = True
-    epochs: int | None = None
-    packing: Literal["pack", "one"] = "pack"
-    answer_start: int | None = None
-    end_padding: int | Literal["none", "block", "row"] = "none"
-    block_length: int | None = None
-    too_long: Literal["error", "skip"] = "error"
-    prefetch: int = 2
-    process_index: int = 0
-    process_count: int = 1
-
-    def __post_init__(self) -> None:
-        for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"{field}={getattr(self, field)!r} must be one of "
-                    f"{', '.join(map(repr, choices))}"
-                )
-        for field in ("batch_size", "length", "process_count"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
-        for field in ("seed", "prefetch"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field}={getattr(self, field)} must be at least 0")
-        if self.epochs is not None and self.epochs < 1:
-            raise ValueError(
-                f"epochs={self.epochs} must be at least 1; leave it out to train "
-                "without end"
-            )
-        self._check_layout()
-        if not 0 <= self.process_index < self.process_count:
-            raise ValueError(
-                f"process_index={self.process_index} must be at least 0 and below "
-                f"process_count={self.process_count}"
-            )
-        if self.batch_size % self.process_count:
-            raise ValueError(
-                f"batch_size={self.batch_size} must be a multiple of process_count="
-                f"{self.process_count}; use "
-                f"{-(-self.batch_size // self.process_count) * self.process_count}"
-            )
-
-    def _check_layout(self) -> None:
-        start, padding = self.answer_start, self.end_padding
-        if start is not None and not 0 < start < self.length:
-            raise ValueError(
-                f"answer_start={start} must be at least 1 and below length="
-                f"{self.length}"
-            )
-        if self.packing == "pack" and start is not None:
-            raise ValueError(
-                f"answer_start={start} leaves no room to pack samples; use "
-                "packing='one'"
-            )
-        if self.packing == "pack" and padding == "row":
-            raise ValueError(
-                "end_padding='row' leaves no room to pack samples; use packing='one', "
-                "or end_padding='block'"
-            )
-        if isinstance(padding, str) and padding not in ("none", "block", "row"):
-            raise ValueError(
-                f"end_padding={padding!r} must be 'none', 'block', 'row' or a number"
-            )
-        if not isinstance(padding, str) and padding < 1:
-            raise ValueError(
-                f"end_padding={padding} must be at least 1; use 'none' to have none"
-            )
-        if (padding == "block") != (self.block_length is not None):
-            raise ValueError(
-                f"end_padding={padding!r} with block_length={self.block_length}: give "
-                "block_length with 'block', and only there"
-            )
-        columns = self.length - (start or 0)
-        if self.block_length is not None and columns % self.block_length:
-            raise ValueError(
-                f"the {columns} columns of length={self.length}, answer_start={start} "
-                f"must be a multiple of block_length={self.block_length}"
-            )
 
 
 class BatchStream(Iterator[TokenBatch]):
@@ -179,9 +64,10 @@ class BatchStream(Iterator[TokenBatch]):
         self._samples = samples
         self._config = config
         self._layout = _SampleLayout(samples, config)
-        self._iterator = _grain_iterator(self._layout, len(samples), config)
-        # Also when Python ends, as grain's thread needs modules that are gone then.
-        self._close = weakref.finalize(self, self._iterator.close)
+        self._open = [_grain_iterator(self._layout, config)]
+        # Also when Python ends, while there still are the modules that grain needs to
+        # end its thread.
+        self._close = weakref.finalize(self, _close, self._open)
 
     def __next__(self) -> TokenBatch:
         return next(self._iterator)
@@ -236,12 +122,27 @@ class BatchStream(Iterator[TokenBatch]):
                     f"{name} has changed since the checkpoint was written; put the old "
                     "one back, or start anew"
                 )
+        epoch, epochs = self._epoch_of(state["position"]), self._config.epochs
+        if epochs is not None and epoch > epochs:
+            raise ValueError(
+                f"epochs={epochs} but the checkpoint was written {epoch:.2f} epochs "
+                "after the beginning; raise it"
+            )
         self._iterator.set_state(copy.deepcopy(state["position"]))
 
     @property
     def epoch(self) -> float:
         """Epochs that the batches up to here have taken from the samples."""
-        position = self._iterator.get_state()
+        return self._epoch_of(self._iterator.get_state())
+
+    @property
+    def _iterator(self) -> Any:
+        if not self._open:
+            raise ValueError("the stream of batches is closed; open another one")
+        return self._open[0]
+
+    def _epoch_of(self, position: dict[str, Any]) -> float:
+        """How far a state of grain's is; it is a chain of the states of all steps."""
         while "parent" in position:
             position = position["parent"]
         return position["next_index"] / len(self._samples)
@@ -325,9 +226,8 @@ class _SampleLayout:
     def __init__(self, samples: Samples, config: BatchConfig) -> None:
         self._samples = samples
         self._config = config
-        self._skipped: dict[int, None] = {}
+        self._skipped: set[int] = set()
         self._messages: list[str] = []
-        self._skips_in_a_row = 0
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -337,21 +237,19 @@ class _SampleLayout:
         answer = _pad_answer(prompt, answer, self._config)
         problem = _misfit(prompt, answer, self._config)
         if problem is None:
-            self._skips_in_a_row = 0
             return prompt, answer
         message = f"{self._samples.where(int(index))}{problem}"
         if self._config.too_long == "error":
             raise ValueError(f"{message}; raise it, or set too_long='skip'")
-        self._skips_in_a_row += 1
-        if self._skips_in_a_row >= len(self):
+        if index not in self._skipped:
+            self._skipped.add(int(index))
+            if len(self._messages) < _NAMED_SKIPS:
+                self._messages.append(message)
+        if len(self._skipped) == len(self):
             raise ValueError(
                 f"all {len(self)} samples are too long, for example: {message}; raise "
                 "it"
             )
-        if index not in self._skipped:
-            self._skipped[int(index)] = None
-            if len(self._messages) < _NAMED_SKIPS:
-                self._messages.append(message)
         return None
 
     def skipped(self) -> SkippedSamples:
@@ -401,7 +299,13 @@ def _misfit(
     return None
 
 
-def _grain_iterator(layout: _SampleLayout, count: int, config: BatchConfig) -> Any:
+def _close(iterators: list[Any]) -> None:
+    """Close the iterator in a list, and forget it."""
+    while iterators:
+        iterators.pop().close()
+
+
+def _grain_iterator(layout: _SampleLayout, config: BatchConfig) -> Any:
     """The pipeline, as an iterator of grain."""
     grain = _import_grain()
     rows = config.batch_size
@@ -415,6 +319,9 @@ def _grain_iterator(layout: _SampleLayout, count: int, config: BatchConfig) -> A
     # whole batches ahead.
     reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     dataset = dataset.repeat(config.epochs).to_iter_dataset(reading)
+    # What was skipped is in the stream's own report, not in a log.
+    options = grain.experimental.DatasetOptions(filter_warn_threshold_ratio=None)
+    dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
     if config.packing == "pack":
         dataset = grain.experimental.FirstFitPackIterDataset(
             dataset.map(_to_arrays),

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdave.io.tokenizer import load_codec
-from jaxdave.training.data_stream import BatchConfig, batches_of, open_batches
+from jaxdave.training.batch_config import BatchConfig
+from jaxdave.training.data_stream import batches_of, open_batches
 from jaxdave.training.token_batch import PADDING, TokenBatch
 
 PAD = 999
@@ -303,6 +306,16 @@ def found_any(batch: TokenBatch):
             yield (int(tokens_T[sample_T == sample][0]),)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_one_sample_that_fits_is_enough(seed):
+    # It may be the first of an epoch and the last of the next.
+    samples = samples_of([(1, 1), (4, 4), (4, 4), (4, 4)])
+    stream = batches_of(samples, config(seed=seed, length=4, too_long="skip"))
+    for batch in take(stream, 8):
+        assert found(batch) == [(0, 1, 1)] * 4
+    assert stream.skipped.count == 3
+
+
 def test_where_nothing_fits_there_is_an_end():
     stream = batches_of(SAMPLES[:1], config(length=2, too_long="skip", prefetch=1))
     with pytest.raises(ValueError, match="all 1 samples are too long.*sample 0"):
@@ -356,6 +369,10 @@ def test_another_order_is_refused_at_the_restart(changes, words):
         batches_of(SAMPLES, config(**changes)).set_state(state)
     with pytest.raises(ValueError, match="samples has changed"):
         batches_of(SAMPLES[1:], config()).set_state(state)
+    far = batches_of(SAMPLES, config())
+    take(far, 4)
+    with pytest.raises(ValueError, match=r"epochs=1 .* 2\.00 epochs .* raise it"):
+        batches_of(SAMPLES, config(epochs=1)).set_state(far.get_state())
     with pytest.raises(ValueError, match="is none"):
         batches_of(SAMPLES, config()).set_state({"step": 3})
 
@@ -387,6 +404,30 @@ def test_settings_that_do_not_go_together_are_refused(changes, words):
     with pytest.raises(ValueError, match=words) as error:
         config(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_a_stream_that_is_left_open_says_nothing_when_python_ends():
+    code = (
+        "from jaxdave.training.batch_config import BatchConfig\n"
+        "from jaxdave.training.data_stream import batches_of\n"
+        "config = BatchConfig(batch_size=1, length=4, pad_id=0, prefetch=2)\n"
+        "stream = batches_of([([1], [2])], config)\n"
+        "print(next(stream).tokens_BT.tolist())\n"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.stdout, result.stderr) == ("[[1, 2, 1, 2]]\n", "")
+
+
+def test_a_closed_stream_has_no_thread_and_no_batches():
+    stream = batches_of(SAMPLES, config(prefetch=2))
+    next(stream)
+    threads = threading.active_count()
+    stream.close()
+    stream.close()
+    assert threading.active_count() == threads - 1
+    with pytest.raises(ValueError, match="closed"):
+        next(stream)
 
 
 def test_without_grain_the_extra_is_named(tmp_path, monkeypatch):

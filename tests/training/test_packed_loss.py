@@ -9,7 +9,8 @@ import pytest
 from helpers.checkpoint_folders import random
 
 from jaxdave.models.presets import preset
-from jaxdave.training.data_stream import BatchConfig, batches_of
+from jaxdave.training.batch_config import BatchConfig
+from jaxdave.training.data_stream import batches_of
 from jaxdave.training.masking import Corruption
 from jaxdave.training.objective_loss import corrupted_loss
 from jaxdave.training.objectives import OBJECTIVES, Objective
