@@ -107,8 +107,8 @@ def parse_turns(line: bytes | str, *, chat_template: bool = True) -> tuple[Turn,
         return _turns_of_messages(value["messages"], args, chat_template)
     if keys != ["prompt", "response"]:
         raise ValueError(
-            f"has the keys {', '.join(map(_short, value)) or 'of none'}; it must have "
-            '"prompt" and "response", or "messages" alone'
+            f'has the keys {_short(list(value))}; it must have "prompt" and '
+            '"response", or "messages" alone'
         )
     prompt, answer = value["prompt"], value["response"]
     if not isinstance(prompt, str):

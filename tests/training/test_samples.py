@@ -11,7 +11,9 @@ from helpers.checkpoint_folders import TOKENIZER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jaxdave
 from jaxdave.cli.prompts import encode, read_requests
+from jaxdave.demo_tasks.mixture import training_problem
 from jaxdave.io.checkpoint import describe
 from jaxdave.io.tokenizer import load_codec
 from jaxdave.training.samples import (
@@ -175,7 +177,8 @@ GOOD = {"prompt": "a", "response": "1"}
         ("{", ["broken JSON"]),
         ("[" * 100_000, ["nested too deep"]),
         ("[1]", ["[1]", "must be an object"]),
-        ({}, ["keys of none", '"prompt" and "response"']),
+        ({}, ["keys []", '"prompt" and "response"']),
+        ({str(i): i for i in range(999)}, ["keys ['0', '1'", "..."]),
         ({"prompt": "a", "reponse": "1"}, ["'prompt', 'reponse'", '"response"']),
         ({**GOOD, "messages": [USER, LAST]}, ["'messages'", "alone"]),
         ({**GOOD, "template_args": 3}, ["template_args=3", "object"]),
@@ -296,3 +299,23 @@ def test_a_list_has_answers():
         SampleList([([1], [2]), ([1], [])])
     # A token moved from a prompt to its answer is another list.
     assert SampleList([([1], [2, 3])]).digests != SampleList([([1, 2], [3])]).digests
+
+
+@pytest.mark.slow
+def test_an_answer_is_what_the_decoder_returns(tmp_path):
+    demo = jaxdave.load("sdar-1m")
+    problems = [training_problem(0, 10**6 + index) for index in range(8)]
+    lines = [{"prompt": one.prompt, "response": one.answer} for one in problems]
+    samples = open_samples([write(tmp_path / "a.jsonl", *lines)], demo.codec)
+    decoder = jaxdave.freedave(demo.config, draft_steps=4, max_new_tokens=32)
+    prompts = [samples[i][0] for i in range(len(samples))]
+    result = jaxdave.generate(decoder, demo.params, prompts)
+    for i, completion in enumerate(result.completions):
+        text = demo.codec.decode(completion.token_ids)
+        turn = Turn(prompt="a", answer=text)
+        # Up to its end, whatever the answer is.
+        _, answer = encode_turn(demo.codec, turn, end=end_id(demo.codec))
+        assert completion.finish_reason == "stop"
+        assert answer[:-1] == list(completion.token_ids)
+        # And it is right, as the model was trained on such answers.
+        assert answer == samples[i][1]
