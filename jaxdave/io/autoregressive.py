@@ -158,7 +158,8 @@ def read_autoregressive(
     if raw.get("model_type") not in AUTOREGRESSIVE:
         raise ValueError(
             f"{folder}: model_type={raw.get('model_type')!r} in config.json must be "
-            f"one of {', '.join(AUTOREGRESSIVE)}, or the folder a diffusion checkpoint"
+            f"one of {', '.join(AUTOREGRESSIVE)}, whose attention can be opened; leave "
+            "the opening out for a diffusion model"
         )
     source, results = AUTOREGRESSIVE[raw["model_type"]]
     mask = mask_token.find_or_add(folder, opening.mask_token)

@@ -169,12 +169,7 @@ def from_model(
     """
     check_dtype(dtype)
     name, folder = find_model(source)
-    if not is_autoregressive(folder):
-        if opening is not None:
-            raise ValueError(
-                f"{name} is no autoregressive model, so that there is no attention to "
-                "open; leave the opening out"
-            )
+    if opening is None and not is_autoregressive(folder):
         model = checkpoint.load(
             source, dtype=dtype, block_length=block_length, mask_id=mask_id
         )
