@@ -117,9 +117,9 @@ class ConfigFile:
             if heading := re.match(r"\s*\[+\s*([\w.\-]+)\s*\]+", line):
                 inside = heading[1] == section
                 if inside and key is None:
-                    return f"{self.path}:{number}: "
+                    return f"{self.path}, line {number}: "
             elif inside and key and re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", line):
-                return f"{self.path}:{number}: "
+                return f"{self.path}, line {number}: "
         return f"{self.path}: "
 
 

@@ -235,7 +235,7 @@ class MetricsFile:
         if number == count:
             return {"step": math.inf}
         raise ValueError(
-            f"{self.path}:{number}: {line[:40]!r} is no record of a step; move the "
+            f"{self.path}, line {number}: {line[:40]!r} is no record of a step; move the "
             "file away"
         )
 
