@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from jaxdave.core.host_arrays import fetch_arrays
 from jaxdave.io.peft_io import save_adapters
 from jaxdave.models.presets import preset
 from jaxdave.runtime.files import read_json, replace_file
@@ -34,7 +35,7 @@ from jaxdave.training.token_batch import TokenBatch
 from jaxdave.training.train_config import SCRATCH, ModelSection, TrainConfig
 from jaxdave.training.trainer import fit
 from jaxdave.training.training_mesh import TrainingMesh
-from jaxdave.training.update import init_state
+from jaxdave.training.update import cast_floats, init_state
 
 _LOGGER = logging.getLogger("jaxdave")
 SETTINGS = "settings.json"
@@ -84,7 +85,7 @@ def train(config: TrainConfig, out: Path) -> Path:
     lora = config.lora
     params, frozen, join = start.params, None, None
     if lora is not None:
-        frozen = mesh.put_params(start.params)
+        frozen = mesh.put_params(cast_floats(start.params, config.train.dtype))
         params = init_adapters(start.config, lora)
         join = functools.partial(join_lora, lora=lora)
     steps = SupervisedSteps(
@@ -108,9 +109,10 @@ def train(config: TrainConfig, out: Path) -> Path:
     _report_skips(stream)
     trained: Any = state.params if state.ema is None else state.ema
     if lora is not None:
+        trained = fetch_arrays(trained)  # all processes take part in that
         if jax.process_index() == 0:
             save_adapters(out / ADAPTERS, start.config, trained, lora)
-        trained = merge_lora(join_lora(trained, frozen, lora))
+        trained = merge_lora(join_lora(trained, start.params, lora))
     limit = config.model.max_new_tokens or start.max_new_tokens
     start = dataclasses.replace(start, max_new_tokens=limit)
     start.save(out / MODEL, trained, dtype=config.model.dtype)

@@ -48,13 +48,18 @@ def test_a_model_fine_tunes_exports_and_decodes(tmp_path, start, objective):
     start_config = jaxdave.load(start).config
     assert dataclasses.replace(model.config, name=start) == start_config
     sampler = jaxdave.Sampler(model, jaxdave.DecodeConfig(draft_steps=4))
-    assert sampler("What is 2 + 3?").nfe > 0
+    assert sampler("What is 2 + 3?").token_ids
 
 
-def test_adapters_are_trained_and_merged(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_trained_and_merged(tmp_path, dtype):
     """Only adapted kernels change, and the adapters stand beside the model."""
-    lora = '[lora]\nrank = 2\ntargets = ["q", "down"]'
-    folder = run(tmp_path, more=lora, model='dtype = "float32"')
+    parts = {
+        "more": '[lora]\nrank = 2\ntargets = ["q", "down"]',
+        "model": 'dtype = "float32"',
+        "train": f'dtype = "{dtype}"',
+    }
+    folder = run(tmp_path, **parts)
     before, after = params_of("sdar-1m"), params_of(folder)
     changed = {
         jax.tree_util.keystr(path, simple=True, separator="/")
