@@ -276,15 +276,37 @@ def drafts() -> None:
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder; a killed run resumes from it.")],
-    recipe: Annotated[str, typer.Option(help="Name of the recipe.")] = "demo",
-    steps: Annotated[int | None, typer.Option(help="The recipe's.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of a run on data of your own.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Name of a demo model's recipe; default: demo.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="In place of the recipe's or the file's.")
+    ] = None,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    connect_seconds: ConnectSeconds = 60,
     no_compile_cache: NoCache = False,
 ) -> None:
-    """Train a small model and write it to OUT/model."""
+    """Train or fine-tune a model and write it to OUT/model."""
     from jaxdave.cli import train as train_command
 
+    joined = process_config(
+        distributed, coordinator, num_processes, process_id, connect_seconds
+    )
+    if config is not None and recipe is not None:
+        raise ValueError("--config and --recipe exclude each other; choose one")
+    if config is None and joined is not None:
+        raise ValueError("--distributed needs --config; recipes train on one device")
     enable_jax_cache(no_compile_cache)
-    train_command.run(recipe, out, steps)
+    if config is None:
+        train_command.run_recipe(recipe or "demo", out, steps)
+    else:
+        train_command.run_config(config, out, steps, joined)
 
 
 app.command("eval")(evaluate)

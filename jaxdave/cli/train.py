@@ -1,14 +1,51 @@
-"""`jaxdave train`: a recipe from nothing to a checkpoint folder."""
+"""`jaxdave train`: a recipe, or settings of one's own, to a checkpoint folder."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jaxdave.distributed.process_config import ProcessConfig
 
 if TYPE_CHECKING:
     from jaxdave.training.recipes import Recipe
 
 
-def run(name: str, out: Path, steps: int | None) -> None:
+def run_config(
+    path: Path, out: Path, steps: int | None, joined: ProcessConfig | None
+) -> None:
+    """Train, or resume, what a file says; the model goes to the folder `out`/model.
+
+    Args:
+        path: A TOML file (`train_config`).
+        out: Where the state of the training goes.
+        steps: Training steps; None: the file's.
+        joined: The processes that train together; None: this one alone.
+
+    Raises:
+        ValueError: The file, its data or its model are bad, or another run writes to
+            `out`.
+    """
+    from jaxdave.training.train_config import read_train_config
+
+    config = read_train_config(path)
+    if steps is not None:
+        section = dataclasses.replace(config.train, steps=steps)
+        config = dataclasses.replace(config, train=section)
+    from jaxdave.distributed.processes import ALONE, first_speaks, initialize
+    from jaxdave.runtime.locks import output_folder
+
+    processes = ALONE if joined is None else initialize(joined)
+    lock = output_folder(out) if processes.is_first else contextlib.nullcontext()
+    with first_speaks(processes), lock, processes.running():
+        from jaxdave.training.supervised_run import train
+
+        folder = train(config, out)
+        if processes.is_first:
+            print(f"wrote {folder}; try: jaxdave chat --model {folder}")
+
+
+def run_recipe(name: str, out: Path, steps: int | None) -> None:
     """Train, or resume, a recipe; the model goes to the folder `out`/model.
 
     Args:
