@@ -97,7 +97,7 @@ def open_answers(path: Path, header: Mapping[str, Any]) -> Iterator[AnswersFile]
                 yield AnswersFile(finished, write)
             lines = [
                 json.dumps(value, ensure_ascii=False) + "\n"
-                for value in sorted(read_journal(journal, header), key=_index)
+                for value in sorted(read_journal(journal, header), key=_number)
             ]
             replace_file(path, "".join(lines).encode("utf-8"))
             journal.unlink()
@@ -106,8 +106,8 @@ def open_answers(path: Path, header: Mapping[str, Any]) -> Iterator[AnswersFile]
             raise
 
 
-def _index(value: Mapping[str, Any]) -> int:
-    return value["index"]
+def _number(value: Mapping[str, Any]) -> tuple[int, int]:
+    return value["index"], value.get("sample", 0)
 
 
 def _remove_if_empty(journal: Path, header: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from jaxdave.cli.options import (
     ray_config,
 )
 from jaxdave.engine.decode_config import DecodeConfig, LoadConfig, check_batch_size
+from jaxdave.engine.samples import SampleConfig
 from jaxdave.runtime.command_programs import preloaded
 
 app = typer.Typer(
@@ -82,9 +83,19 @@ def generate(
             "repeated."
         ),
     ] = None,
-    batch_size: BatchSize = 1,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Answers to each prompt, which is evaluated once; sample 0 is the "
+            "answer without this option."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Answers decoded together; by default those to one prompt."),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a prompt.")
+        bool, typer.Option("--json", help="One JSON object an answer.")
     ] = False,
     output: Annotated[
         Path | None,
@@ -114,7 +125,7 @@ def generate(
     no_compile_cache: NoCache = False,
 ) -> None:
     """Answer a prompt, or every prompt of a file."""
-    check_batch_size(batch_size)
+    sampling = SampleConfig(count=samples, batch_size=batch_size)
     if resume and output is None:
         raise ValueError("--resume goes on with a file; name it by --output FILE")
     cluster = ray_config(ray, workers, prompts, output)
@@ -127,7 +138,7 @@ def generate(
         check_files("--distributed", prompts, output)
     disable_cache(no_compile_cache)
     is_alone = cluster is None and joined is None
-    programs = preloaded("generate", load, config, batch_size)
+    programs = preloaded("generate", load, config, sampling)
     with programs if is_alone else contextlib.nullcontext():
         from jaxdave.cli import generate, generate_in_processes
         from jaxdave.cli.prompts import read_requests
@@ -138,7 +149,7 @@ def generate(
         arguments = {
             "template_args": parse_template_args(template_arg or ()),
             "stops": check_stops([unescape(text) for text in stop or ()]),
-            "batch_size": batch_size,
+            "samples": sampling,
             "output": output,
             "resume": resume,
         }
@@ -155,7 +166,7 @@ def generate(
 def chat(
     *,
     load: Annotated[LoadConfig, Fields(LoadConfig)],
-    config: Annotated[DecodeConfig, Fields(DecodeConfig)],
+    config: Annotated[DecodeConfig, Fields(DecodeConfig, leave_out=("record_steps",))],
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     history: Annotated[
         Path | None,

@@ -19,6 +19,7 @@ from jaxdave.engine.decode_config import DecodeConfig, LoadConfig
 from jaxdave.engine.prompt_batches import decode_prompts
 from jaxdave.engine.results import TextCompletion, check_finite
 from jaxdave.engine.sampler import Sampler
+from jaxdave.engine.samples import SampleConfig
 from jaxdave.engine.text_stream import TextStream
 
 
@@ -29,7 +30,7 @@ def run(
     *,
     template_args: Mapping[str, Any],
     stops: Sequence[str],
-    batch_size: int,
+    samples: SampleConfig,
     as_json: bool,
     output: Path | None,
     resume: bool,
@@ -43,8 +44,8 @@ def run(
         requests: The prompts.
         template_args: What the chat template reads beside the messages.
         stops: Texts before which an answer ends.
-        batch_size: Prompts decoded together.
-        as_json: Print an object for each prompt in place of its text.
+        samples: Answers to each prompt, and how many are decoded together.
+        as_json: Print an object for each answer in place of its text.
         output: Where the objects go instead; None: nowhere.
         resume: Go on with an unfinished `output`.
         ray: The cluster whose workers decode, for `output` only; None: this process
@@ -65,7 +66,7 @@ def run(
             requests,
             template_args=template_args,
             stops=stops,
-            batch_size=batch_size,
+            samples=samples,
             output=output,
             ray=ray,
         )
@@ -82,21 +83,30 @@ def run(
         model = model.with_template_args(**template_args)
         room = config.max_new_tokens
         room = model.max_new_tokens if room is None else room
-        prompts = [encode(request, model, room) for request in requests]
+        encoded = [encode(request, model, room) for request in requests]
+        prompts = samples.expand(encoded)
         sampler = Sampler(model, config)
+        samples.check(sampler.decoder.spec)
         decode = functools.partial(
-            decode_prompts, sampler, stops=stops, batch_size=batch_size
+            decode_prompts,
+            sampler,
+            stops=stops,
+            batch_size=samples.rows,
+            group_size=samples.group_size,
         )
         if output is not None:
             stop_spinner()
-            settings = answer_settings(load, config, template_args, stops, requests)
+            settings = answer_settings(
+                load, config, template_args, stops, requests, samples
+            )
             return write_answers(
                 output,
                 settings,
                 prompts,
                 lambda rest: (result.to_dict() for result in decode(rest)),
+                samples,
             )
-        is_one = len(requests) == 1
+        is_one = len(prompts) == 1
         if sys.stdout.isatty() and is_one and not as_json:
             stream = sampler.stream(
                 prompts[0].ids,
@@ -108,14 +118,14 @@ def run(
         results = decode(prompts)
         if not sys.stdout.isatty():
             results = shown_progress(
-                results, len(requests), tokens_of=lambda result: result.valid_tokens
+                results, len(prompts), tokens_of=lambda result: result.valid_tokens
             )
         if not as_json:
-            return _print_texts(results, many=not is_one)
+            return _print_texts(results, samples, many=len(requests) > 1)
     slot_probe, reasons = _slot_probe(sampler), {}
     for result in results:
-        reasons[result.request] = result.finish_reason
-        fields = {**result.to_dict(), "slot_probe": slot_probe}
+        reasons[samples.index_of(result.request)] = result.finish_reason
+        fields = {**samples.record(result.to_dict()), "slot_probe": slot_probe}
         print(json.dumps(fields, ensure_ascii=False), flush=True)
     check_finite(reasons)
 
@@ -129,13 +139,14 @@ def _slot_probe(sampler: Sampler) -> bool | None:
     return slot_probe(sampler.decoder.spec, sampler.model.params).holds
 
 
-def _print_texts(results: Iterator[TextCompletion], many: bool) -> None:
+def _print_texts(
+    results: Iterator[TextCompletion], samples: SampleConfig, many: bool
+) -> None:
     calls = tokens = 0
     seconds, reasons = 0.0, {}
     for result in results:
-        reasons[result.request] = result.finish_reason
-        title = f"[{result.request}] " if many else ""
-        print(f"{title}{result.text}", flush=True)
+        reasons[samples.index_of(result.request)] = result.finish_reason
+        print(f"{samples.title(result.request, many)}{result.text}", flush=True)
         calls, tokens = calls + result.nfe.total, tokens + result.valid_tokens
         # `seconds` are those of the whole batch.
         seconds += result.seconds / result.batch_rows

@@ -24,6 +24,7 @@ from jaxdave.engine.prompt_batches import (
     has_draft_texts,
 )
 from jaxdave.engine.sampler import Sampler
+from jaxdave.engine.samples import SampleConfig
 
 
 def run(
@@ -34,7 +35,7 @@ def run(
     *,
     template_args: Mapping[str, Any],
     stops: Sequence[str],
-    batch_size: int,
+    samples: SampleConfig,
     output: Path,
     resume: bool,
 ) -> None:
@@ -47,7 +48,7 @@ def run(
         joined: The processes.
         template_args: What the chat template reads beside the messages.
         stops: Texts before which an answer ends.
-        batch_size: Prompts decoded together by one process.
+        samples: Answers to each prompt, and how many one process decodes together.
         output: Where the answers go.
         resume: Go on with an unfinished `output`.
 
@@ -75,11 +76,15 @@ def run(
             ).with_template_args(**template_args)
             room = config.max_new_tokens
             room = model.max_new_tokens if room is None else room
-            prompts = [encode(request, model, room) for request in requests]
-            return requests, Sampler(model, config), prompts
+            encoded = [encode(request, model, room) for request in requests]
+            sampler = Sampler(model, config)
+            samples.check(sampler.decoder.spec)
+            return requests, sampler, samples.expand(encoded)
 
         requests, sampler, prompts = processes.agree(prepared)
-        settings = answer_settings(load, config, template_args, stops, requests)
+        settings = answer_settings(
+            load, config, template_args, stops, requests, samples
+        )
         check_same("options and prompts", processes.exchange(settings))
         reads_drafts = has_draft_texts(prompts)
 
@@ -88,15 +93,19 @@ def run(
 
         def decode(batch: Sequence[EncodedPrompt]) -> list[dict[str, Any]]:
             answers = decode_batch(
-                sampler, batch, stops=stops, reads_drafts=reads_drafts
+                sampler,
+                batch,
+                stops=stops,
+                reads_drafts=reads_drafts,
+                group_size=samples.group_size,
             )
             return [answer.to_dict() for answer in answers]
 
-        shared = SharedDecode(processes, decode, batch_size)
+        shared = SharedDecode(processes, decode, samples.rows)
         if not processes.is_first:
             return shared.follow(prompts)
         try:
-            write_answers(output, settings, prompts, shared.lead)
+            write_answers(output, settings, prompts, shared.lead, samples)
         except (ValueError, OSError) as error:
             shared.fail(error)
             raise

@@ -10,6 +10,7 @@ from jaxdave.cli.prompts import Request, encode
 from jaxdave.cli.written_answers import answer_settings, write_answers
 from jaxdave.distributed.ray_config import RayConfig
 from jaxdave.engine.decode_config import DecodeConfig, LoadConfig
+from jaxdave.engine.samples import SampleConfig
 from jaxdave.runtime.phases import begin_phase
 
 
@@ -20,7 +21,7 @@ def run(
     *,
     template_args: Mapping[str, Any],
     stops: Sequence[str],
-    batch_size: int,
+    samples: SampleConfig,
     output: Path,
     ray: RayConfig,
 ) -> None:
@@ -34,7 +35,7 @@ def run(
         requests: The prompts.
         template_args: What the chat template reads beside the messages.
         stops: Texts before which an answer ends.
-        batch_size: Prompts decoded together.
+        samples: Answers to each prompt, and how many are decoded together.
         output: Where the answers go.
         ray: The cluster.
 
@@ -56,25 +57,28 @@ def run(
         model = dataclasses.replace(model, codec=codec)
         room = config.max_new_tokens
         room = model.max_new_tokens if room is None else room
-        prompts = [encode(request, model, room) for request in requests]
+        encoded = [encode(request, model, room) for request in requests]
+        prompts = samples.expand(encoded)
         # What does not fit the model is refused here, before there is a cluster.
         fitted = dataclasses.replace(config, max_new_tokens=room)
-        make_decoder(model.config, fitted, tables=model.tables)
+        decoder = make_decoder(model.config, fitted, tables=model.tables)
+        samples.check(decoder.spec)
         begin_phase("connecting to Ray")
         work = RayWork(
             load=_on_any_host(load, model),
             config=config,
             stops=tuple(stops),
-            batch_size=batch_size,
+            samples=samples,
             workers=ray.workers,
         )
         with connected(ray) as module:
             stop_spinner()
             write_answers(
                 output,
-                answer_settings(load, config, template_args, stops, requests),
+                answer_settings(load, config, template_args, stops, requests, samples),
                 prompts,
                 lambda rest: decode_on_ray(module, work, rest),
+                samples,
             )
 
 

@@ -56,6 +56,7 @@ class Fields:
     Attributes:
         record: The configuration whose fields they are.
         names: Only these fields; None: all of them.
+        leave_out: All but these fields.
         unset: Help texts of fields that have no default here: the parameter is a
             mapping then, and lacks what was left out.
 
@@ -65,12 +66,14 @@ class Fields:
 
     record: type
     names: tuple[str, ...] | None = None
+    leave_out: tuple[str, ...] = ()
     unset: Mapping[str, str] | None = None
 
     def options(self) -> list[Option]:
         """The options that users give."""
         fields = {option.name: option for option in options_of(self.record)}
-        return [fields[name] for name in self.names or fields]
+        names = self.names or fields
+        return [fields[name] for name in names if name not in self.leave_out]
 
     def build(self, values: Mapping[str, Any]) -> Any:
         """The command's argument from the values of its options.

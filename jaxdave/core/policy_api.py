@@ -179,6 +179,8 @@ class Policy(NamedTuple):
             the block; None where that varies. Only reports look at it.
         counts: Parameters that count positions. Where one is more than there are
             positions it would silently mean "all", so decoders refuse it.
+        draws: Its step reads `PolicyView.key`, so that answers differ by request at
+            temperature 0 too.
 
     Example:
         def step(view, memory):  # fill the leftmost open position
@@ -200,3 +202,4 @@ class Policy(NamedTuple):
     commit_order: Callable[[PolicyView, Memory], jax.Array] | None = None
     tokens_per_step: int | None = None
     counts: tuple[PositionCount, ...] = ()
+    draws: bool = False

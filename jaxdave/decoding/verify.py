@@ -59,7 +59,7 @@ class CallResult(NamedTuple):
         kept: What the call leaves of it.
         pred_DL: The prediction of its window that the next drafts are made of, where
             the head is read once a call; else None, and `commit` reads it.
-        path: The accepted path.
+        path: The accepted path, without `visited_K`, whose length is no common shape.
         info: Counts.
         record: What it commits; None if this decode records nothing.
     """
@@ -124,7 +124,8 @@ def verify(
         evaluated_L=drafts.tokens_KNL[path.draft, path.candidate],
         kept=kept,
         pred_DL=jax.tree.map(lambda a: a[kept.vector_L][None], pred_R),
-        path=path,
+        # As long as there are drafts: calls of other lengths have another shape.
+        path=path._replace(visited_K=None),
         info=StepInfo(jnp.sum(drafts.valid_K, dtype=jnp.int32), path.accepted_length),
         record=record_path(spec, row, drafts, pred_SW, evaluated.block_S, path),
     )

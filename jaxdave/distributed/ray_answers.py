@@ -19,6 +19,7 @@ from jaxdave.distributed.ray_cluster import ACCELERATORS, worker_resources
 from jaxdave.distributed.ray_decoder import RayDecoder
 from jaxdave.engine.decode_config import DecodeConfig, LoadConfig
 from jaxdave.engine.prompt_batches import EncodedPrompt, has_draft_texts
+from jaxdave.engine.samples import ONE_ANSWER, SampleConfig
 from jaxdave.runtime.mesh_shape import parse_mesh
 from jaxdave.runtime.messages import one_line
 
@@ -40,14 +41,14 @@ class RayWork:
         load: The model; a folder must be on every host.
         config: What decides the decode.
         stops: Stop strings of all prompts.
-        batch_size: Prompts that are decoded together.
+        samples: Answers to each prompt, and how many are decoded together.
         workers: Processes that decode.
     """
 
     load: LoadConfig
     config: DecodeConfig
     stops: tuple[str, ...] = ()
-    batch_size: int = 1
+    samples: SampleConfig = ONE_ANSWER
     workers: int = 1
 
 
@@ -79,22 +80,23 @@ def decode_on_ray(
         "config": work.config,
         "stop": work.stops,
         "reads_drafts": reads_drafts,
+        "samples": work.samples,
         "counter": counter,
         "version": jaxdave.__version__,
     }
     with _without_bars(ray):
         answers = ray.data.from_arrow(
-            _blocks(prompts, work.batch_size, reads_drafts)
+            _blocks(prompts, work.samples.rows, reads_drafts)
         ).map_batches(
             _CountedDecoder,
             fn_constructor_kwargs=arguments,
-            batch_size=work.batch_size,
+            batch_size=work.samples.rows,
             compute=ray.data.ActorPoolStrategy(size=work.workers),
             **resources,
         )
         try:
             for table in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
-                _warn_of_deaths(table)
+                _warn_of_deaths(table, work.samples)
                 for answer in table["answer"].to_pylist():
                     yield json.loads(answer)
         except Exception as error:  # Ray wraps what a worker raises in several ways
@@ -129,14 +131,21 @@ class _AttemptCounter:
 class _CountedDecoder(RayDecoder):
     """A decoder that refuses a batch of which too many workers have died."""
 
-    def __init__(self, *, counter: Any, version: str, **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        counter: Any,
+        version: str,
+        samples: SampleConfig = ONE_ANSWER,
+        **arguments: Any,
+    ) -> None:
         if jaxdave.__version__ != version:
             raise ValueError(
                 f"a worker has jaxdave {jaxdave.__version__} and this machine has "
                 f"{version}; install the same on all hosts"
             )
-        super().__init__(**arguments)
-        self._counter = counter
+        super().__init__(group_size=samples.group_size, **arguments)
+        self._counter, self._samples = counter, samples
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         import ray
@@ -146,8 +155,8 @@ class _CountedDecoder(RayDecoder):
         if attempt > MAX_ATTEMPTS:
             raise ValueError(
                 f"{MAX_ATTEMPTS} workers have died at the batch that begins with "
-                f"prompt {first}, perhaps for want of memory; try a smaller "
-                "--batch-size, and go on with --resume"
+                f"prompt {self._samples.index_of(first)}, perhaps for want of memory; "
+                "try a smaller --batch-size, and go on with --resume"
             )
         answers = super().__call__(batch)["answer"]
         size = len(answers)
@@ -198,7 +207,7 @@ def _without_bars(ray: Any) -> Iterator[None]:
             setattr(context, name, value)
 
 
-def _warn_of_deaths(table: Any) -> None:
+def _warn_of_deaths(table: Any, samples: SampleConfig) -> None:
     """Say which batches were decoded again."""
     rows = zip(table["first"].to_pylist(), table["attempt"].to_pylist(), strict=True)
     for first, attempt in dict.fromkeys(rows):
@@ -206,7 +215,7 @@ def _warn_of_deaths(table: Any) -> None:
             LOGGER.warning(
                 "the batch that begins with prompt %d was decoded again, as its worker "
                 "had died",
-                first,
+                samples.index_of(first),
             )
 
 

@@ -30,6 +30,8 @@ class RayDecoder:
         template_args: What the chat template reads beside the messages.
         stop: Texts before the first of which an answer ends.
         reads_drafts: Take draft texts into account; they never change an answer.
+        group_size: So many rows in a row of a batch are the same prompt, which is
+            evaluated once; give them "request" numbers of their own.
 
     Raises:
         ValueError: The model or a setting is bad.
@@ -55,11 +57,13 @@ class RayDecoder:
         template_args: Mapping[str, Any] | None = None,
         stop: str | Sequence[str] = (),
         reads_drafts: bool = False,
+        group_size: int = 1,
     ) -> None:
         load = LoadConfig() if load is None else load
         config = DecodeConfig() if config is None else config
         self._stops = check_stops(stop)
         self._reads_drafts = reads_drafts
+        self._group_size = group_size
         model = checkpoint.load(
             load.model,
             dtype=load.dtype,
@@ -89,6 +93,7 @@ class RayDecoder:
             self._prompts(batch),
             stops=self._stops,
             reads_drafts=self._reads_drafts,
+            group_size=self._group_size,
         )
         return {**batch, **_columns(answers)}
 

@@ -44,6 +44,7 @@ def generate_until(
     seed: int = 0,
     requests: Sequence[int] | None = None,
     draft_text: TokenIds | None = None,
+    group_size: int = 1,
 ) -> StoppedResult:
     """Decode every prompt to its first stop string, or to its end.
 
@@ -57,6 +58,7 @@ def generate_until(
         seed: Keys the noise at a temperature.
         requests: Number of each request.
         draft_text: For every prompt the ids of what the answer may look like.
+        group_size: So many prompts in a row are the same and are evaluated once.
 
     Returns:
         Texts and what they took. A text is the beginning of what the decoder gives
@@ -70,7 +72,13 @@ def generate_until(
     ids: list[list[int]] = [[] for _ in prompts]
     found: dict[int, Completion] = {}
     updates = stream(
-        decoder, params, prompts, seed=seed, requests=requests, draft_text=draft_text
+        decoder,
+        params,
+        prompts,
+        seed=seed,
+        requests=requests,
+        draft_text=draft_text,
+        group_size=group_size,
     )
     start = time.perf_counter()
     for update in updates:

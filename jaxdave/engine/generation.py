@@ -6,6 +6,7 @@ per bucket.
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -262,9 +263,8 @@ def _prefill_request(
     packed = placement.put(placement.pad_rows(packed), placement.rows_spec)
     check_groups(prompts, group_size)
     num_rows = len(packed.begin_B)
-    # A group of prompts that lies on several devices is evaluated by each row alone.
-    if num_rows // placement.num_groups % group_size:
-        group_size = 1
+    # Rows of one prompt that lie on several devices are evaluated once on each.
+    group_size = math.gcd(num_rows // placement.num_groups, group_size)
     prefill = placement.prefill_program(spec, params, num_rows, length, group_size)
     name = f"prefill {length}" + (f" by {group_size}" if group_size > 1 else "")
     runtime = spec.runtime(decoder.max_num_drafts, decoder.max_rounds)

@@ -46,6 +46,7 @@ def decode_batch(
     *,
     stops: Sequence[str] = (),
     reads_drafts: bool = False,
+    group_size: int = 1,
 ) -> list[TextCompletion]:
     """Decode prompts together.
 
@@ -55,6 +56,7 @@ def decode_batch(
         stops: Stop strings of all prompts.
         reads_drafts: Decode by the program that reads draft texts. The same for every
             batch, so that one program serves them all.
+        group_size: So many prompts in a row are the same and are evaluated once.
 
     Returns:
         The answers, in the order of the prompts.
@@ -65,6 +67,7 @@ def decode_batch(
         draft_texts=[p.draft_text for p in prompts] if reads_drafts else None,
         stop=stops,
         stops=[prompt.stops for prompt in prompts],
+        group_size=group_size,
     )
 
 
@@ -74,6 +77,7 @@ def decode_prompts(
     *,
     stops: Sequence[str] = (),
     batch_size: int,
+    group_size: int = 1,
 ) -> Iterator[TextCompletion]:
     """Decode prompts batch by batch.
 
@@ -82,6 +86,8 @@ def decode_prompts(
         prompts: Any number of prompts.
         stops: Stop strings of all prompts.
         batch_size: Prompts that are decoded together.
+        group_size: So many prompts in a row are the same and are evaluated once; it
+            divides the batch size.
 
     Yields:
         The answers, in the order of the prompts.
@@ -89,4 +95,10 @@ def decode_prompts(
     reads_drafts = has_draft_texts(prompts)
     for first in range(0, len(prompts), batch_size):
         batch = prompts[first : first + batch_size]
-        yield from decode_batch(sampler, batch, stops=stops, reads_drafts=reads_drafts)
+        yield from decode_batch(
+            sampler,
+            batch,
+            stops=stops,
+            reads_drafts=reads_drafts,
+            group_size=group_size,
+        )

@@ -211,7 +211,6 @@ class Sampler:
             stops: For every prompt stop strings of its own, beside `stop`.
             group_size: So many prompts in a row are the same and are evaluated once,
                 as for several answers to one question, each with a request of its own.
-                Where there are stop strings, each is evaluated by itself.
 
         Returns:
             The answers, in the order of the prompts.
@@ -226,6 +225,7 @@ class Sampler:
             "seed": self.config.seed,
             "requests": requests,
             "draft_text": self._encode_answers(draft_texts),
+            "group_size": group_size,
         }
         decode = self.model.codec.decode
         if any(each):
@@ -233,9 +233,7 @@ class Sampler:
                 decoder, self._params, decode, ids, each, **options
             )
         else:
-            result = generation.generate(
-                decoder, self._params, ids, **options, group_size=group_size
-            )
+            result = generation.generate(decoder, self._params, ids, **options)
             texts = [decode(one.token_ids) for one in result.completions]
         requests = [0] * len(ids) if requests is None else requests
         return [

@@ -81,6 +81,7 @@ def stream(
     seed: int = 0,
     requests: Sequence[int] | None = None,
     draft_text: TokenIds | None = None,
+    group_size: int = 1,
 ) -> "TokenStream":
     """Decode tokens that come as they become final, row by row, in order of position.
 
@@ -91,6 +92,7 @@ def stream(
         seed: Keys the noise at a temperature.
         requests: Number of each request.
         draft_text: For every prompt the ids of what the answer may look like.
+        group_size: So many prompts in a row are the same.
 
     Returns:
         An iterator of updates; the last one of a row has no tokens and names the call
@@ -101,7 +103,7 @@ def stream(
     """
     # Not part of the generator, which would begin
     # with it only when the first update is asked for.
-    prepared = prepare(decoder, params, prompts, seed, requests, draft_text)
+    prepared = prepare(decoder, params, prompts, seed, requests, draft_text, group_size)
     begins = [len(prompt) for prompt in prompts]
     return TokenStream(begins, CallByCall(decoder, params, prepared))
 

@@ -95,7 +95,7 @@ def info_gain(
     name = policy_name(
         "info_gain", candidates=candidates, temperature=temperature, bypass=bypass
     )
-    return _candidate_policy(name, step, candidates, score)
+    return _candidate_policy(name, step, candidates, score)._replace(draws=True)
 
 
 @register

@@ -89,7 +89,7 @@ def origin(steps: int = 512, eps: float = EPS) -> Policy:
         return point(uniform_W < picked_I[step]), step + 1
 
     name = policy_name("origin", steps=steps, eps=eps)
-    return block_interval_policy(name, decide, no_steps)
+    return block_interval_policy(name, decide, no_steps)._replace(draws=True)
 
 
 @register
@@ -239,7 +239,8 @@ def _timed_policy(
             score = sampled_order(confidence(values), alg_temp, view, values.slack)
         return select_top(view, num_tokens, score), step + 1
 
-    return block_interval_policy(name, decide, no_steps)
+    policy = block_interval_policy(name, decide, no_steps)
+    return policy._replace(draws=alg_temp > 0)
 
 
 def negative_entropy(values: IntervalView) -> Interval:

@@ -24,4 +24,5 @@ def first_hitting() -> Policy:
         # The largest of independent uniform numbers is at a uniformly random position.
         return point(best_positions(view, 1, position_uniforms(view)))
 
-    return interval_policy("first_hitting()", choose)._replace(tokens_per_step=1)
+    policy = interval_policy("first_hitting()", choose)
+    return policy._replace(tokens_per_step=1, draws=True)

@@ -72,4 +72,5 @@ def random(steps: int = 128) -> Policy:
         uniforms = point(position_uniforms(view))
         return select_top(view, even_split(clock.masks, steps, clock), uniforms)
 
-    return scheduled_policy(policy_name("random", steps=steps), choose)
+    policy = scheduled_policy(policy_name("random", steps=steps), choose)
+    return policy._replace(draws=True)

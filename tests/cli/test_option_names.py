@@ -15,13 +15,13 @@ NAMES = {
         "draft_text lossy block_length "
         "max_new_tokens temperature top_k top_p confidence seed dtype quantize mesh "
         "numerics prompts "
-        "template_arg batch_size json output resume ray workers distributed "
+        "template_arg samples batch_size json output resume ray workers distributed "
         "coordinator num_processes process_id connect_seconds no_compile_cache"
     ),
     "chat": (
         "model method draft_steps tokens_per_step threshold policy cache "
         "guidance no_stop logits_eos_inf stop_last confidence_eos_eot_inf draft "
-        "no_early_exit record_steps confidence "
+        "no_early_exit confidence "
         "lossy block_length max_new_tokens temperature top_k top_p seed dtype "
         "quantize mesh numerics system history live compare template_arg "
         "no_compile_cache"
@@ -86,7 +86,13 @@ def test_names(command):
         ),
         ("generate", "no_stop", False, "Never predict any end token."),
         ("generate", "top_p", 1.0, "1 is off."),
-        ("generate", "batch_size", 1, "Prompts decoded together."),
+        (
+            "generate",
+            "batch_size",
+            None,
+            "Answers decoded together; by default those to one prompt.",
+        ),
+        ("eval", "batch_size", 1, "Prompts decoded together."),
         ("eval", "threshold", None, "Of the threshold methods; the preset's."),
         ("eval", "draft_steps", None, "A number, or auto; the preset's."),
         ("eval", "max_new_tokens", None, "Room for the answer; the preset's."),

@@ -79,6 +79,20 @@ def test_what_is_recorded_is_what_the_rule_does(rule, drafts):
             assert list(row.token_ids[:3]) == answer[: len(row.token_ids)]
 
 
+def test_calls_of_several_draft_lengths_record_the_same():
+    """The loop has a branch for each of them, as it has under draft_steps="auto"."""
+    rule, prompts = RULES["static(2)"], prompts_of([1, 4, 6], 3, STOP)
+    one, several = (
+        build(rule, drafts, LENGTH, ROOM, record_steps=True, numerics="guarded")
+        for drafts in (1, (2, 5))
+    )
+    expected = generate(one, weights(0), prompts).completions
+    for row, other in zip(
+        generate(several, weights(0), prompts).completions, expected, strict=True
+    ):
+        assert without_calls(row) == without_calls(other)
+
+
 NAMES = ["static", "threshold", "klass", "saber"]
 
 
