@@ -4,11 +4,13 @@ They are decoded with drafts, which change neither tokens nor steps nor rewards:
 how many calls of the network it takes to draw them.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxdave.engine.results import TextCompletion
 from jaxdave.engine.sampler import Prompt, Sampler
+from jaxdave.numerics.weight_layout import to_device_layout
 
 RewardFn = Callable[[int, TextCompletion], float]
 """(index of the prompt, an answer to it) -> its reward."""
@@ -21,11 +23,42 @@ class Rollout(NamedTuple):
         prompt: Index of the prompt.
         answer: The answer, with its trajectory.
         reward: Its reward.
+        prompt_ids: Token ids of the prompt.
     """
 
     prompt: int
     answer: TextCompletion
     reward: float
+    prompt_ids: tuple[int, ...] = ()
+
+
+def with_params(sampler: Sampler, params: Any) -> Sampler:
+    """A sampler of the same model with other weights.
+
+    Programs belong to shapes and settings, so that nothing is compiled again. Under
+    guarded numerics, and with several draft lengths, what is a fact of the weights is
+    measured again; `numerics="exact"` and one draft length need nothing.
+
+    Args:
+        sampler: The sampler.
+        params: Parameters of the same shapes, in any layout. They are laid out anew.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ValueError: The sampler's model is not one that `jaxdave.load` returns.
+    """
+    model: Any = sampler.model
+    if not dataclasses.is_dataclass(model):
+        raise ValueError(
+            f"{type(model).__name__} is no dataclass, so that its weights cannot be "
+            "replaced; take a model that jaxdave.load returns"
+        )
+    laid_out = to_device_layout(params, model.config)
+    return dataclasses.replace(
+        sampler, model=dataclasses.replace(model, params=laid_out)
+    )
 
 
 def sample_rollouts(
@@ -77,6 +110,7 @@ def sample_rollouts(
             "be at least 1"
         )
     requests = list(range(first_request, first_request + group_size))
+    ids = [tuple(sampler.encode(prompt)) for prompt in prompts]
     groups: list[list[Rollout]] = []
     for first in range(0, len(prompts), prompts_per_batch):
         chosen = range(first, min(first + prompts_per_batch, len(prompts)))
@@ -87,5 +121,10 @@ def sample_rollouts(
         )
         for at, index in enumerate(chosen):
             own = answers[at * group_size : (at + 1) * group_size]
-            groups.append([Rollout(index, one, reward_of(index, one)) for one in own])
+            groups.append(
+                [
+                    Rollout(index, one, reward_of(index, one), ids[index])
+                    for one in own
+                ]
+            )
     return groups
