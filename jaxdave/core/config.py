@@ -27,6 +27,12 @@ _LARGEST = {
 sizes, or lists of so many tensors, would fill the memory before anything is refused."""
 
 
+_CHOICES = {
+    "attention": ("block_causal", "full"),
+    "logits_shift": ("none", "full", "block"),
+}
+
+
 class Numerics(enum.StrEnum):
     """How a call's floating-point results relate to its shape.
 
@@ -143,6 +149,12 @@ class ModelConfig:
                 f"rotary_dim={self.rotary_dim} must be even and at most "
                 f"head_dim={self.head_dim}"
             )
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r} must be one of "
+                    f"{', '.join(choices)}; check the config"
+                )
         # Only there is the block a part of the network: exact attention folds over
         # tiles, and a block must not straddle two of them.
         if self.attention == "block_causal":

@@ -210,7 +210,32 @@ FAST_DLLM = Family(
     mask_token="|<MASK>|",
     null_keys=_QWEN_NULLS,
 )
-FAMILIES = {family.name: family for family in (DREAM, LLADA, SDAR, FAST_DLLM)}
+# Autoregressive models that were made diffusion models by training (`autoregressive`),
+# as far as no other family has their layers and their attention. The layout is our own:
+# Qwen's names, and a key for every switch.
+A2D = Family(
+    name="a2d",
+    model_types=("jaxdave-a2d",),
+    architectures=("JaxdaveA2DForMaskedDiffusion",),
+    tensor_names=QWEN_TENSORS,
+    config_keys={
+        **_QWEN_KEYS,
+        **{
+            switch: (switch, bool, REQUIRED)
+            for switch in ("qkv_bias", "o_bias", "qk_norm")
+        },
+        "attention": ("attention", str, REQUIRED),
+        "logits_shift": ("logits_shift", str, REQUIRED),
+    },
+    required_values=_QWEN_REQUIRED,
+    config_values={},
+    tensor_marker=".self_attn.q_proj.weight",
+    excluded_markers=(".experts.",),
+    block_length_key="block_length",
+    stop_tokens=(),
+    mask_token="<|mask|>",
+)
+FAMILIES = {family.name: family for family in (DREAM, LLADA, SDAR, FAST_DLLM, A2D)}
 """All families by name."""
 
 

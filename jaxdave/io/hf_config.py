@@ -99,7 +99,7 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
         raw[family.block_length_key] = config.block_length
     if "head_dim" not in family.config_keys:
         raw["head_dim"] = config.head_dim
-    mismatches = _inexpressible_fields(family, config)
+    mismatches = inexpressible_fields(family, config)
     if mismatches:
         raise ValueError(
             f"{', '.join(mismatches)}: a model of the family {family.name!r} cannot be "
@@ -108,8 +108,16 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
     return raw
 
 
-def _inexpressible_fields(family: Family, config: ModelConfig) -> list[str]:
-    """List fields of the config that a reader of the family's layout would lose."""
+def inexpressible_fields(family: Family, config: ModelConfig) -> list[str]:
+    """List fields of a config that a reader of a family's layout would lose.
+
+    Args:
+      family: the family.
+      config: the model.
+
+    Returns:
+      "FIELD=VALUE" for each of them; none where the layout can express the config.
+    """
     defaults = {
         "attention": "block_causal",
         "logits_shift": "none",

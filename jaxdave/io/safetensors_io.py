@@ -217,12 +217,15 @@ def describe_unused(folder: Path, names: Collection[str]) -> str:
     )
 
 
-def raise_problems(folder: Path, problems: list[str]) -> None:
+def raise_problems(
+    folder: Path, problems: list[str], config_file: str = "config.json"
+) -> None:
     """Raise one error of all problems with a folder's weights, if there are any.
 
     Args:
       folder: the folder.
       problems: what is wrong, a clause each; repetitions are left out.
+      config_file: name of the file that says what the weights must be.
 
     Raises:
       ValueError: there are problems; the message shows the first 20.
@@ -236,7 +239,7 @@ def raise_problems(folder: Path, problems: list[str]) -> None:
     shown += [f"and {num_hidden} more"] if num_hidden > 0 else []
     raise ValueError(
         f"checkpoint {folder}: {'; '.join(shown)}; the weights "
-        "must be exactly those of config.json, so fetch or save the folder again"
+        f"must be exactly those of {config_file}, so fetch or save the folder again"
     )
 
 

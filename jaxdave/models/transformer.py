@@ -79,7 +79,14 @@ class Transformer(nnx.Module):
         self.machine = machine
 
     def hidden(
-        self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any, dtype=None
+        self,
+        tokens,
+        rope: Rope,
+        attend: LayerAttend,
+        per_layer: Any,
+        dtype=None,
+        *,
+        remat: bool = False,
     ):
         """Compute the final hidden states of tokens.
 
@@ -89,6 +96,8 @@ class Transformer(nnx.Module):
             attend: The attention function of a layer.
             per_layer: Arrays [N, ...], of which `attend` gets each layer's slice.
             dtype: Of the activations; None: as `model_api.activation_dtype` says.
+            remat: Keep only the inputs of layers for the gradient, which computes the
+                rest again.
 
         Returns:
             Normed hidden states [..., L, E], and every layer's keys (rotated) and
@@ -97,7 +106,9 @@ class Transformer(nnx.Module):
         # The carry is the residual stream; what each
         # layer emits, keys and values, is stacked.
         layer = self._layer_fn(rope, attend)
-        x, kv = self._fold_layers(layer, self._embed(tokens, dtype), per_layer)
+        x, kv = self._fold_layers(
+            layer, self._embed(tokens, dtype), per_layer, remat=remat
+        )
         return self.norm(x), kv
 
     def states(self, tokens, rope: Rope, attend: LayerAttend, per_layer: Any):
@@ -150,13 +161,15 @@ class Transformer(nnx.Module):
 
         return layer
 
-    def _fold_layers(self, function, x, per_layer: Any = None):
+    def _fold_layers(self, function, x, per_layer: Any = None, remat: bool = False):
         """Fold (x, block, slice of `per_layer`) -> (x, output) over the layers."""
         graph, layers = nnx.split(self.blocks)
 
         def layer(x, weights, layer_input):
             return function(x, nnx.merge(graph, weights), layer_input)
 
+        if remat:
+            layer = jax.checkpoint(layer)
         return fold_layers(layer, x, layers, per_layer, self.machine)
 
     def canvas(self, tokens_T, rope: Rope, attend, over, dtype=None):

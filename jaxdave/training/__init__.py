@@ -3,7 +3,9 @@
 The published objectives, for texts of any kind: `objectives` has their settings and
 names, `objective_loss` their loss; `token_batch` is what they are trained on, `masking`
 and `editing` are how it is corrupted, `attention_masks` is who sees whom,
-`sequence_model` the network over it.
+`sequence_model` the network over it. `samples` reads texts from files (`line_index`),
+and `data_stream` makes batches of them (`batch_config`), which go on where a checkpoint
+was written.
 `answer_views` has the log-probabilities that reinforcement needs.
 
 The demo's own recipes: `recipes` has the settings, `loop` the training loop;

@@ -47,7 +47,11 @@ class LossSums(NamedTuple):
 
 
 def make_objective_loss(
-    config: ModelConfig, objective: Objective, columns_at_once: int | None = None
+    config: ModelConfig,
+    objective: Objective,
+    columns_at_once: int | None = None,
+    *,
+    remat: bool = False,
 ) -> Callable[[Params, TokenBatch, jax.Array], LossSums]:
     """Make the loss of a model.
 
@@ -56,6 +60,7 @@ def make_objective_loss(
         objective: What it is trained for.
         columns_at_once: Of so many columns of each row logits are in memory
             (`sequence_model.transformer_nats`); None: all.
+        remat: Compute the insides of layers again for the gradient.
 
     Returns:
         A pure function (params, batch, key) -> `LossSums`. The key draws the masks.
@@ -76,7 +81,7 @@ def make_objective_loss(
         2.0
     """
     check_model(objective, config)
-    nats_fn = transformer_nats(config, columns_at_once)
+    nats_fn = transformer_nats(config, columns_at_once, remat=remat)
 
     def loss(params: Params, batch: TokenBatch, key: jax.Array) -> LossSums:
         corruption = corrupt(

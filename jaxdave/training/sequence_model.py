@@ -47,13 +47,17 @@ def transformer_logits(config: ModelConfig) -> LayoutLogitsFn:
     return logits
 
 
-def transformer_nats(config: ModelConfig, columns_at_once: int | None = None) -> NatsFn:
+def transformer_nats(
+    config: ModelConfig, columns_at_once: int | None = None, *, remat: bool = False
+) -> NatsFn:
     """The cross entropies of a transformer over a training sequence.
 
     Args:
         config: The model, as in `transformer_logits`.
         columns_at_once: Of so many columns of each row logits are in memory, and they
             are computed a second time for the gradient; None: all, once.
+        remat: So are the insides of layers (rematerialisation), which saves the most
+            memory.
 
     Returns:
         The function.
@@ -65,7 +69,7 @@ def transformer_nats(config: ModelConfig, columns_at_once: int | None = None) ->
         raise ValueError(
             f"columns_at_once={columns_at_once} must be at least 1, or None for all"
         )
-    hidden, head = _hidden(config), _head(config)
+    hidden, head = _hidden(config, remat), _head(config)
 
     def head_nats(params, hidden_BKE, target_BK):
         return cross_entropy(head(params, hidden_BKE), target_BK)
@@ -124,7 +128,7 @@ def cross_entropy(logits_BCV: jax.Array, target_BC: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits_BCV, axis=-1) - target_BC1[..., 0]
 
 
-def _hidden(config: ModelConfig):
+def _hidden(config: ModelConfig, remat: bool = False):
     """(params, tokens_BQ, layout, source_BC) -> hidden states of columns [B, C, E]."""
     bind = Binder(config)
 
@@ -140,7 +144,8 @@ def _hidden(config: ModelConfig):
             return dense_attention(q, k, v, visible_BQQ)
 
         layers = jnp.zeros((config.num_layers,))
-        hidden_BQE, _ = bind(params).hidden(tokens_BQ, rope, attend, layers)
+        model = bind(params)
+        hidden_BQE, _ = model.hidden(tokens_BQ, rope, attend, layers, remat=remat)
         # Hidden states are moved rather than logits, which are far wider.
         return jnp.take_along_axis(hidden_BQE, source_BC[..., None], axis=1)
 

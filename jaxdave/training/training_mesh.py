@@ -6,13 +6,11 @@ shapes that it has on one device, so that a run may go on with another mesh.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdave.core.config import ModelConfig
@@ -63,37 +61,33 @@ class TrainingMesh:
             return params
         return jax.tree.map(put_array, params, self.param_shardings(params))
 
-    def put_state(
-        self, state: TrainState, optimiser: optax.GradientTransformation
-    ) -> TrainState:
-        """Put a state where it belongs: what has the shape of parameters beside them.
+    def put_state(self, state: TrainState) -> TrainState:
+        """Put a state where it belongs.
+
+        What the optimiser keeps of a parameter has its path behind that of its own
+        state, and lies beside it; all else is on every device.
 
         Args:
             state: The state.
-            optimiser: Which arrays of its state go with parameters.
 
         Returns:
             The state on the mesh; as it is without one.
         """
         if self.mesh is None:
             return state
-        shardings = self.param_shardings(state.params)
-        everywhere = functools.partial(put_array, sharding=self._sharding())
-        return TrainState(
-            step=everywhere(state.step),
-            params=jax.tree.map(put_array, state.params, shardings),
-            opt=optax.tree.map_params(
-                optimiser,
-                put_array,
-                state.opt,
-                shardings,
-                transform_non_params=everywhere,
-            ),
-            ema=None
-            if state.ema is None
-            else jax.tree.map(put_array, state.ema, shardings),
-            key=everywhere(state.key),
-        )
+        tree = self.param_shardings(state.params)
+        by_path = dict(jax.tree_util.tree_leaves_with_path(tree))
+        shapes = {
+            path: leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+        }
+
+        def put(path, leaf) -> jax.Array:
+            ends = (path[start:] for start in range(len(path)))
+            own = next((end for end in ends if shapes.get(end) == leaf.shape), None)
+            return put_array(leaf, self._sharding() if own is None else by_path[own])
+
+        return jax.tree_util.tree_map_with_path(put, state)
 
     def put_batch(self, batch: Any) -> Any:
         """Put the rows of a batch over the data axis.
