@@ -80,7 +80,9 @@ def pack_canvases(
     length = config.block_length if is_causal else 1
     begins = [int(np.sum(canvas.steps_T == GIVEN)) for canvas in canvases]
     starts = [begin // length * length if is_causal else 0 for begin in begins]
-    ends = [_last(canvas) + 1 if is_causal else len(canvas.tokens_T) for canvas in canvases]
+    ends = [
+        _last(canvas) + 1 if is_causal else len(canvas.tokens_T) for canvas in canvases
+    ]
     window = max(end - start for start, end in zip(starts, ends, strict=True))
     window = _round_up(window, max(length, WINDOW_BUCKET)) if is_causal else max(ends)
     text = window if not is_causal else max(starts) + window

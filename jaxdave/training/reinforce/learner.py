@@ -164,9 +164,7 @@ class Learner:
         self.sampler, self.task = sampler, task
         self.reference = reference if self.config.loss.kl_weight > 0 else None
         model, settings = sampler.model.config, self.config
-        estimate = make_estimate(
-            model, settings.estimate, sampler.config.temperature
-        )
+        estimate = make_estimate(model, settings.estimate, sampler.config.temperature)
         self._estimate = jax.jit(estimate, static_argnums=2)
         self._add = jax.jit(
             functools.partial(_add_gradient, estimate, settings), static_argnums=2
@@ -191,7 +189,7 @@ class Learner:
         groups = self.rollouts(state.params, index)
         rewards_PG = reward_table(groups)
         middle = time.perf_counter()
-        advantages_B = advantages_of(groups, rewards_PG, self.config).reshape(-1)
+        advantages_B = self.advantages(groups).reshape(-1)
         answers = self.pack(sum(groups, []), step_key(state, 0))
         state, parts = self._update(state, answers, advantages_B)
         jax.block_until_ready(state.params)
@@ -275,6 +273,25 @@ class Learner:
             shrink=estimate.shrink,
         )
 
+    def advantages(self, groups: Sequence[Sequence[Rollout]]) -> np.ndarray:
+        """Compare the answers of every group.
+
+        Args:
+            groups: Of each prompt.
+
+        Returns:
+            float32 [P, G].
+        """
+        rewards_PG = reward_table(groups)
+        if self.config.advantages != "decoupled":
+            how: Any = self.config.advantages
+            rewards = jnp.asarray(rewards_PG)
+            return np.asarray(group_advantages(rewards, normalize=how))
+        speeds = [[speed_reward(one.answer) for one in group] for group in groups]
+        rewards_RPG = jnp.asarray(np.stack([rewards_PG, np.float32(speeds)]))
+        weights = (1.0, self.config.speed_weight)
+        return np.asarray(decoupled_advantages(rewards_RPG, weights=weights))
+
     def position(self) -> None:
         """Where the data stands: the state's step says it."""
 
@@ -303,10 +320,10 @@ class Learner:
         """Go through the answers of a step; returns the state, and means to report."""
         settings = self.config
         states = num_steps(answers, self.sampler.model.config)
-        old_BX = self._values(state.params, answers, states)
+        old_BX = self.values(state.params, answers, states)
         reference_BX = None
         if self.reference is not None:
-            reference_BX = self._values(self.reference, answers, states, recorded=False)
+            reference_BX = self.values(self.reference, answers, states, recorded=False)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(step_key(state, 1))))
         params, opt, reports = state.params, state.opt, []
         for rows in minibatches(
@@ -344,10 +361,20 @@ class Learner:
         state = state._replace(params=params, opt=opt, step=state.step + 1)
         return state, dict(zip(names, mean.tolist(), strict=True))
 
-    def _values(
+    def values(
         self, params: Any, answers: AnswerBatch, states: int, *, recorded: bool = True
     ) -> np.ndarray:
-        """The estimate under parameters that are not trained, float32 [answers, X]."""
+        """Estimate log-probabilities, without a gradient.
+
+        Args:
+            params: Stacked parameters.
+            answers: The answers.
+            states: Of each (`answer_batch.num_steps`).
+            recorded: Take what the decoder has recorded, where that is the estimate.
+
+        Returns:
+            float32 [answers, X].
+        """
         if recorded and self.config.estimate.is_recorded:
             return answers.recorded_BR
         size, count = self.config.rows_per_call, len(answers.start_B)
@@ -453,28 +480,6 @@ def reward_table(groups: Sequence[Sequence[Rollout]]) -> np.ndarray:
         float32 [P, G].
     """
     return checked_rewards([[one.reward for one in group] for group in groups])
-
-
-def advantages_of(
-    groups: Sequence[Sequence[Rollout]], rewards_PG: np.ndarray, config: ReinforceConfig
-) -> np.ndarray:
-    """Compare the answers of every group.
-
-    Args:
-        groups: Of each prompt.
-        rewards_PG: Their rewards, float32.
-        config: How they are compared.
-
-    Returns:
-        float32 [P, G].
-    """
-    if config.advantages != "decoupled":
-        rewards = jnp.asarray(rewards_PG)
-        return np.asarray(group_advantages(rewards, normalize=config.advantages))
-    speeds = [[speed_reward(one.answer) for one in group] for group in groups]
-    rewards_RPG = jnp.stack([jnp.asarray(rewards_PG), jnp.asarray(speeds)])
-    weights = (1.0, config.speed_weight)
-    return np.asarray(decoupled_advantages(rewards_RPG, weights=weights))
 
 
 def minibatches(

@@ -122,9 +122,6 @@ def sample_rollouts(
         for at, index in enumerate(chosen):
             own = answers[at * group_size : (at + 1) * group_size]
             groups.append(
-                [
-                    Rollout(index, one, reward_of(index, one), ids[index])
-                    for one in own
-                ]
+                [Rollout(index, one, reward_of(index, one), ids[index]) for one in own]
             )
     return groups

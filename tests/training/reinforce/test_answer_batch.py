@@ -64,9 +64,7 @@ CANVASES = [canvas(6, TOKENS, [1, 0, 2, 5, 4, 3]), canvas(9, [21, 22, 23], [0, 2
 @pytest.mark.parametrize("whole", [True, False])
 def test_what_counts_is_what_was_recorded(config, whole):
     keys = np.arange(4, dtype=np.uint32).reshape(2, 2)
-    batch = answer_batch.pack_canvases(
-        CANVASES, keys, config, whole_trajectory=whole
-    )
+    batch = answer_batch.pack_canvases(CANVASES, keys, config, whole_trajectory=whole)
     counted = [[11, 12, 13, END, 14, 15] if whole else [11, 12, 13, END], [21, 22, 23]]
     for row, want in enumerate(counted):
         start = batch.start_B[row]
