@@ -206,6 +206,11 @@ def _row(
         steps_T = np.where(is_open_T, np.cumsum(is_open_T) - 1, steps_T)
     steps_T = shrink_steps(steps_T, shrink)
     is_counted_T = canvas.is_drawn_T if whole_trajectory else is_answer_T
+    if config.attention == "block_causal":
+        # A last block that reaches past the room was decoded whole, but what it has
+        # there is not recorded: the states of the rest are not known.
+        whole = len(canvas.tokens_T) // config.block_length * config.block_length
+        is_counted_T = is_counted_T & (np.arange(len(is_counted_T)) < whole)
     recorded_T = np.where(is_counted_T, np.nan_to_num(canvas.log_probs_T), 0.0)
     missing = text - len(canvas.tokens_T)
     # Pads stand on the right of block-causal texts, where no block of theirs sees them.

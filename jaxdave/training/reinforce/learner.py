@@ -237,7 +237,7 @@ class Learner:
             graded,
             group_size=self.config.group_size,
             prompts_per_batch=self.config.prompts_per_batch,
-            first_request=index * self.config.group_size,
+            first_request=index * len(prompts) * self.config.group_size,
         )
 
     def pack(self, rollouts: Sequence[Rollout], key: jax.Array) -> AnswerBatch:
@@ -252,9 +252,7 @@ class Learner:
         """
         model, estimate = self.sampler.model.config, self.config.estimate
         assert self.sampler.config.max_new_tokens is not None
-        # Blocks are decoded whole.
-        extra = model.block_length if model.attention == "block_causal" else 0
-        room = self.sampler.config.max_new_tokens + extra
+        room = self.sampler.config.max_new_tokens
         canvases = []
         for rollout in rollouts:
             assert rollout.answer.trajectory is not None

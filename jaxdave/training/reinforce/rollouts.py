@@ -72,8 +72,10 @@ def sample_rollouts(
 ) -> list[list[Rollout]]:
     """Draw a group of answers to each prompt; every prompt is evaluated once.
 
-    Answer k of a group has the noise of request `first_request` + k, whatever it is
-    decoded with: it is the answer that this request has alone.
+    Answer k to prompt p has the noise of request `first_request` + p G + k, G the size
+    of a group, whatever it is decoded with: it is the answer that this request has
+    alone. No two answers have the same noise: what is learnt from one prompt would
+    otherwise depend on the luck of all.
 
     Args:
         sampler: The model and how it is decoded, with `record_steps`.
@@ -81,8 +83,8 @@ def sample_rollouts(
         reward_of: Grades an answer.
         group_size: Answers of a group.
         prompts_per_batch: Prompts that are decoded together.
-        first_request: Request number of the first answer of each group; another one
-            for every training step gives other answers to the same prompt.
+        first_request: Request number of the first answer; one beyond the last of a
+            training step gives other answers to the same prompts in the next.
 
     Returns:
         For each prompt its group.
@@ -109,14 +111,14 @@ def sample_rollouts(
             f"group_size={group_size} and prompts_per_batch={prompts_per_batch} must "
             "be at least 1"
         )
-    requests = list(range(first_request, first_request + group_size))
     ids = [tuple(sampler.encode(prompt)) for prompt in prompts]
     groups: list[list[Rollout]] = []
     for first in range(0, len(prompts), prompts_per_batch):
         chosen = range(first, min(first + prompts_per_batch, len(prompts)))
+        begin = first_request + first * group_size
         answers = sampler.batch(
-            [prompts[index] for index in chosen for _ in requests],
-            requests=requests * len(chosen),
+            [prompts[index] for index in chosen for _ in range(group_size)],
+            requests=range(begin, begin + len(chosen) * group_size),
             group_size=group_size,
         )
         for at, index in enumerate(chosen):

@@ -23,7 +23,7 @@ from jaxdave.training.reinforce.rollouts import with_params
 from jaxdave.training.trainer import LoopConfig, fit
 from jaxdave.training.update import init_state
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = pytest.mark.usefixtures("quick_compiles", "loose_promotion")
 
 PROMPTS = ["Tom has 2 pens. How many?", "Mia has 7 pens. She buys 4 more. How many?"]
 DECODE = jaxdave.DecodeConfig(
@@ -83,8 +83,8 @@ def assert_same(first, second):
 
 def test_on_policy_the_ratio_is_one():
     """What the demo model recorded is what is computed: within float32's rounding."""
-    temperature = 1.5
-    decode = dataclasses.replace(DECODE, temperature=temperature, max_new_tokens=16)
+    temperature = 4.0
+    decode = dataclasses.replace(DECODE, temperature=temperature, max_new_tokens=18)
     sampler = jaxdave.Sampler(PACKAGED, decode)
     learner = Learner(sampler, lambda _: (PROMPTS, low_tokens), optax.sgd(0.0), CONFIG)
     params = jax.tree.map(jnp.asarray, to_stacked(PACKAGED.params))
