@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 import jaxdave
 from bench.harness import plots, report
 from bench.harness.reinforce_runs import Method, held_out, run
-from jaxdave.training.reinforce.learner import ReinforceConfig
+from jaxdave.training.reinforce.learner_config import ReinforceConfig
 from jaxdave.training.reinforce.policy_loss import PolicyLossConfig
 
 SPLITS = {"easy": 2, "hard": 4}

@@ -24,7 +24,8 @@ from jaxdave.training.block_batches import encode_pair, pack_pairs
 from jaxdave.training.block_loss import make_block_loss
 from jaxdave.training.objective_loss import LossSums
 from jaxdave.training.optimisers import OptimiserConfig, make_optimiser
-from jaxdave.training.reinforce.learner import Learner, ReinforceConfig
+from jaxdave.training.reinforce.learner import Learner
+from jaxdave.training.reinforce.learner_config import ReinforceConfig
 from jaxdave.training.reinforce.rollouts import with_params
 from jaxdave.training.update import TrainState, UpdateConfig, init_state, make_update
 

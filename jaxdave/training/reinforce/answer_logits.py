@@ -6,7 +6,7 @@ one sequence holds a step of every block in each copy: for blocks of 4 and one t
 step, 4 copies in the place of a whole text for each token.
 
 Axes: S states, T positions of the text, R of the window, Q of the sequence that the
-network sees, T + S R; V rows of the vocabulary.
+network sees, T + S R; X keys that a copy sees, T + R; V rows of the vocabulary.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,12 @@ import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
+from jaxdave.models.attention import dense_attention
 from jaxdave.models.forward import forward
-from jaxdave.training.attention_masks import Layout
+from jaxdave.models.param_shapes import Binder
+from jaxdave.models.rope import rope_table
 from jaxdave.training.reinforce.log_probs import LogitsFn
 from jaxdave.training.reinforce.network_logits import is_predicted
-from jaxdave.training.sequence_model import transformer_logits
 
 AnswerLogitsFn = Callable[[Params, jax.Array, jax.Array, jax.Array, int], LogitsFn]
 """(params, tokens_T, valid_T, start, R) -> function from states of the window, int32
@@ -70,7 +71,7 @@ def answer_logits(config: ModelConfig) -> AnswerLogitsFn:
 
 def _beside_text(config: ModelConfig) -> AnswerLogitsFn:
     """The logits of copies of a window beside its finished text."""
-    evaluate = transformer_logits(config)
+    bind = Binder(config)
     allowed_V = is_predicted(config)
     length = config.block_length
 
@@ -78,30 +79,59 @@ def _beside_text(config: ModelConfig) -> AnswerLogitsFn:
         del valid_T
         text_T = jnp.arange(tokens_T.shape[0], dtype=jnp.int32)
         window_R = start + jnp.arange(size, dtype=jnp.int32)
+        block_T, block_R = text_T // length, window_R // length
+        sees_TT = block_T[None, :] <= block_T[:, None]
+        # A block of a copy sees the text before it, and itself.
+        sees_RX = jnp.concatenate(
+            [
+                block_T[None, :] < block_R[:, None],
+                block_R[None, :] == block_R[:, None],
+            ],
+            axis=1,
+        )
+        model = bind(params)
 
         def logits_of(states_SR):
-            count = states_SR.shape[0]
+            count, text = states_SR.shape[0], tokens_T.shape[0]
             position_Q = jnp.concatenate([text_T, jnp.tile(window_R, count)])
-            copy_S = 1 + jnp.arange(count, dtype=jnp.int32)
-            copy_Q = jnp.concatenate([jnp.zeros_like(text_T), jnp.repeat(copy_S, size)])
-            block_Q = position_Q // length
-            layout = Layout(
-                position_BQ=position_Q[None],
-                block_BQ=block_Q[None],
-                # The text sees its own block, a copy the text before it.
-                context_BQ=jnp.where(copy_Q == 0, block_Q + 1, block_Q)[None],
-                copy_BQ=copy_Q[None],
-                sample_BQ=jnp.zeros_like(copy_Q)[None],
+            # The window may reach past the text, where nothing counts.
+            cos, sin = rope_table(config, text + size)
+            rope = (
+                jnp.asarray(cos)[position_Q][None],
+                jnp.asarray(sin)[position_Q][None],
             )
-            column_C = text_T.shape[0] + jnp.arange(count * size, dtype=jnp.int32)
-            if config.logits_shift != "none":
-                # A block's first token is read off the finished text before it.
-                place_C = jnp.tile(window_R, count)
-                last_C = jnp.maximum(place_C - 1, 0)
-                column_C = jnp.where(place_C % length == 0, last_C, column_C - 1)
+
+            def attend(_, q, k, v):
+                def beside(array):
+                    """Keys or values [S, T + R, ...] that the copies see."""
+                    copies = array[0, text:].reshape(count, size, *array.shape[2:])
+                    shape = (count, text, *array.shape[2:])
+                    return jnp.concatenate(
+                        [jnp.broadcast_to(array[:, :text], shape), copies], axis=1
+                    )
+
+                q_SR = q[0, text:].reshape(count, size, *q.shape[2:])
+                of_text = dense_attention(
+                    q[:, :text], k[:, :text], v[:, :text], sees_TT[None]
+                )
+                of_copies = dense_attention(q_SR, beside(k), beside(v), sees_RX[None])
+                of_copies = of_copies.reshape(1, count * size, *q.shape[2:])
+                return jnp.concatenate([of_text, of_copies], axis=1)
+
             sequence_Q = jnp.concatenate([tokens_T, states_SR.reshape(-1)])
-            logits_1CV = evaluate(params, sequence_Q[None], layout, column_C[None])
-            logits_SRV = logits_1CV.reshape(count, size, -1)
+            layers = jnp.zeros((config.num_layers,))
+            hidden_1QE, _ = model.hidden(sequence_Q[None], rope, attend, layers)
+            hidden_SRE = hidden_1QE[0, text:].reshape(count, size, -1)
+            if config.logits_shift != "none":
+                # A block's first token is read off the finished text before it, others
+                # off the token before them.
+                left_SRE = jnp.pad(hidden_SRE, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+                before_RE = hidden_1QE[0, jnp.maximum(window_R - 1, 0)]
+                is_first_R = window_R % length == 0
+                hidden_SRE = jnp.where(
+                    is_first_R[None, :, None], before_RE[None], left_SRE
+                )
+            logits_SRV = model.logits(hidden_SRE)[..., : config.vocab_rows]
             return jnp.where(allowed_V[None, None, :], logits_SRV, -jnp.inf)
 
         return logits_of

@@ -17,7 +17,8 @@ from jaxdave.models.presets import preset
 from jaxdave.numerics.weight_layout import to_stacked
 from jaxdave.training.reinforce.answer_batch import num_steps, take_rows
 from jaxdave.training.reinforce.estimates import EstimateConfig
-from jaxdave.training.reinforce.learner import Learner, ReinforceConfig, step_key
+from jaxdave.training.reinforce.learner import Learner, step_key
+from jaxdave.training.reinforce.learner_config import ReinforceConfig
 from jaxdave.training.reinforce.policy_loss import PolicyLossConfig
 from jaxdave.training.reinforce.rollouts import with_params
 from jaxdave.training.trainer import LoopConfig, fit
