@@ -29,9 +29,13 @@ from jaxdave.training.distil.state_logits import (
     check_model,
     state_logits,
 )
-from jaxdave.training.distil.states import States, StateSampling, draw_states
+from jaxdave.training.distil.states import (
+    States,
+    StateSampling,
+    TextBatch,
+    draw_states,
+)
 from jaxdave.training.sequence_model import cross_entropy, transformer_logits
-from jaxdave.training.token_batch import TokenBatch
 
 Metrics = dict[str, jax.Array]
 """What a loss is made of, scalars by name."""
@@ -71,7 +75,7 @@ class CertaintyForcing:
 
 def make_certainty_loss(
     config: ModelConfig, settings: CertaintyForcing
-) -> Callable[[Params, TokenBatch, jax.Array], tuple[jax.Array, Metrics]]:
+) -> Callable[[Params, TextBatch, jax.Array], tuple[jax.Array, Metrics]]:
     """Make the loss of a model.
 
     Args:
@@ -110,7 +114,7 @@ def make_certainty_loss(
         settings.sampling, transformer_logits(config), config.logits_shift != "none"
     )
 
-    def loss(params: Params, batch: TokenBatch, key: jax.Array):
+    def loss(params: Params, batch: TextBatch, key: jax.Array):
         states = draw_states(key, settings.sampling, batch, mask_id=config.mask_id)
         return certainty_loss(settings, logits_fn, params, batch, states)
 
@@ -121,7 +125,7 @@ def certainty_loss(
     settings: CertaintyForcing,
     logits_fn: StateLogitsFn,
     params: Any,
-    batch: TokenBatch,
+    batch: TextBatch,
     states: States,
 ) -> tuple[jax.Array, Metrics]:
     """The loss over states that are drawn already.

@@ -40,9 +40,13 @@ from jaxdave.training.distil.state_logits import (
     check_model,
     state_logits,
 )
-from jaxdave.training.distil.states import States, StateSampling, draw_states
+from jaxdave.training.distil.states import (
+    States,
+    StateSampling,
+    TextBatch,
+    draw_states,
+)
 from jaxdave.training.sequence_model import cross_entropy, transformer_logits
-from jaxdave.training.token_batch import TokenBatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ class ConsistencyBatch(NamedTuple):
             itself counts the rest.
     """
 
-    text: TokenBatch
+    text: TextBatch
     student: States
     is_taught_BNA: jax.Array
     teacher_BNAV: jax.Array
@@ -141,10 +145,8 @@ def teacher_share(
 def later_states(
     key: jax.Array,
     settings: ConsistencyDistillation,
-    batch: TokenBatch,
+    batch: TextBatch,
     student: States,
-    *,
-    mask_id: int,
 ) -> States:
     """The states that the teacher sees: with a part of the student's masks.
 
@@ -153,7 +155,6 @@ def later_states(
         settings: The settings.
         batch: Clean text.
         student: The student's states.
-        mask_id: The id that stands for a masked token.
 
     Returns:
         The states. Under block-causal attention each block is the active one of its
@@ -170,12 +171,13 @@ def later_states(
         student.ratio_BN * keep_BN, settings.teacher_low, settings.teacher_high
     )
     is_masked_BNA = student.is_masked_BNA & (student.chance_BNA < ratio_BN[..., None])
+    is_shown_BNA = student.is_masked_BNA & ~is_masked_BNA
     start = settings.sampling.answer_start
     tokens_B1A = jnp.asarray(batch.tokens_BT)[:, None, start:]
     columns = student.noisy_BNA.shape[2]
     block_A = jnp.arange(columns, dtype=jnp.int32) // settings.sampling.block_length
     return student._replace(
-        noisy_BNA=jnp.where(is_masked_BNA, mask_id, tokens_B1A),
+        noisy_BNA=jnp.where(is_shown_BNA, tokens_B1A, student.noisy_BNA),
         is_masked_BNA=is_masked_BNA,
         is_later_BNA=jnp.zeros_like(is_masked_BNA),
         first_block_BNA=jnp.broadcast_to(block_A, is_masked_BNA.shape),
@@ -185,7 +187,7 @@ def later_states(
 
 def make_consistency_targets(
     config: ModelConfig, settings: ConsistencyDistillation
-) -> Callable[[Params, TokenBatch, jax.Array, Any], ConsistencyBatch]:
+) -> Callable[[Params, TextBatch, jax.Array, Any], ConsistencyBatch]:
     """Make the function that asks the teacher.
 
     Args:
@@ -202,7 +204,7 @@ def make_consistency_targets(
     check_model(settings.sampling, config)
     logits_fn = _logits_fn(config, settings)
 
-    def targets(teacher: Params, batch: TokenBatch, key: jax.Array, share: Any):
+    def targets(teacher: Params, batch: TextBatch, key: jax.Array, share: Any):
         student_key, teacher_key = jax.random.split(key)
         student = draw_states(
             student_key, settings.sampling, batch, mask_id=config.mask_id
@@ -215,7 +217,6 @@ def make_consistency_targets(
             student,
             teacher_key,
             share,
-            mask_id=config.mask_id,
         )
 
     return targets
@@ -225,12 +226,10 @@ def ask_teacher(
     settings: ConsistencyDistillation,
     logits_fn: StateLogitsFn,
     teacher: Any,
-    batch: TokenBatch,
+    batch: TextBatch,
     student: States,
     key: jax.Array,
     share: Any,
-    *,
-    mask_id: int,
 ) -> ConsistencyBatch:
     """What the teacher says of later states than the student's.
 
@@ -242,12 +241,11 @@ def ask_teacher(
         student: The student's states.
         key: Of the draw of the teacher's masks.
         share: How much the teacher is to count.
-        mask_id: The id that stands for a masked token.
 
     Returns:
         The batch, constant under differentiation.
     """
-    later = later_states(key, settings, batch, student, mask_id=mask_id)
+    later = later_states(key, settings, batch, student)
     is_taught_BNA = student.is_masked_BNA
     if not settings.teach_visible:
         is_taught_BNA = later.is_masked_BNA

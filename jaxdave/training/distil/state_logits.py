@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from jaxdave.core.config import ModelConfig
 from jaxdave.models.forward import source_columns
 from jaxdave.training import attention_masks
-from jaxdave.training.distil.states import States, StateSampling
+from jaxdave.training.distil.states import States, StateSampling, TextBatch
 from jaxdave.training.sequence_model import LayoutLogitsFn
-from jaxdave.training.token_batch import TokenBatch
 
-StateLogitsFn = Callable[[Any, TokenBatch, States], jax.Array]
+StateLogitsFn = Callable[[Any, TextBatch, States], jax.Array]
 """(params, batch, states) -> logits [B, N, A, V] of the tokens of the states."""
 
 
@@ -66,7 +65,7 @@ def state_logits(
     """
     start = sampling.answer_start
 
-    def in_copies(params, batch: TokenBatch, states: States):
+    def in_copies(params, batch: TextBatch, states: States):
         tokens_BT = jnp.asarray(batch.tokens_BT)
         rows, copies, columns = states.noisy_BNA.shape
         text = attention_masks.block_causal(
@@ -86,7 +85,7 @@ def state_logits(
         )
         return logits.reshape(rows, copies, columns, -1)
 
-    def in_place(params, batch: TokenBatch, states: States):
+    def in_place(params, batch: TextBatch, states: States):
         rows, copies, columns = states.noisy_BNA.shape
         prompt_BT = jnp.asarray(batch.tokens_BT)[:, :start]
         noisy = states.noisy_BNA.reshape(-1, columns)

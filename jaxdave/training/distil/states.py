@@ -16,12 +16,34 @@ Source: dParallel, arXiv 2509.26488 (`forward_process_semi_ar` of its llada_trai
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxdave.training.token_batch import TokenBatch
+from jaxdave.training.token_batch import PADDING, TokenBatch
+
+
+class RecordedBatch(NamedTuple):
+    """Texts that a decoder has written, with the steps at which it did.
+
+    Attributes:
+        tokens_BT: As in `TokenBatch`.
+        is_answer_BT: As in `TokenBatch`: tokens that the decoder committed.
+        sample_BT: As in `TokenBatch`; positions behind an answer that the decoder has
+            left masked belong to the sample, too.
+        step_BT: int32, the policy step that committed each token of an answer.
+    """
+
+    tokens_BT: jax.Array | np.ndarray
+    is_answer_BT: jax.Array | np.ndarray
+    sample_BT: jax.Array | np.ndarray
+    step_BT: jax.Array | np.ndarray
+
+
+TextBatch = TokenBatch | RecordedBatch
+"""What states are drawn from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +62,9 @@ class StateSampling:
             it shows, and has its active blocks in the same places.
         lookahead: Wholly masked blocks after an active one, under block-causal
             attention; under full attention they are all that follow.
+        order: Which tokens of an active block are masked: "random" ones, as published,
+            or those that the decoder committed last ("recorded"; then batches are of
+            `RecordedBatch`).
 
     Raises:
         ValueError: Settings do not go together.
@@ -53,6 +78,7 @@ class StateSampling:
     high: float = 0.5
     complementary: bool = False
     lookahead: int = 0
+    order: Literal["random", "recorded"] = "random"
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high <= 1:
@@ -60,6 +86,8 @@ class StateSampling:
                 f"mask ratios from low={self.low} to high={self.high} must satisfy "
                 "0 <= low <= high <= 1; use e.g. 0.5 for both"
             )
+        if self.order not in ("random", "recorded"):
+            raise ValueError(f"order={self.order!r} must be 'random' or 'recorded'")
         if self.complementary and self.copies % 2:
             raise ValueError(
                 f"copies={self.copies} with complementary masks come in pairs; use "
@@ -77,8 +105,9 @@ class States(NamedTuple):
     """States of the answers of a batch.
 
     Attributes:
-        noisy_BNA: int32, tokens of the answers' columns, some of them masked.
-        is_masked_BNA: bool, which.
+        noisy_BNA: int32, tokens of the answers' columns, some of them masked. So is
+            what lies behind the answer in its sample.
+        is_masked_BNA: bool, which tokens of the answer are.
         is_later_BNA: bool, those of them that are in a block after the active one.
         first_block_BNA: int32, the active block that each token's state begins with,
             counted from `StateSampling.answer_start`.
@@ -96,7 +125,7 @@ class States(NamedTuple):
 
 
 def draw_states(
-    key: jax.Array, sampling: StateSampling, batch: TokenBatch, *, mask_id: int
+    key: jax.Array, sampling: StateSampling, batch: TextBatch, *, mask_id: int
 ) -> States:
     """Draw states of the answers of a batch.
 
@@ -113,6 +142,9 @@ def draw_states(
 
     Returns:
         The states.
+
+    Raises:
+        ValueError: The order is "recorded" and the batch has no steps.
     """
     is_answer_BA = jnp.asarray(batch.is_answer_BT)[:, sampling.answer_start :]
     rows, columns = is_answer_BA.shape
@@ -146,7 +178,12 @@ def draw_states(
         )
     span = sampling.high - sampling.low
     ratio_BN = sampling.low + span * jax.random.uniform(ratio_key, shape, jnp.float32)
-    chance_BNA = jax.random.uniform(mask_key, (*shape, columns), jnp.float32)
+    if sampling.order == "random":
+        chance_BNA = jax.random.uniform(mask_key, (*shape, columns), jnp.float32)
+    else:
+        lateness_BA, count_BA = _recorded_places(sampling, batch, is_answer_BA)
+        uniform_BN1 = jax.random.uniform(mask_key, (*shape, 1), jnp.float32)
+        chance_BNA = (lateness_BA[:, None] + uniform_BN1) / count_BA[:, None]
     is_below_BNA = chance_BNA < ratio_BN[..., None]
     if sampling.complementary:
         is_below_BNA = _interleave(is_below_BNA, ~is_below_BNA)
@@ -158,14 +195,49 @@ def draw_states(
     is_answer_B1A = is_answer_BA[:, None]
     is_masked_BNA = is_answer_B1A & ((is_active_BNA & is_below_BNA) | is_later_BNA)
     tokens_B1A = jnp.asarray(batch.tokens_BT)[:, None, sampling.answer_start :]
+    sample_BA = jnp.asarray(batch.sample_BT)[:, sampling.answer_start :]
+    is_after_BA = jax.lax.cummax(is_answer_BA.astype(jnp.int32), axis=1) > 0
+    is_behind_BA = is_after_BA & ~is_answer_BA & (sample_BA != PADDING)
     return States(
-        noisy_BNA=jnp.where(is_masked_BNA, mask_id, tokens_B1A),
+        noisy_BNA=jnp.where(is_masked_BNA | is_behind_BA[:, None], mask_id, tokens_B1A),
         is_masked_BNA=is_masked_BNA,
         is_later_BNA=is_masked_BNA & is_later_BNA,
         first_block_BNA=first_block_BNA,
         chance_BNA=chance_BNA,
         ratio_BN=ratio_BN,
     )
+
+
+def _recorded_places(
+    sampling: StateSampling, batch: TextBatch, is_answer_BA: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """How many tokens of each one's block came after it, and how many there are."""
+    if not isinstance(batch, RecordedBatch):
+        raise ValueError(
+            "order='recorded' needs the steps at which tokens were committed; give a "
+            "RecordedBatch, or use order='random'"
+        )
+    length = sampling.block_length
+    rows, columns = is_answer_BA.shape
+    if columns % length:
+        raise ValueError(
+            f"{columns} columns of answers are no whole blocks of {length}; fill them up"
+        )
+    step_BA = jnp.asarray(batch.step_BT)[:, sampling.answer_start :]
+    # [B, blocks, W, W]: at [i, j], token j of the block was committed after token i;
+    # those of one step from the left.
+    step_BJW = step_BA.reshape(rows, -1, length)
+    is_answer_BJW = is_answer_BA.reshape(rows, -1, length)
+    index_W = jnp.arange(length, dtype=jnp.int32)
+    is_tie_BJWW = step_BJW[..., None, :] == step_BJW[..., None]
+    is_later_BJWW = step_BJW[..., None, :] > step_BJW[..., None]
+    is_right_WW = index_W[None, :] > index_W[:, None]
+    is_later_BJWW |= is_tie_BJWW & is_right_WW[None, None]
+    is_later_BJWW &= is_answer_BJW[..., None, :]
+    later_BJW = jnp.sum(is_later_BJWW, axis=-1, dtype=jnp.float32)
+    count_BJ1 = jnp.sum(is_answer_BJW, axis=-1, keepdims=True, dtype=jnp.float32)
+    count_BJW = jnp.broadcast_to(jnp.maximum(count_BJ1, 1.0), later_BJW.shape)
+    return later_BJW.reshape(rows, columns), count_BJW.reshape(rows, columns)
 
 
 def _interleave(even_BN: jax.Array, odd_BN: jax.Array) -> jax.Array:

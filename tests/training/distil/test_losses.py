@@ -140,9 +140,7 @@ def test_consistency_distillation_is_its_formula(config, teach_visible):
     loss = make_consistency_loss(config, settings)
     value, parts = jax.jit(loss)(student, batch, key)
     function = state_logits(sampling, transformer_logits(config))
-    later = later_states(
-        jax.random.split(key)[1], settings, BATCH, batch.student, mask_id=config.mask_id
-    )
+    later = later_states(jax.random.split(key)[1], settings, BATCH, batch.student)
     want = plain_consistency(
         settings,
         np.asarray(function(student, BATCH, batch.student), np.float64),
@@ -161,7 +159,7 @@ def test_a_teacher_sees_a_later_state():
         DISTILLATION, sampling=dataclasses.replace(DISTILLATION.sampling, copies=600)
     )
     states = draw_states(jax.random.key(0), settings.sampling, BATCH, mask_id=MASK)
-    later = later_states(jax.random.key(1), settings, BATCH, states, mask_id=MASK)
+    later = later_states(jax.random.key(1), settings, BATCH, states)
     assert not (later.is_masked_BNA & ~states.is_masked_BNA).any()
     assert later.ratio_BN.min() >= 0.1 and later.ratio_BN.max() <= 0.6
     factor = later.ratio_BN / states.ratio_BN
@@ -248,7 +246,6 @@ def tiny_consistency(rng, key):
         states,
         key,
         0.6,
-        mask_id=MASK,
     )
     return lambda params: consistency_loss(DISTILLATION, function, params, batch)[0]
 
@@ -293,7 +290,6 @@ def test_asking_the_teacher_is_no_part_of_the_gradient():
             states,
             jax.random.key(1),
             1.0,
-            mask_id=MASK,
         )
         return consistency_loss(DISTILLATION, function, params, batch)[0]
 
