@@ -221,7 +221,8 @@ def _recorded_places(
     rows, columns = is_answer_BA.shape
     if columns % length:
         raise ValueError(
-            f"{columns} columns of answers are no whole blocks of {length}; fill them up"
+            f"{columns} columns of answers are no whole blocks of {length}; fill "
+            "them up"
         )
     step_BA = jnp.asarray(batch.step_BT)[:, sampling.answer_start :]
     # [B, blocks, W, W]: at [i, j], token j of the block was committed after token i;
