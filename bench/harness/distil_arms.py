@@ -147,7 +147,8 @@ def plain_loss_of(config: ModelConfig) -> ArmLossFn:
     def loss(params, teacher, batches, key, share):
         del teacher, key, share
         sums = [canvas_loss(params, batch) for batch in batches.values()]
-        return sum(total for total, _ in sums) / sum(weight for _, weight in sums)
+        totals, weights = map(jnp.stack, zip(*sums, strict=True))
+        return jnp.sum(totals) / jnp.sum(weights)
 
     return loss
 
@@ -279,9 +280,11 @@ def train_arm(
 
 
 def _save_state(path: Path, state: Any, step: int) -> None:
-    leaves = {f"leaf{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+    leaves: dict[str, Any] = {"step": step}
+    for index, leaf in enumerate(jax.tree.leaves(state)):
+        leaves[f"leaf{index}"] = np.asarray(leaf)
     content = io.BytesIO()
-    np.savez(content, step=step, **leaves)
+    np.savez(content, **leaves)
     replace_file(path, content.getvalue())
 
 
