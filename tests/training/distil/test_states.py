@@ -15,6 +15,8 @@ from jaxdave.training.distil.state_logits import check_model, state_logits
 from jaxdave.training.distil.states import StateSampling, draw_states
 from jaxdave.training.sequence_model import transformer_logits
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 MASK, PAD, START, BLOCK = 99, 0, 8, 4
 SAMPLES = [
     (list(range(1, 8)), list(range(20, 31))),
@@ -121,7 +123,7 @@ def test_ratios_are_kept_and_complements_complete():
         )
 
 
-SMALL = {"num_layers": 2, "hidden": 16, "inter": 24, "head_dim": 8, "rotary_dim": 8}
+SMALL = {"num_layers": 1, "hidden": 16, "inter": 24, "head_dim": 8, "rotary_dim": 8}
 MODELS = {
     "causal": preset("sdar-1m", block_length=BLOCK, **SMALL),
     "full": preset("llada-1m", **SMALL),
