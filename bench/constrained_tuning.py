@@ -95,8 +95,8 @@ PROXIMAL, CENTER = 0.5 / STEP, 0.5
 MULTIPLIER_BOUND = 4.0
 MOMENTUM = 0.3
 METHODS = ("unconstrained", "replay", "penalty 1", "penalty 5", "A", "B")
-T_95 = 4.303
-"""Of Student's t with 2 degrees of freedom."""
+T_95 = {2: 12.706, 3: 4.303}
+"""Student's t by the number of seeds."""
 OBJECTIVE = Objective(
     masking=Masking(per="block", low=1e-3),
     layout="noisy_first",
@@ -423,9 +423,9 @@ def with_interval(values: Sequence[float], digits: int = 3) -> str:
         "mean +- half".
     """
     mean = float(np.mean(values))
-    if len(values) < 2:
+    if len(values) not in T_95:
         return f"{mean:.{digits}f}"
-    half = T_95 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = T_95[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return f"{mean:.{digits}f} +- {half:.{digits}f}"
 
 
