@@ -36,7 +36,8 @@ from jaxdave.training.distil.consistency import (
 )
 from jaxdave.training.distil.own_answers import RecordedAnswer, align_recorded
 from jaxdave.training.distil.states import RecordedBatch, StateSampling
-from jaxdave.training.loop import make_optimiser
+from jaxdave.training.loop import optimiser_config
+from jaxdave.training.optimisers import make_optimiser
 from jaxdave.training.recipes import CANVAS_LENGTH, Recipe
 
 SAVE_EVERY = 40
@@ -235,7 +236,7 @@ def train_arm(
         After every `SAVE_EVERY` steps and after the last: the step, the loss, seconds
         of processor time without compilation, and "params".
     """
-    optimiser = make_optimiser(recipe)
+    optimiser = make_optimiser(optimiser_config(recipe), recipe.steps)
     teacher = params
     state = (params, optimiser.init(params), np.float64(0.0))
     path, begin = folder / f"{arm.name}.npz", 0

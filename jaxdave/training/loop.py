@@ -54,14 +54,7 @@ def train(recipe: Recipe, tokenizer: Tokenizer, folder: Path) -> TrainState:
             state = train(RECIPES["demo"], tokenizer, folder)
     """
     make_batches = BATCH_MAKERS[recipe.config.attention]
-    settings = OptimiserConfig(
-        name="muon",
-        learning_rate=recipe.learning_rate,
-        warmup_steps=recipe.warmup_steps,
-        decay_steps=recipe.decay_steps,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-    )
+    settings = optimiser_config(recipe)
     optimiser = make_optimiser(settings, recipe.steps)
     steps = SupervisedSteps(
         _loss(recipe),
@@ -73,6 +66,25 @@ def train(recipe: Recipe, tokenizer: Tokenizer, folder: Path) -> TrainState:
     state = init_state(_first_params(recipe), optimiser, recipe.seed, ema=False)
     loop = LoopConfig(steps=recipe.steps, save_every=recipe.save_every)
     return fit(steps, state, folder, loop)
+
+
+def optimiser_config(recipe: Recipe) -> OptimiserConfig:
+    """The optimiser of a recipe.
+
+    Args:
+        recipe: The training run.
+
+    Returns:
+        Its settings: Muon on the matrices of layers, AdamW on all else.
+    """
+    return OptimiserConfig(
+        name="muon",
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup_steps,
+        decay_steps=recipe.decay_steps,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+    )
 
 
 def _loss(recipe: Recipe) -> Callable[[Params, Any, jax.Array], LossSums]:
