@@ -79,10 +79,10 @@ from jaxdave.training.constrained.penalty import penalty_sgd
 from jaxdave.training.constrained.projections import whole_space
 from jaxdave.training.constrained.slack import Slacked
 from jaxdave.training.constrained.storm import start_batch, storm_lagrangian
-from jaxdave.training.masking import Masking
-from jaxdave.training.objective_loss import make_objective_loss
-from jaxdave.training.objectives import Objective
-from jaxdave.training.token_batch import TokenBatch, pack_samples
+from jaxdave.training.data.token_batch import TokenBatch, pack_samples
+from jaxdave.training.objective.masking import Masking
+from jaxdave.training.objective.objective_loss import make_objective_loss
+from jaxdave.training.objective.objectives import Objective
 
 SEEDS, PILOT_SEED = (0, 1, 2), 100
 STEPS, MEASURES = 80, 5

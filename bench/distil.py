@@ -56,10 +56,10 @@ from jaxdave.engine.results import Completion
 from jaxdave.io import checkpoint
 from jaxdave.numerics.weight_layout import to_device_layout, to_stacked
 from jaxdave.runtime.files import replace_file
+from jaxdave.training.demo.recipes import CANVAS_LENGTH, Recipe
 from jaxdave.training.distil.certainty import CertaintyForcing
 from jaxdave.training.distil.consistency import ConsistencyDistillation
 from jaxdave.training.distil.own_answers import own_answers
-from jaxdave.training.recipes import CANVAS_LENGTH, Recipe
 
 MODEL, OTHER_MODEL, SEED = "llada-1m", "sdar-1m", 2121
 BATCH_SIZE, ROWS = 32, 20

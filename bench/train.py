@@ -36,10 +36,10 @@ from bench.harness.training_products import (
 )
 from jaxdave.core.config import ModelConfig
 from jaxdave.models import transformer
-from jaxdave.training.objective_loss import make_objective_loss
-from jaxdave.training.objectives import Objective, llada_pretrain, sdar
+from jaxdave.training.data.token_batch import TokenBatch
+from jaxdave.training.objective.objective_loss import make_objective_loss
+from jaxdave.training.objective.objectives import Objective, llada_pretrain, sdar
 from jaxdave.training.optimisers import OptimiserConfig, make_optimiser
-from jaxdave.training.token_batch import TokenBatch
 from jaxdave.training.update import UpdateConfig, init_state, make_update
 
 TARGET = 0.6

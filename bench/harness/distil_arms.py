@@ -21,12 +21,14 @@ from tokenizers import Tokenizer
 from jaxdave.core.config import ModelConfig
 from jaxdave.demo_tasks.mixture import kind_of
 from jaxdave.runtime.files import replace_file
-from jaxdave.training.block_batches import GROUPS, SHAPES
-from jaxdave.training.canvas import (
+from jaxdave.training.demo.block_batches import GROUPS, SHAPES
+from jaxdave.training.demo.canvas import (
     MAX_PROMPT_LENGTHS,
     make_canvas_batches,
     make_canvas_loss,
 )
+from jaxdave.training.demo.recipe_run import optimiser_config
+from jaxdave.training.demo.recipes import CANVAS_LENGTH, Recipe
 from jaxdave.training.distil.certainty import CertaintyForcing, make_certainty_loss
 from jaxdave.training.distil.consistency import (
     ConsistencyDistillation,
@@ -36,9 +38,7 @@ from jaxdave.training.distil.consistency import (
 )
 from jaxdave.training.distil.own_answers import RecordedAnswer, align_recorded
 from jaxdave.training.distil.states import RecordedBatch, StateSampling
-from jaxdave.training.loop import optimiser_config
 from jaxdave.training.optimisers import make_optimiser
-from jaxdave.training.recipes import CANVAS_LENGTH, Recipe
 
 SAVE_EVERY = 40
 """Steps between stored states."""

@@ -10,7 +10,7 @@ from jaxdave.io import checkpoint, hub
 from jaxdave.io.tokenizer import Codec, load_codec
 from jaxdave.models import transformer
 from jaxdave.numerics.weight_layout import to_device_layout
-from jaxdave.training.recipes import SDAR_1M
+from jaxdave.training.demo.recipes import SDAR_1M
 
 
 @dataclasses.dataclass(frozen=True)

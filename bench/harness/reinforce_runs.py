@@ -20,9 +20,9 @@ from jaxdave.demo_tasks import grade, words
 from jaxdave.demo_tasks.problem import Problem, Split
 from jaxdave.io.checkpoint import Model
 from jaxdave.numerics.weight_layout import to_stacked
-from jaxdave.training.block_batches import encode_pair, pack_pairs
-from jaxdave.training.block_loss import make_block_loss
-from jaxdave.training.objective_loss import LossSums
+from jaxdave.training.demo.block_batches import encode_pair, pack_pairs
+from jaxdave.training.demo.block_loss import make_block_loss
+from jaxdave.training.objective.objective_loss import LossSums
 from jaxdave.training.optimisers import OptimiserConfig, make_optimiser
 from jaxdave.training.reinforce.learner import Learner
 from jaxdave.training.reinforce.learner_config import ReinforceConfig

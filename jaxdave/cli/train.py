@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jaxdave.distributed.process_config import ProcessConfig
 
 if TYPE_CHECKING:
-    from jaxdave.training.recipes import Recipe
+    from jaxdave.training.demo.recipes import Recipe
 
 
 def run_config(
@@ -71,8 +71,8 @@ def run_recipe(name: str, out: Path, steps: int | None) -> None:
 def _train(recipe: "Recipe", name: str, out: Path) -> None:
     """Train, or resume, in a folder that is this run's alone."""
     from jaxdave.io import checkpoint
-    from jaxdave.training.loop import train
-    from jaxdave.training.tokenizer import MASK, build_tokenizer
+    from jaxdave.training.demo.recipe_run import train
+    from jaxdave.training.demo.tokenizer import MASK, build_tokenizer
 
     tokenizer = build_tokenizer(out / "tokenizer")
     config = recipe.config
@@ -108,7 +108,7 @@ def select_recipe(name: str, steps: int | None) -> "Recipe":
     Raises:
         ValueError: The recipe is unknown, or there is less than one step.
     """
-    from jaxdave.training.recipes import RECIPES
+    from jaxdave.training.demo.recipes import RECIPES
 
     if name not in RECIPES:
         raise ValueError(f"recipe {name!r} is unknown; use {', '.join(RECIPES)}")

@@ -1,17 +1,13 @@
-"""Training of masked-diffusion language models: the demo models are made by it.
+"""Training of masked-diffusion language models: `jaxdave train`, and its parts.
 
-The published objectives, for texts of any kind: `objectives` has their settings and
-names, `objective_loss` their loss; `token_batch` is what they are trained on, `masking`
-and `editing` are how it is corrupted, `attention_masks` is who sees whom,
-`sequence_model` the network over it. `samples` reads texts from files (`line_index`),
-and `data_stream` makes batches of them (`batch_config`), which go on where a checkpoint
-was written.
-`answer_views` has the log-probabilities that reinforcement needs.
+A supervised run: `train_config` has its settings (read by `config_file`),
+`starting_point` what it begins with, `supervised_run` puts it together. Samples come
+from `data`, the loss from `objective`; `supervised` takes steps of them, each an
+`update` by one of the `optimisers`, over devices (`training_mesh`), of all parameters
+or of adapters (`lora`). `trainer` is the loop of every method, and `run_files` what it
+keeps on disk.
 
-The demo's own recipes: `recipes` has the settings, `loop` the training loop;
-`block_batches` and `block_loss` are for block-causal attention, `canvas` is both for
-full attention. `draft_loss` is for draft models.
-
-`reinforce` has estimators for reinforcement learning, `constrained` optimisers for
-training under linear constraints.
+`distil` makes a model that needs fewer calls, `reinforce` learns from rewards,
+`constrained` has optimisers for training under constraints, `draft_loss` is for draft
+models, and `demo` makes the packaged models.
 """

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxdave.training.token_batch import PADDING, TokenBatch
+from jaxdave.training.data.token_batch import PADDING, TokenBatch
 from jaxdave.training.training_mesh import TrainingMesh
 from jaxdave.training.update import (
     JoinFn,

@@ -18,11 +18,12 @@ from jaxdave.io.peft_io import save_adapters
 from jaxdave.models.presets import preset
 from jaxdave.runtime.files import read_json, replace_file
 from jaxdave.runtime.meshes import check_processes, make_mesh
-from jaxdave.training.batch_config import BatchConfig
-from jaxdave.training.data_stream import BatchStream, open_batches
+from jaxdave.training.data.batch_config import BatchConfig
+from jaxdave.training.data.data_stream import BatchStream, open_batches
+from jaxdave.training.data.token_batch import TokenBatch
 from jaxdave.training.lora import init_adapters, join_lora, merge_lora
-from jaxdave.training.objective_loss import make_objective_loss
-from jaxdave.training.objectives import Objective, check_model
+from jaxdave.training.objective.objective_loss import make_objective_loss
+from jaxdave.training.objective.objectives import Objective, check_model
 from jaxdave.training.optimisers import make_optimiser, make_schedule
 from jaxdave.training.starting_point import (
     Opening,
@@ -31,7 +32,6 @@ from jaxdave.training.starting_point import (
     from_scratch,
 )
 from jaxdave.training.supervised import SupervisedSteps
-from jaxdave.training.token_batch import TokenBatch
 from jaxdave.training.train_config import SCRATCH, ModelSection, TrainConfig
 from jaxdave.training.trainer import fit
 from jaxdave.training.training_mesh import TrainingMesh

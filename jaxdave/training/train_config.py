@@ -24,7 +24,7 @@ from jaxdave.core.config import ModelConfig
 from jaxdave.models.lora import LoraConfig
 from jaxdave.runtime.mesh_shape import MeshShape, parse_mesh
 from jaxdave.training.config_file import ConfigFile, read_config_file
-from jaxdave.training.objectives import OBJECTIVES, Objective
+from jaxdave.training.objective.objectives import OBJECTIVES, Objective
 from jaxdave.training.optimisers import OptimiserConfig
 from jaxdave.training.trainer import LoopConfig
 from jaxdave.training.update import UpdateConfig

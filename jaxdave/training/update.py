@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdave.training.objective_loss import LossSums
+from jaxdave.training.objective.objective_loss import LossSums
 
 LossFn = Callable[[Any, Any, jax.Array], LossSums]
 """(parameters, batch, key) -> a loss before its division. The key draws its noise."""

@@ -14,8 +14,8 @@ from bench.harness import distil_arms, paired
 from jaxdave.demo_tasks.mixture import kind_of
 from jaxdave.engine.trajectory import Trajectory
 from jaxdave.models.presets import preset
-from jaxdave.training.block_batches import GROUPS
-from jaxdave.training.recipes import Recipe
+from jaxdave.training.demo.block_batches import GROUPS
+from jaxdave.training.demo.recipes import Recipe
 
 
 def test_the_ratio_is_that_of_sums_and_its_interval_that_of_resamples():

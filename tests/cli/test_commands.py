@@ -188,8 +188,10 @@ def test_train_writes_a_checkpoint_that_loads(run, tmp_path, monkeypatch):
 
     config = train_command.select_recipe("demo", None).config
     params = checkpoint_folders.random(config)
-    monkeypatch.setattr("jaxdave.training.loop.train", train)
-    monkeypatch.setattr("jaxdave.training.tokenizer.build_tokenizer", build_tokenizer)
+    monkeypatch.setattr("jaxdave.training.demo.recipe_run.train", train)
+    monkeypatch.setattr(
+        "jaxdave.training.demo.tokenizer.build_tokenizer", build_tokenizer
+    )
     code, out, _ = run("train", "--recipe", "demo", "--out", tmp_path, "--steps", 7)
     assert code == 0 and str(tmp_path / "model") in out
     recipe = seen["recipe"]

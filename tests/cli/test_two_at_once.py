@@ -55,7 +55,7 @@ def test_of_two_trainings_one_looks(tmp_path, monkeypatch, capsys):
     out, codes = tmp_path / "out", []
     args = ("train", "--out", out, "--steps", 2, "--no-compile-cache")
     look = begin_second(args, codes)
-    monkeypatch.setattr("jaxdave.training.tokenizer.build_tokenizer", look)
+    monkeypatch.setattr("jaxdave.training.demo.tokenizer.build_tokenizer", look)
     assert second_code(args) == 2
     assert codes == ["first", 2]
     assert f"out={out} is being written to by another run" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from jaxdave.demo_tasks.grade import (
     is_correct,
 )
 from jaxdave.demo_tasks.problem import Problem, split_of
-from jaxdave.training.tokenizer import build_tokenizer
+from jaxdave.training.demo.tokenizer import build_tokenizer
 
 OTHER_SHAPES = ("", "import os", "def g(xs):\n    return 1", "def f(x):\n    return 1")
 OTHER_SHAPES += ("def f(xs, x):\n    return 1", "def f(*xs):\n    return 1")

@@ -22,7 +22,7 @@ from jaxdave.demo_tasks.grade import (
 )
 from jaxdave.demo_tasks.mixture import kind_of, training_problem
 from jaxdave.demo_tasks.problem import Problem, from_line, split_of, to_line
-from jaxdave.training.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from jaxdave.training.demo.tokenizer import SPECIAL_TOKENS, build_tokenizer
 
 STREAM = 20000
 EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")

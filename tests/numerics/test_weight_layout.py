@@ -32,7 +32,7 @@ from jaxdave.numerics.quantization import EightBit, quantize_params
 from jaxdave.numerics.weight_layout import to_device_layout, to_stacked
 from jaxdave.runtime import compilation
 from jaxdave.runtime.machine import CPU, TPU
-from jaxdave.training.warm_start import warm_start_params
+from jaxdave.training.demo.warm_start import warm_start_params
 
 ROWS = 2 * NOISE_CHUNK + 40
 """Two chunks of the head and a short one, which is moved back to fit."""

@@ -10,10 +10,10 @@ from helpers.checkpoint_folders import CONFIG, random
 from jaxdave.core.param_paths import leaves_by_path
 from jaxdave.models.lora import TARGET_PATHS, LoraConfig, adapter_shapes
 from jaxdave.numerics.quantization import quantize_params
+from jaxdave.training.data.token_batch import pack_samples
 from jaxdave.training.lora import init_adapters, join_lora, lora_loss, merge_lora
-from jaxdave.training.objective_loss import make_objective_loss
-from jaxdave.training.objectives import sdar
-from jaxdave.training.token_batch import pack_samples
+from jaxdave.training.objective.objective_loss import make_objective_loss
+from jaxdave.training.objective.objectives import sdar
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 LORA = LoraConfig(rank=4, alpha=8.0)

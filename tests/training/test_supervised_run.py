@@ -101,7 +101,8 @@ def test_held_out_samples_are_reported_and_not_trained(tmp_path):
 CUT = """
 import os, signal, sys
 from pathlib import Path
-from jaxdave.training import data_stream, supervised_run
+from jaxdave.training import supervised_run
+from jaxdave.training.data import data_stream
 from jaxdave.training.train_config import read_train_config
 
 read_next = data_stream.BatchStream.__next__

@@ -7,7 +7,7 @@ import pytest
 
 from jaxdave.models.presets import preset
 from jaxdave.training.config_file import convert
-from jaxdave.training.objectives import sdar
+from jaxdave.training.objective.objectives import sdar
 from jaxdave.training.train_config import TrainConfig, read_train_config
 
 GOOD = """\

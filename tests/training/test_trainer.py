@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jaxdave.training import run_files
-from jaxdave.training.objective_loss import LossSums
+from jaxdave.training.objective.objective_loss import LossSums
 from jaxdave.training.run_files import CheckpointFiles, MetricsFile
 from jaxdave.training.supervised import StepBatches, SupervisedSteps
 from jaxdave.training.trainer import LoopConfig, fit

@@ -16,11 +16,11 @@ from jaxdave.models import transformer
 from jaxdave.models.presets import preset
 from jaxdave.runtime.mesh_shape import parse_mesh
 from jaxdave.runtime.meshes import make_mesh
-from jaxdave.training.objective_loss import make_objective_loss
-from jaxdave.training.objectives import OBJECTIVES
+from jaxdave.training.objective.objective_loss import make_objective_loss
+from jaxdave.training.objective.objectives import OBJECTIVES
 from jaxdave.training.optimisers import OptimiserConfig, make_optimiser
 from jaxdave.training.supervised import StepBatches, SupervisedSteps
-from jaxdave.training.token_batch import pack_samples
+from jaxdave.training.data.token_batch import pack_samples
 from jaxdave.training.trainer import LoopConfig, fit
 from jaxdave.training.training_mesh import TrainingMesh
 from jaxdave.training.update import UpdateConfig, init_state

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdave.training.objective_loss import LossSums
+from jaxdave.training.objective.objective_loss import LossSums
 from jaxdave.training.update import UpdateConfig, init_state, make_update
 
 RATE = 0.1

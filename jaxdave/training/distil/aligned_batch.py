@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdave.training.token_batch import PADDING, TokenBatch, TokenSample
+from jaxdave.training.data.token_batch import PADDING, TokenBatch, TokenSample
 
 
 def align_blocks(

@@ -35,7 +35,7 @@ from jaxdave.training.distil.states import (
     TextBatch,
     draw_states,
 )
-from jaxdave.training.sequence_model import cross_entropy, transformer_logits
+from jaxdave.training.objective.sequence_model import cross_entropy, transformer_logits
 
 Metrics = dict[str, jax.Array]
 """What a loss is made of, scalars by name."""

@@ -46,7 +46,7 @@ from jaxdave.training.distil.states import (
     TextBatch,
     draw_states,
 )
-from jaxdave.training.sequence_model import cross_entropy, transformer_logits
+from jaxdave.training.objective.sequence_model import cross_entropy, transformer_logits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

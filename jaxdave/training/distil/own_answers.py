@@ -11,8 +11,8 @@ import numpy as np
 from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.generation import generate
 from jaxdave.engine.trajectory import Trajectory
+from jaxdave.training.data.token_batch import PADDING
 from jaxdave.training.distil.states import RecordedBatch
-from jaxdave.training.token_batch import PADDING
 
 RecordedAnswer = tuple[Sequence[int], Trajectory]
 """Token ids of a prompt, and what was decoded behind it."""

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.models.forward import source_columns
-from jaxdave.training import attention_masks
 from jaxdave.training.distil.states import States, StateSampling, TextBatch
-from jaxdave.training.sequence_model import LayoutLogitsFn
+from jaxdave.training.objective import attention_masks
+from jaxdave.training.objective.sequence_model import LayoutLogitsFn
 
 StateLogitsFn = Callable[[Any, TextBatch, States], jax.Array]
 """(params, batch, states) -> logits [B, N, A, V] of the tokens of the states."""

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.training.token_batch import PADDING, TokenBatch
+from jaxdave.training.data.token_batch import PADDING, TokenBatch
 
 
 class RecordedBatch(NamedTuple):

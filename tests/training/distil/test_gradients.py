@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from helpers.distil_cases import BATCH, DISTILLATION, FORCING, MASK
 
-from jaxdave.training.attention_masks import visibility
 from jaxdave.training.distil.certainty import certainty_loss
 from jaxdave.training.distil.consistency import ask_teacher, consistency_loss
 from jaxdave.training.distil.state_logits import state_logits
 from jaxdave.training.distil.states import draw_states
+from jaxdave.training.objective.attention_masks import visibility
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

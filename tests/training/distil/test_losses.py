@@ -30,7 +30,7 @@ from jaxdave.training.distil.consistency import (
 )
 from jaxdave.training.distil.state_logits import state_logits
 from jaxdave.training.distil.states import draw_states
-from jaxdave.training.sequence_model import transformer_logits
+from jaxdave.training.objective.sequence_model import transformer_logits
 
 SMALL = {"num_layers": 1, "hidden": 16, "inter": 24, "head_dim": 8, "rotary_dim": 8}
 CAUSAL = preset("sdar-1m", block_length=2, **SMALL)

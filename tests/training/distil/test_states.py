@@ -13,7 +13,7 @@ from jaxdave.models.presets import preset
 from jaxdave.training.distil.aligned_batch import align_blocks
 from jaxdave.training.distil.state_logits import check_model, state_logits
 from jaxdave.training.distil.states import StateSampling, draw_states
-from jaxdave.training.sequence_model import transformer_logits
+from jaxdave.training.objective.sequence_model import transformer_logits
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -10,16 +10,16 @@ from tokenizers import Tokenizer
 from jaxdave.demo_tasks.mixture import training_problem
 from jaxdave.io import checkpoint
 from jaxdave.numerics.weight_layout import to_stacked
-from jaxdave.training.block_batches import encode_pair
-from jaxdave.training.objective_loss import (
+from jaxdave.training.data.token_batch import TokenBatch, pack_samples
+from jaxdave.training.demo.block_batches import encode_pair
+from jaxdave.training.demo.recipes import CANVAS_LENGTH
+from jaxdave.training.objective.objective_loss import (
     corrupt,
     corrupted_loss,
     make_objective_loss,
 )
-from jaxdave.training.objectives import OBJECTIVES, Objective
-from jaxdave.training.recipes import CANVAS_LENGTH
-from jaxdave.training.sequence_model import transformer_nats
-from jaxdave.training.token_batch import TokenBatch, pack_samples
+from jaxdave.training.objective.objectives import OBJECTIVES, Objective
+from jaxdave.training.objective.sequence_model import transformer_nats
 
 UNSEEN = 10**6
 """Index of a training problem far beyond those that the models have seen."""

@@ -32,8 +32,8 @@ from jaxdave.io.chat_template import Messages
 from jaxdave.io.tokenizer import Codec, check_characters
 from jaxdave.runtime.files import parse_json
 from jaxdave.runtime.messages import one_line
-from jaxdave.training.line_index import LineFile, open_lines
-from jaxdave.training.token_batch import TokenSample
+from jaxdave.training.data.line_index import LineFile, open_lines
+from jaxdave.training.data.token_batch import TokenSample
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles of messages."""

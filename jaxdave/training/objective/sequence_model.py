@@ -18,7 +18,7 @@ from jaxdave.core.model_api import Params
 from jaxdave.models.attention import dense_attention
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.rope import rope_table
-from jaxdave.training.attention_masks import Layout, visibility
+from jaxdave.training.objective.attention_masks import Layout, visibility
 
 LayoutLogitsFn = Callable[[Any, jax.Array, Layout, jax.Array], jax.Array]
 """(params, tokens_BQ, layout, source_BC) -> logits [B, C, V], those of column

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdave.training.token_batch import run_starts, sum_over_runs
+from jaxdave.training.data.token_batch import run_starts, sum_over_runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

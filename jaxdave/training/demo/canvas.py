@@ -23,10 +23,10 @@ from jaxdave.core.model_api import Params
 from jaxdave.models.attention import dense_attention
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.rope import rope_table
-from jaxdave.training.block_batches import TokenPair, grouped_pairs
-from jaxdave.training.block_loss import MAX_POSITIONS
-from jaxdave.training.recipes import CANVAS_LENGTH, Recipe
-from jaxdave.training.tokenizer import pad_and_mask_ids
+from jaxdave.training.demo.block_batches import TokenPair, grouped_pairs
+from jaxdave.training.demo.block_loss import MAX_POSITIONS
+from jaxdave.training.demo.recipes import CANVAS_LENGTH, Recipe
+from jaxdave.training.demo.tokenizer import pad_and_mask_ids
 
 PADDING_WEIGHT = 0.1
 """Loss weight of the end tokens that pad an answer, of which there are many."""

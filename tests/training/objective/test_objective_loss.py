@@ -15,22 +15,22 @@ from helpers.checkpoint_folders import random
 
 from jaxdave.models.forward import forward
 from jaxdave.models.presets import preset
-from jaxdave.training.answer_views import (
+from jaxdave.training.data.token_batch import align_answers, pack_samples
+from jaxdave.training.objective.answer_views import (
     coupled_views,
     diffucoder,
     trajectory_views,
     view_log_probs,
 )
-from jaxdave.training.editing import Editing
-from jaxdave.training.masking import Masking
-from jaxdave.training.objective_loss import (
+from jaxdave.training.objective.editing import Editing
+from jaxdave.training.objective.masking import Masking
+from jaxdave.training.objective.objective_loss import (
     corrupt,
     corrupted_loss,
     make_objective_loss,
 )
-from jaxdave.training.objectives import OBJECTIVES, Objective, check_model
-from jaxdave.training.sequence_model import transformer_nats
-from jaxdave.training.token_batch import align_answers, pack_samples
+from jaxdave.training.objective.objectives import OBJECTIVES, Objective, check_model
+from jaxdave.training.objective.sequence_model import transformer_nats
 
 SMALL = {"num_layers": 2, "hidden": 16, "inter": 24, "head_dim": 8, "rotary_dim": 8}
 # The network's own attention and shift do not matter here: the objective says both.

@@ -16,7 +16,7 @@ from jaxdave.cli.prompts import encode, read_requests
 from jaxdave.demo_tasks.mixture import training_problem
 from jaxdave.io.checkpoint import describe
 from jaxdave.io.tokenizer import load_codec
-from jaxdave.training.samples import (
+from jaxdave.training.data.samples import (
     SampleList,
     Turn,
     encode_turn,

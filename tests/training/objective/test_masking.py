@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdave.training.editing import Editing, replace_tokens
-from jaxdave.training.masking import (
+from jaxdave.training.data.token_batch import align_answers, pack_samples, run_starts
+from jaxdave.training.objective.editing import Editing, replace_tokens
+from jaxdave.training.objective.masking import (
     Masking,
     draw_masks,
     draw_ratios,
     mask_tokens,
     maskable_tokens,
 )
-from jaxdave.training.token_batch import align_answers, pack_samples, run_starts
 
 MASK, ROWS, LENGTH = 9, 64, 12
 SAMPLE = jnp.broadcast_to(jnp.repeat(jnp.arange(2), 6)[None], (ROWS, LENGTH))

@@ -15,8 +15,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxdave.demo_tasks.mixture import kind_of, training_problem
-from jaxdave.training.recipes import Recipe
-from jaxdave.training.tokenizer import START, TURN_END, pad_and_mask_ids
+from jaxdave.training.demo.recipes import Recipe
+from jaxdave.training.demo.tokenizer import START, TURN_END, pad_and_mask_ids
 
 COPIES = 2
 """Masked copies of each answer: one with every block alone, one with groups."""

@@ -13,16 +13,16 @@ from jaxdave.core.model_api import Params
 from jaxdave.io import checkpoint
 from jaxdave.models import transformer
 from jaxdave.numerics.weight_layout import to_stacked
-from jaxdave.training.block_batches import make_block_batches
-from jaxdave.training.block_loss import make_block_loss
-from jaxdave.training.canvas import make_canvas_batches, make_canvas_loss
-from jaxdave.training.objective_loss import LossSums
+from jaxdave.training.demo.block_batches import make_block_batches
+from jaxdave.training.demo.block_loss import make_block_loss
+from jaxdave.training.demo.canvas import make_canvas_batches, make_canvas_loss
+from jaxdave.training.demo.recipes import Recipe
+from jaxdave.training.demo.warm_start import warm_start_params
+from jaxdave.training.objective.objective_loss import LossSums
 from jaxdave.training.optimisers import OptimiserConfig, make_optimiser, make_schedule
-from jaxdave.training.recipes import Recipe
 from jaxdave.training.supervised import StepBatches, SupervisedSteps
 from jaxdave.training.trainer import LoopConfig, fit
 from jaxdave.training.update import TrainState, UpdateConfig, init_state
-from jaxdave.training.warm_start import warm_start_params
 
 # The kind of attention decides what a batch is and what its loss is.
 BATCH_MAKERS = {"block_causal": make_block_batches, "full": make_canvas_batches}

@@ -35,8 +35,8 @@ from typing import Literal
 import jax
 
 from jaxdave.core.config import ModelConfig
-from jaxdave.training.editing import Editing
-from jaxdave.training.masking import Masking
+from jaxdave.training.objective.editing import Editing
+from jaxdave.training.objective.masking import Masking
 
 _CHOICES = {
     "layout": ("in_place", "noisy_first", "clean_first"),

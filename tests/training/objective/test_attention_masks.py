@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdave.training import attention_masks
-from jaxdave.training.attention_masks import (
+from jaxdave.training.objective import attention_masks
+from jaxdave.training.objective.attention_masks import (
     Layout,
     block_causal,
     clean_first,

@@ -7,9 +7,9 @@ import pytest
 
 from jaxdave.models import transformer
 from jaxdave.models.presets import preset
-from jaxdave.training.objective_loss import make_objective_loss
-from jaxdave.training.objectives import OBJECTIVES
-from jaxdave.training.token_batch import pack_samples
+from jaxdave.training.data.token_batch import pack_samples
+from jaxdave.training.objective.objective_loss import make_objective_loss
+from jaxdave.training.objective.objectives import OBJECTIVES
 
 
 def problem(layers: int = 2, length: int = 32):

@@ -22,11 +22,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdave.training.masking import Corruption, Masking
-from jaxdave.training.objective_loss import corrupt, maskable, token_nats
-from jaxdave.training.objectives import Objective
-from jaxdave.training.sequence_model import NatsFn
-from jaxdave.training.token_batch import TokenBatch
+from jaxdave.training.data.token_batch import TokenBatch
+from jaxdave.training.objective.masking import Corruption, Masking
+from jaxdave.training.objective.objective_loss import corrupt, maskable, token_nats
+from jaxdave.training.objective.objectives import Objective
+from jaxdave.training.objective.sequence_model import NatsFn
 
 
 def view_log_probs(
@@ -91,7 +91,7 @@ def trajectory_views(
         float32 [N B, T]: 1 in the one in which it was committed.
 
     Example:
-        >>> from jaxdave.training.token_batch import pack_samples
+        >>> from jaxdave.training.data.token_batch import pack_samples
         >>> batch = pack_samples([[([1], [2, 3])]], length=3, pad_id=0)
         >>> step = jnp.array([[0, 1, 0]])
         >>> views, weight = trajectory_views(

@@ -12,8 +12,8 @@ import pytest
 from helpers.checkpoint_folders import TOKENIZER
 from tokenizers import Tokenizer
 
-from jaxdave.training.loop import train
-from jaxdave.training.recipes import SDAR_1M, Recipe
+from jaxdave.training.demo.recipe_run import train
+from jaxdave.training.demo.recipes import SDAR_1M, Recipe
 
 # The process kills itself while it makes the batch of step 4, so after the checkpoint
 # of step 2 and while step 3 is under way: batches are made one ahead.
@@ -21,7 +21,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import test_loop
-from jaxdave.training import loop
+from jaxdave.training.demo import recipe_run as loop
 
 make_batches = loop.BATCH_MAKERS["block_causal"]
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdave.training.token_batch import run_starts
+from jaxdave.training.data.token_batch import run_starts
 
 
 class Layout(NamedTuple):

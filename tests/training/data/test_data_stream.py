@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdave.io.tokenizer import load_codec
-from jaxdave.training.batch_config import BatchConfig
-from jaxdave.training.data_stream import batches_of, open_batches
-from jaxdave.training.token_batch import PADDING, TokenBatch
+from jaxdave.training.data.batch_config import BatchConfig
+from jaxdave.training.data.data_stream import batches_of, open_batches
+from jaxdave.training.data.token_batch import PADDING, TokenBatch
 
 PAD = 999
 
@@ -408,8 +408,8 @@ def test_settings_that_do_not_go_together_are_refused(changes, words):
 
 def test_a_stream_that_is_left_open_says_nothing_when_python_ends():
     code = (
-        "from jaxdave.training.batch_config import BatchConfig\n"
-        "from jaxdave.training.data_stream import batches_of\n"
+        "from jaxdave.training.data.batch_config import BatchConfig\n"
+        "from jaxdave.training.data.data_stream import batches_of\n"
         "config = BatchConfig(batch_size=1, length=4, pad_id=0, prefetch=2)\n"
         "stream = batches_of([([1], [2])], config)\n"
         "print(next(stream).tokens_BT.tolist())\n"

@@ -19,7 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxdave.training.masking import Corruption
+from jaxdave.training.objective.masking import Corruption
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from jaxdave.core.model_api import Params
 from jaxdave.models.attention import dense_attention
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.rope import rope_table
-from jaxdave.training import attention_masks
-from jaxdave.training.attention_masks import Layout
-from jaxdave.training.block_batches import BlockBatch
+from jaxdave.training.demo.block_batches import BlockBatch
+from jaxdave.training.objective import attention_masks
+from jaxdave.training.objective.attention_masks import Layout
 
 MAX_POSITIONS = 256
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdave.training.answer_views import trajectory_views, view_log_probs
-from jaxdave.training.attention_masks import Layout, visibility
-from jaxdave.training.masking import Corruption, Masking
-from jaxdave.training.objective_loss import corrupt, corrupted_loss
-from jaxdave.training.objectives import OBJECTIVES, Objective
-from jaxdave.training.sequence_model import nats_from
-from jaxdave.training.token_batch import TokenBatch
+from jaxdave.training.data.token_batch import TokenBatch
+from jaxdave.training.objective.answer_views import trajectory_views, view_log_probs
+from jaxdave.training.objective.attention_masks import Layout, visibility
+from jaxdave.training.objective.masking import Corruption, Masking
+from jaxdave.training.objective.objective_loss import corrupt, corrupted_loss
+from jaxdave.training.objective.objectives import OBJECTIVES, Objective
+from jaxdave.training.objective.sequence_model import nats_from
 
 MASK = 3
 JOINT = np.array([[0.30, 0.02, 0.08], [0.05, 0.20, 0.05], [0.02, 0.03, 0.25]])

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdave.training.attention_masks import visibility
-from jaxdave.training.editing import Editing
-from jaxdave.training.objective_loss import corrupt, corrupted_loss
-from jaxdave.training.objectives import OBJECTIVES
-from jaxdave.training.sequence_model import nats_from
-from jaxdave.training.token_batch import align_answers, pack_samples
+from jaxdave.training.data.token_batch import align_answers, pack_samples
+from jaxdave.training.objective.attention_masks import visibility
+from jaxdave.training.objective.editing import Editing
+from jaxdave.training.objective.objective_loss import corrupt, corrupted_loss
+from jaxdave.training.objective.objectives import OBJECTIVES
+from jaxdave.training.objective.sequence_model import nats_from
 
 PACKED = pack_samples(
     [

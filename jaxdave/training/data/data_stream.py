@@ -30,9 +30,9 @@ import numpy as np
 
 from jaxdave.io.tokenizer import Codec
 from jaxdave.runtime.messages import one_line
-from jaxdave.training.batch_config import BatchConfig
-from jaxdave.training.samples import SampleList, Samples, open_samples
-from jaxdave.training.token_batch import (
+from jaxdave.training.data.batch_config import BatchConfig
+from jaxdave.training.data.samples import SampleList, Samples, open_samples
+from jaxdave.training.data.token_batch import (
     PADDING,
     TokenBatch,
     TokenSample,

@@ -14,18 +14,18 @@ import jax.numpy as jnp
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
 from jaxdave.models.forward import source_columns
-from jaxdave.training import attention_masks
-from jaxdave.training.attention_masks import Layout
-from jaxdave.training.editing import replace_tokens
-from jaxdave.training.masking import Corruption, mask_tokens, maskable_tokens
-from jaxdave.training.objectives import Objective, check_model
-from jaxdave.training.sequence_model import NatsFn, transformer_nats
-from jaxdave.training.token_batch import (
+from jaxdave.training.data.token_batch import (
     PADDING,
     TokenBatch,
     run_starts,
     sum_over_runs,
 )
+from jaxdave.training.objective import attention_masks
+from jaxdave.training.objective.attention_masks import Layout
+from jaxdave.training.objective.editing import replace_tokens
+from jaxdave.training.objective.masking import Corruption, mask_tokens, maskable_tokens
+from jaxdave.training.objective.objectives import Objective, check_model
+from jaxdave.training.objective.sequence_model import NatsFn, transformer_nats
 
 
 class LossSums(NamedTuple):
@@ -71,8 +71,8 @@ def make_objective_loss(
     Example:
         >>> from jaxdave.models import transformer
         >>> from jaxdave.models.presets import preset
-        >>> from jaxdave.training.objectives import sdar
-        >>> from jaxdave.training.token_batch import pack_samples
+        >>> from jaxdave.training.objective.objectives import sdar
+        >>> from jaxdave.training.data.token_batch import pack_samples
         >>> config = preset("sdar-1m", num_layers=1)
         >>> batch = pack_samples([[([1, 2], [3, 4])]], length=4, pad_id=0)
         >>> loss = make_objective_loss(config, sdar(block_length=4))

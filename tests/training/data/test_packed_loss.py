@@ -9,13 +9,13 @@ import pytest
 from helpers.checkpoint_folders import random
 
 from jaxdave.models.presets import preset
-from jaxdave.training.batch_config import BatchConfig
-from jaxdave.training.data_stream import batches_of
-from jaxdave.training.masking import Corruption
-from jaxdave.training.objective_loss import corrupted_loss
-from jaxdave.training.objectives import OBJECTIVES, Objective
-from jaxdave.training.sequence_model import transformer_nats
-from jaxdave.training.token_batch import TokenBatch
+from jaxdave.training.data.batch_config import BatchConfig
+from jaxdave.training.data.data_stream import batches_of
+from jaxdave.training.data.token_batch import TokenBatch
+from jaxdave.training.objective.masking import Corruption
+from jaxdave.training.objective.objective_loss import corrupted_loss
+from jaxdave.training.objective.objectives import OBJECTIVES, Objective
+from jaxdave.training.objective.sequence_model import transformer_nats
 
 SMALL = {"num_layers": 1, "hidden": 16, "inter": 24, "head_dim": 8, "rotary_dim": 8}
 FULL = preset("llada-1m", **SMALL)

@@ -13,13 +13,13 @@ from jaxdave.models.attention import dense_attention
 from jaxdave.models.param_shapes import Binder, param_shapes
 from jaxdave.models.presets import preset
 from jaxdave.models.rope import rope_table
-from jaxdave.training.canvas import (
+from jaxdave.training.demo.canvas import (
     PADDING_WEIGHT,
     make_canvas_batches,
     make_canvas_loss,
 )
-from jaxdave.training.recipes import CANVAS_LENGTH, RECIPES
-from jaxdave.training.warm_start import warm_start_params
+from jaxdave.training.demo.recipes import CANVAS_LENGTH, RECIPES
+from jaxdave.training.demo.warm_start import warm_start_params
 
 RECIPE = dataclasses.replace(RECIPES["llada-demo"], batch_size=32)
 SMALL = {"num_layers": 2, "hidden": 16, "inter": 24, "head_dim": 8, "rotary_dim": 8}

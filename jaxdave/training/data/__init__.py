@@ -1,0 +1,1 @@
+"""Samples of JSON lines as batches: read, ordered, packed, resumable."""
