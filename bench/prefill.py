@@ -13,11 +13,8 @@ more where other processes run.
 """
 
 import dataclasses
-import time
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from bench.harness import report, timing
@@ -48,20 +45,6 @@ def make_decoder(config: ModelConfig, cache: str | None) -> Decoder:
     return freedave(config, draft_steps=1, max_new_tokens=ROOM, cache=cache)
 
 
-def time_cores(function: Callable[[], Any]) -> float:
-    """Time a call until its arrays are computed, in seconds of all cores.
-
-    Args:
-        function: a function without arguments; its result may contain JAX arrays.
-
-    Returns:
-        Processor seconds of this process.
-    """
-    start = time.process_time()
-    jax.block_until_ready(function())
-    return time.process_time() - start
-
-
 def measure_edge(
     decoder: Decoder, params: Any, length: int, rounds: int, cpu: bool
 ) -> dict[str, Any]:
@@ -77,7 +60,7 @@ def measure_edge(
     Returns:
         A row of the table.
     """
-    time_one = time_cores if cpu else timing.time_call
+    time_one = timing.time_cores if cpu else timing.time_call
     prompts = [[(7 * i) % 64 for i in range(size)] for size in (length, length + 1)]
     benches = [DecodeBench(decoder, params, [prompt]) for prompt in prompts]
     times = timing.time_alternately(

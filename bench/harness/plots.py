@@ -1,4 +1,4 @@
-"""The three figures of `python -m bench`, drawn from the points of a run."""
+"""The figures of `python -m bench` and `bench.grpo`, from the points of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -98,3 +98,60 @@ def _draw_memory(axes, points: Points) -> None:
     _label_axes(axes[0], "draft length d", "MB: temporaries and fresh outputs")
     _plot_models(axes[1], points, "d", lambda p: p["output"] / 1e6)
     _label_axes(axes[1], "draft length d", "MB of outputs (donated state and cache)")
+
+
+def draw_reinforcement(records: Points, path: Path) -> None:
+    """Draw accuracy before and after training, and rewards during it (`bench.grpo`).
+
+    Args:
+        records: the runs: split, method, seed, before, after and curve.
+        path: the PNG file; it is replaced.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("matplotlib is not installed, so no figure: pip install '.[bench]'")
+        return
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((record["split"], record["method"]), []).append(record)
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for place, ((split, method), found) in enumerate(groups.items()):
+        shares = [
+            100 * record[when].count("1") / len(record[when])
+            for when in ("before", "after")
+            for record in found
+        ]
+        half = len(found)
+        left.plot([place - 0.15] * half, shares[:half], "o", color="0.6")
+        left.plot([place + 0.15] * half, shares[half:], "o", color=f"C{place}")
+        for before, after in zip(shares[:half], shares[half:], strict=True):
+            left.plot([place - 0.15, place + 0.15], [before, after], color="0.8")
+        curves = [
+            [step["reward"] for step in r["curve"] if "reward" in step] for r in found
+        ]
+        length = min(map(len, curves))
+        if length:
+            mean = [sum(curve[at] for curve in curves) / half for at in range(length)]
+            right.plot(_smoothed(mean), color=f"C{place}", label=f"{split}, {method}")
+    left.set_xticks(range(len(groups)), [f"{s}\n{m}" for s, m in groups], fontsize=8)
+    left.set_ylabel("held-out problems right, %, before (grey) and after")
+    left.grid(axis="y", alpha=0.3)
+    right.set_xlabel("step")
+    right.set_ylabel("mean reward at temperature 1, smoothed")
+    right.grid(alpha=0.3)
+    if right.lines:
+        right.legend()
+    figure.savefig(path, dpi=110)
+
+
+def _smoothed(values: Sequence[float], weight: float = 0.8) -> list[float]:
+    """An exponential moving average."""
+    found: list[float] = []
+    for value in values:
+        last = found[-1] if found else value
+        found.append(weight * last + (1 - weight) * value)
+    return found

@@ -94,3 +94,17 @@ def median_with_interval(ratios: np.ndarray) -> MedianInterval:
     samples = rng.choice(ratios, (RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(samples, axis=1), (2.5, 97.5))
     return MedianInterval(float(np.median(ratios)), float(low), float(high))
+
+
+def time_cores(function: Callable[[], Any]) -> float:
+    """Time a call until its arrays are computed, in seconds of all cores.
+
+    Args:
+        function: a function without arguments; its result may contain JAX arrays.
+
+    Returns:
+        Processor seconds of this process.
+    """
+    start = time.process_time()
+    jax.block_until_ready(function())
+    return time.process_time() - start

@@ -36,11 +36,14 @@ def run_config(
     from jaxdave.runtime.locks import output_folder
 
     processes = ALONE if joined is None else initialize(joined)
+    # All processes run every step together.
+    processes = dataclasses.replace(processes, share_model=processes.count > 1)
     lock = output_folder(out) if processes.is_first else contextlib.nullcontext()
-    with first_speaks(processes), lock, processes.running():
+    with first_speaks(processes), lock:
         from jaxdave.training.supervised_run import train
 
-        folder = train(config, out)
+        with processes.running():
+            folder = train(config, out)
         if processes.is_first:
             print(f"wrote {folder}; try: jaxdave chat --model {folder}")
 

@@ -55,6 +55,46 @@ class Numerics(enum.StrEnum):
     FAST = "fast"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Rotary frequencies of a model that was trained on longer texts afterwards.
+
+    Frequencies that turn fewer than `low_turns` times within the first training's
+    length are divided by `factor`, those that turn more than `high_turns` times stay
+    as they are, and in between both are mixed.
+
+    Attributes:
+        factor: What low frequencies are divided by.
+        low_turns: Llama's low_freq_factor.
+        high_turns: Its high_freq_factor.
+        positions: The first training's length, its original_max_position_embeddings.
+
+    Raises:
+        ValueError: A value is out of its range.
+
+    Source: Llama 3.1's `rope_type` "llama3".
+    """
+
+    factor: float
+    low_turns: float
+    high_turns: float
+    positions: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < math.inf:
+            raise ValueError(f"factor={self.factor} must be above 0 and finite")
+        if not 0 < self.low_turns < self.high_turns < math.inf:
+            raise ValueError(
+                f"low_freq_factor={self.low_turns} must be above 0 and below "
+                f"high_freq_factor={self.high_turns}"
+            )
+        if not 1 <= self.positions <= _LARGEST["max_positions"]:
+            raise ValueError(
+                f"original_max_position_embeddings={self.positions} must be in "
+                f"1..{_LARGEST['max_positions']}"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The shape and the variant switches of one model.
@@ -86,6 +126,7 @@ class ModelConfig:
         qk_norm: Whether queries and keys are RMS-normed per head.
         tie_embeddings: Whether the head is the embedding.
         rope_theta: Base of the rotary frequencies.
+        rope_scaling: How the frequencies are scaled; None: they are not.
         rope_fp32: Whether queries and keys are rotated in float32 and cast back
             (LLaDA).
         rotary_dim: How many leading features of a head are rotated; even.
@@ -121,6 +162,7 @@ class ModelConfig:
     rotary_dim: int = 128
     rms_eps: float = 1e-6
     max_positions: int = 32768
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         for field, largest in _LARGEST.items():

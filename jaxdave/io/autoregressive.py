@@ -28,12 +28,14 @@ _QWEN2 = dataclasses.replace(
     model_types=("qwen2",),
     architectures=("Qwen2ForCausalLM",),
     config_values={"qkv_bias": True},
+    rope_types=("llama3",),
 )
 _QWEN3 = dataclasses.replace(
     families.SDAR,
     name="qwen3",
     model_types=("qwen3",),
     architectures=("Qwen3ForCausalLM",),
+    rope_types=("llama3",),
 )
 _LLAMA = Family(
     name="llama",
@@ -58,6 +60,7 @@ _LLAMA = Family(
     null_keys={
         "num_key_value_heads": NullKey("num_attention_heads", if_absent=True),
     },
+    rope_types=("llama3",),
 )
 AUTOREGRESSIVE: Mapping[str, tuple[Family, tuple[Family, ...]]] = {
     "qwen2": (_QWEN2, (families.DREAM, families.FAST_DLLM, families.A2D)),

@@ -6,12 +6,12 @@ resulting config needs (`checkpoint_tensors`).
 """
 
 import dataclasses
-import sys
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.param_paths import leaves_by_path
+from jaxdave.io.rope_config import is_instance, resolve_rope
 from jaxdave.io.tensor_names import (
     LLADA_TENSORS,
     QWEN_TENSORS,
@@ -63,6 +63,7 @@ class Family:
       mask_token: the mask token's text, for folders whose files do not name it.
       null_keys: keys of config.json that mean "as that other key" where they are null;
         where they are absent, too, if the class has no default of its own.
+      rope_types: rotary scalings that its models may have: none, or "llama3".
     """
 
     name: str
@@ -78,6 +79,7 @@ class Family:
     stop_tokens: tuple[str, ...]
     mask_token: str
     null_keys: Mapping[str, NullKey] = dataclasses.field(default_factory=dict)
+    rope_types: tuple[str, ...] = ()
 
 
 _QWEN_KEYS: ConfigKeys = {
@@ -234,6 +236,7 @@ A2D = Family(
     block_length_key="block_length",
     stop_tokens=(),
     mask_token="<|mask|>",
+    rope_types=("llama3",),
 )
 FAMILIES = {family.name: family for family in (DREAM, LLADA, SDAR, FAST_DLLM, A2D)}
 """All families by name."""
@@ -311,7 +314,7 @@ def config_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: names every key that is missing, has a wrong type, or asks for
         something that our transformer does not implement.
     """
-    raw, problems = _resolve_rope(raw)
+    raw, scaling, problems = resolve_rope(raw, family.rope_types)
     raw, more = _resolve_kv_heads(raw)
     raw = _fill_null_keys(family, raw)
     fields, most = _read_keys(raw, family.config_keys, family.required_values)
@@ -320,7 +323,7 @@ def config_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     # hidden size by the heads, as ours then does.
     if not problems and "head_dim" not in fields:
         stated = raw.get("head_dim")
-        if not (stated is None or _is_instance(stated, int)):
+        if not (stated is None or is_instance(stated, int)):
             problems.append(f"head_dim={stated!r} must be of type int")
         elif fields["heads"] < 1:
             problems.append(f"heads={fields['heads']} must be at least 1")
@@ -334,7 +337,8 @@ def config_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
             f"config.json: {'; '.join(problems)}; take the file of a "
             f"{family.name} model, or name another --family"
         )
-    return {**fields, **family.config_values, "rotary_dim": fields["head_dim"]}
+    fields |= {"rotary_dim": fields["head_dim"], "rope_scaling": scaling}
+    return {**fields, **family.config_values}
 
 
 def _fill_null_keys(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,7 +351,7 @@ def _fill_null_keys(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     # LLaDA's class multiplies where no size is given.
     if "mlp_ratio" in raw and raw.get("mlp_hidden_size") is None:
         sizes = raw["mlp_ratio"], raw.get("d_model")
-        if all(_is_instance(size, int) for size in sizes):
+        if all(is_instance(size, int) for size in sizes):
             filled["mlp_hidden_size"] = sizes[0] * sizes[1]
     return filled
 
@@ -370,40 +374,6 @@ def _resolve_kv_heads(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     return {**raw, "n_kv_heads": heads}, []
 
 
-_ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "factor"}
-_SCALED_BY_FACTOR = ("linear", "dynamic", "yarn")
-"""Rotary scalings that a factor of 1 leaves as they are."""
-
-
-def _resolve_rope(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Put the rotary settings where older files have them, and null for no scaling.
-
-    As transformers 5 does: `rope_scaling`, unless empty, takes the place of
-    `rope_parameters`, and a base in there goes before `rope_theta`.
-
-    Returns:
-      The resolved content of config.json, and what is wrong with it.
-    """
-    resolved = {**raw, "rope_scaling": None, "rope_parameters": None}
-    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    rope = raw.get(key) or {}
-    if not isinstance(rope, Mapping):
-        return resolved, [f"{key}={rope!r} must be None or an object"]
-    if rope.get("rope_theta") is not None:
-        resolved["rope_theta"] = rope["rope_theta"]
-    kind = rope.get("rope_type", rope.get("type"))
-    is_plain = kind == "default" or (key == "rope_parameters" and kind is None)
-    # A factor of 1 scales nothing, unless other keys say more.
-    is_plain |= kind in _SCALED_BY_FACTOR and rope.get("factor") == 1
-    is_plain &= kind == "default" or set(rope) <= _ROPE_KEYS
-    problems = [] if is_plain or not rope else [f"{key}={dict(rope)!r} must be None"]
-    for part in (rope, raw):
-        share = part.get("partial_rotary_factor")
-        if share is not None and share != 1:
-            problems.append(f"partial_rotary_factor={share!r} must be 1")
-    return resolved, problems
-
-
 def _read_keys(
     raw: Mapping[str, Any], config_keys: ConfigKeys, required_values: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
@@ -415,7 +385,7 @@ def _read_keys(
         value = False if value is None and kind is bool else value
         if value is REQUIRED:
             problems.append(f"{key} is missing")
-        elif not _is_instance(value, kind):
+        elif not is_instance(value, kind):
             problem = f"{key}={value!r} must be of type {kind.__name__}"
             problems += [problem] if problem not in problems else []
         else:
@@ -430,15 +400,6 @@ def _read_keys(
     if any(kind != "full_attention" for kind in layers):
         problems.append(f"layer_types={layers!r} must all be 'full_attention'")
     return fields, problems
-
-
-def _is_instance(value: Any, kind: type) -> bool:
-    """Check a JSON value's type: true is no number, but 1 is a float."""
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    if kind is float and isinstance(value, int):
-        return abs(value) <= sys.float_info.max  # others are no floats
-    return isinstance(value, kind)
 
 
 def checkpoint_tensors(family: Family, config: ModelConfig) -> dict[str, TensorTarget]:

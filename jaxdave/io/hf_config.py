@@ -12,6 +12,7 @@ from typing import Any
 from jaxdave.core.config import ModelConfig
 from jaxdave.io import families
 from jaxdave.io.families import Family
+from jaxdave.io.rope_config import scaling_to_json
 from jaxdave.io.special_tokens import special_tokens_map, stop_and_pad_ids
 from jaxdave.io.vocabulary import read_vocabulary
 
@@ -97,6 +98,8 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
     }
     if family.block_length_key is not None:
         raw[family.block_length_key] = config.block_length
+    if config.rope_scaling is not None:
+        raw["rope_scaling"] = scaling_to_json(config.rope_scaling)
     if "head_dim" not in family.config_keys:
         raw["head_dim"] = config.head_dim
     mismatches = inexpressible_fields(family, config)
@@ -133,6 +136,8 @@ def inexpressible_fields(family: Family, config: ModelConfig) -> list[str]:
         if field not in family.config_keys
     }
     implied = {**implied, **family.config_values, "rotary_dim": config.head_dim}
+    if not family.rope_types:
+        implied["rope_scaling"] = None
     # One key may say two fields, which must agree then.
     values_by_key: dict[str, Any] = {}
     for field, (key, _, _) in family.config_keys.items():

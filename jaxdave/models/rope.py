@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdave.core.config import ModelConfig
+from jaxdave.core.config import ModelConfig, RopeScaling
 
 Rope = tuple[jax.Array, jax.Array]
 """Cosines and sines of some positions, [..., L, rotary_dim / 2] each."""
@@ -20,7 +20,7 @@ def rope_table(config: ModelConfig, positions: int) -> tuple[np.ndarray, np.ndar
     float32 products, as in the published PyTorch modules.
 
     Args:
-        config: The model's shape: `rotary_dim` and `rope_theta`.
+        config: The model's shape: `rotary_dim`, `rope_theta` and `rope_scaling`.
         positions: How many positions, counted from 0.
 
     Returns:
@@ -28,8 +28,18 @@ def rope_table(config: ModelConfig, positions: int) -> tuple[np.ndarray, np.ndar
     """
     exponent = np.arange(0, config.rotary_dim, 2, dtype=np.float32) / config.rotary_dim
     frequency = np.float32(1) / np.float32(config.rope_theta) ** exponent
+    if config.rope_scaling is not None:
+        frequency = _scale(frequency, config.rope_scaling)
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequency[None]
     return np.cos(angles), np.sin(angles)
+
+
+def _scale(frequency: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    """Frequencies after `scaling`, float32."""
+    turns = np.float32(scaling.positions) * frequency / np.float32(2 * np.pi)
+    width = scaling.high_turns - scaling.low_turns
+    kept = np.clip((turns - np.float32(scaling.low_turns)) / np.float32(width), 0, 1)
+    return (1 - kept) * frequency / np.float32(scaling.factor) + kept * frequency
 
 
 def rotate(x: jax.Array, rope: Rope, in_float32: bool) -> jax.Array:

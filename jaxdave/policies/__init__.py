@@ -12,6 +12,7 @@ Example:
 
 from jaxdave.policies.basic import left_to_right as left_to_right
 from jaxdave.policies.basic import static as static
+from jaxdave.policies.cad import cad as cad
 from jaxdave.policies.candidates import info_gain as info_gain
 from jaxdave.policies.candidates import lopa as lopa
 from jaxdave.policies.common import rank as rank

@@ -103,7 +103,7 @@ def make_block_batches(
     rng = np.random.default_rng((recipe.seed, step, 1))
     block_length = recipe.config.block_length
     return {
-        name: _pack(pairs, SHAPES[name], block_length, tokenizer, rng)
+        name: pack_pairs(pairs, name, block_length, tokenizer, rng)
         for name, pairs in groups.items()
     }
 
@@ -129,15 +129,29 @@ def grouped_pairs(
     return groups
 
 
-def _pack(
+def pack_pairs(
     pairs: list[TokenPair],
-    shape: tuple[int, int],
+    group: str,
     block_length: int,
     tokenizer: Tokenizer,
     rng: np.random.Generator,
 ) -> BlockBatch:
-    """One batch of the problems of a length group."""
-    size, window = shape
+    """Make one batch of the problems of a length group, and mask it.
+
+    Args:
+        pairs: Prompts and answers (`encode_pair`).
+        group: The length group, a key of `SHAPES`.
+        block_length: Tokens of the model's blocks.
+        tokenizer: The demo's tokenizer.
+        rng: Source of the masks; it advances.
+
+    Returns:
+        The batch.
+
+    Raises:
+        ValueError: If a problem does not fit the shape of the group.
+    """
+    shape = size, window = SHAPES[group]
     pad, mask = pad_and_mask_ids(tokenizer)
     rows = len(pairs)
     clean = np.full((rows, size), pad, np.int32)

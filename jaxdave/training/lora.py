@@ -6,10 +6,11 @@ kernel's place. `join_lora` puts it there, `split_lora` takes it out again, and
 nested dicts, so that gradients, states of the optimiser and checkpoints are of them
 alone.
 
-    adapters, base = init_adapters(config, lora), params
-    loss = lora_loss(make_objective_loss(config, objective), base, lora)
-    ...                                      # train the adapters with it
-    params = merge_lora(join_lora(adapters, base, lora))
+    adapters = init_adapters(config, lora)
+    join = functools.partial(join_lora, lora=lora)
+    update = make_update(loss, optimiser, settings, join)     # params -> adapters
+    ...                                   # state, metrics = update(state, batch, base)
+    params = merge_lora(join_lora(state.params, base, lora))
 
 Source: LoRA, arXiv 2106.09685. A is drawn as the peft library draws it by default.
 """
@@ -170,6 +171,9 @@ def lora_loss(
     loss: Callable[..., Any], base: Params, lora: LoraConfig
 ) -> Callable[..., Any]:
     """A loss of adapters, from one of parameters.
+
+    For small models and tests: under `jax.jit` the base becomes a constant of the
+    program. `update.make_update` takes it as an argument (`frozen`).
 
     Args:
         loss: (params, ...) -> whatever it returns.

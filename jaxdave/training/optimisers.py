@@ -110,7 +110,13 @@ def make_schedule(config: OptimiserConfig, steps: int) -> optax.Schedule:
         phases.append(
             optax.cosine_decay_schedule(rate, decay_steps, config.final_share)
         )
-    return optax.join_schedules(phases, [warmup, steps - decay_steps][: len(phases)])
+    joined = optax.join_schedules(phases, [warmup, steps - decay_steps][: len(phases)])
+
+    def schedule(step):
+        with jax.numpy_dtype_promotion("standard"):
+            return joined(step)
+
+    return schedule
 
 
 def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
@@ -147,7 +153,33 @@ def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransfo
             # Muon's updates get the size of Adam's, so that one rate suits both.
             consistent_rms=0.2,
         )
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), update)
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return with_own_rules(optax.chain(clip, update))
+
+
+def with_own_rules(
+    optimiser: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Let optax mix types and ranks, also where JAX is told to refuse that.
+
+    Args:
+        optimiser: Any gradient transformation.
+
+    Returns:
+        The same, under JAX's own rules of promotion.
+    """
+
+    def under_rules(function):
+        def call(*args, **kwargs):
+            with jax.numpy_dtype_promotion("standard"):
+                with jax.numpy_rank_promotion("allow"):
+                    return function(*args, **kwargs)
+
+        return call
+
+    return optax.GradientTransformation(
+        under_rules(optimiser.init), under_rules(optimiser.update)
+    )
 
 
 def is_matrix(params: Any) -> Any:

@@ -23,6 +23,8 @@ _LOGGER = logging.getLogger("jaxdave")
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 PICTURE = "loss.svg"
+_REASON = 120
+"""Characters of an error that are repeated."""
 
 
 class Checkpoint(NamedTuple):
@@ -47,6 +49,8 @@ class CheckpointFiles:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder.absolute() / CHECKPOINTS
+        # Its threads log every failure with a traceback, beside raising it.
+        logging.getLogger("absl").addFilter(_is_not_of_orbax)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,
@@ -132,8 +136,11 @@ class CheckpointFiles:
         Raises:
             ValueError: It could not be written.
         """
-        self.wait()
-        self.manager.close()
+        try:
+            self.wait()
+        finally:
+            self.manager.close()
+            logging.getLogger("absl").removeFilter(_is_not_of_orbax)
 
     def _check_shapes(self, step: int, template: TrainState) -> None:
         """Refuse a checkpoint of another model, which orbax would say in many lines."""
@@ -170,10 +177,17 @@ class CheckpointFiles:
             saved = getattr(self, "saved", None)
             left = "nothing is saved" if saved is None else f"step {saved} is saved"
             reason = one_line(error)
+            if len(reason) > _REASON:
+                # The system's own word is at the end of it.
+                reason = f"...{reason[-_REASON:]}"
             raise ValueError(
-                f"{self.folder}: a checkpoint could not be {done} ({reason[:300]}); "
+                f"{self.folder}: a checkpoint could not be {done} ({reason}); "
                 f"{left}: mend that and start again to go on from there"
             ) from error
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
@@ -235,8 +249,8 @@ class MetricsFile:
         if number == count:
             return {"step": math.inf}
         raise ValueError(
-            f"{self.path}, line {number}: {line[:40]!r} is no record of a step; move the "
-            "file away"
+            f"{self.path}, line {number}: {line[:40]!r} is no record of a step; "
+            "move the file away"
         )
 
 

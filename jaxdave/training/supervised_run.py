@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from jaxdave.core.host_arrays import fetch_arrays
 from jaxdave.io.peft_io import save_adapters
 from jaxdave.models.presets import preset
 from jaxdave.runtime.files import read_json, replace_file
@@ -34,7 +35,7 @@ from jaxdave.training.token_batch import TokenBatch
 from jaxdave.training.train_config import SCRATCH, ModelSection, TrainConfig
 from jaxdave.training.trainer import fit
 from jaxdave.training.training_mesh import TrainingMesh
-from jaxdave.training.update import init_state
+from jaxdave.training.update import JoinFn, cast_floats, init_state
 
 _LOGGER = logging.getLogger("jaxdave")
 SETTINGS = "settings.json"
@@ -81,12 +82,7 @@ def train(config: TrainConfig, out: Path) -> Path:
         config.train.columns_at_once,
         remat=config.train.remat,
     )
-    lora = config.lora
-    params, frozen, join = start.params, None, None
-    if lora is not None:
-        frozen = mesh.put_params(start.params)
-        params = init_adapters(start.config, lora)
-        join = functools.partial(join_lora, lora=lora)
+    params, frozen, join = _split(config, start, mesh)
     steps = SupervisedSteps(
         loss,
         optimiser,
@@ -106,15 +102,44 @@ def train(config: TrainConfig, out: Path) -> Path:
     finally:
         stream.close()
     _report_skips(stream)
-    trained: Any = state.params if state.ema is None else state.ema
-    if lora is not None:
+    trained = state.params if state.ema is None else state.ema
+    write_model(config, start, trained, out)
+    return out / MODEL
+
+
+def write_model(
+    config: TrainConfig, start: StartingPoint, trained: Any, out: Path
+) -> None:
+    """Write the model that came out, and its adapters where they were trained.
+
+    Args:
+        config: The settings.
+        start: The model that training has started from.
+        trained: Parameters, or adapters.
+        out: The run's folder.
+
+    Raises:
+        ValueError: The folder of the model has other files.
+    """
+    if (lora := config.lora) is not None:
+        trained = fetch_arrays(trained)  # all processes take part in that
         if jax.process_index() == 0:
             save_adapters(out / ADAPTERS, start.config, trained, lora)
-        trained = merge_lora(join_lora(trained, frozen, lora))
+        trained = merge_lora(join_lora(trained, start.params, lora))
     limit = config.model.max_new_tokens or start.max_new_tokens
     start = dataclasses.replace(start, max_new_tokens=limit)
     start.save(out / MODEL, trained, dtype=config.model.dtype)
-    return out / MODEL
+
+
+def _split(
+    config: TrainConfig, start: StartingPoint, mesh: TrainingMesh
+) -> tuple[Any, Any, JoinFn | None]:
+    """What is trained, what is not, and how they are put together."""
+    if config.lora is None:
+        return start.params, None, None
+    frozen = mesh.put_params(cast_floats(start.params, config.train.dtype))
+    join = functools.partial(join_lora, lora=config.lora)
+    return init_adapters(start.config, config.lora), frozen, join
 
 
 def open_start(section: ModelSection, seed: int) -> StartingPoint:

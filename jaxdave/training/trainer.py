@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+from rich.console import Console
 from rich.progress import Progress
 
 from jaxdave.training.run_files import (
@@ -142,7 +143,10 @@ def fit(
         return records[-1] if records else {}
 
     try:
-        with Progress(disable=not is_first) as progress:
+        # Results are for stdout; where nobody looks there is the file of metrics.
+        console = Console(stderr=True)
+        is_shown = is_first and console.is_terminal
+        with Progress(console=console, disable=not is_shown) as progress:
             task = progress.add_task("training", total=config.steps, completed=begin)
             for done in range(begin + 1, config.steps + 1):
                 state, metrics = steps(state)

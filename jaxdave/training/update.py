@@ -63,7 +63,8 @@ class UpdateConfig:
         accumulate: Parts that a batch is evaluated in, one after another; 1: at once.
         ema_decay: Decay of the moving average of parameters, in [0, 1); None: there is
             none.
-        dtype: What the network computes with: "float32", or "bfloat16".
+        dtype: What the network computes with: "float32", or "bfloat16". With `join`
+            that is the dtype of the frozen parameters instead.
 
     Raises:
         ValueError: A value is out of its range.
@@ -151,8 +152,11 @@ def make_update(
 
     def evaluate(params, frozen, batch, key):
         def total(params):
-            params = _cast(params, dtype)
-            joined = params if join is None else join(params, frozen)
+            if join is None:
+                joined = cast_floats(params, dtype)
+            else:
+                # What is frozen has the network's dtype; adapters keep their bits.
+                joined = join(params, frozen)
             sums = loss(joined, batch, key)
             return sums.total.astype(jnp.float32), sums.divisor.astype(jnp.float32)
 
@@ -208,6 +212,19 @@ def make_update(
     return update
 
 
-def _cast(params: Any, dtype) -> Any:
-    """Parameters in the dtype of the network."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+def cast_floats(params: Any, dtype: Any) -> Any:
+    """Cast parameters for the network.
+
+    Args:
+        params: Parameters; those that are no floats (8 bits) stay as they are.
+        dtype: A float dtype.
+
+    Returns:
+        The parameters in it.
+    """
+    return jax.tree.map(
+        lambda leaf: (
+            leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        ),
+        params,
+    )

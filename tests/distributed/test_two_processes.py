@@ -1,67 +1,17 @@
 """Two real processes of four devices each: same texts as one, one of them writes."""
 
 import json
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 
 import pytest
 from helpers import checkpoint_folders
+from helpers.real_processes import free_port, together
 
-PATIENCE = 600
-"""Seconds after which commands are given up."""
 COUNT = 200
 """Prompts of a run that is interrupted, of which most are still to be answered then."""
 SETTINGS = ("--max-new-tokens", "16", "--temperature", "0.7", "--seed", "5")
 SETTINGS += ("--draft-steps", "4", "--batch-size", "2")
-QUICK_COMPILES = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def together(
-    cache: pathlib.Path,
-    *each: tuple[object, ...],
-    meanwhile: Callable[[list[subprocess.Popen]], None] = lambda processes: None,
-):
-    """Run processes that belong together; gives (exit code, stdout, stderr) of each."""
-    words = ("--distributed", "--coordinator", f"127.0.0.1:{free_port()}")
-    words += ("--num-processes", str(len(each)), "--process-id")
-    path = os.pathsep.join(one for one in sys.path if one)
-    env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", **QUICK_COMPILES}
-    env |= {"XDG_CACHE_HOME": str(cache)}
-    env.pop("JAXDAVE_NO_CACHE", None)
-    commands = [
-        [*map(str, own), *(words if len(each) > 1 else ()), *([str(index)] * is_many)]
-        for index, own in enumerate(each)
-        for is_many in (len(each) > 1,)
-    ]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "jaxdave", *command],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for command in commands
-    ]
-    meanwhile(processes)
-    ends = [process.communicate(timeout=PATIENCE) for process in processes]
-    return [
-        (process.returncode, *end) for process, end in zip(processes, ends, strict=True)
-    ]
 
 
 @pytest.fixture(scope="module")

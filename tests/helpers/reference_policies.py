@@ -54,6 +54,15 @@ def threshold(tau: float):
     return rule
 
 
+def cad(tau: float, least: int, most: int):
+    def rule(view, memory):
+        sure = [i for i in view.open if p(view.odds[i]) >= tau]
+        number = min(max(len(sure), least), most)
+        return fill(view, best(view.open, view.odds, number))
+
+    return rule
+
+
 def factor(f: float):
     def rule(view, memory):
         order, n = best(view.open, view.odds, WIDE), 1

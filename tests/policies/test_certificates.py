@@ -44,6 +44,8 @@ PLAIN = (
     "leftmost_run:threshold=0.7,tokens_per_step=2",
     "threshold:threshold=0.7",
     "threshold:threshold=0.7,small_blocks=3",
+    "cad:threshold=0.7,max_tokens=2",
+    "cad:threshold=0.7,min_tokens=2,max_tokens=3",
     "factor",
     "entropy_bounded:eb_threshold=0.5",
     "eb_sampler:gamma=0.33",

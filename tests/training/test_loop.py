@@ -56,9 +56,7 @@ def tokenizer() -> Tokenizer:
 
 def finish(folder: Path):
     """Runs or resumes the recipe to its end: (parameters, metrics of its steps)."""
-    # optax mixes dtypes and ranks where our own code may not.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        state = train(small_recipe(), tokenizer(), folder)
+    state = train(small_recipe(), tokenizer(), folder)
     return state.params, read_metrics(folder)
 
 

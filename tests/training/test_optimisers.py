@@ -15,8 +15,6 @@ from jaxdave.training.optimisers import (
     make_schedule,
 )
 
-pytestmark = pytest.mark.usefixtures("loose_promotion")
-
 
 def plain_rate(config: OptimiserConfig, steps: int, step: int) -> float:
     """The learning rate of a step, in words: rise, stay, fall."""

@@ -13,10 +13,11 @@ import pytest
 from helpers.checkpoint_folders import TOKENIZER, assert_equal
 from safetensors.numpy import load_file, save_file
 
-from jaxdave.io import checkpoint
+from jaxdave.io import checkpoint, orbax_io
 from jaxdave.io.autoregressive import Opening
 from jaxdave.models.forward import forward
 from jaxdave.models.presets import preset
+from jaxdave.models.rope import rope_table
 from jaxdave.numerics.weight_layout import to_stacked
 from jaxdave.training.starting_point import from_model, from_scratch
 
@@ -102,6 +103,53 @@ def test_causal_logits_are_those_of_transformers(tmp_path, kind, tied):
     assert error[..., 775].max() > 0.1
     error[..., 775] = 0
     assert error.max() < 1e-5 * np.abs(expected).max()
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_scaled_frequencies_are_those_of_transformers(tmp_path, kind):
+    """Of the eight, some are kept, some divided by the factor and some in between."""
+    module = build(kind, head_dim=16, rope_parameters=LLAMA3)
+    save(module, tmp_path / "source")
+    start = from_model(tmp_path / "source", opening=CAUSAL)
+    theirs = module.model.rotary_emb.inv_freq.numpy()
+    plain = 1e4 ** (-np.arange(0, 16, 2) / 16)
+    parts = theirs / plain
+    assert parts.max() == pytest.approx(1) and parts.min() == pytest.approx(1 / 8)
+    assert ((parts > 0.13) & (parts < 0.99)).any()
+    angles = np.arange(40, dtype=np.float32)[:, None] * theirs
+    for ours, expected in zip(
+        rope_table(start.config, 40), (np.cos(angles), np.sin(angles)), strict=True
+    ):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+    with torch.no_grad():
+        expected = module(torch.tensor(TOKENS).long()).logits.numpy()[..., :775]
+    logits = jax.jit(forward(start.config))
+    ours = np.asarray(logits(start.params, TOKENS))[..., :775]
+    assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
+    # Without the scaling it is another model.
+    config = dataclasses.replace(start.config, rope_scaling=None)
+    other = np.asarray(forward(config)(start.params, TOKENS))[..., :775]
+    assert np.abs(other - expected).max() > 1e-3 * np.abs(expected).max()
+    # Only our own layout can say so; LLaDA's cannot.
+    assert start.config.family == "a2d"
+    full = from_model(tmp_path / "source", opening=Opening(attention="full"))
+    assert full.config.family == "a2d"
+    full.save(tmp_path / "saved", dtype="float32")
+    again = checkpoint.describe(tmp_path / "saved").config
+    assert dataclasses.replace(again, name=full.config.name) == full.config
+    stored = orbax_io.to_json(full.config, "float32")
+    read = orbax_io.read_config(json.loads(json.dumps(stored)), tmp_path)
+    assert read == full.config
 
 
 FAMILIES = {
@@ -301,6 +349,14 @@ def llama(tmp_path, llama_once):
         ({"mlp_bias": True}, "mlp_bias=True must be False"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' must be 'silu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling=.*None"),
+        (
+            {"rope_scaling": {**LLAMA3, "factor": "8"}},
+            "factor='8' of rope_scaling must",
+        ),
+        (
+            {"rope_scaling": {**LLAMA3, "low_freq_factor": 9}},
+            "low_freq_factor=9.*below",
+        ),
         ({"intermediate_size": 48}, r"gate_proj.weight has shape \(40, 32\), not \(48"),
         ({"num_hidden_layers": 3}, "missing tensor model.layers.2.input_layernorm"),
         ({"num_hidden_layers": 1}, "extra tensor model.layers.1.input_layernorm"),

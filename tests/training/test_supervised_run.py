@@ -11,56 +11,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers.training_runs import metrics_of, settings, write_samples
 
 import jaxdave
-from jaxdave.demo_tasks.mixture import training_problem
 from jaxdave.io import checkpoint
 from jaxdave.numerics.weight_layout import to_stacked
 from jaxdave.training.supervised_run import train
 from jaxdave.training.train_config import read_train_config
 
-pytestmark = pytest.mark.usefixtures("loose_promotion", "quick_compiles")
-
-SETTINGS = """\
-[model]
-start = "{start}"
-{model}
-[data]
-files = ["{folder}/train.jsonl"]
-length = 128
-{data}
-[objective]
-name = "{objective}"
-
-[optimiser]
-learning_rate = 1e-3
-
-[train]
-steps = 3
-batch_size = 4
-save_every = 2
-{train}
-{more}
-"""
-
-
-def write_samples(path: Path, count: int = 8, seed: int = 7) -> None:
-    problems = [training_problem(seed, index) for index in range(count)]
-    path.write_text(
-        "".join(
-            json.dumps({"prompt": p.prompt, "response": p.answer}) + "\n"
-            for p in problems
-        )
-    )
-
-
-def settings(folder: Path, **parts: str) -> Path:
-    defaults = {"start": "sdar-1m", "objective": "sdar"}
-    blanks = dict.fromkeys(("model", "data", "train", "more"), "")
-    path = folder / "train.toml"
-    values = blanks | defaults | {"folder": folder} | parts
-    path.write_text(SETTINGS.format(**values))
-    return path
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def run(folder: Path, out: str = "out", **parts: str) -> Path:
@@ -73,11 +32,6 @@ def run(folder: Path, out: str = "out", **parts: str) -> Path:
 
 def params_of(folder: Path | str):
     return to_stacked(checkpoint.load(folder, dtype="float32").params)
-
-
-def metrics_of(folder: Path) -> list[dict]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
 
 
 @pytest.mark.parametrize(
@@ -93,14 +47,19 @@ def test_a_model_fine_tunes_exports_and_decodes(tmp_path, start, objective):
     model = jaxdave.load(folder)
     start_config = jaxdave.load(start).config
     assert dataclasses.replace(model.config, name=start) == start_config
-    answer = jaxdave.generate(model, "What is 2 + 3?", max_new_tokens=8)
-    assert answer.text
+    sampler = jaxdave.Sampler(model, jaxdave.DecodeConfig(draft_steps=4))
+    assert sampler("What is 2 + 3?").token_ids
 
 
-def test_adapters_are_trained_and_merged(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_trained_and_merged(tmp_path, dtype):
     """Only adapted kernels change, and the adapters stand beside the model."""
-    lora = '[lora]\nrank = 2\ntargets = ["q", "down"]'
-    folder = run(tmp_path, more=lora, model='dtype = "float32"')
+    parts = {
+        "more": '[lora]\nrank = 2\ntargets = ["q", "down"]',
+        "model": 'dtype = "float32"',
+        "train": f'dtype = "{dtype}"',
+    }
+    folder = run(tmp_path, **parts)
     before, after = params_of("sdar-1m"), params_of(folder)
     changed = {
         jax.tree_util.keystr(path, simple=True, separator="/")

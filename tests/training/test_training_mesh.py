@@ -25,8 +25,6 @@ from jaxdave.training.trainer import LoopConfig, fit
 from jaxdave.training.training_mesh import TrainingMesh
 from jaxdave.training.update import UpdateConfig, init_state
 
-jax.config.update("jax_numpy_rank_promotion", "allow")
-jax.config.update("jax_numpy_dtype_promotion", "standard")
 # 3 rows of the vocabulary are left over among 4 devices, and key heads have copies.
 config = preset("sdar-1m", num_layers=2)
 

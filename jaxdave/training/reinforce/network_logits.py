@@ -40,16 +40,29 @@ def network_logits(config: ModelConfig) -> Callable[[Params], LogitsFn]:
         True
     """
     evaluate = forward(config)
-    id_V = jnp.arange(config.vocab_rows)
-    may_come_V = id_V < config.vocab_size
-    for suppressed in config.suppressed_ids:
-        may_come_V = may_come_V & (id_V != suppressed)
+    allowed_V = is_predicted(config)
 
     def of_params(params: Params) -> LogitsFn:
         def logits_of(states_ST: jax.Array) -> jax.Array:
             logits_STV = evaluate(params, states_ST)
-            return jnp.where(may_come_V[None, None, :], logits_STV, -jnp.inf)
+            return jnp.where(allowed_V[None, None, :], logits_STV, -jnp.inf)
 
         return logits_of
 
     return of_params
+
+
+def is_predicted(config: ModelConfig) -> jax.Array:
+    """Ids that a decoder may predict.
+
+    Args:
+        config: The model's shape.
+
+    Returns:
+        bool [V]; False for rows of no token and for ids that are never predicted.
+    """
+    id_V = jnp.arange(config.vocab_rows)
+    allowed_V = id_V < config.vocab_size
+    for suppressed in config.suppressed_ids:
+        allowed_V = allowed_V & (id_V != suppressed)
+    return allowed_V

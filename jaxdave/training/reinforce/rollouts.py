@@ -4,11 +4,13 @@ They are decoded with drafts, which change neither tokens nor steps nor rewards:
 how many calls of the network it takes to draw them.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxdave.engine.results import TextCompletion
 from jaxdave.engine.sampler import Prompt, Sampler
+from jaxdave.numerics.weight_layout import to_device_layout
 
 RewardFn = Callable[[int, TextCompletion], float]
 """(index of the prompt, an answer to it) -> its reward."""
@@ -21,11 +23,42 @@ class Rollout(NamedTuple):
         prompt: Index of the prompt.
         answer: The answer, with its trajectory.
         reward: Its reward.
+        prompt_ids: Token ids of the prompt.
     """
 
     prompt: int
     answer: TextCompletion
     reward: float
+    prompt_ids: tuple[int, ...] = ()
+
+
+def with_params(sampler: Sampler, params: Any) -> Sampler:
+    """A sampler of the same model with other weights.
+
+    Programs belong to shapes and settings, so that nothing is compiled again. Under
+    guarded numerics, and with several draft lengths, what is a fact of the weights is
+    measured again; `numerics="exact"` and one draft length need nothing.
+
+    Args:
+        sampler: The sampler.
+        params: Parameters of the same shapes, in any layout. They are laid out anew.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ValueError: The sampler's model is not one that `jaxdave.load` returns.
+    """
+    model: Any = sampler.model
+    if not dataclasses.is_dataclass(model):
+        raise ValueError(
+            f"{type(model).__name__} is no dataclass, so that its weights cannot be "
+            "replaced; take a model that jaxdave.load returns"
+        )
+    laid_out = to_device_layout(params, model.config)
+    return dataclasses.replace(
+        sampler, model=dataclasses.replace(model, params=laid_out)
+    )
 
 
 def sample_rollouts(
@@ -39,8 +72,10 @@ def sample_rollouts(
 ) -> list[list[Rollout]]:
     """Draw a group of answers to each prompt; every prompt is evaluated once.
 
-    Answer k of a group has the noise of request `first_request` + k, whatever it is
-    decoded with: it is the answer that this request has alone.
+    Answer k to prompt p has the noise of request `first_request` + p G + k, G the size
+    of a group, whatever it is decoded with: it is the answer that this request has
+    alone. No two answers have the same noise: what is learnt from one prompt would
+    otherwise depend on the luck of all.
 
     Args:
         sampler: The model and how it is decoded, with `record_steps`.
@@ -48,8 +83,8 @@ def sample_rollouts(
         reward_of: Grades an answer.
         group_size: Answers of a group.
         prompts_per_batch: Prompts that are decoded together.
-        first_request: Request number of the first answer of each group; another one
-            for every training step gives other answers to the same prompt.
+        first_request: Request number of the first answer; one beyond the last of a
+            training step gives other answers to the same prompts in the next.
 
     Returns:
         For each prompt its group.
@@ -76,16 +111,19 @@ def sample_rollouts(
             f"group_size={group_size} and prompts_per_batch={prompts_per_batch} must "
             "be at least 1"
         )
-    requests = list(range(first_request, first_request + group_size))
+    ids = [tuple(sampler.encode(prompt)) for prompt in prompts]
     groups: list[list[Rollout]] = []
     for first in range(0, len(prompts), prompts_per_batch):
         chosen = range(first, min(first + prompts_per_batch, len(prompts)))
+        begin = first_request + first * group_size
         answers = sampler.batch(
-            [prompts[index] for index in chosen for _ in requests],
-            requests=requests * len(chosen),
+            [prompts[index] for index in chosen for _ in range(group_size)],
+            requests=range(begin, begin + len(chosen) * group_size),
             group_size=group_size,
         )
         for at, index in enumerate(chosen):
             own = answers[at * group_size : (at + 1) * group_size]
-            groups.append([Rollout(index, one, reward_of(index, one)) for one in own])
+            groups.append(
+                [Rollout(index, one, reward_of(index, one), ids[index]) for one in own]
+            )
     return groups

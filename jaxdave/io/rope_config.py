@@ -1,0 +1,111 @@
+"""Rotary settings of a config.json, in the forms that files of several years have."""
+
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from jaxdave.core.config import RopeScaling
+
+_ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "factor"}
+_SCALED_BY_FACTOR = ("linear", "dynamic", "yarn")
+"""Rotary scalings that a factor of 1 leaves as they are."""
+
+
+def resolve_rope(
+    raw: Mapping[str, Any], rope_types: Collection[str]
+) -> tuple[dict[str, Any], RopeScaling | None, list[str]]:
+    """Put the rotary settings where older files have them, and null for no scaling.
+
+    As transformers 5 does: `rope_scaling`, unless empty, takes the place of
+    `rope_parameters`, and a base in there goes before `rope_theta`.
+
+    Args:
+      raw: the content of config.json.
+      rope_types: scalings that the family may have.
+
+    Returns:
+      The resolved content of config.json, the scaling if it is one of `rope_types`, and
+      what is wrong with it.
+    """
+    resolved = {**raw, "rope_scaling": None, "rope_parameters": None}
+    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = raw.get(key) or {}
+    if not isinstance(rope, Mapping):
+        return resolved, None, [f"{key}={rope!r} must be None or an object"]
+    if rope.get("rope_theta") is not None:
+        resolved["rope_theta"] = rope["rope_theta"]
+    scaling, problems = None, []
+    kind = rope.get("rope_type", rope.get("type"))
+    is_plain = kind == "default" or (key == "rope_parameters" and kind is None)
+    # A factor of 1 scales nothing, unless other keys say more.
+    is_plain |= kind in _SCALED_BY_FACTOR and rope.get("factor") == 1
+    is_plain &= kind == "default" or set(rope) <= _ROPE_KEYS
+    if kind in rope_types:
+        scaling, problems = _read_scaling(key, rope)
+    elif rope and not is_plain:
+        problems = [f"{key}={dict(rope)!r} must be None"]
+    for part in (rope, raw):
+        share = part.get("partial_rotary_factor")
+        if share is not None and share != 1:
+            problems.append(f"partial_rotary_factor={share!r} must be 1")
+    return resolved, scaling, problems
+
+
+_SCALING_KEYS = {
+    "factor": ("factor", float),
+    "low_turns": ("low_freq_factor", float),
+    "high_turns": ("high_freq_factor", float),
+    "positions": ("original_max_position_embeddings", int),
+}
+"""Field of `RopeScaling` -> key of "llama3" in config.json and its type."""
+
+
+def scaling_to_json(scaling: RopeScaling) -> dict[str, Any]:
+    """Build the value of `rope_scaling` in a config.json.
+
+    Args:
+      scaling: the scaling.
+
+    Returns:
+      The object.
+    """
+    stated = {key: getattr(scaling, f) for f, (key, _) in _SCALING_KEYS.items()}
+    return {"rope_type": "llama3", **stated}
+
+
+def _read_scaling(
+    key: str, rope: Mapping[str, Any]
+) -> tuple[RopeScaling | None, list[str]]:
+    """The scaling that config.json states, and what is wrong with it."""
+    fields, problems = {}, []
+    for field, (name, kind) in _SCALING_KEYS.items():
+        value = rope.get(name)
+        if is_instance(value, kind):
+            fields[field] = kind(value)
+        else:
+            problems.append(
+                f"{name}={value!r} of {key} must be of type {kind.__name__}"
+            )
+    if problems:
+        return None, problems
+    try:
+        return RopeScaling(**fields), []
+    except ValueError as error:
+        return None, [f"{error}, in {key}"]
+
+
+def is_instance(value: Any, kind: type) -> bool:
+    """Check a JSON value's type: true is no number, but 1 is a float.
+
+    Args:
+      value: the value.
+      kind: bool, int, float or str.
+
+    Returns:
+      Whether it is of that type.
+    """
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float and isinstance(value, int):
+        return abs(value) <= sys.float_info.max  # others are no floats
+    return isinstance(value, kind)

@@ -1,0 +1,106 @@
+"""Gradients of distillation losses, against finite differences on a tiny network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.distil_cases import BATCH, DISTILLATION, FORCING, MASK
+
+from jaxdave.training.attention_masks import visibility
+from jaxdave.training.distil.certainty import certainty_loss
+from jaxdave.training.distil.consistency import ask_teacher, consistency_loss
+from jaxdave.training.distil.state_logits import state_logits
+from jaxdave.training.distil.states import draw_states
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+VOCAB, WIDTH = 17, 4
+
+
+def tiny_params(rng):
+    shapes = {
+        "embedding": (VOCAB, WIDTH),
+        "position": (12, WIDTH),
+        "query": (WIDTH, WIDTH),
+        "key": (WIDTH, WIDTH),
+        "value": (WIDTH, WIDTH),
+        "head": (WIDTH, VOCAB),
+    }
+    return {name: jnp.asarray(rng.normal(size=s)) for name, s in shapes.items()}
+
+
+def tiny_logits(params, tokens_BQ, layout, source_BC):
+    x = params["embedding"][tokens_BQ] + params["position"][layout.position_BQ]
+    q, k, v = (x @ params[name] for name in ("query", "key", "value"))
+    scores = jnp.where(visibility(layout), q @ jnp.swapaxes(k, 1, 2), -1e9)
+    x = jnp.tanh(x + jax.nn.softmax(scores) @ v)
+    return jnp.take_along_axis(x @ params["head"], source_BC[..., None], axis=1)
+
+
+def tiny_certainty(rng, key):
+    del rng
+    function = state_logits(FORCING.sampling, tiny_logits)
+    states = draw_states(key, FORCING.sampling, BATCH, mask_id=MASK)
+    return lambda params: certainty_loss(FORCING, function, params, BATCH, states)[0]
+
+
+def tiny_consistency(rng, key):
+    function = state_logits(DISTILLATION.sampling, tiny_logits)
+    states = draw_states(key, DISTILLATION.sampling, BATCH, mask_id=MASK)
+    batch = ask_teacher(
+        DISTILLATION,
+        function,
+        tiny_params(rng),
+        BATCH,
+        states,
+        key,
+        0.6,
+    )
+    return lambda params: consistency_loss(DISTILLATION, function, params, batch)[0]
+
+
+@pytest.mark.parametrize("make", [tiny_certainty, tiny_consistency])
+def test_gradients_are_finite_differences(make):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        loss = jax.jit(jax.value_and_grad(make(rng, jax.random.key(1))))
+        params = tiny_params(rng)
+        value, grads = loss(params)
+        assert value.dtype == jnp.float64 and value > 0
+        for _ in range(3):
+            direction = tiny_params(rng)
+
+            def at(step, direction=direction):
+                moved = jax.tree.map(lambda p, d: p + step * d, params, direction)
+                return loss(moved)[0]
+
+            slope = sum(
+                jax.tree.leaves(
+                    jax.tree.map(lambda g, d: jnp.sum(g * d), grads, direction)
+                )
+            )
+            measured = (at(1e-6) - at(-1e-6)) / 2e-6
+            np.testing.assert_allclose(measured, slope, rtol=1e-7, atol=1e-8)
+
+
+def test_asking_the_teacher_is_no_part_of_the_gradient():
+    function = state_logits(DISTILLATION.sampling, tiny_logits)
+    params = tiny_params(np.random.default_rng(0))
+
+    def through_the_teacher(teacher):
+        states = draw_states(
+            jax.random.key(0), DISTILLATION.sampling, BATCH, mask_id=MASK
+        )
+        batch = ask_teacher(
+            DISTILLATION,
+            function,
+            teacher,
+            BATCH,
+            states,
+            jax.random.key(1),
+            1.0,
+        )
+        return consistency_loss(DISTILLATION, function, params, batch)[0]
+
+    grads = jax.jit(jax.grad(through_the_teacher))(params)
+    assert all(not g.any() for g in jax.tree.leaves(grads))
