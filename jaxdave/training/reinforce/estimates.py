@@ -131,7 +131,7 @@ def make_estimate(
     def of_batch(params: Params, answers: AnswerBatch, states: int) -> jax.Array:
         size = answers.steps_BR.shape[1]
 
-        def of_answer(answer: AnswerBatch) -> jax.Array:
+        def of_answer(answer: Any) -> jax.Array:  # an `AnswerBatch` without axis B
             tokens_T, start = jnp.asarray(answer.tokens_BT), answer.start_B
             window_R = jax.lax.dynamic_slice_in_dim(tokens_T, start, size)
             logits_of = logits_with(params, tokens_T, answer.valid_BT, start, size)
@@ -143,7 +143,7 @@ def make_estimate(
             masks = _draw_masks(estimate, answer.key_B2, answer.is_counted_BR)
             return elbo.elbo_terms(logits_of, window_R, masks, **options)
 
-        return jax.vmap(of_answer)(AnswerBatch(*map(jnp.asarray, answers)))
+        return jax.vmap(of_answer)(jax.tree.map(jnp.asarray, answers))
 
     return of_batch
 

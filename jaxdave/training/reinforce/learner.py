@@ -233,7 +233,7 @@ class Learner:
             rewards = jnp.asarray(rewards_PG)
             return np.asarray(group_advantages(rewards, normalize=how))
         speeds = [[speed_reward(one.answer) for one in group] for group in groups]
-        rewards_RPG = jnp.asarray(np.stack([rewards_PG, np.float32(speeds)]))
+        rewards_RPG = jnp.asarray(np.stack([rewards_PG, np.asarray(speeds, np.float32)]))
         weights = (1.0, self.config.speed_weight)
         return np.asarray(decoupled_advantages(rewards_RPG, weights=weights))
 
@@ -330,7 +330,7 @@ class Learner:
             found.append(np.asarray(values)[: len(rows)])
         return np.concatenate(found)
 
-    def _count(self, answers: AnswerBatch, rows: Sequence[int]) -> int:
+    def _count(self, answers: AnswerBatch, rows: Sequence[int] | np.ndarray) -> int:
         """What the loss of some answers is divided by: tokens, or answers."""
         loss, is_of_tokens = self.config.loss, self.config.estimate.is_of_tokens
         if loss.reduction == "token" and loss.ratio == "token" and is_of_tokens:

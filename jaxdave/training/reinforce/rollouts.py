@@ -49,12 +49,12 @@ def with_params(sampler: Sampler, params: Any) -> Sampler:
     Raises:
         ValueError: The sampler's model is not one that `jaxdave.load` returns.
     """
-    model: Any = sampler.model
-    if not dataclasses.is_dataclass(model):
+    if not dataclasses.is_dataclass(sampler.model):
         raise ValueError(
-            f"{type(model).__name__} is no dataclass, so that its weights cannot be "
+            f"{type(sampler.model).__name__} is no dataclass, so that its weights cannot be "
             "replaced; take a model that jaxdave.load returns"
         )
+    model: Any = sampler.model
     laid_out = to_device_layout(params, model.config)
     return dataclasses.replace(
         sampler, model=dataclasses.replace(model, params=laid_out)
