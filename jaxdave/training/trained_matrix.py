@@ -2,9 +2,9 @@
 
 The transposition of a product x W gives JAX the gradient of W as (dy^T x)^T. XLA:CPU
 then writes dy transposed, and fuses with that copy whatever dy was computed by: the
-gradient of SwiGLU was computed element by element in strides of a row, and took as long
-as all forward products (docs/lab_notes/training_and_conversion.md). x^T dy has the
-layout of W at once.
+gradient of SwiGLU was computed element by element in strides of a row, and took twice
+as long as the MLP's forward products (docs/lab_notes/training_and_conversion.md).
+x^T dy has the layout of W at once.
 """
 
 import dataclasses
