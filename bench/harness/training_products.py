@@ -110,13 +110,16 @@ def _attention(batch: int, positions: int, head_dim: int) -> list[Product]:
 
 
 def fastest_orientations(
-    products: Sequence[Product], dtype: Any
+    products: Sequence[Product],
+    dtype: Any,
+    orientations: Sequence[Orientation] = ORIENTATIONS,
 ) -> dict[Product, Orientation]:
     """Time each product in each layout, and choose.
 
     Args:
         products: the products.
         dtype: of their factors.
+        orientations: what is tried.
 
     Returns:
         The layout of each that took the least processor time, the least of some calls.
@@ -124,7 +127,7 @@ def fastest_orientations(
     fastest = {}
     for product in dict.fromkeys(products):
         seconds = {}
-        for orientation in ORIENTATIONS:
+        for orientation in orientations:
             factors = _factors(product, orientation, dtype)
             call = jax.jit(lambda a, b, o=orientation, p=product: _multiply(a, b, p, o))
             jax.block_until_ready(call(*factors))
@@ -138,11 +141,11 @@ def fastest_orientations(
 def products_alone(
     products: Sequence[Product], orientations: Mapping[Product, Orientation], dtype: Any
 ) -> Callable[[], Any]:
-    """Compile a program that does the products and nothing else.
+    """Compile the products, for nothing else than to run them.
 
-    Every product has a left factor of its own number, so that none is left out as equal
-    to another; of each result one element is kept, so that none is left out as unused
-    and nothing is spent on writing results to fresh memory.
+    Each is a program of its own, which writes into the memory of the one before it of
+    the same shape, so that no time goes into fresh memory. Right factors differ from
+    product to product, as weights do.
 
     Args:
         products: the products.
@@ -150,30 +153,33 @@ def products_alone(
         dtype: of their factors.
 
     Returns:
-        A function without arguments that runs it.
+        A function without arguments that runs them.
     """
-    # Right factors differ from product to product, as weights do; the left ones,
-    # activations, are one array for each shape.
-    lefts = {
-        product: _factors(product, orientations[product], dtype)[0]
-        for product in set(products)
-    }
+    lefts, programs, results = {}, {}, {}
+    for product in dict.fromkeys(products):
+        orientation = orientations[product]
+        left, right = _factors(product, orientation, dtype)
+
+        def multiply(left, right, _, p=product, o=orientation):
+            return _multiply(left, right, p, o)
+
+        lefts[product] = left
+        results[product] = _multiply(left, right, product, orientation)
+        call = jax.jit(multiply, donate_argnums=2, keep_unused=True)
+        programs[product] = call.lower(left, right, results[product]).compile()
     rights = [
         _factors(product, orientations[product], dtype)[1] + index
         for index, product in enumerate(products)
     ]
 
-    def run(lefts, rights):
-        kept = []
+    def run():
         for product, right in zip(products, rights, strict=True):
-            result = _multiply(lefts[product], right, product, orientations[product])
-            # Without the barrier only the element that is kept would be computed.
-            result = jax.lax.optimization_barrier(result)
-            kept.append(result[(0,) * result.ndim])
-        return jnp.stack(kept)
+            results[product] = programs[product](
+                lefts[product], right, results[product]
+            )
+        return results
 
-    compiled = jax.jit(run).lower(lefts, rights).compile()
-    return lambda: compiled(lefts, rights)
+    return run
 
 
 def _factors(product: Product, orientation: Orientation, dtype) -> tuple[Any, Any]:

@@ -87,6 +87,7 @@ class Transformer(nnx.Module):
         dtype=None,
         *,
         remat: bool = False,
+        spell_out: bool = False,
     ):
         """Compute the final hidden states of tokens.
 
@@ -98,6 +99,7 @@ class Transformer(nnx.Module):
             dtype: Of the activations; None: as `model_api.activation_dtype` says.
             remat: Keep only the inputs of layers for the gradient, which computes the
                 rest again.
+            spell_out: Compile every layer by itself (`layer_stack.fold_layers`).
 
         Returns:
             Normed hidden states [..., L, E], and every layer's keys (rotated) and
@@ -107,7 +109,7 @@ class Transformer(nnx.Module):
         # layer emits, keys and values, is stacked.
         layer = self._layer_fn(rope, attend)
         x, kv = self._fold_layers(
-            layer, self._embed(tokens, dtype), per_layer, remat=remat
+            layer, self._embed(tokens, dtype), per_layer, remat, spell_out
         )
         return self.norm(x), kv
 
@@ -161,7 +163,14 @@ class Transformer(nnx.Module):
 
         return layer
 
-    def _fold_layers(self, function, x, per_layer: Any = None, remat: bool = False):
+    def _fold_layers(
+        self,
+        function,
+        x,
+        per_layer: Any = None,
+        remat: bool = False,
+        spell_out: bool = False,
+    ):
         """Fold (x, block, slice of `per_layer`) -> (x, output) over the layers."""
         graph, layers = nnx.split(self.blocks)
 
@@ -170,7 +179,8 @@ class Transformer(nnx.Module):
 
         if remat:
             layer = jax.checkpoint(layer)
-        return fold_layers(layer, x, layers, per_layer, self.machine)
+        fold = functools.partial(fold_layers, spell_out=spell_out)
+        return fold(layer, x, layers, per_layer, self.machine)
 
     def canvas(self, tokens_T, rope: Rope, attend, over, dtype=None):
         """Compute the hidden states of a canvas, tile by tile.

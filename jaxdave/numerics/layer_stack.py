@@ -97,7 +97,13 @@ LayerFn = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def fold_layers(
-    function: LayerFn, carry: Any, layers: Any, inputs: Any, machine: Machine
+    function: LayerFn,
+    carry: Any,
+    layers: Any,
+    inputs: Any,
+    machine: Machine,
+    *,
+    spell_out: bool = False,
 ) -> tuple[Any, Any]:
     """Apply a function to the layers one after another.
 
@@ -108,12 +114,17 @@ def fold_layers(
             least one must be an array, which gives N.
         inputs: Arrays [N, ...], of which each layer gets its slice.
         machine: What the program is compiled for: layers are spelled out for a GPU.
+        spell_out: They are elsewhere too: compiling takes longer, and what the backward
+            pass needs of a layer is not copied into a stack and out of it.
 
     Returns:
         The carry of the last layer, and the outputs of all, stacked [N, ...].
     """
-    if machine.is_gpu:
-        return _fold_spelled_out(function, carry, layers, inputs)
+    if spell_out or machine.is_gpu:
+        count = _num_layers(layers)
+        if spell_out:
+            layers = jax.tree.map(_split, layers, is_leaf=_is_layer_stack)
+        return _fold_spelled_out(function, carry, layers, inputs, count)
     xs, layer_of = _scan_over_layers(layers)
 
     def body(carry, element):
@@ -123,10 +134,27 @@ def fold_layers(
     return jax.lax.scan(body, carry, (xs, inputs))
 
 
-def _fold_spelled_out(function: LayerFn, carry, layers: Any, inputs: Any):
+def _num_layers(layers: Any) -> int:
+    leaves = jax.tree.leaves(layers, is_leaf=_is_layer_stack)
+    return next(a.shape[0] for a in leaves if not _is_layer_stack(a))
+
+
+def _split(leaf: Any) -> Any:
+    """A stacked array as arrays of layers, whose gradients are joined in one go.
+
+    That of indexing is an array of all layers, zero but for one; XLA adds all of them.
+    """
+    if _is_layer_stack(leaf):
+        return leaf
+    parts = jax.lax.split(leaf, [1] * len(leaf))
+    return PerLayer(tuple(part.reshape(part.shape[1:]) for part in parts))
+
+
+def _fold_spelled_out(
+    function: LayerFn, carry, layers: Any, inputs: Any, num_layers: int
+):
     """`fold_layers` without a loop, so that a layer's arrays are known to XLA."""
     leaves, tree = jax.tree.flatten(layers, is_leaf=_is_layer_stack)
-    num_layers = next(a.shape[0] for a in leaves if not _is_layer_stack(a))
     outputs = []
     for index in range(num_layers):
         own = tree.unflatten(

@@ -15,10 +15,15 @@ import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
-from jaxdave.models.attention import dense_attention
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.rope import rope_table
 from jaxdave.training.objective.attention_masks import Layout, visibility
+from jaxdave.training.trained_attention import trained_attention
+from jaxdave.training.trained_matrix import with_written_gradients
+
+MAX_SPELLED_OUT = 16
+"""Layers that are compiled one by one; of deeper models one is, and is looped over,
+because compiling takes as long as there are layers."""
 
 LayoutLogitsFn = Callable[[Any, jax.Array, Layout, jax.Array], jax.Array]
 """(params, tokens_BQ, layout, source_BC) -> logits [B, C, V], those of column
@@ -141,11 +146,19 @@ def _hidden(config: ModelConfig, remat: bool = False):
         visible_BQQ = visibility(layout)
 
         def attend(_, q, k, v):
-            return dense_attention(q, k, v, visible_BQQ)
+            return trained_attention(q, k, v, visible_BQQ)
 
         layers = jnp.zeros((config.num_layers,))
-        model = bind(params)
-        hidden_BQE, _ = model.hidden(tokens_BQ, rope, attend, layers, remat=remat)
+        model = bind(with_written_gradients(params))
+        hidden_BQE, _ = model.hidden(
+            tokens_BQ,
+            rope,
+            attend,
+            layers,
+            remat=remat,
+            # Only a loop makes XLA wait with what rematerialisation computes again.
+            spell_out=not remat and config.num_layers <= MAX_SPELLED_OUT,
+        )
         # Hidden states are moved rather than logits, which are far wider.
         return jnp.take_along_axis(hidden_BQE, source_BC[..., None], axis=1)
 

@@ -233,7 +233,9 @@ class Learner:
             rewards = jnp.asarray(rewards_PG)
             return np.asarray(group_advantages(rewards, normalize=how))
         speeds = [[speed_reward(one.answer) for one in group] for group in groups]
-        rewards_RPG = jnp.asarray(np.stack([rewards_PG, np.asarray(speeds, np.float32)]))
+        rewards_RPG = jnp.asarray(
+            np.stack([rewards_PG, np.asarray(speeds, np.float32)])
+        )
         weights = (1.0, self.config.speed_weight)
         return np.asarray(decoupled_advantages(rewards_RPG, weights=weights))
 

@@ -51,8 +51,8 @@ def with_params(sampler: Sampler, params: Any) -> Sampler:
     """
     if not dataclasses.is_dataclass(sampler.model):
         raise ValueError(
-            f"{type(sampler.model).__name__} is no dataclass, so that its weights cannot be "
-            "replaced; take a model that jaxdave.load returns"
+            f"{type(sampler.model).__name__} is no dataclass, so that its weights "
+            "cannot be replaced; take a model that jaxdave.load returns"
         )
     model: Any = sampler.model
     laid_out = to_device_layout(params, model.config)
