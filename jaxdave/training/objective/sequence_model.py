@@ -18,8 +18,8 @@ from jaxdave.core.model_api import Params
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.rope import rope_table
 from jaxdave.training.objective.attention_masks import Layout, visibility
-from jaxdave.training.trained_attention import trained_attention
-from jaxdave.training.trained_matrix import with_written_gradients
+from jaxdave.training.objective.trained_attention import trained_attention
+from jaxdave.training.objective.trained_matrix import with_written_gradients
 
 MAX_SPELLED_OUT = 16
 """Layers that are compiled one by one; of deeper models one is, and is looped over,

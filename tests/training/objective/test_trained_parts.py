@@ -13,8 +13,11 @@ from jaxdave.models.param_shapes import Binder
 from jaxdave.models.presets import preset
 from jaxdave.models.rope import rope_table
 from jaxdave.runtime.machine import this_machine
-from jaxdave.training.trained_attention import trained_attention
-from jaxdave.training.trained_matrix import TrainedMatrix, with_written_gradients
+from jaxdave.training.objective.trained_attention import trained_attention
+from jaxdave.training.objective.trained_matrix import (
+    TrainedMatrix,
+    with_written_gradients,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
