@@ -3,14 +3,16 @@
     method       | of                               | ratio              | source
     -------------|----------------------------------|--------------------|----------
     `trajectory` | tokens, in the recorded states   | of tokens          | TraceRL
+    `selection`  | the same, and which came first   | of tokens          | `selection`
     `chain`      | tokens, each given those left    | of tokens          | JustGRPO
     `gdpo`       | bound by quadrature, per token   | of answers         | GDPO
     `bgpo`       | bound by drawn masks             | bounded, no clip   | BGPO
 
-`trajectory` is the one that is exact for what was sampled: on policy it is what the
-decoder has recorded. A diffusion model has no likelihood of a text that does not depend
-on the order; the others are the likelihood in one order, and bounds of the mean over
-all orders.
+`trajectory` is what the decoder has recorded, on policy. It is exact for what was
+sampled where the order does not depend on the tokens drawn (`left_to_right`); for the
+static rule at a temperature `selection` is, which knows the rule. A diffusion model has
+no likelihood of a text that does not depend on the order; the others are the likelihood
+in one order, and bounds of the mean over all orders.
 
 Axes: B answers, R positions of their windows, X what an estimate has of each answer:
 positions of the window, or masks.
@@ -37,9 +39,10 @@ from jaxdave.training.reinforce.policy_loss import (
     reduce_terms,
 )
 from jaxdave.training.reinforce.ratio_bounds import bgpo_objective
+from jaxdave.training.reinforce.selection import selection_log_probs
 
-Method = Literal["trajectory", "chain", "gdpo", "bgpo"]
-METHODS = ("trajectory", "chain", "gdpo", "bgpo")
+Method = Literal["trajectory", "selection", "chain", "gdpo", "bgpo"]
+METHODS = ("trajectory", "selection", "chain", "gdpo", "bgpo")
 EstimateFn = Callable[[Params, AnswerBatch, int], jax.Array]
 """(params, answers, number of states) -> float32 [B, X]."""
 
@@ -81,7 +84,7 @@ class EstimateConfig:
     @property
     def is_of_tokens(self) -> bool:
         """An estimate has one number for each token."""
-        return self.method in ("trajectory", "chain")
+        return self.method in ("trajectory", "selection", "chain")
 
     @property
     def is_recorded(self) -> bool:
@@ -135,6 +138,16 @@ def make_estimate(
             tokens_T, start = jnp.asarray(answer.tokens_BT), answer.start_B
             window_R = jax.lax.dynamic_slice_in_dim(tokens_T, start, size)
             logits_of = logits_with(params, tokens_T, answer.valid_BT, start, size)
+            if estimate.method == "selection":
+                log_probs_R = selection_log_probs(
+                    logits_of,
+                    window_R,
+                    answer.steps_BR,
+                    config.block_length,
+                    mask_id=config.mask_id,
+                    temperature=temperature,
+                )
+                return jnp.where(answer.is_counted_BR, log_probs_R, 0.0)
             if estimate.is_of_tokens:
                 log_probs_R = trajectory_log_probs(
                     logits_of, window_R, answer.steps_BR, states, **options

@@ -102,7 +102,7 @@ class Learner:
         reference: Any = None,
     ) -> None:
         self.config = ReinforceConfig() if config is None else config
-        check_sampler(sampler)
+        check_sampler(sampler, self.config)
         if self.config.loss.kl_weight > 0 and reference is None:
             raise ValueError(
                 f"kl_weight={self.config.loss.kl_weight} needs a reference; give "
@@ -214,7 +214,7 @@ class Learner:
             np.asarray(keys),
             model,
             from_left=estimate.method == "chain",
-            whole_trajectory=estimate.method == "trajectory",
+            whole_trajectory=estimate.method in ("trajectory", "selection"),
             shrink=estimate.shrink,
         )
 

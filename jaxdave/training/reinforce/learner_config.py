@@ -7,6 +7,7 @@ from typing import Literal
 from jaxdave.engine.sampler import Sampler
 from jaxdave.training.reinforce.estimates import EstimateConfig, check_loss
 from jaxdave.training.reinforce.policy_loss import PolicyLossConfig
+from jaxdave.training.reinforce.selection import POLICY
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,11 +60,12 @@ class ReinforceConfig:
         check_loss(self.estimate, self.loss)
 
 
-def check_sampler(sampler: Sampler) -> None:
+def check_sampler(sampler: Sampler, settings: ReinforceConfig) -> None:
     """Check that a sampler draws from the distribution that is trained, and records it.
 
     Args:
         sampler: The sampler.
+        settings: The learner's.
 
     Raises:
         ValueError: It does not, in one line.
@@ -102,6 +104,16 @@ def check_sampler(sampler: Sampler) -> None:
         raise ValueError(
             f"policy {sampler.decoder.spec.policy.name} takes tokens back, and what "
             "it took back is not recorded; choose another policy"
+        )
+    if settings.estimate.method == "selection" and (
+        sampler.decoder.spec.policy.name != POLICY
+        or model.attention != "block_causal"
+        or config.confidence == "plain"
+    ):
+        raise ValueError(
+            f"method='selection' knows the choices of {POLICY} of a block-causal model "
+            f"with tempered confidences, not of {sampler.decoder.spec.policy.name} of "
+            f"{model.name}; use method='trajectory'"
         )
     if model.attention == "full" and config.cache != "none":
         raise ValueError(

@@ -2,12 +2,18 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 import jaxdave
 from jaxdave.demo_tasks import grade, problem_sets
-from jaxdave.training.reinforce.rollouts import Rollout, sample_rollouts
+from jaxdave.numerics.weight_layout import to_stacked
+from jaxdave.training.reinforce.rollouts import (
+    Rollout,
+    sample_rollouts,
+    with_params,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 MODEL = jaxdave.load("sdar-1m")
@@ -29,16 +35,24 @@ def facts(rollout: Rollout):
     return trace.positions, trace.token_ids, trace.steps, rollout.reward
 
 
-@pytest.mark.parametrize("numerics", ["guarded", "exact"])
-def test_drafts_and_groups_change_nothing_but_calls(numerics):
-    size = 8
+@pytest.mark.parametrize(
+    ("numerics", "size"),
+    [
+        ("guarded", 8),
+        ("exact", 8),
+        pytest.param("guarded", 64, marks=pytest.mark.slow),
+        pytest.param("exact", 64, marks=pytest.mark.slow),
+    ],
+)
+def test_drafts_and_groups_change_nothing_but_calls(numerics, size):
     sampler = jaxdave.Sampler(MODEL, dataclasses.replace(CONFIG, numerics=numerics))
     quick = sample_rollouts(sampler, PROMPTS, reward, group_size=size)
     plain = sample_rollouts(sampler.undrafted(), PROMPTS, reward, group_size=size)
     pairs = list(zip(sum(quick, []), sum(plain, []), strict=True))
     assert [facts(a) for a, _ in pairs] == [facts(b) for _, b in pairs]
-    alone = sampler(PROMPTS[1], request=3)
+    alone = sampler(PROMPTS[1], request=size + 3)
     assert facts(Rollout(1, alone, reward(1, alone))) == facts(quick[1][3])
+    assert quick[1][3].prompt_ids == tuple(sampler.encode(PROMPTS[1]))
     for a, b in pairs:
         first, second = a.answer.trajectory, b.answer.trajectory
         assert first is not None and second is not None
@@ -65,6 +79,28 @@ def test_other_requests_are_other_answers():
     texts = [[rollout.answer.text for rollout in group] for group in groups]
     assert texts[0][2:] == texts[1][:2]
     assert len(set(texts[0] + texts[2])) > 1
+
+
+def test_prompts_of_a_batch_have_noise_of_their_own():
+    """The same prompt twice, together or apart: other answers, and always the same."""
+    sampler = jaxdave.Sampler(MODEL, dataclasses.replace(CONFIG, temperature=3.0))
+    twice = [PROMPTS[0], PROMPTS[0]]
+    groups = sample_rollouts(sampler, twice, reward, group_size=4)
+    apart = sample_rollouts(sampler, twice, reward, group_size=4, prompts_per_batch=1)
+    texts = [[rollout.answer.text for rollout in group] for group in groups]
+    assert texts[0] != texts[1]
+    assert texts == [[rollout.answer.text for rollout in group] for group in apart]
+
+
+def test_other_weights_compile_nothing():
+    sampler = jaxdave.Sampler(MODEL, dataclasses.replace(CONFIG, numerics="exact"))
+    params = jax.tree.map(np.asarray, to_stacked(MODEL.params))
+    before = sampler.batch(PROMPTS)
+    same = with_params(sampler, params).batch(PROMPTS)
+    other = with_params(sampler, params | {"head": -params["head"]}).batch(PROMPTS)
+    assert [one.token_ids for one in same] == [one.token_ids for one in before]
+    assert [one.token_ids for one in other] != [one.token_ids for one in before]
+    assert same[0].compile_seconds == 0 and other[0].compile_seconds == 0
 
 
 @pytest.mark.parametrize(
