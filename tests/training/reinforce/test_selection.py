@@ -82,11 +82,11 @@ def test_blocks_are_apart():
 
     alone = selection_log_probs(
         logits_of,
-        tokens,
-        ranks,
+        jnp.asarray(tokens),
+        jnp.asarray(ranks),
         LENGTH,
         mask_id=MASK,
-        temperature=1.0,  # pyright: ignore
+        temperature=1.0,
     )
     never = np.full(LENGTH, np.iinfo(np.int32).max, np.int32)
     for second, want in ((ranks, alone), (never, jnp.zeros(LENGTH))):
