@@ -76,11 +76,10 @@ def selection_log_probs(
         log_probs_SRV <= chosen_SR[..., None],
         log_probs_SRV < chosen_SR[..., None],
     )
-    below_SR = jax.nn.logsumexp(
-        jnp.where(loses_SRV, log_probs_SRV, -jnp.inf), axis=-1, where=loses_SRV
-    )
-    # What was drawn has lost, so that a sum of nothing is one of rounding errors.
+    # What was drawn has lost, so that a sum of nothing is one of rounding errors. It is
+    # bounded below before it is summed: the gradient of a sum of nothing is none.
     tiny = float(np.log(np.finfo(np.float32).tiny))
-    below_SR = jnp.where(jnp.any(loses_SRV, axis=-1), jnp.maximum(below_SR, tiny), tiny)
+    losing_SRV = jnp.maximum(jnp.where(loses_SRV, log_probs_SRV, tiny), tiny)
+    below_SR = jnp.minimum(jax.nn.logsumexp(losing_SRV, axis=-1), 0.0)
     others_SR = of_block(jnp.where(is_open_SR, below_SR, 0.0))
     return jnp.sum(jnp.where(is_committed_SR, own_SR + others_SR, 0.0), axis=0)

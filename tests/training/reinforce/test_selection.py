@@ -100,3 +100,23 @@ def test_blocks_are_apart():
         )
         np.testing.assert_allclose(got[:LENGTH], alone, rtol=1e-5)
         np.testing.assert_allclose(got[LENGTH:], want, rtol=1e-5)
+
+
+def test_the_gradient_is_finite_where_nothing_loses_and_ids_are_suppressed():
+    """The least probable token commits: no other position can have lost to it."""
+    tokens, ranks = jnp.array([0, 1, 2]), jnp.array([0, 1, 2], jnp.int32)
+    logits_V = jnp.array([-4.0, 1.0, 2.0, -jnp.inf])
+
+    def total(shift):
+        def logits_of(states_SR):
+            place_R = jnp.arange(LENGTH, dtype=jnp.float32)
+            own_RV = logits_V[None, :] + shift * jnp.outer(place_R, jnp.arange(4.0))
+            return jnp.broadcast_to(own_RV, (*states_SR.shape, 4))
+
+        values = selection_log_probs(
+            logits_of, tokens, ranks, LENGTH, mask_id=MASK, temperature=1.0
+        )
+        return jnp.sum(values)
+
+    value, gradient = jax.value_and_grad(total)(jnp.float32(0.1))
+    assert np.isfinite(value) and np.isfinite(gradient) and gradient != 0
