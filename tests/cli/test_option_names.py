@@ -38,7 +38,10 @@ NAMES = {
         "batch_size no_compile_cache"
     ),
     "demo": "model draft_steps problems speed html quantize mesh no_compile_cache",
-    "train": "out recipe steps no_compile_cache",
+    "train": (
+        "out config recipe steps distributed coordinator num_processes process_id "
+        "connect_seconds no_compile_cache"
+    ),
     "policies": "",
 }
 
