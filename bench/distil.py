@@ -39,6 +39,7 @@ import dataclasses
 import json
 import pickle
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ from jaxdave.engine.results import Completion
 from jaxdave.io import checkpoint
 from jaxdave.numerics.weight_layout import to_device_layout, to_stacked
 from jaxdave.runtime.files import replace_file
+from jaxdave.runtime.journal import journal_writer, read_journal
 from jaxdave.training.demo.recipes import CANVAS_LENGTH, Recipe
 from jaxdave.training.distil.certainty import CertaintyForcing
 from jaxdave.training.distil.consistency import ConsistencyDistillation
@@ -104,22 +106,31 @@ QUICK = Plan(
 )
 
 
+def header_of(plan: Plan) -> dict[str, Any]:
+    """What a file of results is of.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        JSON values.
+    """
+    plain = json.loads(json.dumps(dataclasses.asdict(plan)))
+    return {"model": MODEL, "seed": SEED, **plain}
+
+
 class Log:
     """The lines of `results.jsonl`, found by what they are about."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         """Read the lines there are.
 
         Args:
             path: the file.
+            header: settings of the run; a file of others is refused.
         """
-        self.path = path
-        text = path.read_text() if path.exists() else ""
-        # A line that was cut off has no end.
-        lines = text.split("\n")[:-1]
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        if text and not text.endswith("\n"):
-            replace_file(path, "".join(line + "\n" for line in lines).encode())
+        self.path, self.header = path, header
+        self.rows: list[dict[str, Any]] = read_journal(path, header)
 
     def find(self, **about: Any) -> dict[str, Any] | None:
         """Look for a line.
@@ -144,8 +155,8 @@ class Log:
         Returns:
             The same.
         """
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with journal_writer(self.path, self.header) as write:
+            write(row)
         self.rows.append(row)
         return row
 
@@ -387,7 +398,7 @@ def run(plan: Plan, folder: Path) -> tuple[Log, LoadedModel, list[dict[str, Any]
     Returns:
         What was measured, the model, and a row for each training.
     """
-    log, loaded = Log(folder / "results.jsonl"), load_model(MODEL)
+    log, loaded = Log(folder / "results.jsonl", header_of(plan)), load_model(MODEL)
 
     def measure_all(params: Any, arm: str) -> None:
         for policy, drafts in plan.settings:

@@ -17,8 +17,8 @@ class OptimiserConfig:
     """How parameters follow gradients.
 
     The learning rate rises linearly from 0, stays, and falls to `final_share` of itself
-    over the last steps, so that a run can be lengthened without changing what came
-    before.
+    over the last steps. With `decay_steps` a run can be lengthened, before it falls,
+    without changing what came before.
 
     Attributes:
         name: "adamw", or "muon": Muon on the matrices of the layers, AdamW on all else.

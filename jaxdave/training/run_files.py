@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from jaxdave.runtime.files import parse_json, replace_file
+from jaxdave.runtime.files import replace_file
+from jaxdave.runtime.journal import parse_line
 from jaxdave.runtime.messages import one_line
 from jaxdave.training.update import TrainState
 
@@ -49,8 +50,7 @@ class CheckpointFiles:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder.absolute() / CHECKPOINTS
-        # Its threads log every failure with a traceback, beside raising it.
-        logging.getLogger("absl").addFilter(_is_not_of_orbax)
+        self.saved: int | None = None
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,
@@ -69,6 +69,14 @@ class CheckpointFiles:
                 },
             )
             self.saved = self.manager.latest_step()
+        # Its threads log every failure with a traceback, beside raising it.
+        logging.getLogger("absl").addFilter(_is_not_of_orbax)
+
+    def left(self) -> str:
+        """What is on disk, in words."""
+        return (
+            "nothing is saved" if self.saved is None else f"step {self.saved} is saved"
+        )
 
     def save(self, step: int, state: TrainState, position: Any) -> None:
         """Begin to write a checkpoint, after the one before it is on disk.
@@ -174,15 +182,13 @@ class CheckpointFiles:
                 str(self.folder)
             ):
                 raise
-            saved = getattr(self, "saved", None)
-            left = "nothing is saved" if saved is None else f"step {saved} is saved"
             reason = one_line(error)
             if len(reason) > _REASON:
                 # The system's own word is at the end of it.
                 reason = f"...{reason[-_REASON:]}"
             raise ValueError(
                 f"{self.folder}: a checkpoint could not be {done} ({reason}); "
-                f"{left}: mend that and start again to go on from there"
+                f"{self.left()}: mend that and start again to go on from there"
             ) from error
 
 
@@ -207,7 +213,7 @@ class MetricsFile:
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / METRICS
-        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        lines = self.path.read_bytes().splitlines(True) if self.path.exists() else []
         self.records = [
             record
             for number, line in enumerate(lines, 1)
@@ -240,13 +246,10 @@ class MetricsFile:
 
     def _parse(self, line: bytes, number: int, count: int) -> dict[str, Any]:
         """A line; the last one may be cut, and then counts as one of a later step."""
-        try:
-            record = parse_json(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                return record
-        except ValueError:
-            pass
-        if number == count:
+        record = parse_line(line)
+        if record is not None and isinstance(record.get("step"), int):
+            return record
+        if record is None and number == count:
             return {"step": math.inf}
         raise ValueError(
             f"{self.path}, line {number}: {line[:40]!r} is no record of a step; "

@@ -4,6 +4,7 @@ What a step does is its caller's: `Steps` has the data and the compiled update. 
 waits for no step: metrics are fetched when they are written, some steps later.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -109,11 +110,23 @@ def fit(
     Raises:
         ValueError: The loss is not finite, or a checkpoint cannot be written or read.
     """
+    # What was begun is worth finishing, whatever ends the loop.
+    with contextlib.closing(CheckpointFiles(folder, config.keep)) as files:
+        if (last := files.restore(state)) is not None:
+            state = last.state
+            steps.move_to(last.position)
+        return _run(steps, state, folder, config, files)
+
+
+def _run(
+    steps: Steps,
+    state: TrainState,
+    folder: Path,
+    config: LoopConfig,
+    files: CheckpointFiles,
+) -> TrainState:
+    """The steps from where a state stands to the last one."""
     is_first = jax.process_index() == 0
-    files = CheckpointFiles(folder, config.keep)
-    if (last := files.restore(state)) is not None:
-        state = last.state
-        steps.move_to(last.position)
     begin = int(state.step)
     log = MetricsFile(folder, begin) if is_first else None
     pending: list[tuple[int, Mapping[str, Any]]] = []
@@ -128,43 +141,38 @@ def fit(
         for record in records:
             record["seconds"] = round((now - since) / len(records), 6)
         since, pending = now, []
-        bad = next((r for r in records if not math.isfinite(r["loss"])), None)
-        if bad is not None:
-            files.wait()
-            saved = (
-                f"step {files.saved} is saved" if files.saved else "nothing is saved"
-            )
-            raise ValueError(
-                f"the loss of step {bad['step']} is {bad['loss']}; lower "
-                f"learning_rate, or look at the data ({saved})"
-            )
+        for record in records:
+            # An update that is not finite is left out, and nothing would be learnt.
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(record.get(name, 0.0)):
+                    files.wait()
+                    raise ValueError(
+                        f"the {name} of step {record['step']} is {record[name]}; lower "
+                        f"learning_rate, or look at the data ({files.left()})"
+                    )
         if log is not None:
             log.append(records)
         return records[-1] if records else {}
 
-    try:
-        # Results are for stdout; where nobody looks there is the file of metrics.
-        console = Console(stderr=True)
-        is_shown = is_first and console.is_terminal
-        with Progress(console=console, disable=not is_shown) as progress:
-            task = progress.add_task("training", total=config.steps, completed=begin)
-            for done in range(begin + 1, config.steps + 1):
-                state, metrics = steps(state)
-                is_last = done == config.steps
-                if is_last or done % (config.validate_every or config.save_every) == 0:
-                    metrics = dict(metrics) | dict(steps.validate(state))
-                pending.append((done, metrics))
-                saves = is_last or done % config.save_every == 0
-                if saves or done % config.log_every == 0:
-                    progress.update(task, completed=done, description=_say(report()))
-                if saves:
-                    files.save(done, state, steps.position())
-                    if log is not None:
-                        log.draw()
-                    since = time.monotonic()
-    finally:
-        # What was begun is worth finishing, whatever has ended the loop.
-        files.close()
+    # Results are for stdout; where nobody looks there is the file of metrics.
+    console = Console(stderr=True)
+    is_shown = is_first and console.is_terminal
+    with Progress(console=console, disable=not is_shown) as progress:
+        task = progress.add_task("training", total=config.steps, completed=begin)
+        for done in range(begin + 1, config.steps + 1):
+            state, metrics = steps(state)
+            is_last = done == config.steps
+            if is_last or done % (config.validate_every or config.save_every) == 0:
+                metrics = dict(metrics) | dict(steps.validate(state))
+            pending.append((done, metrics))
+            saves = is_last or done % config.save_every == 0
+            if saves or done % config.log_every == 0:
+                progress.update(task, completed=done, description=_say(report()))
+            if saves:
+                files.save(done, state, steps.position())
+                if log is not None:
+                    log.draw()
+                since = time.monotonic()
     return state
 
 

@@ -191,12 +191,10 @@ def make_update(
         sum_parts = evaluate if config.accumulate == 1 else evaluate_in_parts
         value, divisor, grads = sum_parts(state.params, frozen, batch, key)
         # Where nothing is trained the sums are 0, and so is the gradient.
-        divisor = jnp.maximum(divisor, jnp.finfo(jnp.float32).tiny)
-        grads = jax.tree.map(lambda leaf: leaf / divisor, grads)
+        scale = 1 / jnp.maximum(divisor, 1e-30)
+        grads = jax.tree.map(lambda leaf: leaf * scale, grads)
         metrics = UpdateMetrics(
-            loss=value / divisor,
-            grad_norm=optax.tree.norm(grads),
-            trained=divisor,
+            loss=value * scale, grad_norm=optax.tree.norm(grads), trained=divisor
         )
         updates, opt = optimiser.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)

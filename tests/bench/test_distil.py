@@ -1,6 +1,5 @@
 """The distillation experiment: its intervals, its runs that go on, its own answers."""
 
-import json
 import subprocess
 import sys
 
@@ -117,13 +116,15 @@ def test_batches_hold_the_answers_of_a_stream_again_and_again():
 
 def test_a_log_forgets_a_line_that_was_cut_off(tmp_path):
     path = tmp_path / "results.jsonl"
-    distil.Log(path).add({"arm": "a", "calls": [1]})
+    distil.Log(path, {}).add({"arm": "a", "calls": [1]})
     with path.open("a") as file:
         file.write('{"arm": "b", "ca')
-    log = distil.Log(path)
+    log = distil.Log(path, {})
     assert log.find(arm="a") == {"arm": "a", "calls": [1]} and log.find(arm="b") is None
     log.add({"arm": "b"})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == log.rows
+    assert distil.Log(path, {}).rows == log.rows
+    with pytest.raises(ValueError, match="seed=None, and this one has 1"):
+        distil.Log(path, {"seed": 1})
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The training loop: checkpoints, metrics, and what goes wrong with them."""
 
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -106,6 +107,26 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_pat
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
+def test_a_gradient_that_is_not_finite_ends_the_run_too(tmp_path):
+    """Its update is left out: going on would report losses, and learn nothing."""
+
+    def at_a_corner(params, batch, key):
+        del key
+        # The root at 0 has an infinite slope, and a value.
+        return LossSums(jnp.sum(jnp.sqrt(params["w"] * batch)), jnp.float32(1))
+
+    with pytest.raises(ValueError, match=r"the grad_norm of step 1 is (nan|inf)"):
+        run(tmp_path, 4, of=make_steps(loss=at_a_corner))
+
+
+def test_a_run_that_cannot_begin_lets_go_of_its_folder(tmp_path):
+    run(tmp_path, 2)
+    filters = list(logging.getLogger("absl").filters)
+    with pytest.raises(ValueError, match="params/w has shape"):
+        run(tmp_path, 4, size=5)
+    assert logging.getLogger("absl").filters == filters
+
+
 def test_a_checkpoint_of_another_shape_is_refused_in_one_line(tmp_path):
     run(tmp_path, 2)
     with pytest.raises(
@@ -181,7 +202,7 @@ def test_metrics_are_cut_to_the_checkpoint_and_a_cut_line_is_dropped(tmp_path):
 def test_a_file_of_something_else_is_not_overwritten(tmp_path):
     path = tmp_path / run_files.METRICS
     path.write_text("my notes\nabout this run\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: b'my notes' is"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: b'my notes\\\\n' is"):
         MetricsFile(tmp_path, step=0)
     assert path.read_text() == "my notes\nabout this run\n"
 

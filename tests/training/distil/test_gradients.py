@@ -5,36 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.distil_cases import BATCH, DISTILLATION, FORCING, MASK
+from helpers.tiny_sequence_model import tiny_logits, tiny_params
 
 from jaxdave.training.distil.certainty import certainty_loss
 from jaxdave.training.distil.consistency import ask_teacher, consistency_loss
 from jaxdave.training.distil.state_logits import state_logits
 from jaxdave.training.distil.states import draw_states
-from jaxdave.training.objective.attention_masks import visibility
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-VOCAB, WIDTH = 17, 4
-
-
-def tiny_params(rng):
-    shapes = {
-        "embedding": (VOCAB, WIDTH),
-        "position": (12, WIDTH),
-        "query": (WIDTH, WIDTH),
-        "key": (WIDTH, WIDTH),
-        "value": (WIDTH, WIDTH),
-        "head": (WIDTH, VOCAB),
-    }
-    return {name: jnp.asarray(rng.normal(size=s)) for name, s in shapes.items()}
-
-
-def tiny_logits(params, tokens_BQ, layout, source_BC):
-    x = params["embedding"][tokens_BQ] + params["position"][layout.position_BQ]
-    q, k, v = (x @ params[name] for name in ("query", "key", "value"))
-    scores = jnp.where(visibility(layout), q @ jnp.swapaxes(k, 1, 2), -1e9)
-    x = jnp.tanh(x + jax.nn.softmax(scores) @ v)
-    return jnp.take_along_axis(x @ params["head"], source_BC[..., None], axis=1)
 
 
 def tiny_certainty(rng, key):

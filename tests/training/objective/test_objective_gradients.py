@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.tiny_sequence_model import VOCAB, tiny_logits, tiny_params
 
 from jaxdave.training.data.token_batch import align_answers, pack_samples
-from jaxdave.training.objective.attention_masks import visibility
 from jaxdave.training.objective.editing import Editing
 from jaxdave.training.objective.objective_loss import corrupt, corrupted_loss
 from jaxdave.training.objective.objectives import OBJECTIVES
@@ -28,27 +28,7 @@ ALIGNED = align_answers(
     pad_id=0,
     block_length=2,
 )
-VOCAB, MASK, WIDTH = 17, 16, 4
-
-
-def tiny_params(rng: np.random.Generator):
-    shapes = {
-        "embedding": (VOCAB, WIDTH),
-        "position": (8, WIDTH),
-        "query": (WIDTH, WIDTH),
-        "key": (WIDTH, WIDTH),
-        "value": (WIDTH, WIDTH),
-        "head": (WIDTH, VOCAB),
-    }
-    return {name: jnp.asarray(rng.normal(size=s)) for name, s in shapes.items()}
-
-
-def tiny_logits(params, tokens_BQ, layout, source_BC):
-    x = params["embedding"][tokens_BQ] + params["position"][layout.position_BQ]
-    q, k, v = (x @ params[name] for name in ("query", "key", "value"))
-    scores = jnp.where(visibility(layout), q @ jnp.swapaxes(k, 1, 2), -1e9)
-    x = jnp.tanh(x + jax.nn.softmax(scores) @ v)
-    return jnp.take_along_axis(x @ params["head"], source_BC[..., None], axis=1)
+MASK = 16
 
 
 @pytest.mark.parametrize(

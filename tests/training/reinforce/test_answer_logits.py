@@ -4,27 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.small_models import SMALL
 
 from jaxdave.models import transformer
 from jaxdave.models.presets import preset
 from jaxdave.training.reinforce.answer_logits import answer_logits
 from jaxdave.training.reinforce.network_logits import network_logits
 
-SMALL = {
-    "num_layers": 2,
-    "hidden": 32,
-    "inter": 64,
-    "heads": 2,
-    "kv_heads": 1,
-    "head_dim": 16,
-    "rotary_dim": 16,
-    "vocab_rows": 64,
-    "vocab_size": 60,
-    "mask_id": 59,
-    "pad_id": 57,
-    "stop_ids": (58, 57),
-    "block_length": 4,
-}
 START, SIZE, TEXT = 4, 12, 24
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.small_models import SMALL
 
 from jaxdave.models import transformer
 from jaxdave.models.presets import preset
@@ -18,23 +19,9 @@ from jaxdave.training.reinforce.network_logits import network_logits
 from jaxdave.training.reinforce.policy_loss import PolicyLossConfig
 from jaxdave.training.reinforce.step_maps import GIVEN, NEVER, RecordedCanvas
 
-SMALL = {
-    "num_layers": 1,
-    "hidden": 32,
-    "inter": 64,
-    "heads": 2,
-    "kv_heads": 1,
-    "head_dim": 16,
-    "rotary_dim": 16,
-    "vocab_rows": 64,
-    "vocab_size": 60,
-    "mask_id": 59,
-    "pad_id": 57,
-    "stop_ids": (58, 57),
-    "block_length": 4,
-}
-CAUSAL = preset("sdar-1m", **SMALL)
-FULL = preset("llada-1m", **(SMALL | {"kv_heads": 2}))
+ONE_LAYER = SMALL | {"num_layers": 1}
+CAUSAL = preset("sdar-1m", **ONE_LAYER)
+FULL = preset("llada-1m", **(ONE_LAYER | {"kv_heads": 2}))
 TEMPERATURE = 0.7
 
 
@@ -136,7 +123,7 @@ def test_on_policy_the_gradient_is_that_of_the_bound(method):
     rng = np.random.default_rng(2)
     old_BN = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
     advantages_B = jnp.asarray(rng.normal(size=4), jnp.float32)
-    is_counted_BR = jnp.arange(6) < jnp.array([[6], [5], [2], [1]])
+    is_counted_BR = jnp.arange(6)[None] < jnp.array([[6], [5], [2], [1]])
     nodes, weights = np.polynomial.legendre.leggauss(3)
     shares = weights / 2 if method == "gdpo" else np.full(3, 1 / 3)
 
