@@ -4,13 +4,14 @@ import pytest
 
 import jaxdave
 from bench import constrained_tuning as bench
+from bench.harness.tuning_problems import pack
 from jaxdave.demo_tasks.mixture import training_problem
 
 
 def test_answers_end_and_fill_their_last_block():
     codec = jaxdave.load("sdar-1m").codec
     problems = [training_problem(0, index) for index in range(5)]
-    batch = bench.pack(codec, problems, 96)
+    batch = pack(codec, problems, 96)
     for row, problem in enumerate(problems):
         prompt = codec.encode_prompt(problem.prompt)
         own_T = batch.sample_BT[row] == 0

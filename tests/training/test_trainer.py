@@ -202,7 +202,7 @@ def test_metrics_are_cut_to_the_checkpoint_and_a_cut_line_is_dropped(tmp_path):
 def test_a_file_of_something_else_is_not_overwritten(tmp_path):
     path = tmp_path / run_files.METRICS
     path.write_text("my notes\nabout this run\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: b'my notes\\\\n' is"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: b'my notes\\n' is"):
         MetricsFile(tmp_path, step=0)
     assert path.read_text() == "my notes\nabout this run\n"
 
