@@ -141,7 +141,7 @@ def draw_reinforcement(records: Points, path: Path) -> None:
     left.set_ylabel("held-out problems right, %, before (grey) and after")
     left.grid(axis="y", alpha=0.3)
     right.set_xlabel("step")
-    right.set_ylabel("mean reward at temperature 1, smoothed")
+    right.set_ylabel("mean reward at temperature 1.5, smoothed")
     right.grid(alpha=0.3)
     if right.lines:
         right.legend()

@@ -6,11 +6,9 @@ Axes: as in `jaxdave.training.reinforce`.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from tokenizers import Tokenizer
@@ -34,10 +32,11 @@ SPLIT_SEED = 21
 EVALUATION = jaxdave.DecodeConfig(
     draft_steps=4, max_new_tokens=48, numerics="exact", block_length=None
 )
-ROLLOUTS = dataclasses.replace(EVALUATION, temperature=1.0, record_steps=True)
+ROLLOUTS = dataclasses.replace(EVALUATION, temperature=1.5, record_steps=True)
+START_SEED, START_PROMPTS = 77, 32
 BATCH = 64
-SHAPE = "words4"
-"""Shape of supervised batches (`block_batches.SHAPES`)."""
+SHAPE = (128, 48)
+"""Lengths of the sequences and of the masked windows of supervised batches."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,15 +46,12 @@ class Method:
     Attributes:
         name: As the tables have it.
         learning_rate: Of AdamW, constant after its warm-up.
-        steps_per_minute: Steps in a minute of one core's time; a run of M minutes takes
-            M times as many.
         reinforce: Settings of the learner; None: supervised, on reference answers.
         prompts: Problems of a step.
     """
 
     name: str
     learning_rate: float
-    steps_per_minute: float
     reinforce: ReinforceConfig | None
     prompts: int
 
@@ -201,87 +197,97 @@ def _supervised_steps(
     return step
 
 
+def cold_start(model: Model, ops: int, steps: int, tokenizer: Tokenizer) -> Any:
+    """Show a model a few problems that it has never seen, with reference answers.
+
+    It then answers some of them, so that answers to one prompt can differ in reward.
+
+    Args:
+        model: The model.
+        ops: Operations of the problems.
+        steps: Steps of 32 problems.
+        tokenizer: The demo's.
+
+    Returns:
+        Parameters, stacked.
+    """
+    method = Method(
+        name="supervised", learning_rate=2e-5, reinforce=None, prompts=START_PROMPTS
+    )
+    step = make_steps(model, method, ops, START_SEED, tokenizer)
+    state = init_state(
+        to_stacked(model.params), method.optimiser(), START_SEED, ema=False
+    )
+    for _ in range(steps):
+        state, _ = step(state)
+    return state.params
+
+
 def run(
     model: Model,
+    start: Any,
     method: Method,
     ops: int,
     seed: int,
-    num_steps: int,
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
     *,
-    before: np.ndarray | None = None,
-    snapshots: Path | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Train from a checkpoint, and answer held-out problems before and after.
+    """Train from a checkpoint, and answer held-out problems afterwards.
 
     Args:
-        model: The checkpoint.
+        model: The model.
+        start: The parameters of the checkpoint, stacked.
         method: How it is trained.
         ops: Operations of its training problems.
         seed: Of the run.
-        num_steps: Steps.
         tokenizer: The demo's.
         problems: Held-out problems.
-        before: Which of them the checkpoint answers, where that is known.
-        snapshots: Folder for parameters at five times of the run; None: not kept.
+        steps: How many; None: until `seconds` are over.
+        seconds: Processor time of the run; None: `steps` says how long it is.
 
     Returns:
         A record of JSON values. Seconds are those of the process, without compilation
-        (the first step is taken twice, once to compile).
+        of the first step, which is taken twice.
     """
-    start = to_stacked(model.params)
-    if before is None:
-        before = accuracy(model, start, problems)
     step = make_steps(model, method, ops, seed, tokenizer)
     state = init_state(start, method.optimiser(), seed, ema=False)
     step(state)
-    marks = {round(part * num_steps / 4) for part in range(5)}
     curve, begin = [], time.process_time()
-    for done in range(num_steps + 1):
-        if snapshots is not None and done in marks:
-            _save(snapshots / f"{done}.npz", state.params)
-        if done < num_steps:
-            state, metrics = step(state)
-            curve.append({name: _round(value) for name, value in metrics.items()})
-    seconds = time.process_time() - begin
+
+    def goes_on() -> bool:
+        if steps is not None:
+            return len(curve) < steps
+        return seconds is not None and time.process_time() - begin < seconds
+
+    while goes_on():
+        state, metrics = step(state)
+        curve.append({name: _round(value) for name, value in metrics.items()})
+    spent = time.process_time() - begin
     after = accuracy(model, state.params, problems)
     return {
         "method": method.name,
         "ops": ops,
         "seed": seed,
-        "steps": num_steps,
+        "steps": len(curve),
         "learning_rate": method.learning_rate,
-        "seconds": round(seconds, 1),
-        "before": _bits(before),
-        "after": _bits(after),
+        "seconds": round(spent, 1),
+        "after": bits(after),
         "curve": curve,
     }
 
 
-def _save(path: Path, params: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-    np.savez(path, *leaves)
-
-
-def load_snapshot(path: Path, like: Any) -> Any:
-    """Read parameters that `run` has kept.
+def bits(right: np.ndarray) -> str:
+    """Write which problems were answered, for a file.
 
     Args:
-        path: The file.
-        like: Parameters of the same structure.
+        right: bool [problems].
 
     Returns:
-        The parameters.
+        One character for each problem, 1 where it was answered.
     """
-    with np.load(path) as file:
-        leaves = [jnp.asarray(file[name]) for name in file.files]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _bits(right: np.ndarray) -> str:
-    """One character for each problem: 1 where it was answered."""
     return "".join("01"[int(one)] for one in right)
 
 

@@ -22,7 +22,7 @@ def test_the_quick_run_goes_on(tmp_path, capsys, monkeypatch):
 
 def test_a_file_of_other_settings_is_refused(tmp_path):
     runs = tmp_path / "runs.jsonl"
-    with grpo.journal_writer(runs, grpo.header_of("base", 3.0, True)):
+    with grpo.journal_writer(runs, grpo.header_of(False)):
         pass
-    with pytest.raises(ValueError, match="start='base', and this one has 'sdar-1m'"):
+    with pytest.raises(ValueError, match="quick=False, and this one has True"):
         grpo.main(["--quick", "--runs", str(runs)])

@@ -103,7 +103,7 @@ def make_block_batches(
     rng = np.random.default_rng((recipe.seed, step, 1))
     block_length = recipe.config.block_length
     return {
-        name: pack_pairs(pairs, name, block_length, tokenizer, rng)
+        name: pack_pairs(pairs, SHAPES[name], block_length, tokenizer, rng)
         for name, pairs in groups.items()
     }
 
@@ -131,16 +131,16 @@ def grouped_pairs(
 
 def pack_pairs(
     pairs: list[TokenPair],
-    group: str,
+    shape: tuple[int, int],
     block_length: int,
     tokenizer: Tokenizer,
     rng: np.random.Generator,
 ) -> BlockBatch:
-    """Make one batch of the problems of a length group, and mask it.
+    """Make one batch of problems of similar length, and mask it.
 
     Args:
         pairs: Prompts and answers (`encode_pair`).
-        group: The length group, a key of `SHAPES`.
+        shape: Length of the clean sequences and of the masked windows, in tokens.
         block_length: Tokens of the model's blocks.
         tokenizer: The demo's tokenizer.
         rng: Source of the masks; it advances.
@@ -149,9 +149,9 @@ def pack_pairs(
         The batch.
 
     Raises:
-        ValueError: If a problem does not fit the shape of the group.
+        ValueError: If a problem does not fit the shape.
     """
-    shape = size, window = SHAPES[group]
+    size, window = shape
     pad, mask = pad_and_mask_ids(tokenizer)
     rows = len(pairs)
     clean = np.full((rows, size), pad, np.int32)
