@@ -1,6 +1,8 @@
 """Settings of every test: strict arrays, and hypothesis without clocks or chance."""
 
+import contextlib
 import functools
+import gc
 import os
 import pathlib
 import shutil
@@ -40,6 +42,35 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jaxdave")
 
 
+def pytest_collection_finish():
+    """Collect garbage rarely: tracing makes many objects, which soon die by count."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Compile quickly, but for tests marked `as_shipped`."""
+    as_shipped = item.get_closest_marker("as_shipped") is not None
+    if as_shipped and item.config.stash.get(QUICK, False):
+        # Nothing that was compiled with less care stands in for what is tested.
+        drop_programs()
+    item.config.stash[QUICK] = not as_shipped
+    with contextlib.nullcontext() if as_shipped else compiling.quickly():
+        return (yield)
+
+
+QUICK = pytest.StashKey[bool]()
+"""Whether the test before compiled quickly."""
+
+
+def drop_programs() -> None:
+    """Forget what was compiled."""
+    clear_executables()
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def fresh_trace_counters():
     """Traces are counted per test."""
@@ -71,8 +102,7 @@ def few_programs():
     """Compiled programs are dropped before there are too many for one process."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
-        clear_executables()
-        jax.clear_caches()
+        drop_programs()
 
 
 @pytest.fixture

@@ -133,6 +133,7 @@ def test_nested_drafts_always_fit(drafts, length):
 
 
 @pytest.mark.parametrize("hidden", [32, 128])
+@pytest.mark.as_shipped
 def test_a_piece_has_one_set_of_bits(hidden):
     """In any seat, beside any others, its parents in the call or in the cache."""
     config = fake_model.TINY.__class__(**{**vars(fake_model.TINY), "hidden": hidden})
@@ -176,6 +177,7 @@ def test_a_piece_has_one_set_of_bits(hidden):
     assert later.tobytes() == first[1:].tobytes()
 
 
+@pytest.mark.as_shipped
 def test_the_self_check_looks_at_pieces():
     spec = decoders.freedave(
         fake_model.TINY, draft_steps=8, block_length=4, numerics="exact"

@@ -108,6 +108,7 @@ def test_bfloat16_is_rounded_once():
     np.testing.assert_allclose(result.astype(jnp.float32), want, atol=2**-7)
 
 
+@pytest.mark.as_shipped
 def test_neither_the_capacity_nor_unseen_keys_change_a_bit():
     outputs = []
     for capacity in (640, 640 + PART_KEYS, 2048):

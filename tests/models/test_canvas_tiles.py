@@ -120,6 +120,7 @@ def test_groups_divide_a_canvas():
 
 
 @pytest.mark.parametrize("numerics", [Numerics.EXACT, Numerics.GUARDED])
+@pytest.mark.as_shipped
 def test_a_canvas_up_to_its_end(numerics):
     """Equal vectors up to the end, whatever room there is behind it."""
     config = fake_model.TINY

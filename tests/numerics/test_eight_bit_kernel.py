@@ -234,6 +234,7 @@ def shapes_in(text: str) -> dict[str, list[tuple[str, int, int]]]:
     return found
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("quantize", QUANTIZATIONS)
 @pytest.mark.parametrize("name", [*LAYER, "head"])
 def test_compiled_for_an_h100_weights_are_read_once_as_stored(name, quantize):

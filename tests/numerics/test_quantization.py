@@ -172,6 +172,7 @@ def test_drafts_keep_the_text(cache, temperature, dtype, quantize):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.as_shipped
 def test_a_drafts_index_does_not_change_bits(dtype):
     spec = decoders.freedave(fake_model.TINY, draft_steps=4).spec
     half = jax.tree.map(lambda a: a.astype(dtype), fake_model.tiny_params(0))

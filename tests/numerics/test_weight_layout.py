@@ -144,6 +144,7 @@ def test_a_chunked_head_gives_the_logits_of_the_whole_one(config, kind):
     )  # fmt: skip
 
 
+@pytest.mark.as_shipped
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("numerics", ["guarded", "exact"])
 def test_drafts_keep_the_text(numerics, monkeypatch):

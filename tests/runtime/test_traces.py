@@ -41,6 +41,7 @@ def test_a_bucket_is_compiled_once(numerics):
     assert generate(decoder, PARAMS, [[4] * 70]).compile_seconds > 0
 
 
+@pytest.mark.as_shipped
 def test_one_row_never_copies_its_cache():
     """Temporaries of the loop grow by less than one layer's keys."""
     config = dataclasses.replace(CONFIG, max_positions=2048, num_layers=2)

@@ -11,6 +11,8 @@ from jaxdave.training.data.token_batch import pack_samples
 from jaxdave.training.objective.objective_loss import make_objective_loss
 from jaxdave.training.objective.objectives import OBJECTIVES
 
+pytestmark = pytest.mark.as_shipped
+
 
 def problem(layers: int = 2, length: int = 32):
     config = preset("sdar-1m", num_layers=layers)
