@@ -105,13 +105,6 @@ def few_programs():
         drop_programs()
 
 
-@pytest.fixture
-def quick_compiles():
-    """For the hash network, which computes in whole numbers, and for command lines."""
-    with compiling.quickly():
-        yield
-
-
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory) -> pathlib.Path:
     """A tiny folder for the converter; made once, as saving it takes a while."""
@@ -151,7 +144,7 @@ def shared_cache(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, shared_cache, quick_compiles):
+def run(capsys, monkeypatch, shared_cache):
     """Run a command line; gives (exit code, stdout, stderr)."""
     if sys.platform == "linux":
         # Most command lines want the same few programs.

@@ -118,7 +118,6 @@ def test_it_looks_ahead_from_the_most_open_state(case):
             np.testing.assert_array_equal(held, tokens[far, : j + 1])
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("drafts", "length"),
     [(8, 1), pytest.param(8, 4, marks=pytest.mark.slow), (16, 4), (8, 32), (1, 4)],

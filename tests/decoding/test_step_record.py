@@ -30,7 +30,6 @@ from jaxdave.engine.generation import generate
 from jaxdave.engine.results import Completion
 from jaxdave.engine.trajectory import read_trajectory
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 ROOM, LENGTH = 12, 4
 RULES = {
     "static(2)": policies.static(2),

@@ -21,7 +21,6 @@ from jaxdave.engine.generation import generate
 LENGTH, NEW_TOKENS, DRAFTS = 4, 20, 6
 CASES = [(salt, kind) for salt, kind in enumerate(sorted(VARIANTS))]
 every_draft = pytest.mark.parametrize("name", registry.names())
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def decoder_of(name: str, policy, temperature: float, has_draft_text: bool):

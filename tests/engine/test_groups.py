@@ -14,7 +14,6 @@ from jaxdave.decoding.loop import prefill
 from jaxdave.engine.batching import pack_prompts
 from jaxdave.engine.generation import generate
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 LENGTH, ROOM, SIZE = 4, 12, 4
 
 

@@ -160,7 +160,7 @@ def cluster(needs_ray):
             yield ray
 
 
-def test_decoder_in_a_dataset(cluster, quick_compiles):
+def test_decoder_in_a_dataset(cluster):
     config = DecodeConfig(max_new_tokens=16, method="static")
     rows = [{"prompt": prompt(n), "request": n, "stop": ["\n"]} for n in range(3)]
     data = cluster.data.from_items(rows).map_batches(
@@ -203,7 +203,7 @@ def decoder() -> RayDecoder:
     return RayDecoder(config=DecodeConfig(max_new_tokens=8, draft_steps=4))
 
 
-def test_columns_of_prompts(decoder, quick_compiles):
+def test_columns_of_prompts(decoder):
     """A turn, a conversation and token ids are one prompt; other columns stay."""
     model = jaxdave.load()
     text = prompt(1)

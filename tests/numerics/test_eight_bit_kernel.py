@@ -195,7 +195,6 @@ def test_logits_are_those_of_xlas_way(quantize):
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("quantize", "numerics", "temperature", "dtype"),
     [

@@ -21,8 +21,6 @@ from jaxdave.engine.generation import generate
 from jaxdave.engine.streaming import stream
 from jaxdave.numerics.error_bounds import prediction_error
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 FUZZ = 0.25
 
 

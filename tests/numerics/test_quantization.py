@@ -141,7 +141,6 @@ def test_logits_are_those_of_the_rounded_weights(config, quantize):
     assert np.abs(np.asarray(found) - np.asarray(plain)).max() > 1e-3
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("cache", "temperature", "dtype", "quantize"),
     [

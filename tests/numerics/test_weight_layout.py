@@ -145,7 +145,6 @@ def test_a_chunked_head_gives_the_logits_of_the_whole_one(config, kind):
 
 
 @pytest.mark.as_shipped
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("numerics", ["guarded", "exact"])
 def test_drafts_keep_the_text(numerics, monkeypatch):
     monkeypatch.setattr(

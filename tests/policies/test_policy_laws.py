@@ -28,8 +28,6 @@ from jaxdave.engine import decoders
 from jaxdave.engine.generation import generate
 from jaxdave.models.presets import preset
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 class Shape(NamedTuple):
     """What a program is compiled for; `steps` is for policies with a schedule."""

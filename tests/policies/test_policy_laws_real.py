@@ -144,7 +144,6 @@ SEEDS = {"causal": 6, "none": 8, "prefix": 2, "dual": 9}
 """For draws that are unlike: both families, two temperatures, 4 to 13 drafts."""
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("kind", KINDS)
 def test_drafts_keep_the_text_of_transformers(kind):
     """Some policies, and compiled with less care, as compiling them takes long; one
@@ -172,7 +171,6 @@ def test_drafts_keep_the_text_of_transformers_everywhere(kind):
     law()
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_saber_keeps_its_text_on_a_shifted_block_causal_model():
     """What predicts a block's first token lies in the window or before it, depending
     on where the window stands; Saber would read it after the token is decided."""

@@ -26,7 +26,6 @@ CONFIG = ModelConfig(
 PARAMS = transformer.init(CONFIG, 0)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     "numerics", ["exact", pytest.param("fast", marks=pytest.mark.slow), "guarded"]
 )
@@ -57,7 +56,6 @@ def _temporaries(decoder, params, size: int) -> int:
     return compilation.memory_analysis(decoder.spec, "run").temp_size_in_bytes
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_numpy_parameters_decode_too():
     decoder = decoders.static(CONFIG, max_new_tokens=4)
 
@@ -68,7 +66,6 @@ def test_numpy_parameters_decode_too():
     assert rows[0] == rows[1]
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_bfloat16_keeps_its_cache_in_bfloat16():
 
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), PARAMS)

@@ -19,8 +19,6 @@ from jaxdave.numerics.weight_layout import to_stacked
 from jaxdave.training.supervised_run import train
 from jaxdave.training.train_config import read_train_config
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def run(folder: Path, out: str = "out", **parts: str) -> Path:
     if not (folder / "train.jsonl").exists():
