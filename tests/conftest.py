@@ -1,8 +1,6 @@
 """Settings of every test: strict arrays, and hypothesis without clocks or chance."""
 
-import contextlib
 import functools
-import gc
 import os
 import pathlib
 import shutil
@@ -12,11 +10,10 @@ import chex
 import hypothesis
 import jax
 import pytest
-from helpers import compiling
+from helpers import suite_plugin
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxdave.cli import main
-from jaxdave.runtime.compilation import clear_executables
 from jaxdave.runtime.files import NO_CACHE
 
 # Nothing that a test measures or compiles is kept in the user's folders.
@@ -42,33 +39,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jaxdave")
 
 
-def pytest_collection_finish():
-    """Collect garbage rarely: tracing makes many objects, which soon die by count."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    """Compile quickly, but for tests marked `as_shipped`."""
-    as_shipped = item.get_closest_marker("as_shipped") is not None
-    if as_shipped and item.config.stash.get(QUICK, False):
-        # Nothing that was compiled with less care stands in for what is tested.
-        drop_programs()
-    item.config.stash[QUICK] = not as_shipped
-    with contextlib.nullcontext() if as_shipped else compiling.quickly():
-        return (yield)
-
-
-QUICK = pytest.StashKey[bool]()
-"""Whether the test before compiled quickly."""
-
-
-def drop_programs() -> None:
-    """Forget what was compiled."""
-    clear_executables()
-    jax.clear_caches()
-    gc.collect()
+def pytest_configure(config):
+    config.pluginmanager.register(suite_plugin)
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +74,7 @@ def few_programs():
     """Compiled programs are dropped before there are too many for one process."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
-        drop_programs()
+        suite_plugin.drop_programs()
 
 
 @pytest.fixture(scope="session")

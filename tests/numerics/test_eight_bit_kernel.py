@@ -108,6 +108,7 @@ def test_the_product_is_that_of_whole_numbers(rows, inputs, outputs, seed):
     np.testing.assert_array_equal(found, x @ values.T.astype(np.float32) * scale)
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("quantize", QUANTIZATIONS)
 def test_a_row_has_the_same_bits_whatever_other_rows_hold(quantize):
     matrix = rows_of(quantize, 200, 700)
