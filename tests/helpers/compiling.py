@@ -15,6 +15,13 @@ OPTIONS = {
     # One thread does with less work what several do sooner.
     "xla_cpu_parallel_codegen_split_count": 1,
 }
+VARIABLES = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+}
+"""Environment of a process of its own that compiles to the same bits as `quickly`, but
+for the programs that decode: the platform's own level goes before these."""
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import uuid
 
 import numpy as np
 import pytest
+from helpers import compiling
 
 import jaxdave
 from jaxdave.distributed import ray_answers, ray_cluster
@@ -23,12 +24,6 @@ from jaxdave.integrations.ray import RayDecoder
 COUNT = 240
 SETTINGS = ("--max-new-tokens", "32", "--temperature", "0.7", "--seed", "5")
 SETTINGS += ("--draft-steps", "4", "--batch-size", "4")
-QUICK_COMPILES = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1",
-}
-"""Variables that take `helpers.compiling.quickly` to other processes."""
 PATIENCE = 240
 """Seconds after which a command is given up."""
 
@@ -62,7 +57,7 @@ class Command:
         path = os.pathsep.join(one for one in sys.path if one)
         env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
         env |= {"XDG_CACHE_HOME": str(folder / "cache"), "MARK": self.mark}
-        env |= QUICK_COMPILES
+        env |= compiling.VARIABLES
         env.pop("JAXDAVE_NO_CACHE", None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jaxdave", "generate", *map(str, words)],
@@ -154,7 +149,7 @@ def cluster(needs_ray):
     """A local cluster of one worker, and the module `ray`."""
     with pytest.MonkeyPatch.context() as patch:
         # The workers inherit it.
-        for name, value in QUICK_COMPILES.items():
+        for name, value in compiling.VARIABLES.items():
             patch.setenv(name, value)
         with ray_cluster.connected(RayConfig(address="local")) as ray:
             yield ray

@@ -30,10 +30,9 @@ def test_there_are_cases():
 
 @pytest.mark.parametrize("name", sorted({name for name, _, _ in CASES}))
 def test_absurd_numbers_are_refused_or_work(name):
-    """Of the numbers that a parameter takes the extremes are traced; below, all."""
+    """Of the numbers that a parameter takes the largest is traced; below, all."""
     for decoders in accepted(name).values():
-        for decoder in decoders[:: max(1, len(decoders) - 1)]:
-            trace(decoder)
+        trace(decoders[-1])
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import compiling
 from helpers.training_runs import metrics_of, settings, write_samples
 
 import jaxdave
@@ -137,7 +138,7 @@ def test_a_killed_run_goes_on_bit_for_bit_in_mid_epoch(tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", CUT, str(path), str(cut)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        | compiling.VARIABLES,
         capture_output=True,
     )
     assert process.returncode == -9, process.stderr.decode()[-2000:]
