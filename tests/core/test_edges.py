@@ -54,7 +54,7 @@ def test_drafts_may_fill_the_whole_window(policy, drafts, length):
     [
         pytest.param(1, 4, marks=pytest.mark.slow),
         (5, 1),
-        (8, 4),
+        pytest.param(8, 4, marks=pytest.mark.slow),
         pytest.param(3, 8, marks=pytest.mark.slow),
         (16, 32),
     ],

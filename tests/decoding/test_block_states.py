@@ -120,7 +120,13 @@ def test_it_looks_ahead_from_the_most_open_state(case):
 
 @pytest.mark.parametrize(
     ("drafts", "length"),
-    [(8, 1), pytest.param(8, 4, marks=pytest.mark.slow), (16, 4), (8, 32), (1, 4)],
+    [
+        (8, 1),
+        pytest.param(8, 4, marks=pytest.mark.slow),
+        pytest.param(16, 4, marks=pytest.mark.slow),
+        (8, 32),
+        (1, 4),
+    ],
 )
 def test_nested_drafts_always_fit(drafts, length):
     """Every draft that is worth it is evaluated: pieces of one path have room."""

@@ -22,8 +22,15 @@ def broken_params(value: float):
     return {**params, "norm": {"scale": np.full_like(np.asarray(scale), value)}}
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-@pytest.mark.parametrize("numerics", ["guarded", "exact"])
+@pytest.mark.parametrize(
+    ("numerics", "temperature"),
+    [
+        ("guarded", 0.7),
+        ("exact", 0.0),
+        pytest.param("guarded", 0.0, marks=pytest.mark.slow),
+        pytest.param("exact", 0.7, marks=pytest.mark.slow),
+    ],
+)
 def test_a_row_without_a_finite_score_ends(numerics, temperature):
     prompts = prompts_of([3, 6], 1, 30)
     decoder = decoders.freedave(

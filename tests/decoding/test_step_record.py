@@ -56,8 +56,17 @@ def steps_of(net, prompt, rule: str) -> list[tuple[int, int, int, float]]:
     return found
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("drafts", [1, 5])
+@pytest.mark.parametrize(
+    ("rule", "drafts"),
+    [
+        ("static(2)", 5),
+        ("threshold(0.3)", 5),
+        ("left_to_right(1)", 1),
+        pytest.param("static(2)", 1, marks=pytest.mark.slow),
+        pytest.param("threshold(0.3)", 1, marks=pytest.mark.slow),
+        pytest.param("left_to_right(1)", 5, marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_recorded_is_what_the_rule_does(rule, drafts):
     decoder = build(RULES[rule], drafts, LENGTH, ROOM, record_steps=True)
     prompts = prompts_of([1, 4, 6], 3, STOP)

@@ -36,7 +36,7 @@ def params_of(salt, **variant):
 @pytest.mark.parametrize(
     ("policy", "temperature"),
     [
-        (policies.static(1), 0.0),
+        pytest.param(policies.static(1), 0.0, marks=pytest.mark.slow),
         (policies.threshold(0.3), 0.0),
         (policies.left_to_right(1), 1.0),
     ],

@@ -145,7 +145,9 @@ def test_a_chunked_head_gives_the_logits_of_the_whole_one(config, kind):
 
 
 @pytest.mark.as_shipped
-@pytest.mark.parametrize("numerics", ["guarded", "exact"])
+@pytest.mark.parametrize(
+    "numerics", ["guarded", pytest.param("exact", marks=pytest.mark.slow)]
+)
 def test_drafts_keep_the_text(numerics, monkeypatch):
     monkeypatch.setattr(
         weight_layout, "LARGE_MATRIX", 2**11
