@@ -146,7 +146,7 @@ def test_a_chunked_head_gives_the_logits_of_the_whole_one(config, kind):
 
 @pytest.mark.as_shipped
 @pytest.mark.parametrize(
-    "numerics", ["guarded", pytest.param("exact", marks=pytest.mark.slow)]
+    "numerics", [pytest.param("guarded", marks=pytest.mark.slow), "exact"]
 )
 def test_drafts_keep_the_text(numerics, monkeypatch):
     monkeypatch.setattr(
