@@ -11,8 +11,6 @@ from jaxdave.training.data.token_batch import pack_samples
 from jaxdave.training.objective.objective_loss import make_objective_loss
 from jaxdave.training.objective.objectives import OBJECTIVES
 
-pytestmark = pytest.mark.as_shipped
-
 
 def problem(layers: int = 2, length: int = 32):
     config = preset("sdar-1m", num_layers=layers)
@@ -41,6 +39,7 @@ def test_the_gradient_is_the_same(columns_at_once):
     chex.assert_trees_all_close(saved, plain, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.as_shipped
 def test_it_needs_less_memory():
     config, params, batch = problem(layers=6, length=128)
     temporaries = []
