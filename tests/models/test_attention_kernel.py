@@ -178,6 +178,7 @@ def test_a_gpus_program_gives_the_text_of_a_cpus(drafts):
     assert decode(KERNEL_MACHINE, drafts) == decode(CPU, 1)
 
 
+@pytest.mark.as_shipped
 @pytest.mark.slow
 def test_drafts_leave_a_gpus_text_as_it_is_in_bfloat16():
     plain = decode(KERNEL_MACHINE, 1, jnp.bfloat16)

@@ -147,7 +147,7 @@ SEEDS = {"causal": 6, "none": 8, "prefix": 2, "dual": 9}
 @pytest.mark.parametrize("kind", KINDS)
 def test_drafts_keep_the_text_of_transformers(kind):
     """Some policies, and compiled with less care, as compiling them takes long; one
-    layout has rows alone. With all care: `test_demo_laws`, `bench.lossless`."""
+    layout has rows alone. With all care: `test_demo_losslessness`, `bench.lossless`."""
     turn = LAYOUTS.index(kind)
     names = NAMES[turn :: 2 * len(LAYOUTS)]
 
@@ -160,6 +160,7 @@ def test_drafts_keep_the_text_of_transformers(kind):
     law()
 
 
+@pytest.mark.as_shipped
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_drafts_keep_the_text_of_transformers_everywhere(kind):
