@@ -10,11 +10,10 @@ import chex
 import hypothesis
 import jax
 import pytest
-from helpers import compiling
+from helpers import suite_plugin
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxdave.cli import main
-from jaxdave.runtime.compilation import clear_executables
 from jaxdave.runtime.files import NO_CACHE
 
 # Nothing that a test measures or compiles is kept in the user's folders.
@@ -38,6 +37,10 @@ hypothesis.settings.register_profile(
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )
 hypothesis.settings.load_profile("jaxdave")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(suite_plugin)
 
 
 @pytest.fixture(autouse=True)
@@ -71,15 +74,7 @@ def few_programs():
     """Compiled programs are dropped before there are too many for one process."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
-        clear_executables()
-        jax.clear_caches()
-
-
-@pytest.fixture
-def quick_compiles():
-    """For the hash network, which computes in whole numbers, and for command lines."""
-    with compiling.quickly():
-        yield
+        suite_plugin.drop_programs()
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +116,7 @@ def shared_cache(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, shared_cache, quick_compiles):
+def run(capsys, monkeypatch, shared_cache):
     """Run a command line; gives (exit code, stdout, stderr)."""
     if sys.platform == "linux":
         # Most command lines want the same few programs.

@@ -23,8 +23,6 @@ from bench.harness.models import BenchModel, random_config
 from jaxdave.engine import decoders
 from jaxdave.engine.generation import generate
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 MAX_NEW_TOKENS = 16
 PROMPT = [1, 2, 3, 4, 5]
 LENGTH = fake_model.TINY.block_length

@@ -8,7 +8,6 @@ import pytest
 from bench import consensus, constrained
 from bench.harness import constrained_problems as problems
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 SHAPE = (problems.BUDGETS, problems.COORDINATES)
 
 

@@ -207,6 +207,7 @@ def test_the_least_time_is_that_of_bytes_or_of_operations():
     assert least_seconds(H100, 3.352e9, 989e10) == pytest.approx(1e-2)
 
 
+@pytest.mark.as_shipped
 def test_a_program_compiled_here_has_the_numbers_that_it_was_written_with():
     layers, rows, width = 5, 4, 64
 

@@ -11,8 +11,6 @@ from bench import train
 from bench.harness import training_products
 from bench.harness.models import random_config
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def test_products_are_six_operations_per_weight_and_token_and_attention():
     config = random_config("30M")

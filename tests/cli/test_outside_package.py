@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import compiling
 
 from jaxdave.runtime.files import NO_CACHE
 from jaxdave.runtime.program_cache import PROGRAM_FOLDER
@@ -77,7 +78,7 @@ def python(tmp_path):
         "PYTHONPATH": os.pathsep.join([str(site), *filter(None, sys.path)]),
         "XDG_CACHE_HOME": str(tmp_path),
         "LOCALAPPDATA": str(tmp_path),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        **compiling.VARIABLES,
     }
 
     def run(*words: str) -> str:

@@ -163,7 +163,6 @@ def test_manifest_says_where_it_came_from(tmp_path, shards):
     assert record["source"] == "source" and record["revision"] is None
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_generate_reads_it(tmp_path, shards, capsys, monkeypatch):
     monkeypatch.setenv("JAXDAVE_NO_CACHE", "1")
     assert conversion_sources.run(shards, tmp_path / "ours") == 0

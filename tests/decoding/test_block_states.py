@@ -118,10 +118,15 @@ def test_it_looks_ahead_from_the_most_open_state(case):
             np.testing.assert_array_equal(held, tokens[far, : j + 1])
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("drafts", "length"),
-    [(8, 1), pytest.param(8, 4, marks=pytest.mark.slow), (16, 4), (8, 32), (1, 4)],
+    [
+        (8, 1),
+        pytest.param(8, 4, marks=pytest.mark.slow),
+        pytest.param(16, 4, marks=pytest.mark.slow),
+        (8, 32),
+        (1, 4),
+    ],
 )
 def test_nested_drafts_always_fit(drafts, length):
     """Every draft that is worth it is evaluated: pieces of one path have room."""
@@ -133,6 +138,7 @@ def test_nested_drafts_always_fit(drafts, length):
 
 
 @pytest.mark.parametrize("hidden", [32, 128])
+@pytest.mark.as_shipped
 def test_a_piece_has_one_set_of_bits(hidden):
     """In any seat, beside any others, its parents in the call or in the cache."""
     config = fake_model.TINY.__class__(**{**vars(fake_model.TINY), "hidden": hidden})
@@ -176,6 +182,7 @@ def test_a_piece_has_one_set_of_bits(hidden):
     assert later.tobytes() == first[1:].tobytes()
 
 
+@pytest.mark.as_shipped
 def test_the_self_check_looks_at_pieces():
     spec = decoders.freedave(
         fake_model.TINY, draft_steps=8, block_length=4, numerics="exact"

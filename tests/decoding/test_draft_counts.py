@@ -9,7 +9,6 @@ from jaxdave import policies
 from jaxdave.engine.generation import generate
 from jaxdave.engine.streaming import stream
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 DRAFTS = 4
 
 

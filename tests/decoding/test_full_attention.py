@@ -36,7 +36,6 @@ POLICIES = (
     policies.threshold(0.0),
 )
 CACHES = ("none", "prefix", "dual")
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @st.composite

@@ -22,9 +22,6 @@ POLICIES = (
 FILTERS = ({}, {"top_k": 3}, {"top_p": 0.8}, {"top_k": 5, "top_p": 0.9})
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-
 @st.composite
 def shapes(draw):
     """(policy, draft steps, block length): what a program is compiled for."""

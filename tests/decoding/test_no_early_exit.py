@@ -10,7 +10,6 @@ from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.generation import generate
 from jaxdave.engine.streaming import stream
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 ROOM = 24
 
 

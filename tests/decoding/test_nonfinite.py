@@ -22,9 +22,16 @@ def broken_params(value: float):
     return {**params, "norm": {"scale": np.full_like(np.asarray(scale), value)}}
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-@pytest.mark.parametrize("numerics", ["guarded", "exact"])
-def test_a_row_without_a_finite_score_ends(numerics, temperature, quick_compiles):
+@pytest.mark.parametrize(
+    ("numerics", "temperature"),
+    [
+        ("guarded", 0.7),
+        ("exact", 0.0),
+        pytest.param("guarded", 0.0, marks=pytest.mark.slow),
+        pytest.param("exact", 0.7, marks=pytest.mark.slow),
+    ],
+)
+def test_a_row_without_a_finite_score_ends(numerics, temperature):
     prompts = prompts_of([3, 6], 1, 30)
     decoder = decoders.freedave(
         fake_model.TINY,
@@ -51,7 +58,7 @@ def test_a_command_line_refuses_such_an_answer():
         check_finite({0: "stop", 1: "nonfinite"})
 
 
-def test_x64_decodes_the_same_text(quick_compiles):
+def test_x64_decodes_the_same_text():
     prompts, params = prompts_of([3, 6], 1, 30), fake_model.tiny_params(1)
 
     def texts():
@@ -66,7 +73,7 @@ def test_x64_decodes_the_same_text(quick_compiles):
     assert wide == texts()
 
 
-def test_no_table_is_as_long_as_what_a_model_allows(quick_compiles):
+def test_no_table_is_as_long_as_what_a_model_allows():
     config = fake_model.TINY
     ids = prompts_of([5], 1, 30)
 

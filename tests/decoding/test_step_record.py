@@ -30,7 +30,6 @@ from jaxdave.engine.generation import generate
 from jaxdave.engine.results import Completion
 from jaxdave.engine.trajectory import read_trajectory
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 ROOM, LENGTH = 12, 4
 RULES = {
     "static(2)": policies.static(2),
@@ -57,8 +56,17 @@ def steps_of(net, prompt, rule: str) -> list[tuple[int, int, int, float]]:
     return found
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("drafts", [1, 5])
+@pytest.mark.parametrize(
+    ("rule", "drafts"),
+    [
+        ("static(2)", 5),
+        ("threshold(0.3)", 5),
+        ("left_to_right(1)", 1),
+        pytest.param("static(2)", 1, marks=pytest.mark.slow),
+        pytest.param("threshold(0.3)", 1, marks=pytest.mark.slow),
+        pytest.param("left_to_right(1)", 5, marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_recorded_is_what_the_rule_does(rule, drafts):
     decoder = build(RULES[rule], drafts, LENGTH, ROOM, record_steps=True)
     prompts = prompts_of([1, 4, 6], 3, STOP)

@@ -22,7 +22,6 @@ def pages(language: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages("python"))
-@pytest.mark.usefixtures("quick_compiles")
 def test_python_blocks(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks.run_python(page)

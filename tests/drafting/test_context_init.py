@@ -29,7 +29,6 @@ from jaxdave.drafting.draft_model import (
 from jaxdave.engine.generation import generate
 
 CONFIG = DraftModelConfig(vocab_rows=ROWS, mask_id=MASK, features=8)
-quick = pytest.mark.usefixtures("quick_compiles")
 
 
 def told(answer, row):
@@ -41,7 +40,6 @@ def told(answer, row):
     return Proposal(jnp.where(is_inside_T, token_T, -1), certain_T)
 
 
-@quick
 @pytest.mark.parametrize(
     ("policy", "temperature"),
     [
@@ -65,7 +63,6 @@ def test_any_auxiliary_model_keeps_the_text(policy, temperature):
             assert a.nfe.total <= b.nfe.total
 
 
-@quick
 def test_a_right_answer_saves_calls_and_a_wrong_one_is_soon_distrusted():
     own = fake_model.build(policies.left_to_right(1), 6, 4, 20)
     net, prompts = weights(3, fixed=2.0, context=6.0, stop=-64.0), prompts_of([9], 3)

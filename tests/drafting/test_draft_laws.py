@@ -21,7 +21,6 @@ from jaxdave.engine.generation import generate
 LENGTH, NEW_TOKENS, DRAFTS = 4, 20, 6
 CASES = [(salt, kind) for salt, kind in enumerate(sorted(VARIANTS))]
 every_draft = pytest.mark.parametrize("name", registry.names())
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def decoder_of(name: str, policy, temperature: float, has_draft_text: bool):
@@ -46,7 +45,10 @@ def decoder_of(name: str, policy, temperature: float, has_draft_text: bool):
 @every_draft
 @pytest.mark.parametrize(
     ("policy", "temperature"),
-    [(policies.static(1), 0.0), (policies.threshold(0.3), 0.7)],
+    [
+        pytest.param(policies.static(1), 0.0, marks=pytest.mark.slow),
+        (policies.threshold(0.3), 0.7),
+    ],
     ids=["one token a step", "several, drawn"],
 )
 def test_any_draft_function_keeps_the_text(name, policy, temperature):

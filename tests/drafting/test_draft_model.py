@@ -21,7 +21,6 @@ from jaxdave.engine.generation import generate, prefill_prompts
 from jaxdave.engine.streaming import stream
 
 CONFIG = DraftModelConfig(vocab_rows=ROWS, mask_id=MASK, features=8)
-quick = pytest.mark.usefixtures("quick_compiles")
 
 
 def decoder_of(policy, **more):
@@ -34,11 +33,10 @@ def params_of(salt, **variant):
     )
 
 
-@quick
 @pytest.mark.parametrize(
     ("policy", "temperature"),
     [
-        (policies.static(1), 0.0),
+        pytest.param(policies.static(1), 0.0, marks=pytest.mark.slow),
         (policies.threshold(0.3), 0.0),
         (policies.left_to_right(1), 1.0),
     ],
@@ -60,7 +58,6 @@ def test_any_draft_model_keeps_the_text(policy, temperature):
         )
 
 
-@quick
 def test_the_memory_is_that_of_the_committed_tokens():
     """After a prefill it is what reading the committed prefix from nothing gives."""
     decoder, params = decoder_of(policies.left_to_right(1)), params_of(3)
@@ -78,7 +75,6 @@ def test_the_memory_is_that_of_the_committed_tokens():
         )
 
 
-@quick
 def test_a_memory_follows_the_accepted_path_and_nothing_else():
     """A draft function counts its updates: one for every call of the row."""
 
@@ -105,7 +101,6 @@ def test_a_memory_follows_the_accepted_path_and_nothing_else():
     assert int(seen[0]) == result.completions[0].nfe.total
 
 
-@quick
 def test_right_guesses_of_a_model_save_calls():
     """Guesses that are the answer itself, as sure as their parameters say."""
     decoder = fake_model.build(policies.left_to_right(1), 8, 4, 32)

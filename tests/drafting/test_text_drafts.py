@@ -154,7 +154,6 @@ SHAPES = {
 }
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     "name",
     ["static", pytest.param("threshold", marks=pytest.mark.slow)]
@@ -185,7 +184,6 @@ def test_no_draft_text_can_change_the_text(name, told, salt):
             assert a.nfe.total <= b.nfe.total == b.steps
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("kind", ["causal", "dual"])
 def test_a_right_draft_text_saves_calls(kind):
     policy, draft = (

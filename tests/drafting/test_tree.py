@@ -23,7 +23,6 @@ from jaxdave.io import checkpoint
 from jaxdave.numerics.quantization import EightBit
 
 ONE = policies.static(1)
-quick = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.fixture
@@ -96,7 +95,6 @@ def test_the_context_is_where_the_order_is_in_doubt():
         assert filled == ([place] if place < 4 else [])
 
 
-@quick
 @pytest.mark.parametrize("kind", KINDS)
 def test_trees_keep_the_text(kind):
     def built(drafts, draft):
@@ -123,7 +121,6 @@ def test_trees_keep_the_text(kind):
     )
 
 
-@quick
 def test_a_table_of_nested_sets_drafts_what_nested_does():
     table = same_everywhere(tuple((nested_node(n), 0.9**n) for n in range(1, 8)))
     same = (
@@ -136,7 +133,6 @@ def test_a_table_of_nested_sets_drafts_what_nested_does():
         assert rows[0] == rows[1]
 
 
-@quick
 def test_a_tree_made_of_a_network_saves_calls_there():
     plain = fake_full_model.build(ONE, 6, 16, 16, "dual")
     prompts = prompts_of([4, 7, 9, 12, 5, 8], 1)

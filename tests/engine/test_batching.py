@@ -53,7 +53,7 @@ def test_bad_seeds(decoder, seed):
         generate(decoder, weights(0), [[1]], requests=[seed])
 
 
-def test_arrays_are_prompts_too(decoder, quick_compiles):
+def test_arrays_are_prompts_too(decoder):
     (ids,) = prompts_of([5], 1)
     want = generate(decoder, weights(1), [ids]).completions
     for prompt in (np.array(ids), jnp.array(ids), tuple(ids), np.array(ids, np.uint8)):

@@ -10,6 +10,8 @@ from helpers import fake_model
 from jaxdave.engine import decoders
 from jaxdave.engine.bitwise_check import slot_probe
 
+pytestmark = pytest.mark.as_shipped
+
 
 @pytest.fixture(scope="module")
 def spec():

@@ -20,7 +20,6 @@ from jaxdave.runtime.compilation import (
 )
 from jaxdave.runtime.files import NO_CACHE
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 PROMPTS = fake_model.prompts_of([3, 9, 17, 4, 30, 6])[1:4]
 """Rows that end at different calls, with `toys.tiny_params(1)` one after another."""
 

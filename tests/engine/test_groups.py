@@ -14,12 +14,18 @@ from jaxdave.decoding.loop import prefill
 from jaxdave.engine.batching import pack_prompts
 from jaxdave.engine.generation import generate
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 LENGTH, ROOM, SIZE = 4, 12, 4
 
 
-@pytest.mark.parametrize("kind", ["causal", "dual"])
-@pytest.mark.parametrize("drafts", [1, 4])
+@pytest.mark.parametrize(
+    ("drafts", "kind"),
+    [
+        (1, "causal"),
+        (4, "dual"),
+        pytest.param(4, "causal", marks=pytest.mark.slow),
+        pytest.param(1, "dual", marks=pytest.mark.slow),
+    ],
+)
 def test_a_group_is_its_rows_alone(kind, drafts):
     """KLASS has a memory; its answers at a temperature differ by request."""
     common = {"block_length": LENGTH, "max_new_tokens": ROOM, "temperature": 0.7}
@@ -80,7 +86,9 @@ def test_bad_groups(prompts, size, message):
         generate(decoder, weights(0), prompts, group_size=size)
 
 
-@pytest.mark.parametrize("numerics", ["guarded", "exact"])
+@pytest.mark.parametrize(
+    "numerics", ["guarded", pytest.param("exact", marks=pytest.mark.slow)]
+)
 def test_a_group_on_a_transformer(numerics):
     """With the demo model: texts of a group are those of requests alone."""
     model = jaxdave.load("sdar-1m")

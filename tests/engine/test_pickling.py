@@ -107,7 +107,6 @@ def test_a_model_comes_back(model):
     )
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_spawned_process_decodes_the_same(model, monkeypatch, shared_cache):
     """And finds there, on disk, what this one has compiled."""
     monkeypatch.delenv(NO_CACHE)
@@ -124,7 +123,6 @@ def test_a_spawned_process_decodes_the_same(model, monkeypatch, shared_cache):
     assert traces == 0
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_stream_refuses_at_once(model):
     config = jaxdave.DecodeConfig(max_new_tokens=8, draft_steps=2)
     sampler = jaxdave.Sampler(model, config)

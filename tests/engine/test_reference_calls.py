@@ -7,7 +7,6 @@ from helpers.fake_model import VARIANTS, prompts_of, weights
 from jaxdave import policies
 from jaxdave.engine.generation import generate
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 # Shorter than a block, whole blocks, and partly filled ones.
 LENGTHS = (1, 3, 4, 5, 8, 11, 14, 15)
 

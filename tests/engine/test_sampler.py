@@ -10,8 +10,6 @@ from jaxdave import DecodeConfig, Sampler
 from jaxdave.engine.decoders import make_decoder
 from jaxdave.engine.text_stream import split_text
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 MODEL = jaxdave.load("sdar-1m")
 PROMPT = "Tom has 2 pens. He buys 3 more pens. How many pens does Tom have now?"
 OTHER = "Mia has 7 pens. She buys 4 more pens. How many pens does Mia have now?"

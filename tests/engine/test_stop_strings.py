@@ -124,7 +124,6 @@ def stops_of(text: str) -> list[list[str]]:
     ]
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_text_is_the_beginning_of_the_whole_one(sampler):
     whole = sampler(PROMPT)
     for stops in stops_of(whole.text):
@@ -150,7 +149,6 @@ def test_a_text_is_the_beginning_of_the_whole_one(sampler):
     )
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_stream_never_shows_what_is_cut(sampler):
     whole = sampler(PROMPT)
     for stops in stops_of(whole.text):
@@ -165,7 +163,6 @@ def test_a_stream_never_shows_what_is_cut(sampler):
         assert stream.calls == answer.nfe.total
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_rows_of_a_batch_end_as_they_do_alone(sampler):
     stops = [sampler(PROMPT).text[8:10]]
     for made in (sampler, sampler.undrafted()):
@@ -178,7 +175,6 @@ def test_rows_of_a_batch_end_as_they_do_alone(sampler):
     assert drafted == plain and drafted.nfe.total <= plain.nfe.total
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_prompts_of_a_batch_have_stop_strings_of_their_own(sampler):
     own, shared = sampler(PROMPT).text[8:10], sampler(OTHER).text[3:5]
     together = sampler.batch([PROMPT, OTHER, PROMPT], stop=shared, stops=[own, (), ()])
@@ -191,7 +187,6 @@ def test_prompts_of_a_batch_have_stop_strings_of_their_own(sampler):
         sampler.batch([PROMPT], stops=["a", "b"])
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_without_an_early_exit_the_room_is_decoded_all_the_same(sampler):
     whole = Sampler(MODEL, dataclasses.replace(CONFIG, no_early_exit=True))
     plain = whole(PROMPT)
@@ -209,7 +204,6 @@ def test_bad_stops_are_refused_at_once(sampler, stop):
             call(PROMPT, stop=stop)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_the_command_line_takes_several(run, monkeypatch):
     options = (PROMPT, "--max-new-tokens", 32, "--draft-steps", 4)
     code, out, _ = run("generate", *options)

@@ -220,7 +220,6 @@ def expected(family: str, question: Question, stretch, end, known, guidance=0.0)
     return total
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("family", ["sdar", "fast-dllm-v2"])
 def test_blocks_are_scored_after_the_clean_text_before_them(family):
     """A context that ends inside a block, past a tile; a target that ends in one."""
@@ -239,7 +238,6 @@ def test_blocks_are_scored_after_the_clean_text_before_them(family):
     np.testing.assert_allclose(actual, expected_value, atol=2e-4)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(("family", "guidance"), [("llada", 0.5), ("dream", 0.0)])
 def test_full_attention_scores_the_target_as_one_stretch(family, guidance):
     text = fake_model.prompts_of([14], most=45)[0]
@@ -308,7 +306,6 @@ def stated(family: str, question: Question, kind: str, guidance: float) -> float
 KINDS = ("chain", "reverse", "one_pass", "pseudo", "confidence")
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("family", "guidance"),
     [("llada", 0.7), ("dream", 0.0), ("sdar", 0), ("dream", 2.0)],
@@ -343,7 +340,6 @@ def test_a_suffix_is_seen_by_the_bound_and_masked_for_guidance():
         assert abs(alone - actual) > 1e-2
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("family", ["sdar", "dream"])
 def test_answers_depend_on_neither_batch_nor_order(family):
     scorer, params = (

@@ -82,7 +82,7 @@ def test_confidence_behind_top_k_1_is_a_tie():
     assert [policy.name for policy in wrapped] == [f"certain({plain})", plain, plain]
 
 
-def test_a_certain_model_is_decoded_from_the_left(quick_compiles):
+def test_a_certain_model_is_decoded_from_the_left():
     def rule(inner, view, memory):
         view.odds, view.entropy = [1e30] * WIDE, [0.0] * WIDE
         return inner(view, memory)
@@ -155,7 +155,7 @@ def test_deviations_of_the_paper_and_of_dllm_rl():
 
 
 @pytest.fixture
-def decoded(model, monkeypatch, quick_compiles):
+def decoded(model, monkeypatch):
     """Two items of the demo by every method, with the paper's deviations."""
     paper = open_preset("paper-2025", as_published=True)
     math = TASKS["gsm8k"]

@@ -12,7 +12,7 @@ PROMPT = "Mia has 3 pens. She buys 4 more pens. How many pens does Mia have now?
 
 
 @pytest.fixture
-def run_example(monkeypatch, capsys, quick_compiles):
+def run_example(monkeypatch, capsys):
     """Run an example's main with arguments; gives what it prints."""
 
     def run(name: str, *args: object) -> str:

@@ -55,9 +55,7 @@ def example():
 @pytest.mark.parametrize(
     "temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.7]
 )
-def test_a_trained_draft_model_keeps_every_text(
-    example, temperature, tmp_path, quick_compiles
-):
+def test_a_trained_draft_model_keeps_every_text(example, temperature, tmp_path):
     model: Any = TinyModel()
     settings = {**ROOM, "temperature": temperature}
     prompts = fake_model.prompts_of([5, 6, 7, 5, 6, 7, 5, 6], most=30)

@@ -9,11 +9,10 @@ NUM_DEVICES = 8
 _PRELUDE = """
 import jax, jax.numpy as jnp, numpy as np
 from helpers import compiling
-from jaxdave.runtime import compilation
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_disable_most_optimizations", True)
-compilation.EXTRA_OPTIONS.update(compiling.OPTIONS)
+quickly = compiling.quickly()
+quickly.__enter__()
 """
 
 

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from helpers import compiling
+
 PATIENCE = 600
 """Seconds after which commands are given up."""
 QUICK_COMPILES = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    **compiling.VARIABLES,
     "XLA_FLAGS": "--xla_force_host_platform_device_count=4 "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    + compiling.VARIABLES["XLA_FLAGS"],
 }
 
 

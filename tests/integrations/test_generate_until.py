@@ -31,7 +31,6 @@ def toy_decoder(max_new_tokens: int):
     return fake_model.build(policies.static(1), 2, 4, max_new_tokens)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_answers_end_at_their_own_stop_strings_in_any_batch():
     params = fake_model.weights(3)
     prompts = [tuple(p) for p in fake_model.prompts_of([5, 9, 3, 9, 4])]
@@ -60,7 +59,6 @@ def test_answers_end_at_their_own_stop_strings_in_any_batch():
         assert texts[5] == complete(16, prompts[0])
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_batch_ends_with_the_last_of_its_stop_strings(monkeypatch):
     """Calls are saved, which the text does not show."""
     from jaxdave.engine import generate_until as module
@@ -95,7 +93,6 @@ def test_a_batch_ends_with_the_last_of_its_stop_strings(monkeypatch):
     assert 0 < calls[-1] < num_calls
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_noise_is_keyed_by_the_prompt_and_its_repeats():
     """Not by the batch; a second request with the same prompt gets another text."""
     params = fake_model.weights(3)

@@ -25,8 +25,6 @@ from jaxdave.integrations.lm_eval import lm_requests
 from jaxdave.integrations.lm_eval.model import JaxDave
 from jaxdave.io import checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def test_a_task_of_texts_goes_round():
     """Every answer is right, and is the text of `jaxdave.generate`."""

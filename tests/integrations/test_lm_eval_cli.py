@@ -101,7 +101,6 @@ class FakeTracker:
         return "saved"
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_file_of_texts_lies_beside_the_results(tmp_path):
     usual = FakeTracker.save_results_aggregated
     for output, found in (

@@ -20,8 +20,6 @@ from jaxdave.eval.likelihood.score import make_scorer
 from jaxdave.integrations.lm_eval.model import JaxDave
 from jaxdave.io import checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def make_full_lm(**args) -> JaxDave:
     """A full-attention model as the harness sees it."""

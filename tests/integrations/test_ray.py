@@ -13,6 +13,7 @@ import uuid
 
 import numpy as np
 import pytest
+from helpers import compiling
 
 import jaxdave
 from jaxdave.distributed import ray_answers, ray_cluster
@@ -23,12 +24,6 @@ from jaxdave.integrations.ray import RayDecoder
 COUNT = 240
 SETTINGS = ("--max-new-tokens", "32", "--temperature", "0.7", "--seed", "5")
 SETTINGS += ("--draft-steps", "4", "--batch-size", "4")
-QUICK_COMPILES = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1",
-}
-"""Variables that take `helpers.compiling.quickly` to other processes."""
 PATIENCE = 240
 """Seconds after which a command is given up."""
 
@@ -62,7 +57,7 @@ class Command:
         path = os.pathsep.join(one for one in sys.path if one)
         env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
         env |= {"XDG_CACHE_HOME": str(folder / "cache"), "MARK": self.mark}
-        env |= QUICK_COMPILES
+        env |= compiling.VARIABLES
         env.pop("JAXDAVE_NO_CACHE", None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jaxdave", "generate", *map(str, words)],
@@ -154,13 +149,13 @@ def cluster(needs_ray):
     """A local cluster of one worker, and the module `ray`."""
     with pytest.MonkeyPatch.context() as patch:
         # The workers inherit it.
-        for name, value in QUICK_COMPILES.items():
+        for name, value in compiling.VARIABLES.items():
             patch.setenv(name, value)
         with ray_cluster.connected(RayConfig(address="local")) as ray:
             yield ray
 
 
-def test_decoder_in_a_dataset(cluster, quick_compiles):
+def test_decoder_in_a_dataset(cluster):
     config = DecodeConfig(max_new_tokens=16, method="static")
     rows = [{"prompt": prompt(n), "request": n, "stop": ["\n"]} for n in range(3)]
     data = cluster.data.from_items(rows).map_batches(
@@ -203,7 +198,7 @@ def decoder() -> RayDecoder:
     return RayDecoder(config=DecodeConfig(max_new_tokens=8, draft_steps=4))
 
 
-def test_columns_of_prompts(decoder, quick_compiles):
+def test_columns_of_prompts(decoder):
     """A turn, a conversation and token ids are one prompt; other columns stay."""
     model = jaxdave.load()
     text = prompt(1)

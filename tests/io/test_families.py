@@ -29,7 +29,6 @@ def tiny_config(family):
     )
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_a_folder_loads_as_it_was_saved_and_decodes_losslessly(family, tmp_path):
     config = tiny_config(family)

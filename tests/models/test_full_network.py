@@ -122,6 +122,7 @@ def test_a_frozen_cache_is_read_alike_by_both_attentions(name, window):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.as_shipped
 def test_capacity_and_garbage_past_the_end_do_not_change_bits(kind):
     config, params = model("llada-1m")
     net = MAKERS[kind](config)

@@ -86,6 +86,7 @@ def test_it_is_what_float64_gives(kind, rows, size, inputs):
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+@pytest.mark.as_shipped
 def test_a_vector_has_the_same_bits_whatever_travels_with_it(kind):
     size, inputs = SIZES[-1]
     hidden, table = random(70, inputs), head_of(kind, size, inputs)

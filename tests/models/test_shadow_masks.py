@@ -47,8 +47,6 @@ CASES = [
     ),
 ]
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @functools.cache
 def model(kind: str, layers: int = 3):

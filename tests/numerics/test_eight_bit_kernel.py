@@ -108,6 +108,7 @@ def test_the_product_is_that_of_whole_numbers(rows, inputs, outputs, seed):
     np.testing.assert_array_equal(found, x @ values.T.astype(np.float32) * scale)
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("quantize", QUANTIZATIONS)
 def test_a_row_has_the_same_bits_whatever_other_rows_hold(quantize):
     matrix = rows_of(quantize, 200, 700)
@@ -195,7 +196,6 @@ def test_logits_are_those_of_xlas_way(quantize):
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("quantize", "numerics", "temperature", "dtype"),
     [
@@ -234,6 +234,7 @@ def shapes_in(text: str) -> dict[str, list[tuple[str, int, int]]]:
     return found
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("quantize", QUANTIZATIONS)
 @pytest.mark.parametrize("name", [*LAYER, "head"])
 def test_compiled_for_an_h100_weights_are_read_once_as_stored(name, quantize):

@@ -16,6 +16,8 @@ from jaxdave.models.attention import TILE
 from jaxdave.models.block_causal import block_causal_model
 from jaxdave.models.shadow_masks import with_shadow_masks
 
+pytestmark = pytest.mark.as_shipped
+
 BLOCK, WINDOW, DRAFTS = 4, 20, 8
 
 

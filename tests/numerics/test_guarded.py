@@ -21,8 +21,6 @@ from jaxdave.engine.generation import generate
 from jaxdave.engine.streaming import stream
 from jaxdave.numerics.error_bounds import prediction_error
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 FUZZ = 0.25
 
 
@@ -115,7 +113,7 @@ def test_streamed_is_generated():
     ("cache", "dtype"),
     [
         (None, "bfloat16"),
-        (None, "float16"),
+        pytest.param(None, "float16", marks=pytest.mark.slow),
         ("dual", "float32"),
         pytest.param("dual", "float16", marks=pytest.mark.slow),
         pytest.param("prefix", "bfloat16", marks=pytest.mark.slow),

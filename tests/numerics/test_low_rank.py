@@ -111,6 +111,7 @@ def test_the_merged_matrix_is_the_sum_rounded_once():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.as_shipped
 def test_a_zero_b_leaves_the_bits_of_the_base(dtype):
     rng = np.random.default_rng(4)
     base = jnp.asarray(rng.normal(size=(1, 64, 48)), dtype)

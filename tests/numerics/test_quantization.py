@@ -141,13 +141,13 @@ def test_logits_are_those_of_the_rounded_weights(config, quantize):
     assert np.abs(np.asarray(found) - np.asarray(plain)).max() > 1e-3
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("cache", "temperature", "dtype", "quantize"),
     [
         pytest.param(None, 0.7, jnp.float32, "int8", marks=pytest.mark.slow),
-        (None, 0.0, jnp.bfloat16, "int8"),
-        (None, 0.0, jnp.float32, "fp8"),
+        pytest.param(None, 0.0, jnp.bfloat16, "int8", marks=pytest.mark.slow),
+        pytest.param(None, 0.0, jnp.float32, "fp8", marks=pytest.mark.slow),
+        (None, 0.7, jnp.bfloat16, "fp8"),
         ("dual", 0.0, jnp.float32, "int8"),
     ],
 )
@@ -172,6 +172,7 @@ def test_drafts_keep_the_text(cache, temperature, dtype, quantize):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.as_shipped
 def test_a_drafts_index_does_not_change_bits(dtype):
     spec = decoders.freedave(fake_model.TINY, draft_steps=4).spec
     half = jax.tree.map(lambda a: a.astype(dtype), fake_model.tiny_params(0))

@@ -144,8 +144,10 @@ def test_a_chunked_head_gives_the_logits_of_the_whole_one(config, kind):
     )  # fmt: skip
 
 
-@pytest.mark.usefixtures("quick_compiles")
-@pytest.mark.parametrize("numerics", ["guarded", "exact"])
+@pytest.mark.as_shipped
+@pytest.mark.parametrize(
+    "numerics", [pytest.param("guarded", marks=pytest.mark.slow), "exact"]
+)
 def test_drafts_keep_the_text(numerics, monkeypatch):
     monkeypatch.setattr(
         weight_layout, "LARGE_MATRIX", 2**11

@@ -33,7 +33,6 @@ from jaxdave.sampling.noise import request_key
 
 MAKERS = makers()
 
-quick = pytest.mark.usefixtures("quick_compiles")
 SEED, NEW_TOKENS = 5, 16
 CLOSE = 1e-4
 """Candidates whose scores are as close as this are not compared here."""
@@ -205,7 +204,6 @@ def cases(*quick_cases):
     ]
 
 
-@quick
 @pytest.mark.parametrize(
     ("kind", "cache"),
     cases(("info_gain", None), ("info_gain", "none"), ("lopa", "dual")),
@@ -231,7 +229,6 @@ def test_a_candidate_is_weighed_as_the_rule_says(kind, cache):
     assert len(lengths) > 1
 
 
-@quick
 @pytest.mark.parametrize(
     ("kind", "cache"), cases(("info_gain", "dual"), ("lopa", None))
 )
@@ -258,7 +255,6 @@ def test_drafts_keep_the_text_of_a_policy_that_weighs(kind, cache):
     assert saved > 0
 
 
-@quick
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_candidate_that_fills_the_window_is_evaluated_by_the_next_call(temperature):
     """What follows it was beyond what the call predicts: it must not be made up.
@@ -276,7 +272,6 @@ def test_a_candidate_that_fills_the_window_is_evaluated_by_the_next_call(tempera
             assert a.nfe.total < b.nfe.total
 
 
-@quick
 def test_streams_and_wrappers_take_policies_that_weigh():
     net, prompts = weights(3, **VARIANTS["stops"]), prompts_of([6, 11], 3)
     inner = policies.demote(policies.info_gain(candidates=3), (fake_model.STOP,))
@@ -290,7 +285,6 @@ def test_streams_and_wrappers_take_policies_that_weigh():
     assert [tuple(row) for row in sent] == [row.token_ids for row in plain.completions]
 
 
-@quick
 def test_a_real_network_keeps_the_text_too():
     decoder = decoders.freedave(
         fake_model.TINY,

@@ -19,8 +19,6 @@ from hypothesis import strategies as st
 from jaxdave import policies
 from jaxdave.core.prediction import ErrorBound, Prediction
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 WIDE, CASES, DIRECTIONS, END = 6, 48, 65, 12
 MANY = CASES * DIRECTIONS
 FIELDS = ("score", "gap", "margin", "entropy")

@@ -28,8 +28,6 @@ from jaxdave.engine import decoders
 from jaxdave.engine.generation import generate
 from jaxdave.models.presets import preset
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 class Shape(NamedTuple):
     """What a program is compiled for; `steps` is for policies with a schedule."""
@@ -206,11 +204,14 @@ def test_policies_that_say_an_order_are_merged_apart():
     assert [bool(d.spec.policy.commit_order) for d, _ in merged] == [True, False]
 
 
-def test_a_text_is_a_prefix_of_longer_ones():
+@pytest.mark.parametrize(
+    "share", [3, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_a_text_is_a_prefix_of_longer_ones(share):
     """Blocks are decoded whole and cut: a limit does not reach into a block."""
     prompts = prompts_of([1, 2, 6, 7], 3, fake_model.MASK)
     shape = Shape(4, 9, 3, False, 0.7, 3)
-    for decoder, chosen in programs("causal", shape, [*NAMES, *MORE]):
+    for decoder, chosen in programs("causal", shape, [*NAMES, *MORE][::share]):
         for name, index in chosen:
             net = weights(1, **VARIANTS["chaotic"])
             params = official_loops.Chosen(net, index)

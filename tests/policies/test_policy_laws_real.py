@@ -144,11 +144,10 @@ SEEDS = {"causal": 6, "none": 8, "prefix": 2, "dual": 9}
 """For draws that are unlike: both families, two temperatures, 4 to 13 drafts."""
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("kind", KINDS)
 def test_drafts_keep_the_text_of_transformers(kind):
     """Some policies, and compiled with less care, as compiling them takes long; one
-    layout has rows alone. With all care: `test_demo_laws`, `bench.lossless`."""
+    layout has rows alone. With all care: `test_demo_losslessness`, `bench.lossless`."""
     turn = LAYOUTS.index(kind)
     names = NAMES[turn :: 2 * len(LAYOUTS)]
 
@@ -161,6 +160,7 @@ def test_drafts_keep_the_text_of_transformers(kind):
     law()
 
 
+@pytest.mark.as_shipped
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_drafts_keep_the_text_of_transformers_everywhere(kind):
@@ -172,7 +172,6 @@ def test_drafts_keep_the_text_of_transformers_everywhere(kind):
     law()
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_saber_keeps_its_text_on_a_shifted_block_causal_model():
     """What predicts a block's first token lies in the window or before it, depending
     on where the window stands; Saber would read it after the token is decided."""

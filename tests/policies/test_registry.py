@@ -152,7 +152,6 @@ def freedave_over(policy: Policy):
     )
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_two_policies_of_one_name_decode_as_themselves():
     """The second one of a notebook cell that was edited and run again, for instance."""
 
@@ -287,7 +286,6 @@ def test_a_maker_that_cannot_be_used_is_named(
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("step", "message"),
     [

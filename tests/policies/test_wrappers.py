@@ -30,8 +30,6 @@ from jaxdave.policies.registry import makers
 
 MAKERS = makers()
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def commits(policy, open_W, scores, **others) -> list[int]:
     """The positions that a policy fills in its first step on a block."""

@@ -11,6 +11,8 @@ from jaxdave.runtime.command_programs import preloaded
 from jaxdave.runtime.compilation import clear_executables
 from jaxdave.runtime.files import NO_CACHE
 
+pytestmark = pytest.mark.as_shipped
+
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):

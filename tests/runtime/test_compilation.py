@@ -13,6 +13,8 @@ from jaxdave.runtime.compilation import (
     get_executable_pair,
 )
 
+pytestmark = pytest.mark.as_shipped
+
 
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch):

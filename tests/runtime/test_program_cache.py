@@ -342,7 +342,6 @@ def test_a_policy_of_another_module_is_found_by_the_next_process(tmp_path):
     assert outputs[0][0] == outputs[2][0] > 0
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_policy_that_cannot_be_named_still_decodes(cache, monkeypatch, caplog):
     monkeypatch.setattr(fingerprint, "_REASONS", set())
     caplog.set_level(logging.WARNING, logger="jaxdave")
@@ -363,7 +362,6 @@ def test_a_policy_that_cannot_be_named_still_decodes(cache, monkeypatch, caplog)
     assert f"{__name__}.test_a_policy_that_cannot_be_named" in line
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_memory_that_cannot_be_pickled_is_not_kept(cache, monkeypatch, caplog):
     """Its class is of a function's body, so that no other process can import it."""
     monkeypatch.setattr(fingerprint, "_REASONS", set())

@@ -26,7 +26,6 @@ CONFIG = ModelConfig(
 PARAMS = transformer.init(CONFIG, 0)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     "numerics", ["exact", pytest.param("fast", marks=pytest.mark.slow), "guarded"]
 )
@@ -41,6 +40,7 @@ def test_a_bucket_is_compiled_once(numerics):
     assert generate(decoder, PARAMS, [[4] * 70]).compile_seconds > 0
 
 
+@pytest.mark.as_shipped
 def test_one_row_never_copies_its_cache():
     """Temporaries of the loop grow by less than one layer's keys."""
     config = dataclasses.replace(CONFIG, max_positions=2048, num_layers=2)
@@ -56,7 +56,6 @@ def _temporaries(decoder, params, size: int) -> int:
     return compilation.memory_analysis(decoder.spec, "run").temp_size_in_bytes
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_numpy_parameters_decode_too():
     decoder = decoders.static(CONFIG, max_new_tokens=4)
 
@@ -67,7 +66,6 @@ def test_numpy_parameters_decode_too():
     assert rows[0] == rows[1]
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_bfloat16_keeps_its_cache_in_bfloat16():
 
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), PARAMS)

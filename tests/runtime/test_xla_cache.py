@@ -8,6 +8,8 @@ import pytest
 from jaxdave.runtime import fingerprint, xla_cache
 from jaxdave.runtime.files import NO_CACHE
 
+pytestmark = pytest.mark.as_shipped
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

@@ -265,6 +265,7 @@ def test_noise_does_not_depend_on_how_much_is_drawn_at_once():
     np.testing.assert_array_equal(twice, np.concatenate(parts, axis=1))
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(0.7, top_k=5)])
 def test_chunks_spelled_out_are_read_as_chunks_in_a_loop(sampling):
     table, results = jnp.asarray(random_logits()), []

@@ -100,6 +100,7 @@ def test_broken_and_sharp_rows_come_out_as_ever(size):
     assert_same_predictions(*(jax.tree.map(lambda a: a[rows], p) for p in (got, want)))
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("size", [40, 3 * PART_IDS + 17])
 def test_a_row_has_the_same_bits_whatever_travels_with_it(size):
     table = random(ROWS, size)

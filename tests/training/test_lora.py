@@ -44,6 +44,7 @@ def demo(name: str, dtype: str):
     return model.config, to_stacked(model.params)
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("name", ["sdar-1m", "llada-1m", "dream-1m"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_network_apart_is_the_network_merged(name, dtype):

@@ -15,7 +15,6 @@ from jaxdave.training.lora import init_adapters, join_lora, lora_loss, merge_lor
 from jaxdave.training.objective.objective_loss import make_objective_loss
 from jaxdave.training.objective.objectives import sdar
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 LORA = LoraConfig(rank=4, alpha=8.0)
 BATCH = pack_samples(
     [[([5, 6, 7], [8, 9, 10, 11]), ([12], [13, 14, 15])], [([1, 2], [3, 4, 5, 6])]],

@@ -188,7 +188,7 @@ def test_an_opened_model_is_saved_and_loaded(tmp_path, kind, attention, shift):
     assert codec.encode_text("How many?") == plain.encode_text("How many?")
 
 
-def test_an_opened_model_decodes(tmp_path, quick_compiles):
+def test_an_opened_model_decodes(tmp_path):
     from jaxdave.engine.decode_config import DecodeConfig
     from jaxdave.engine.decoders import make_decoder
     from jaxdave.engine.generation import generate

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import compiling
 from helpers.training_runs import metrics_of, settings, write_samples
 
 import jaxdave
@@ -18,8 +19,6 @@ from jaxdave.io import checkpoint
 from jaxdave.numerics.weight_layout import to_stacked
 from jaxdave.training.supervised_run import train
 from jaxdave.training.train_config import read_train_config
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def run(folder: Path, out: str = "out", **parts: str) -> Path:
@@ -139,7 +138,7 @@ def test_a_killed_run_goes_on_bit_for_bit_in_mid_epoch(tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", CUT, str(path), str(cut)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        | compiling.VARIABLES,
         capture_output=True,
     )
     assert process.returncode == -9, process.stderr.decode()[-2000:]

@@ -21,8 +21,6 @@ from jaxdave.training.constrained.constraint import known
 from jaxdave.training.constrained.lagrangian import StepSizes, smoothed_lagrangian
 from jaxdave.training.constrained.projections import box
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def apply(params, updates) -> Any:
     """`optax.apply_updates`, of a type that arrays have."""

@@ -19,8 +19,6 @@ from jaxdave.training.constrained.lagrangian import (
 )
 from jaxdave.training.constrained.projections import box, box_section, whole_space
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def apply(params, updates) -> Any:
     """`optax.apply_updates`, of a type that arrays have."""

@@ -16,8 +16,6 @@ from jaxdave.training.constrained.penalty import (
 )
 from jaxdave.training.constrained.projections import box
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def apply(params, updates) -> Any:
     """`optax.apply_updates`, of a type that arrays have."""

@@ -16,8 +16,6 @@ from jaxdave.training.constrained.projections import (
     whole_space,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def nearest_by_all_active_sets(x, matrix, bound):
     """The nearest point of {H x <= h}: the best of all sets of active rows."""

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from jaxdave.training.constrained.constraint import known
 from jaxdave.training.constrained.lagrangian import StepSizes, smoothed_lagrangian
@@ -16,8 +15,6 @@ from jaxdave.training.constrained.slack import (
     slack_residual,
     start_slack,
 )
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 # One of the two holds with equality at the nearest point, the other with slack.
 MATRIX = np.array([[1.0, 2.0], [-1.0, 0.3]], np.float32)

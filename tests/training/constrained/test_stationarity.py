@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxdave.training.constrained.projections import box_section
 from jaxdave.training.constrained.stationarity import (
@@ -11,8 +10,6 @@ from jaxdave.training.constrained.stationarity import (
     proximal_point,
     stationarity,
 )
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 CURVATURE = np.diag([1.0, -0.8, 0.3])
 LINEAR = np.array([0.2, -0.1, 0.4])

@@ -18,8 +18,6 @@ from jaxdave.training.constrained.storm import (
     storm_momentum,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def apply(params, updates) -> Any:
     """`optax.apply_updates`, of a type that arrays have."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
+from helpers import compiling
 from helpers.checkpoint_folders import TOKENIZER
 from tokenizers import Tokenizer
 
@@ -68,7 +68,6 @@ def read_metrics(folder: Path) -> list[dict]:
     return records
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_killed_run_resumes_on_the_same_curve(tmp_path):
     whole, curve = finish(tmp_path / "whole")
     # A curve that does not move would prove nothing.
@@ -82,7 +81,7 @@ def test_a_killed_run_resumes_on_the_same_curve(tmp_path):
             # The modules that are found here, `helpers` among them.
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             # Compiled as here, to the same bits.
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            **compiling.VARIABLES,
         },
         capture_output=True,
     )

@@ -12,8 +12,6 @@ from jaxdave.training.distil.consistency import ask_teacher, consistency_loss
 from jaxdave.training.distil.state_logits import state_logits
 from jaxdave.training.distil.states import draw_states
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def tiny_certainty(rng, key):
     del rng

@@ -35,7 +35,6 @@ from jaxdave.training.objective.sequence_model import transformer_logits
 SMALL = {"num_layers": 1, "hidden": 16, "inter": 24, "head_dim": 8, "rotary_dim": 8}
 CAUSAL = preset("sdar-1m", block_length=2, **SMALL)
 FULL = preset("llada-1m", **SMALL)
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def softmax(z):

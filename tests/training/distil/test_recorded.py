@@ -90,7 +90,6 @@ def test_masked_are_the_last_tokens_that_were_committed(is_causal):
     assert seen == {(b, k) for b in range(2) for k in range(counts[b] + 1)}
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_own_answers_are_what_the_decoder_writes():
     decoder = fake_model.build(policies.static(1), 3, 4, 20, record_steps=True)
     net, prompts = weights(1, stop=1.0), prompts_of([5, 9, 6], 1)

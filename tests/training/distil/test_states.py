@@ -15,8 +15,6 @@ from jaxdave.training.distil.state_logits import check_model, state_logits
 from jaxdave.training.distil.states import StateSampling, draw_states
 from jaxdave.training.objective.sequence_model import transformer_logits
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 MASK, PAD, START, BLOCK = 99, 0, 8, 4
 SAMPLES = [
     (list(range(1, 8)), list(range(20, 31))),

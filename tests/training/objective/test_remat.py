@@ -39,6 +39,7 @@ def test_the_gradient_is_the_same(columns_at_once):
     chex.assert_trees_all_close(saved, plain, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.as_shipped
 def test_it_needs_less_memory():
     config, params, batch = problem(layers=6, length=128)
     temporaries = []

@@ -19,8 +19,6 @@ from jaxdave.training.objective.trained_matrix import (
     with_written_gradients,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def value_and_pullback(function, cotangent, *args):
     """The value of a function, and its cotangents."""

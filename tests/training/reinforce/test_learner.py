@@ -24,7 +24,7 @@ from jaxdave.training.reinforce.rollouts import with_params
 from jaxdave.training.trainer import LoopConfig, fit
 from jaxdave.training.update import init_state
 
-pytestmark = pytest.mark.usefixtures("quick_compiles", "loose_promotion")
+pytestmark = pytest.mark.usefixtures("loose_promotion")
 
 PROMPTS = ["Tom has 2 pens. How many?", "Mia has 7 pens. She buys 4 more. How many?"]
 DECODE = jaxdave.DecodeConfig(

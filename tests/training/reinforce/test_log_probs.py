@@ -148,7 +148,6 @@ def logits_of_network(net, length):
     return logits_of
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("policy", "temperature"),
     [(policies.static(2), 0.7), (policies.threshold(0.3), 0.0)],

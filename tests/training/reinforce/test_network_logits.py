@@ -14,7 +14,6 @@ ROOM = 8
 PROMPT = "Mia has 3 pens. How many pens?"
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("name", "options"),
     [("sdar-1m", {}), ("dream-1m", {"cache": "none", "block_length": 4})],

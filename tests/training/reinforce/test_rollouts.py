@@ -15,7 +15,6 @@ from jaxdave.training.reinforce.rollouts import (
     with_params,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 MODEL = jaxdave.load("sdar-1m")
 PROBLEMS = problem_sets.load("words_test")[:2]
 PROMPTS = [problem.prompt for problem in PROBLEMS]
