@@ -125,7 +125,7 @@ def coefficient_row(
         "ranks": str(found.ranks),
         "as they are": str(found.raw),
         "another step": str(found.other_step),
-        "another step and prompt": round(found.unrelated, 3),
+        "another step and prompt": f"{found.unrelated:.3f}",
     }
 
 

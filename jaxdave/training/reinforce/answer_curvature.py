@@ -116,7 +116,7 @@ def curvature_along(objective: Objective, params: Any, direction: Any) -> jax.Ar
 
     # Forward twice: a third of the work of a product with the Hessian.
     second = jax.jvp(slope, (params,), (direction,))[1]
-    return second / jnp.where(square > 0, square, 1.0)
+    return second / jnp.where(square > 0, square, 1.0).astype(second.dtype)
 
 
 class LargestCurvature(NamedTuple):

@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 from jaxdave.training.reinforce import answer_curvature, curvature, log_probs
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 RIGHT = 5
 
 
@@ -60,7 +62,7 @@ def differences(objective, params, way, step=1e-4):
 
 def full_hessian(objective, params):
     flat, unravel = ravel_pytree(params)
-    return np.asarray(jax.hessian(lambda flat: objective(unravel(flat)))(flat))
+    return np.asarray(jax.jit(jax.hessian(lambda at: objective(unravel(at))))(flat))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -83,13 +85,14 @@ def test_the_largest_eigenvalue_is_that_of_the_whole_hessian(seed):
     params = small_table(seed)
     want = np.linalg.eigvalsh(full_hessian(right_likelihood, params))
     start = jax.grad(right_likelihood)(params)
-    found = answer_curvature.largest_curvature(right_likelihood, params, start, 8)
+    largest = jax.jit(answer_curvature.largest_curvature, static_argnums=(0, 3))
+    found = largest(right_likelihood, params, start, 8)
     np.testing.assert_allclose(abs(found.value), np.abs(want).max(), rtol=1e-6)
     assert float(found.residual) < 1e-5 * abs(float(found.value))
     along = answer_curvature.curvature_along(right_likelihood, params, found.direction)
     np.testing.assert_allclose(along, found.value, rtol=1e-9)
     # Fewer products find no more than there is.
-    fewer = answer_curvature.largest_curvature(right_likelihood, params, start, 1)
+    fewer = largest(right_likelihood, params, start, 1)
     assert abs(float(fewer.value)) <= abs(float(found.value))
 
 
