@@ -158,12 +158,14 @@ class Ascent(NamedTuple):
         variance_SQ: p (1 - p), float [S + 1, Q].
         square_SQ: Squared norms of the gradients of the questions, float [S + 1, Q].
         norm_SQ: Spectral norms of their Hessians, float [S + 1, Q].
+        theta_SD: The parameters, float [S + 1, D].
     """
 
     p_SQ: jax.Array
     variance_SQ: jax.Array
     square_SQ: jax.Array
     norm_SQ: jax.Array
+    theta_SD: jax.Array
 
 
 def ascend(
@@ -214,6 +216,7 @@ def ascend(
             variance_Q,
             jnp.sum(jnp.square(gradient_QD), axis=1),
             jnp.linalg.norm(hessian_QDD, ord=2, axis=(1, 2)),
+            theta_D,
         )
         if normalize == "std":
             gradient_QD = gradient_QD / jnp.sqrt(variance_Q)[:, None]

@@ -6,6 +6,7 @@ has seen: before step s exactly the positions with a step before s are known.
 Axes: T positions of a canvas (prompt and answer), S states.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -89,6 +90,40 @@ def canvas_of(
     steps_T[places] = trajectory.steps
     log_probs_T[places] = trajectory.log_probs
     return RecordedCanvas(tokens_T, steps_T, log_probs_T)
+
+
+def canvas_of_text(
+    prompt: Sequence[int], answer: Sequence[int], room: int, mask_id: int
+) -> RecordedCanvas:
+    """Lay out an answer that no policy has drawn, as the chain would decode it.
+
+    Args:
+        prompt: Token ids of the prompt.
+        answer: Token ids of the answer, with its end token.
+        room: Positions behind the prompt.
+        mask_id: The id at positions behind the answer.
+
+    Returns:
+        The canvas, T = prompt and room; nothing of it is drawn.
+
+    Raises:
+        ValueError: The answer does not fit the room.
+
+    Example:
+        >>> canvas = canvas_of_text((5,), (9, 8), 3, mask_id=0)
+        >>> canvas.tokens_T.tolist(), canvas.steps_T[:3].tolist(), canvas.num_steps
+        ([5, 9, 8, 0], [-1, 0, 1], 2)
+    """
+    if len(answer) > room:
+        raise ValueError(
+            f"the answer has {len(answer)} tokens and the room is {room}; give more"
+        )
+    begin, end = len(prompt), len(prompt) + len(answer)
+    tokens_T = np.full(begin + room, mask_id, np.int32)
+    steps_T = np.full(begin + room, NEVER, np.int32)
+    tokens_T[:end] = [*prompt, *answer]
+    steps_T[:begin], steps_T[begin:end] = GIVEN, np.arange(end - begin)
+    return RecordedCanvas(tokens_T, steps_T, np.full(begin + room, np.nan, np.float32))
 
 
 def left_to_right(is_answer_T: jax.Array) -> jax.Array:

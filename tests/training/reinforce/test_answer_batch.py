@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 
 from jaxdave.models.presets import preset
 from jaxdave.training.reinforce import answer_batch
-from jaxdave.training.reinforce.step_maps import GIVEN, NEVER, RecordedCanvas
+from jaxdave.training.reinforce.step_maps import (
+    GIVEN,
+    NEVER,
+    RecordedCanvas,
+    canvas_of_text,
+)
 
 CAUSAL, FULL = preset("sdar-1m"), preset("llada-1m")
 LENGTH = CAUSAL.block_length
@@ -95,6 +100,25 @@ def test_steps_of_blocks_and_of_canvases():
     shrunk = answer_batch.pack_canvases(CANVASES, keys, FULL, shrink=2)
     assert shrunk.steps_BR[0][shrunk.valid_BT[0]][6:12].tolist() == [0, 0, 1, 2, 2, 1]
     assert answer_batch.num_steps(full, FULL) == 16
+
+
+@pytest.mark.parametrize("config", [CAUSAL, FULL], ids=["blocks", "full"])
+def test_a_given_text_is_laid_out_as_one_that_was_decoded(config):
+    tokens = TOKENS[:4]
+    decoded = canvas(6, tokens, [0, 1, 2, 3])
+    given = canvas_of_text(range(100, 106), tokens, 16, config.mask_id)
+    keys = np.zeros((1, 2), np.uint32)
+    one, other = (
+        answer_batch.pack_canvases(
+            [some], keys, config, from_left=True, whole_trajectory=False
+        )
+        for some in (decoded, given)
+    )
+    nothing = np.zeros_like(one.recorded_BR)
+    for got, want in zip(other, one._replace(recorded_BR=nothing), strict=True):
+        np.testing.assert_array_equal(got, want)
+    with pytest.raises(ValueError, match="4 tokens and the room is 3; give more"):
+        canvas_of_text((1,), tokens, 3, config.mask_id)
 
 
 def test_rows_that_fill_up_count_nothing():

@@ -161,6 +161,8 @@ def test_a_run_by_hand():
             features, reward, theta + step
         )
         np.testing.assert_allclose(run.p_SQ[1], want, rtol=1e-9)
+        np.testing.assert_allclose(run.theta_SD[0], theta, rtol=0)
+        np.testing.assert_allclose(run.theta_SD[1], theta + step, rtol=1e-9)
 
 
 def test_hard_questions_are_learnt_faster_with_the_division():

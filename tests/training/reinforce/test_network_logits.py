@@ -66,3 +66,36 @@ def test_on_policy_the_ratio_is_one(name, options):
     assert float(found.clipped) == 0.0 and float(found.kl) < 1e-5
     norms = [float(jnp.linalg.norm(leaf.ravel())) for leaf in jax.tree.leaves(grads)]
     assert np.all(np.isfinite(norms)) and max(norms) > 1e-3
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_text_is_as_likely_as_the_decoder_recorded_from_the_left():
+    """What makes the likelihood of a reference answer that of drawing it."""
+    model = jaxdave.load("sdar-1m")
+    config = jaxdave.DecodeConfig(
+        policy="left_to_right",
+        draft_steps=2,
+        max_new_tokens=ROOM,
+        temperature=2.0,
+        record_steps=True,
+        numerics="fast",
+    )
+    answer = jaxdave.Sampler(model, config)(PROMPT, request=1)
+    assert answer.trajectory is not None
+    prompt, mask_id = model.codec.encode_prompt(PROMPT), model.config.mask_id
+    canvas = step_maps.canvas_of_text(prompt, answer.token_ids, ROOM, mask_id)
+    logits_with = network_logits(model.config)
+    found_T = jax.jit(
+        lambda params: log_probs.trajectory_log_probs(
+            logits_with(params),
+            jnp.asarray(canvas.tokens_T),
+            jnp.asarray(canvas.steps_T),
+            canvas.num_steps,
+            mask_id=mask_id,
+            temperature=2.0,
+        )
+    )(model.params)
+    places = zip(answer.trajectory.positions, answer.trajectory.log_probs, strict=True)
+    recorded = sum(value for at, value in places if at < len(answer.token_ids))
+    assert recorded < -1.0
+    np.testing.assert_allclose(jnp.sum(found_T), recorded, rtol=1e-3)
