@@ -21,6 +21,7 @@ from jaxdave.demo_tasks import words
 from jaxdave.demo_tasks.grade import is_correct
 from jaxdave.demo_tasks.problem import Problem
 from jaxdave.io.checkpoint import Model
+from jaxdave.training.optimisers import with_own_rules
 from jaxdave.training.reinforce import answer_curvature
 from jaxdave.training.reinforce.answer_batch import (
     AnswerBatch,
@@ -147,7 +148,10 @@ def warmed_up(seed: int) -> Any:
     batch = tuning_problems.pack(model.codec, trained, tuning_problems.NEW_LENGTH)
     batch = jax.tree.map(jnp.asarray, batch)
     answers = reference_answers(model, checked)
-    loss, optimiser = tuning_problems.loss_fn(), optax.adam(WARM_UP_RATE)
+    loss, optimiser = (
+        tuning_problems.loss_fn(),
+        with_own_rules(optax.adam(WARM_UP_RATE)),
+    )
     estimate = make_estimate(model.config, ESTIMATE, DECODE.temperature)
 
     @jax.jit
@@ -351,7 +355,7 @@ def run(seed: int, size: Size) -> dict[str, Any]:
         rows_per_call=16,
     )
     sampler = jaxdave.Sampler(model, dataclasses.replace(DECODE, seed=seed))
-    optimiser = optax.adam(RATE)
+    optimiser = with_own_rules(optax.adam(RATE))
     learner = OnceDrawn(sampler, lambda _: (prompts, reward_of), optimiser, config)
     state = init_state(warmed_up(seed), optimiser, seed, ema=False)
     references = reference_answers(model, problems)
