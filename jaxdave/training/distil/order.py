@@ -51,7 +51,9 @@ def order_nats(
     is_same_AA = block_A[:, None] == block_A[None, :]
     # [..., i, j]: token j is not committed before token i, which i itself is not.
     is_open_BAA = lateness_BA[:, None, :] <= lateness_BA[:, :, None]
-    is_rival_BNAA = is_ranked_BNA[..., None, :] & (is_same_AA & is_open_BAA)[:, None]
+    is_rival_BNAA = (
+        is_ranked_BNA[..., None, :] & (is_same_AA[None] & is_open_BAA)[:, None]
+    )
     rival_BNAA = jnp.where(is_rival_BNAA, score_BNA[..., None, :], _lowest(score_BNA))
     nats_BNA = jax.nn.logsumexp(rival_BNAA, axis=-1) - score_BNA
     return jnp.where(is_ranked_BNA, nats_BNA, 0), is_ranked_BNA
@@ -68,8 +70,9 @@ def token_log_odds(logits_BNAV: jax.Array) -> jax.Array:
     """
     best_BNA1 = jnp.argmax(logits_BNAV, axis=-1, keepdims=True)
     z_BNA = jnp.take_along_axis(logits_BNAV, best_BNA1, axis=-1)[..., 0]
-    id_V = jnp.arange(logits_BNAV.shape[-1], dtype=best_BNA1.dtype)
-    others = jnp.where(id_V == best_BNA1, _lowest(logits_BNAV), logits_BNAV)
+    last = logits_BNAV.ndim - 1
+    id_BNAV = jax.lax.broadcasted_iota(best_BNA1.dtype, logits_BNAV.shape, last)
+    others = jnp.where(id_BNAV == best_BNA1, _lowest(logits_BNAV), logits_BNAV)
     return z_BNA - jax.nn.logsumexp(others, axis=-1)
 
 
