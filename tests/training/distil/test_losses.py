@@ -17,6 +17,7 @@ from helpers.distil_cases import (
     START,
 )
 
+from jaxdave.models.param_shapes import param_shapes
 from jaxdave.models.presets import preset
 from jaxdave.training.distil import consistency
 from jaxdave.training.distil.certainty import (
@@ -216,7 +217,12 @@ def test_scores_that_fall_in_the_recorded_order_have_no_order_loss():
 def test_an_order_loss_needs_the_steps():
     settings = dataclasses.replace(FORCING, order_weight=1.0)
     with pytest.raises(ValueError, match="give a RecordedBatch") as error:
-        make_certainty_loss(CAUSAL, settings)(random(CAUSAL), BATCH, jax.random.key(0))
+        jax.eval_shape(
+            make_certainty_loss(CAUSAL, settings),
+            param_shapes(CAUSAL),
+            BATCH,
+            jax.random.key(0),
+        )
     assert "\n" not in str(error.value)
 
 
