@@ -2,25 +2,23 @@
 
 An arm is a way to train: `certainty` (dParallel), `consistency` (CD4LM) or `plain`, the
 demo's own recipe continued. All start from one model, with one optimiser and one
-schedule. A run that is interrupted goes on from its last stored state.
+schedule. A run that is interrupted goes on from its last checkpoint.
 """
 
 import dataclasses
-import io
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from tokenizers import Tokenizer
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.demo_tasks.mixture import kind_of
-from jaxdave.runtime.files import replace_file
 from jaxdave.training.demo.block_batches import GROUPS, SHAPES
 from jaxdave.training.demo.canvas import (
     MAX_PROMPT_LENGTHS,
@@ -38,10 +36,15 @@ from jaxdave.training.distil.consistency import (
 )
 from jaxdave.training.distil.own_answers import RecordedAnswer, align_recorded
 from jaxdave.training.distil.states import RecordedBatch, StateSampling
+from jaxdave.training.objective.objective_loss import LossSums
 from jaxdave.training.optimisers import make_optimiser
+from jaxdave.training.run_files import METRICS
+from jaxdave.training.supervised import StepBatches, SupervisedSteps
+from jaxdave.training.trainer import LoopConfig, fit
+from jaxdave.training.update import TrainState, UpdateConfig, init_state
 
 SAVE_EVERY = 40
-"""Steps between stored states."""
+"""Steps between checkpoints."""
 
 ArmLossFn = Callable[[Any, Any, Any, jax.Array, jax.Array], jax.Array]
 """(params, teacher, batches, key, share of the teacher) -> loss."""
@@ -221,75 +224,61 @@ def batches_of_recipe(
     return lambda step: make_canvas_batches(recipe, tokenizer, step)
 
 
+class TimedSteps(SupervisedSteps):
+    """Supervised steps that report their processor time as "cpu_seconds".
+
+    The first step of a process, which is compiled in it, counts nothing.
+    """
+
+    _since: float | None = None
+
+    def __call__(self, state: TrainState) -> tuple[TrainState, Mapping[str, Any]]:
+        state, metrics = super().__call__(state)
+        jax.block_until_ready(state.params)
+        since, self._since = self._since, time.process_time()
+        spent = 0.0 if since is None else self._since - since
+        return state, dict(metrics) | {"cpu_seconds": spent}
+
+
 def train_arm(
     arm: Arm, recipe: Recipe, params: Any, folder: Path
-) -> Iterator[dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """Train an arm, or go on with it.
 
     Args:
         arm: the arm.
         recipe: the optimiser's settings; its steps are the arm's.
-        params: where it starts, float32, stacked layers.
-        folder: where its state is stored.
+        params: where it starts, float32, stacked layers; its teacher, too.
+        folder: where its own folder of checkpoints and metrics is.
 
-    Yields:
-        After every `SAVE_EVERY` steps and after the last: the step, the loss, seconds
-        of processor time without compilation, and "params".
+    Returns:
+        The parameters at the end, and a row of the table of trainings.
     """
     optimiser = make_optimiser(optimiser_config(recipe), recipe.steps)
-    teacher = params
-    state = (params, optimiser.init(params), np.float64(0.0))
-    path, begin = folder / f"{arm.name}.npz", 0
-    if path.exists():
-        state, begin = _load_state(path, state)
 
-    def update(params, opt, teacher, batches, key, share):
-        value, grads = jax.value_and_grad(arm.loss)(
-            params, teacher, batches, key, share
-        )
-        updates, opt = optimiser.update(grads, opt, params)
-        return optax.apply_updates(params, updates), opt, value
+    def loss(student_and_teacher, batches_and_share, key):
+        student, teacher = student_and_teacher
+        batches, share = batches_and_share
+        return LossSums(arm.loss(student, teacher, batches, key, share), jnp.float32(1))
 
-    student, opt, seconds = state
-    step_fn = jax.jit(update)
-    key, value = jax.random.key(recipe.seed), jnp.float32(0)
-    shares = [teacher_share(step, arm.steps) for step in range(arm.steps)]
-
-    def arguments(step: int):
-        step_key = jax.random.fold_in(key, step)
-        share = jnp.float32(shares[step])
-        return student, opt, teacher, arm.batches(step), step_key, share
-
-    if begin < arm.steps:
-        step_fn = step_fn.lower(*arguments(begin)).compile()
-    for step in range(begin, arm.steps):
-        start = time.process_time()
-        student, opt, value = step_fn(*arguments(step))
-        jax.block_until_ready(value)
-        seconds += time.process_time() - start
-        done = step + 1
-        if done % SAVE_EVERY == 0 or done == arm.steps:
-            _save_state(path, (student, opt, seconds), done)
-            yield {
-                "step": done,
-                "loss": float(value),
-                "seconds": float(seconds),
-                "params": student,
-            }
-    if begin == arm.steps:
-        yield {"step": begin, "seconds": float(seconds), "params": student}
-
-
-def _save_state(path: Path, state: Any, step: int) -> None:
-    leaves: dict[str, Any] = {"step": step}
-    for index, leaf in enumerate(jax.tree.leaves(state)):
-        leaves[f"leaf{index}"] = np.asarray(leaf)
-    content = io.BytesIO()
-    np.savez(content, **leaves)
-    replace_file(path, content.getvalue())
-
-
-def _load_state(path: Path, like: Any) -> tuple[Any, int]:
-    with np.load(path) as stored:
-        leaves = [stored[f"leaf{i}"] for i in range(len(jax.tree.leaves(like)))]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), int(stored["step"])
+    steps = TimedSteps(
+        loss,
+        optimiser,
+        UpdateConfig(),
+        StepBatches(
+            lambda step: (arm.batches(step), np.float32(teacher_share(step, arm.steps)))
+        ),
+        join=lambda student, teacher: (student, teacher),
+        frozen=params,
+    )
+    state = init_state(params, optimiser, recipe.seed, ema=False)
+    loop = LoopConfig(steps=arm.steps, save_every=SAVE_EVERY, keep=1)
+    state = fit(steps, state, folder / arm.name, loop)
+    lines = (folder / arm.name / METRICS).read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return state.params, {
+        "arm": arm.name,
+        "steps": arm.steps,
+        "loss": records[-1]["loss"],
+        "CPU seconds": round(sum(record["cpu_seconds"] for record in records), 1),
+    }

@@ -1,5 +1,6 @@
 """The distillation experiment: its intervals, its runs that go on, its own answers."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -73,23 +74,30 @@ def test_an_arm_that_is_interrupted_ends_where_it_would_have(tmp_path, monkeypat
         config=preset("llada-1m"), steps=5, warmup_steps=1, decay_steps=2, seed=3
     )
     params = {"bias": jnp.ones(3), "kernel": jnp.ones((1, 2, 2))}
-    whole_folder, cut_folder = tmp_path / "whole", tmp_path / "cut"
-    whole_folder.mkdir()
-    cut_folder.mkdir()
-    whole = list(distil_arms.train_arm(arm, recipe, params, whole_folder))
-    assert [row["step"] for row in whole] == [2, 4, 5]
-    first = next(distil_arms.train_arm(arm, recipe, params, cut_folder))
-    assert first["step"] == 2
-    rest = list(distil_arms.train_arm(arm, recipe, params, cut_folder))
-    assert [row["step"] for row in rest] == [4, 5]
+    whole, row = distil_arms.train_arm(arm, recipe, params, tmp_path / "whole")
+    assert row["steps"] == 5 and row["CPU seconds"] >= 0
+    assert np.isfinite(row["loss"])
+    with pytest.raises(RuntimeError, match="interrupted"):
+        cut = dataclasses.replace(arm, batches=interrupted_at(4, arm.batches))
+        distil_arms.train_arm(cut, recipe, params, tmp_path / "cut")
+    rest, _ = distil_arms.train_arm(arm, recipe, params, tmp_path / "cut")
     for name in params:
-        np.testing.assert_array_equal(
-            rest[-1]["params"][name], whole[-1]["params"][name]
-        )
-        assert (whole[-1]["params"][name] != params[name]).any()
+        np.testing.assert_array_equal(rest[name], whole[name])
+        assert (whole[name] != params[name]).any(), "its teacher stays"
     # One that has ended is not trained again.
-    (again,) = distil_arms.train_arm(arm, recipe, params, cut_folder)
-    assert again["step"] == 5
+    ended = dataclasses.replace(arm, batches=interrupted_at(0, arm.batches))
+    again, once_more = distil_arms.train_arm(ended, recipe, params, tmp_path / "whole")
+    np.testing.assert_array_equal(again["bias"], whole["bias"])
+    assert once_more == row
+
+
+def interrupted_at(last, batches):
+    def make(step):
+        if step >= last:
+            raise RuntimeError("interrupted")
+        return batches(step)
+
+    return make
 
 
 def test_batches_hold_the_answers_of_a_stream_again_and_again():

@@ -12,7 +12,8 @@ weight 2, masks of half of the active block and their complement. Its texts are 
 model's own answers. LLaDA2.0's confidence-aware parallel training (CAP) is the same
 loss. Deviations: the mean over the copies, of which dParallel has two and adds them up;
 optionally, blocks after the active one are trained too (`later_weight`), since a
-decoder drafts them from the same call.
+decoder drafts them from the same call, and an order loss is added (`order_weight`;
+`order.order_nats`), for decoders that commit a fixed number of tokens a step.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
+from jaxdave.training.distil.order import order_nats
 from jaxdave.training.distil.state_logits import (
     StateLogitsFn,
     check_model,
@@ -34,6 +36,7 @@ from jaxdave.training.distil.states import (
     StateSampling,
     TextBatch,
     draw_states,
+    recorded_lateness,
 )
 from jaxdave.training.objective.sequence_model import cross_entropy, transformer_logits
 
@@ -51,6 +54,8 @@ class CertaintyForcing:
         weight: Of the entropies, beside cross entropies of weight 1.
         later_weight: Of a token in a block after the active one, beside 1; 0 in the
             paper.
+        order_weight: Of the order loss; 0 in the paper. With it batches are of
+            `states.RecordedBatch`.
 
     Raises:
         ValueError: A number is out of range.
@@ -60,13 +65,14 @@ class CertaintyForcing:
     temperature: float = 0.5
     weight: float = 2.0
     later_weight: float = 0.0
+    order_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(
                 f"temperature={self.temperature} must be above 0; dParallel's is 0.5"
             )
-        for name in ("weight", "later_weight"):
+        for name in ("weight", "later_weight", "order_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(
                     f"{name}={getattr(self, name)} must be 0 or more; use e.g. 1"
@@ -138,8 +144,11 @@ def certainty_loss(
         states: The states.
 
     Returns:
-        The loss, and its parts: "cross_entropy", "entropy" and "right", the share of
-        the trained tokens that is predicted right.
+        The loss, and its parts: "cross_entropy", "entropy", "right", the share of the
+        trained tokens that is predicted right, and, where it counts, "order".
+
+    Raises:
+        ValueError: An order loss is asked for and the batch has no steps.
     """
     logits_BNAV = logits_fn(params, batch, states)
     start = settings.sampling.answer_start
@@ -156,7 +165,16 @@ def certainty_loss(
     )
     share = mean_of_copies(right_BNA, weight_BNA)
     parts = {"cross_entropy": nats, "entropy": entropy, "right": share}
-    return nats + settings.weight * entropy, parts
+    value = nats + settings.weight * entropy
+    if settings.order_weight:
+        lateness_BA, _ = recorded_lateness(settings.sampling, batch)
+        block_length = settings.sampling.block_length
+        order_BNA, is_ranked_BNA = order_nats(
+            logits_BNAV, states, lateness_BA, block_length
+        )
+        order = mean_of_copies(order_BNA, is_ranked_BNA.astype(order_BNA.dtype))
+        value, parts["order"] = value + settings.order_weight * order, order
+    return value, parts
 
 
 def softmax_entropy(logits_BNAV: jax.Array) -> jax.Array:

@@ -181,7 +181,7 @@ def draw_states(
     if sampling.order == "random":
         chance_BNA = jax.random.uniform(mask_key, (*shape, columns), jnp.float32)
     else:
-        lateness_BA, count_BA = _recorded_places(sampling, batch, is_answer_BA)
+        lateness_BA, count_BA = recorded_lateness(sampling, batch)
         uniform_BN1 = jax.random.uniform(mask_key, (*shape, 1), jnp.float32)
         chance_BNA = (lateness_BA[:, None] + uniform_BN1) / count_BA[:, None]
     is_below_BNA = chance_BNA < ratio_BN[..., None]
@@ -208,15 +208,28 @@ def draw_states(
     )
 
 
-def _recorded_places(
-    sampling: StateSampling, batch: TextBatch, is_answer_BA: jax.Array
+def recorded_lateness(
+    sampling: StateSampling, batch: TextBatch
 ) -> tuple[jax.Array, jax.Array]:
-    """How many tokens of each one's block came after it, and how many there are."""
+    """Tell how late in its block each token of the answers was committed.
+
+    Args:
+        sampling: The settings.
+        batch: Texts with the steps at which they were decoded.
+
+    Returns:
+        How many tokens of each one's block were committed after it, those of one step
+        from the left, and how many the block has, at least 1: float32 [B, A] both.
+
+    Raises:
+        ValueError: The batch has no steps, or its answers are no whole blocks.
+    """
     if not isinstance(batch, RecordedBatch):
         raise ValueError(
-            "order='recorded' needs the steps at which tokens were committed; give a "
-            "RecordedBatch, or use order='random'"
+            "order='recorded' and an order loss need the steps at which tokens were "
+            "committed; give a RecordedBatch, or use order='random' and no order loss"
         )
+    is_answer_BA = jnp.asarray(batch.is_answer_BT)[:, sampling.answer_start :]
     length = sampling.block_length
     rows, columns = is_answer_BA.shape
     if columns % length:

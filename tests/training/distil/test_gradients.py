@@ -1,10 +1,12 @@
 """Gradients of distillation losses, against finite differences on a tiny network."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.distil_cases import BATCH, DISTILLATION, FORCING, MASK
+from helpers.distil_cases import BATCH, DISTILLATION, FORCING, MASK, RECORDED
 from helpers.tiny_sequence_model import tiny_logits, tiny_params
 
 from jaxdave.training.distil.certainty import certainty_loss
@@ -18,6 +20,16 @@ def tiny_certainty(rng, key):
     function = state_logits(FORCING.sampling, tiny_logits)
     states = draw_states(key, FORCING.sampling, BATCH, mask_id=MASK)
     return lambda params: certainty_loss(FORCING, function, params, BATCH, states)[0]
+
+
+def tiny_order(rng, key):
+    del rng
+    settings = dataclasses.replace(FORCING, order_weight=0.8)
+    function = state_logits(settings.sampling, tiny_logits)
+    states = draw_states(key, settings.sampling, RECORDED, mask_id=MASK)
+    return lambda params: certainty_loss(settings, function, params, RECORDED, states)[
+        0
+    ]
 
 
 def tiny_consistency(rng, key):
@@ -35,7 +47,7 @@ def tiny_consistency(rng, key):
     return lambda params: consistency_loss(DISTILLATION, function, params, batch)[0]
 
 
-@pytest.mark.parametrize("make", [tiny_certainty, tiny_consistency])
+@pytest.mark.parametrize("make", [tiny_certainty, tiny_order, tiny_consistency])
 def test_gradients_are_finite_differences(make):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):

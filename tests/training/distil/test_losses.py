@@ -12,10 +12,12 @@ from helpers.distil_cases import (
     DISTILLATION,
     FORCING,
     MASK,
+    RECORDED,
     SAMPLING,
     START,
 )
 
+from jaxdave.models.param_shapes import param_shapes
 from jaxdave.models.presets import preset
 from jaxdave.training.distil import consistency
 from jaxdave.training.distil.certainty import (
@@ -28,8 +30,9 @@ from jaxdave.training.distil.consistency import (
     make_consistency_targets,
     teacher_share,
 )
+from jaxdave.training.distil.order import order_nats
 from jaxdave.training.distil.state_logits import state_logits
-from jaxdave.training.distil.states import draw_states
+from jaxdave.training.distil.states import draw_states, recorded_lateness
 from jaxdave.training.objective.sequence_model import transformer_logits
 
 SMALL = {"num_layers": 1, "hidden": 16, "inter": 24, "head_dim": 8, "rotary_dim": 8}
@@ -80,6 +83,29 @@ def plain_consistency(settings, student, teacher, tokens, states, later, share):
                 divergences.append((weight, t**2 * np.sum(p * np.log(p / q))))
         values.append(share * average(divergences) + (1 - share) * average(nats))
     return np.mean(values)
+
+
+def plain_order(logits, steps, states, length):
+    """The order loss, token by token."""
+    values = []
+    for copy in range(logits.shape[1]):
+        nats = []
+        ranked = states.is_masked_BNA[:, copy] & ~states.is_later_BNA[:, copy]
+        for row, column in np.argwhere(ranked):
+            block = column // length * length
+            here = [c for c in range(block, block + length) if ranked[row, c]]
+            order = sorted(here, key=lambda c: (steps[row, c], c))
+            left = order[order.index(column) :]
+            odds = {c: log_odds(logits[row, copy, c]) for c in left}
+            total = np.log(sum(np.exp(value) for value in odds.values()))
+            nats.append((1.0, total - odds[column]))
+        values.append(average(nats))
+    return np.mean(values)
+
+
+def log_odds(z):
+    p = softmax(z).max()
+    return np.log(p / (1 - p))
 
 
 def in_float64(tree):
@@ -143,6 +169,60 @@ def test_consistency_distillation_is_its_formula(config, teach_visible):
     )
     np.testing.assert_allclose(value, want, rtol=1e-5)
     assert parts["consistency"] > 0 and parts["cross_entropy"] > 0
+
+
+@pytest.mark.parametrize("config", [CAUSAL, FULL], ids=["causal", "full"])
+@pytest.mark.parametrize("order", ["random", "recorded"])
+def test_the_order_loss_is_its_formula(config, order):
+    sampling = dataclasses.replace(
+        SAMPLING,
+        is_causal=config.attention == "block_causal",
+        low=0.5,
+        high=1.0,
+        block_length=2 if config is CAUSAL else 3,
+        order=order,
+    )
+    settings = CertaintyForcing(sampling=sampling, order_weight=0.7)
+    params, key = random(config), jax.random.key(5)
+    value, parts = jax.jit(make_certainty_loss(config, settings))(params, RECORDED, key)
+    states = draw_states(key, sampling, RECORDED, mask_id=config.mask_id)
+    function = jax.jit(state_logits(sampling, transformer_logits(config)))
+    logits = np.asarray(function(params, RECORDED, states), np.float64)
+    steps = RECORDED.step_BT[:, START:]
+    want = plain_order(logits, steps, states, sampling.block_length)
+    assert want > 0.01
+    np.testing.assert_allclose(parts["order"], want, rtol=1e-4)
+    rest = parts["cross_entropy"] + settings.weight * parts["entropy"]
+    np.testing.assert_allclose(value, rest + 0.7 * parts["order"], rtol=1e-6)
+
+
+def test_scores_that_fall_in_the_recorded_order_have_no_order_loss():
+    """With gaps of 40 nats; against the order they cost as many."""
+    sampling = dataclasses.replace(SAMPLING, low=1.0, high=1.0, is_causal=False)
+    sampling = dataclasses.replace(sampling, block_length=6)
+    states = draw_states(jax.random.key(0), sampling, RECORDED, mask_id=MASK)
+    lateness, count = recorded_lateness(sampling, RECORDED)
+    assert count[:, 0].tolist() == RECORDED.is_answer_BT.sum(1).tolist()
+    score = 40 * jnp.broadcast_to(lateness[:, None], states.is_masked_BNA.shape)
+    for sign, low, high in ((1, 0.0, 1e-6), (-1, 40.0, 300.0)):
+        logits = jnp.stack([sign * score + 300, jnp.zeros_like(score)], axis=-1)
+        nats, ranked = order_nats(logits, states, lateness, 6)
+        is_last = ranked & (lateness[:, None] == 0)
+        assert jnp.all(jnp.where(ranked & ~is_last, nats, low + 1e-7) >= low)
+        assert jnp.all(jnp.where(ranked, nats, 0) <= high)
+        np.testing.assert_allclose(nats[is_last], 0.0, atol=1e-5)
+
+
+def test_an_order_loss_needs_the_steps():
+    settings = dataclasses.replace(FORCING, order_weight=1.0)
+    with pytest.raises(ValueError, match="give a RecordedBatch") as error:
+        jax.eval_shape(
+            make_certainty_loss(CAUSAL, settings),
+            param_shapes(CAUSAL),
+            BATCH,
+            jax.random.key(0),
+        )
+    assert "\n" not in str(error.value)
 
 
 def test_a_teacher_sees_a_later_state():
@@ -209,6 +289,7 @@ def test_the_teachers_share_is_the_published_schedule():
         (FORCING, {"temperature": 0.0}, "temperature=0.0 must be above 0"),
         (FORCING, {"weight": -1.0}, "weight=-1.0 must be 0 or more"),
         (FORCING, {"later_weight": -1.0}, "later_weight=-1.0 must be 0 or more"),
+        (FORCING, {"order_weight": -1.0}, "order_weight=-1.0 must be 0 or more"),
         (DISTILLATION, {"temperature": -1.0}, "temperature=-1.0 must be above 0"),
         (DISTILLATION, {"keep_low": 0.8}, "keep_low=0.8 and keep_high=0.7"),
         (DISTILLATION, {"teacher_high": 2.0}, "teacher_high=2.0 must satisfy"),
