@@ -60,11 +60,12 @@ def check_fits(
     if needed <= limit:
         return
     remedies = []
+    is_dense = config.experts is None
     int8 = weight_bytes(config, dtype, "int8", num_parts)
-    if int8 <= limit:
+    if int8 <= limit and is_dense:
         remedies.append(f"quantize='int8' ({_gigabytes(int8)})")
     parts = num_parts
-    while parts < MAX_PARTS:
+    while parts < MAX_PARTS and is_dense:
         parts *= 2
         split = weight_bytes(config, dtype, quantize, parts)
         if split <= limit:
