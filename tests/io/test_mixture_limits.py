@@ -76,7 +76,7 @@ def test_a_converted_config_keeps_its_experts(tmp_path):
     raw["model"]["experts"] |= {"score": "tanh"}
     assert "score='tanh'" in refused(orbax_io.read_config, raw, tmp_path)
     raw["model"]["experts"] = 3
-    assert "experts=3" in refused(orbax_io.read_config, raw, tmp_path)
+    assert "experts='3'" in refused(orbax_io.read_config, raw, tmp_path)
     assert ExpertsConfig(count=4, per_token=1, inter=2).groups == 1
 
 
