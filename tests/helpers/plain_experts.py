@@ -30,6 +30,7 @@ def tiny(kind: str, **changes) -> ModelConfig:
 
 def route(logits_SX, bias_X, config: ExpertsConfig):
     """(experts [S, C], weights [S, C]) of router logits, token by token, float32."""
+    bias_X = None if bias_X is None else np.asarray(bias_X)
     chosen, weights = [], []
     for logits_X in np.asarray(logits_SX, np.float32):
         if config.score == "softmax":

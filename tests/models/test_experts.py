@@ -42,14 +42,16 @@ def matrices(config: ExpertsConfig) -> ExpertMatrices:
 
 
 def bias_of(config: ExpertsConfig):
-    return None if config.bias == "none" else 0.1 * drawn(config.count, seed=4)
+    if config.bias == "none":
+        return None
+    return jnp.asarray(0.1 * drawn(config.count, seed=4))
 
 
 @EVERY
 def test_a_router_chooses_as_a_plain_loop(kind):
     config = KINDS[kind]
     logits, bias = drawn(200, config.count), bias_of(config)
-    ours = route(jnp.asarray(logits), None if bias is None else bias, config)
+    ours = route(jnp.asarray(logits), bias, config)
     expert_SC, weight_SC = plain_experts.route(logits, bias, config)
     np.testing.assert_array_equal(ours.expert_SC, expert_SC)
     np.testing.assert_allclose(ours.weight_SC, weight_SC, rtol=2e-6)
@@ -136,7 +138,13 @@ def test_parameters_have_the_shapes_that_are_listed(kind):
     assert params == param_shapes(config)
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "llada2",  # which has every part
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen", "llada")),
+    ],
+)
 def test_the_device_s_layout_is_the_same_model(kind):
     config = plain_experts.tiny(kind)
     params = transformer.init(config, 0)
