@@ -1,9 +1,10 @@
 """The way back: a converted folder as the safetensors checkpoint that it came from."""
 
 import hashlib
+import itertools
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def _write_shard(
     path: Path,
     header: bytes,
     src: Path,
-    grids: Mapping[str, ChunkGrid],
+    grids: Mapping[str, Sequence[ChunkGrid]],
     dtype: str,
     on_progress: OnProgress,
 ) -> str:
@@ -140,7 +141,8 @@ def _write_shard(
         file.write(header)
         for tensor in safetensors_header.parse_tensors(header, path.name):
             stored_dtype = DTYPES[DTYPE_NAMES[tensor.dtype]]
-            for rows in _read_rows(weights, grids[tensor.name], dtype):
+            own = (_read_rows(weights, grid, dtype) for grid in grids[tensor.name])
+            for rows in itertools.chain.from_iterable(own):
                 stored = np.ascontiguousarray(rows.astype(stored_dtype, copy=False))
                 data = stored.view(np.uint8).data
                 hasher.update(data)
@@ -150,9 +152,9 @@ def _write_shard(
 
 
 def _read_rows(weights: Path, grid: ChunkGrid, dtype: str) -> Iterator[np.ndarray]:
-    """Yield a tensor [out, in] in runs of rows, put together from its chunks."""
+    """Yield rows of a tensor [out, in] in runs, put together from their chunks."""
     item = np.dtype(DTYPES[dtype])
-    # A tensor [out, in] was cut into a grid of chunks; each row of the grid gives a run
+    # Rows [out, in] were cut into a grid of chunks; each row of the grid gives a run
     # of rows, read in buffers and joined along the columns.
     height, width = grid.rows // grid.row_parts, grid.cols // grid.col_parts
     max_rows = max(1, _BUFFER_BYTES // (grid.cols * item.itemsize))

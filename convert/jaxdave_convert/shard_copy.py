@@ -57,7 +57,7 @@ def ignore_progress(num_bytes: int) -> None:
 def copy_shard(
     path: Path,
     shard: Shard,
-    grids: Mapping[str, ChunkGrid],
+    grids: Mapping[str, Sequence[ChunkGrid]],
     weights: Path,
     dtype: str,
     *,
@@ -70,7 +70,7 @@ def copy_shard(
     Args:
       path: the weight file.
       shard: its header.
-      grids: tensor name -> how the tensor is cut, for every tensor that is written.
+      grids: tensor name -> how its rows are cut, for every tensor that is written.
       weights: the folder of the arrays, in which each parameter has its own.
       dtype: "float32", "bfloat16" or "float16", what the chunks are stored as.
       unwritten: names of tensors that are only read.
@@ -98,10 +98,11 @@ def copy_shard(
             row_counts.append(counts)
             byte_counts.append(counts)
             continue
-        grid = grids[tensor.name]
-        counts = block_rows(tensor, grid)
+        own = grids[tensor.name]
+        counts = [count for grid in own for count in block_rows(tensor, grid)]
         row_counts.append(counts)
-        byte_counts.append([rows * tensor.size // grid.rows for rows in counts])
+        total = sum(grid.rows for grid in own)
+        byte_counts.append([rows * tensor.size // total for rows in counts])
     read = _read_bin if path.suffix == ".bin" else _read_safetensors
     views = read(path, shard, byte_counts, hasher, on_progress)
     # Finished files go to the disk while later ones are written.
@@ -113,10 +114,10 @@ def copy_shard(
             if tensor.name in unwritten:
                 collections.deque(blocks, maxlen=0)  # reads, and hashes, to the end
                 continue
-            grid = grids[tensor.name]
-            arrays = _rows_of_blocks(blocks, tensor, grid.cols, dtype)
-            for chunk_path in _write_chunks(arrays, counts, grid, weights):
-                syncs.append(disk.submit(_sync, chunk_path))
+            arrays = _rows_of_blocks(blocks, tensor, grids[tensor.name][0].cols, dtype)
+            for grid in grids[tensor.name]:
+                for chunk_path in _write_chunks(arrays, tensor, grid, weights):
+                    syncs.append(disk.submit(_sync, chunk_path))
         # The reader is a generator; only past its last block does it finish its hash.
         next(views, None)
         # A failed sync raises here, before the file is recorded as finished.
@@ -129,11 +130,11 @@ def copy_shard(
 
 
 def block_rows(tensor: TensorEntry, grid: ChunkGrid) -> list[int]:
-    """Divide a tensor's rows into blocks that are read at a time.
+    """Divide rows of a tensor into blocks that are read at a time.
 
     Args:
       tensor: the tensor.
-      grid: how it is cut; a block never extends over two rows of chunks.
+      grid: how the rows are cut; a block never extends over two rows of chunks.
 
     Returns:
       The number of rows of each block, whose bytes fit one buffer if a row does.
@@ -251,11 +252,12 @@ def _hash_blocks(blocks: Iterator[memoryview], hasher: Any) -> Iterator[memoryvi
 
 def _write_chunks(
     arrays: Iterator[np.ndarray],
-    row_counts: Sequence[int],
+    tensor: TensorEntry,
     grid: ChunkGrid,
     weights: Path,
 ) -> list[Path]:
-    """Write one tensor's chunk files, each from beginning to end; returns them."""
+    """Write the chunk files of rows, each from beginning to end; returns them."""
+    num_blocks = len(block_rows(tensor, grid)) // grid.row_parts
     written = []
     for row in range(grid.row_parts):
         paths = [weights / grid.file(row, col) for col in range(grid.col_parts)]
@@ -263,7 +265,7 @@ def _write_chunks(
             files = [stack.enter_context(path.open("wb")) for path in paths]
             # All chunks of a row of the grid are written side by side, as a block of
             # rows has a part of each of them.
-            for array in itertools.islice(arrays, len(row_counts) // grid.row_parts):
+            for array in itertools.islice(arrays, num_blocks):
                 _write_columns(array, files)
         written += paths
     return written

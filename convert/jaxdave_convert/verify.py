@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxdave.core.param_paths import leaves_by_path
 from jaxdave.io import orbax_io
+from jaxdave.io.tensor_names import TensorPart
 from jaxdave.io.tokenizer import load_codec
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave_convert import shard_copy, torch_bin
@@ -69,23 +70,27 @@ def _is_equal(
     plan: ConversionPlan, folder: Path, shard: Shard, tensor: TensorEntry
 ) -> bool:
     """Compare one tensor's bits, so that signs of zero and NaNs count too."""
-    import tensorstore
-
     target = plan.targets[tensor.name]
-    array_folder = orbax_io.array_folder(folder, target.path).absolute()
-    array = tensorstore.open(
-        {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{array_folder}/"}}
-    ).result()
-    converted = np.asarray(
-        array.read().result() if target.layer is None else array[target.layer]
-    )
-    # Back from [in, out] to PyTorch's [out, in], in which the source is compared.
-    converted = converted.T if target.is_transposed else converted
+    parts = [_read_converted(folder, part) for part in target.parts]
+    converted = np.concatenate(parts)
     original = _read_source(plan, shard, tensor)
     bits = np.uint32 if plan.dtype == "float32" else np.uint16
     return converted.shape == original.shape and np.array_equal(
-        np.ascontiguousarray(converted).view(bits), original.view(bits)
+        converted.view(bits), original.view(bits)
     )
+
+
+def _read_converted(folder: Path, part: TensorPart) -> np.ndarray:
+    """Read rows of a tensor from the parameter that they fill."""
+    import tensorstore
+
+    array_folder = orbax_io.array_folder(folder, part.path).absolute()
+    array = tensorstore.open(
+        {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{array_folder}/"}}
+    ).result()
+    converted = np.asarray(array[part.index] if part.index else array.read().result())
+    # Back from [in, out] to PyTorch's [out, in], in which the source is compared.
+    return np.ascontiguousarray(converted.T if part.is_transposed else converted)
 
 
 def _read_source(plan: ConversionPlan, shard: Shard, tensor: TensorEntry) -> np.ndarray:

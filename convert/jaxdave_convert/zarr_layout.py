@@ -1,10 +1,11 @@
-"""Where the bytes of a PyTorch tensor go: a grid of chunk files of a zarr array.
+"""Where the bytes of a PyTorch tensor go: grids of chunk files of zarr arrays.
 
 Our kernels are PyTorch's [out, in] transposed and stacked, [N, in, out]. A chunk of
 shape [1, in, out / c] in Fortran order has exactly the bytes of consecutive rows of
 PyTorch's tensor, so converting neither transposes nor stacks: it cuts. The projections
 back to the hidden size are split over `in` on a mesh, so their chunks are consecutive
-columns.
+columns. A tensor of several projections is cut into the rows of each. An expert's
+matrix is one chunk, [1, 1, in, out]: there are thousands.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from jaxdave.core.param_paths import leaves_by_path
 from jaxdave.io import orbax_io
 from jaxdave.io.families import Family
 from jaxdave.io.safetensors_io import DTYPES
-from jaxdave.io.tensor_names import TensorTarget
+from jaxdave.io.tensor_names import TensorPart, TensorTarget
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave.runtime.files import temporary_folder
 from jaxdave_convert.plan import ConversionPlan
@@ -37,19 +38,20 @@ _CUT_BY_COLUMNS = ("blocks/attn/o/kernel", "blocks/mlp/down/kernel")
 
 @dataclasses.dataclass(frozen=True)
 class ChunkGrid:
-    """One source tensor [rows, cols] as row_parts x col_parts chunk files.
+    """Rows of a source tensor, [rows, cols], as row_parts x col_parts chunk files.
 
     Attributes:
-      path: path of the parameter that the tensor fills.
-      layer: its index along the parameter's layer axis; None where it fills it alone.
-      rows: rows of the tensor; 1 for a vector.
+      path: path of the parameter that the rows fill.
+      index: their indices along the parameter's axes of layers and experts; empty where
+        they fill it alone.
+      rows: how many rows; 1 for a vector.
       cols: columns of the tensor.
       row_parts: chunks that the rows are cut into.
       col_parts: chunks that the columns are cut into.
     """
 
     path: str
-    layer: int | None
+    index: tuple[int, ...]
     rows: int
     cols: int
     row_parts: int
@@ -66,7 +68,7 @@ class ChunkGrid:
           The file's path inside the weights folder.
         """
         array = self.path.replace("/", ".")
-        index = [] if self.layer is None else [self.layer]
+        index = list(self.index)
         if self.rows == 1:
             index += [col]
         else:
@@ -77,11 +79,11 @@ class ChunkGrid:
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
-        """Shape of a chunk of the zarr array, layer axis included."""
+        """Shape of a chunk of the zarr array, leading axes included."""
         sizes = (self.rows // self.row_parts, self.cols // self.col_parts)
         sizes = sizes[1:] if self.rows == 1 else sizes
         shape = sizes[::-1] if self.order == "F" else sizes
-        return shape if self.layer is None else (1, *shape)
+        return (*(1 for _ in self.index), *shape)
 
     @property
     def order(self) -> str:
@@ -89,43 +91,39 @@ class ChunkGrid:
         return "F" if self.path.endswith("/kernel") else "C"
 
 
-def chunk_grid(target: TensorTarget) -> ChunkGrid:
-    """Decide how a tensor is cut.
+def chunk_grid(part: TensorPart) -> ChunkGrid:
+    """Decide how rows of a tensor are cut.
 
     Args:
-      target: the place and the shape of the tensor.
+      part: the place and the shape of the rows.
 
     Returns:
-      Its chunks; a vector is a single one.
+      Their chunks; a vector is a single one.
     """
-    *rows, cols = target.shape
-    if not rows:
-        return ChunkGrid(
-            path=target.path,
-            layer=target.layer,
-            rows=1,
-            cols=cols,
-            row_parts=1,
-            col_parts=1,
-        )
-    # Cut along the axis that `io.sharding` splits: the rows of
-    # PyTorch's [out, in] are the outputs of column-parallel matrices,
-    # its columns the inputs of row-parallel ones.
-    by_columns = target.path in _CUT_BY_COLUMNS
-    num_parts = math.gcd(cols if by_columns else rows[0], MAX_CHUNKS)
+    *rows, cols = part.shape
+    row_parts, col_parts = 1, 1
+    is_expert = len(part.index) > 1
+    if rows and not is_expert:
+        # Cut along the axis that `io.sharding` splits: the rows of
+        # PyTorch's [out, in] are the outputs of column-parallel matrices,
+        # its columns the inputs of row-parallel ones.
+        by_columns = part.path in _CUT_BY_COLUMNS
+        num_parts = math.gcd(cols if by_columns else rows[0], MAX_CHUNKS)
+        row_parts = 1 if by_columns else num_parts
+        col_parts = num_parts if by_columns else 1
     return ChunkGrid(
-        path=target.path,
-        layer=target.layer,
-        rows=rows[0],
+        path=part.path,
+        index=part.index,
+        rows=rows[0] if rows else 1,
         cols=cols,
-        row_parts=1 if by_columns else num_parts,
-        col_parts=num_parts if by_columns else 1,
+        row_parts=row_parts,
+        col_parts=col_parts,
     )
 
 
 def tensor_grids(
     family: Family, config: ModelConfig, targets: Mapping[str, TensorTarget]
-) -> dict[str, ChunkGrid]:
+) -> dict[str, tuple[ChunkGrid, ...]]:
     """Decide how every tensor of a checkpoint is cut.
 
     Args:
@@ -134,10 +132,12 @@ def tensor_grids(
       targets: tensor name -> its place, see `families.checkpoint_tensors`.
 
     Returns:
-      Tensor name -> its chunks. Where the embedding serves as head, a stored head has
-      the chunks of the embedding.
+      Tensor name -> the chunks of its rows, part after part. Where the embedding serves
+      as head, a stored head has the chunks of the embedding.
     """
-    grids = {name: chunk_grid(target) for name, target in targets.items()}
+    grids = {
+        name: tuple(map(chunk_grid, target.parts)) for name, target in targets.items()
+    }
     if config.tie_embeddings:
         names = family.tensor_names
         grids[names["head"]] = grids[names["embedding"]]
@@ -157,10 +157,10 @@ def make_empty_arrays(folder: Path, plan: ConversionPlan) -> None:
     weights.mkdir()
     for name, content in _orbax_files(shapes, plan.dtype).items():
         (weights / name).write_bytes(content)
-    for target in plan.targets.values():
+    for part in (part for t in plan.targets.values() for part in t.parts):
         # All layers of a parameter are one array; the first stands for the others.
-        if not target.layer:
-            grid = chunk_grid(target)
+        if not any(part.index):
+            grid = chunk_grid(part)
             array = orbax_io.array_folder(folder, grid.path)
             array.mkdir()
             metadata = orbax_io.zarr_metadata(

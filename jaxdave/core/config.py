@@ -1,13 +1,16 @@
 """Frozen records that describe a model and how its tokens are sampled.
 
-One decoder-only transformer covers Dream, LLaDA, SDAR/TraDo and Fast-dLLM v2 with the
-fields of `ModelConfig`; the values of published checkpoints are in `models.presets`.
+One decoder-only transformer covers Dream, LLaDA, SDAR/TraDo and Fast-dLLM v2, and their
+mixtures of experts (`experts_config`), with the fields of `ModelConfig`; the values of
+published checkpoints are in `models.presets`.
 """
 
 import dataclasses
 import enum
 import math
 from typing import Literal
+
+from jaxdave.core.experts_config import ExpertsConfig
 
 BLOCK_LENGTHS = (1, 2, 4, 8, 16, 32, 64)
 """Block lengths of block-causal models: the divisors of `models.attention.TILE`."""
@@ -105,7 +108,7 @@ class ModelConfig:
             name of `jaxdave.io.families.FAMILIES`.
         num_layers: Transformer layers.
         hidden: Width of the residual stream.
-        inter: Width inside the MLP.
+        inter: Width inside the MLP; of a mixture of experts inside its dense layers.
         heads: Query heads, a multiple of `kv_heads`.
         kv_heads: Key/value heads (grouped-query attention).
         head_dim: Features of one head.
@@ -132,6 +135,7 @@ class ModelConfig:
         rotary_dim: How many leading features of a head are rotated; even.
         rms_eps: Epsilon of the RMS norms.
         max_positions: The longest sequence that the model was trained for.
+        experts: The experts that take the place of the MLP; None: the model is dense.
 
     Raises:
         ValueError: A value breaks a rule of the architecture.
@@ -163,6 +167,7 @@ class ModelConfig:
     rms_eps: float = 1e-6
     max_positions: int = 32768
     rope_scaling: RopeScaling | None = None
+    experts: ExpertsConfig | None = None
 
     def __post_init__(self) -> None:
         for field, largest in _LARGEST.items():
@@ -214,6 +219,16 @@ class ModelConfig:
                     f"{field}={getattr(self, field)} must be a row of the embedding "
                     f"(0..{self.vocab_rows - 1}); take it from the tokenizer"
                 )
+        if self.experts is not None and self.experts.dense_layers >= self.num_layers:
+            raise ValueError(
+                f"experts: dense_layers={self.experts.dense_layers} must be below "
+                f"num_layers={self.num_layers}; check the config"
+            )
+
+    @property
+    def dense_layers(self) -> int:
+        """How many of the first layers are dense where others have experts."""
+        return 0 if self.experts is None else self.experts.dense_layers
 
     @property
     def eos_id(self) -> int:
@@ -228,6 +243,24 @@ class ModelConfig:
     def suppressed_ids(self) -> tuple[int, ...]:
         """Ids below `vocab_size` that no decoder may ever predict."""
         return (self.mask_id,)
+
+
+def check_dense(config: ModelConfig, what: str, remedy: str) -> None:
+    """Check that a model has no experts, for what does not support them.
+
+    Args:
+        config: The model.
+        what: What does not, e.g. "mesh".
+        remedy: What to do instead.
+
+    Raises:
+        ValueError: The model is a mixture of experts.
+    """
+    if config.experts is not None:
+        raise ValueError(
+            f"{what} is not supported for {config.name!r}, a mixture of "
+            f"{config.experts.count} experts; {remedy}"
+        )
 
 
 def check_block_length(block_length: int) -> None:

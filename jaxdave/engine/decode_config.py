@@ -244,7 +244,9 @@ class DecodeConfig(_Record):
             as the code of the model's family has it.
         seed: Keys the noise at a temperature, 0 to 2**31 - 1.
         numerics: "guarded" (batched, too close calls are decided again), "exact" (a
-            row's bits depend on nothing beside it) or "fast" (no promise).
+            row's bits depend on nothing beside it) or "fast" (no promise). None:
+            "guarded", and "exact" for a mixture of experts, which guarded numerics
+            cannot decode.
         suppressed_ids: Token ids that are never predicted.
 
     Raises:
@@ -307,7 +309,9 @@ class DecodeConfig(_Record):
         None, "tempered or plain (of temperature 1); as the model's family has it."
     )
     seed: int = _field(0, "Of the noise at a temperature.")
-    numerics: str = _field("guarded", "guarded, exact or fast.")
+    numerics: str | None = _field(
+        None, "guarded, exact or fast; guarded, and exact for a mixture of experts."
+    )
     suppressed_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -395,7 +399,7 @@ def _check_names(c: DecodeConfig) -> None:
         raise ValueError(f"method {c.method!r} is unknown; use {', '.join(METHODS)}")
     if isinstance(c.draft, str):
         draft_registry.check_name(c.draft)
-    if c.numerics not in NUMERICS:
+    if c.numerics is not None and c.numerics not in NUMERICS:
         raise ValueError(
             f"numerics={c.numerics!r} is unknown; use one of {', '.join(NUMERICS)}"
         )

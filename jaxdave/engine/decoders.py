@@ -365,7 +365,7 @@ def _assemble(
     length = model_config.block_length if length is None else length
     room = config.max_new_tokens
     room = MAX_NEW_TOKENS if room is None else room
-    numerics = Numerics(config.numerics)
+    numerics = _numerics(model_config, config)
     # Guarded numerics need a policy that certifies its choice, predictions whose error
     # has a bound (a filter can drop a token at its cut-off), and a model that can
     # recheck (a guided one, with two caches, cannot).
@@ -440,6 +440,22 @@ def _check_fit(model_config: ModelConfig, config: DecodeConfig, policy: Policy) 
             "single step commits; choose another policy, or leave record_steps out"
         )
     check_guidance(config.guidance, model_config)
+
+
+def _numerics(model_config: ModelConfig, config: DecodeConfig) -> Numerics:
+    """The numerics that are asked for, or those of the kind of model."""
+    if model_config.experts is None:
+        return Numerics(config.numerics or Numerics.GUARDED)
+    # The error of guarded numerics is measured on logits. A router is not continuous: a
+    # rounding error that changes which experts are chosen changes the logits by any
+    # amount, so that no measured error bounds them.
+    if config.numerics == Numerics.GUARDED:
+        raise ValueError(
+            f"numerics='guarded' cannot decode {model_config.name!r}, a mixture of "
+            "experts: a router's near tie is a jump, which the measured error does not "
+            "bound; use numerics='exact' (--numerics exact), or leave it out"
+        )
+    return Numerics(config.numerics or Numerics.EXACT)
 
 
 def draft_step_choices(

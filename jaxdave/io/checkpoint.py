@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from jaxdave.core.config import ModelConfig
+from jaxdave.core.config import ModelConfig, check_dense
 from jaxdave.core.host_arrays import fetch_arrays
 from jaxdave.core.model_api import Params
 from jaxdave.drafting import tree_table
@@ -170,7 +170,8 @@ def load(
     """Load a model from this package, a folder or the Hugging Face Hub.
 
     A folder is one that jaxdave-convert made, or in the Hugging Face layout of a family
-    (Dream, LLaDA, SDAR, Fast-dLLM v2).
+    (Dream, LLaDA, SDAR, Fast-dLLM v2, and mixtures of experts: SDAR, RND1, LLaDA-MoE,
+    LLaDA2, on one device and without `quantize`).
 
     Args:
       source: "sdar-1m" (or None), "llada-1m" or "dream-1m", which come with the
@@ -215,6 +216,11 @@ def load(
         source, block_length=block_length, mask_id=mask_id, quantize=quantize
     )
     config = described.config
+    if mesh is not None:
+        check_dense(config, "mesh", "load it on one device, without mesh=")
+    if quantize is not None:
+        what = f"quantize={quantize!r}"
+        check_dense(config, what, "leave it out, or take dtype='bfloat16'")
     read_params = _param_reader(described.folder, config, dtype, mesh)
     check_memory(config, dtype, quantize, mesh)
     if mesh is None:

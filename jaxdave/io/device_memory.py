@@ -59,6 +59,22 @@ def check_fits(
     needed = weight_bytes(config, dtype, quantize, num_parts)
     if needed <= limit:
         return
+    # A mixture of experts has neither 8 bits nor a mesh.
+    is_dense = config.experts is None
+    options = (config, dtype, quantize, num_parts, limit)
+    remedies = _remedies(*options) if is_dense else []
+    advice = " or ".join(remedies) or "a smaller model"
+    raise ValueError(
+        f"the weights of {config.name!r} take {_gigabytes(needed)} of each device, "
+        f"which has {_gigabytes(limit)}: {_gigabytes(needed - limit)} too much; "
+        f"use {advice}"
+    )
+
+
+def _remedies(
+    config: ModelConfig, dtype: str, quantize: str | None, num_parts: int, limit: int
+) -> list[str]:
+    """What would make a model's weights fit; arguments as of `check_fits`."""
     remedies = []
     int8 = weight_bytes(config, dtype, "int8", num_parts)
     if int8 <= limit:
@@ -70,12 +86,7 @@ def check_fits(
         if split <= limit:
             remedies.append(f"mesh='model={parts}' ({_gigabytes(split)} each)")
             break
-    advice = " or ".join(remedies) or "a smaller model"
-    raise ValueError(
-        f"the weights of {config.name!r} take {_gigabytes(needed)} of each device, "
-        f"which has {_gigabytes(limit)}: {_gigabytes(needed - limit)} too much; "
-        f"use {advice}"
-    )
+    return remedies
 
 
 def weight_bytes(

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.io import families
+from jaxdave.io.expert_keys import experts_to_json, inexpressible_experts
 from jaxdave.io.families import Family
 from jaxdave.io.rope_config import scaling_to_json
 from jaxdave.io.special_tokens import special_tokens_map, stop_and_pad_ids
@@ -102,6 +103,10 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
         raw["rope_scaling"] = scaling_to_json(config.rope_scaling)
     if "head_dim" not in family.config_keys:
         raw["head_dim"] = config.head_dim
+    if family.is_partly_rotated:
+        raw["partial_rotary_factor"] = config.rotary_dim / config.head_dim
+    if family.experts is not None and config.experts is not None:
+        raw |= experts_to_json(family.experts, config)
     mismatches = inexpressible_fields(family, config)
     if mismatches:
         raise ValueError(
@@ -135,7 +140,9 @@ def inexpressible_fields(family: Family, config: ModelConfig) -> list[str]:
         for field, value in defaults.items()
         if field not in family.config_keys
     }
-    implied = {**implied, **family.config_values, "rotary_dim": config.head_dim}
+    implied = {**implied, **family.config_values}
+    if not family.is_partly_rotated:
+        implied["rotary_dim"] = config.head_dim
     if not family.rope_types:
         implied["rope_scaling"] = None
     # One key may say two fields, which must agree then.
@@ -144,11 +151,12 @@ def inexpressible_fields(family: Family, config: ModelConfig) -> list[str]:
         value = getattr(config, field)
         if values_by_key.setdefault(key, value) != value:
             implied[field] = values_by_key[key]
-    return [
+    mismatches = [
         f"{field}={getattr(config, field)!r}"
         for field, value in implied.items()
         if getattr(config, field) != value
     ]
+    return mismatches + inexpressible_experts(family.experts, config)
 
 
 def _block_length(
@@ -159,7 +167,7 @@ def _block_length(
         return override
     if family.block_length_key is None:
         return families.FULL_ATTENTION_BLOCK
-    block_length = raw.get(family.block_length_key)
+    block_length = raw.get(family.block_length_key, family.block_length)
     if type(block_length) is not int:
         raise ValueError(
             f"{folder}: {family.block_length_key}={block_length!r} in config.json must "

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig, RopeScaling
+from jaxdave.core.experts_config import ExpertsConfig
 from jaxdave.core.model_api import Params
 from jaxdave.core.param_paths import leaves_by_path
 from jaxdave.io.safetensors_io import DTYPES
@@ -88,6 +89,8 @@ def read_config(raw: dict[str, Any], folder: Path) -> ModelConfig:
         fields["stop_ids"] = tuple(fields["stop_ids"])
         if isinstance(fields.get("rope_scaling"), dict):
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        if isinstance(fields.get("experts"), dict):
+            fields["experts"] = ExpertsConfig(**fields["experts"])
         _check_types(fields)
         return ModelConfig(**fields)
     except (TypeError, KeyError, ValueError) as error:
@@ -110,7 +113,7 @@ def _check_types(fields: Mapping[str, Any]) -> None:
             is_right = value in words
         elif name == "stop_ids":
             is_right = bool(value) and all(type(number) is int for number in value)
-        elif name == "rope_scaling":
+        elif name in ("rope_scaling", "experts"):
             is_right = type(value) in words
         else:
             is_right = type(value) is hint or (hint is float and type(value) is int)

@@ -12,7 +12,7 @@ _SCALED_BY_FACTOR = ("linear", "dynamic", "yarn")
 
 
 def resolve_rope(
-    raw: Mapping[str, Any], rope_types: Collection[str]
+    raw: Mapping[str, Any], rope_types: Collection[str], is_partial: bool = False
 ) -> tuple[dict[str, Any], RopeScaling | None, list[str]]:
     """Put the rotary settings where older files have them, and null for no scaling.
 
@@ -22,6 +22,7 @@ def resolve_rope(
     Args:
       raw: the content of config.json.
       rope_types: scalings that the family may have.
+      is_partial: the family may rotate a part of a head's features.
 
     Returns:
       The resolved content of config.json, the scaling if it is one of `rope_types`, and
@@ -44,11 +45,38 @@ def resolve_rope(
         scaling, problems = _read_scaling(key, rope)
     elif rope and not is_plain:
         problems = [f"{key}={dict(rope)!r} must be None"]
-    for part in (rope, raw):
+    if is_partial:
+        share = rope.get("partial_rotary_factor")
+        resolved |= {} if share is None else {"partial_rotary_factor": share}
+    for part in () if is_partial else (rope, raw):
         share = part.get("partial_rotary_factor")
         if share is not None and share != 1:
             problems.append(f"partial_rotary_factor={share!r} must be 1")
     return resolved, scaling, problems
+
+
+def rotary_dim(raw: Mapping[str, Any], head_dim: int) -> tuple[int, list[str]]:
+    """Read how many features of a head are rotated, where they may be a part.
+
+    Args:
+      raw: the content of config.json, resolved.
+      head_dim: features of a head.
+
+    Returns:
+      The number, and what is wrong with the keys that state it.
+    """
+    share, stated = raw.get("partial_rotary_factor"), raw.get("rotary_dim")
+    share = 1.0 if share is None else share
+    if not is_instance(share, float) or not 0 < share <= 1:
+        return head_dim, [f"partial_rotary_factor={share!r} must be above 0, at most 1"]
+    size = int(head_dim * share)
+    if stated not in (None, size):
+        return size, [
+            f"rotary_dim={stated!r} must be {size}, by partial_rotary_factor={share}"
+        ]
+    if size < 2 or size % 2:
+        return size, [f"partial_rotary_factor={share} of {head_dim} must be even"]
+    return size, []
 
 
 _SCALING_KEYS = {

@@ -20,7 +20,12 @@ from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
 from jaxdave.core.param_paths import leaves_by_path
 from jaxdave.io.finite import check_cast
-from jaxdave.io.tensor_names import TensorTarget, is_buffer, tensor_targets
+from jaxdave.io.tensor_names import (
+    TensorPart,
+    TensorTarget,
+    is_buffer,
+    tensor_targets,
+)
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave.numerics.quantization import (
     FLOAT8,
@@ -168,9 +173,8 @@ def write_weights(
     tensors = {}
     targets = tensor_targets(expected_shapes, config.num_layers, tensor_names)
     for name, target in targets.items():
-        leaf = leaves[target.path]
-        value = np.asarray(leaf if target.layer is None else leaf[target.layer])
-        value = value.T if target.is_transposed else value
+        rows = [_part_rows(leaves[part.path], part) for part in target.parts]
+        value = rows[0] if len(rows) == 1 else np.concatenate(rows)
         with np.errstate(over="ignore"):  # `check_cast` names what overflows
             cast = value.astype(DTYPES[dtype])
         check_cast(name, value, cast)
@@ -178,6 +182,12 @@ def write_weights(
         tensors[name] = np.ascontiguousarray(cast)
     # The metadata is what transformers asks of a file before it reads one.
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _part_rows(leaf: Any, part: TensorPart) -> np.ndarray:
+    """The rows that a checkpoint has of a parameter."""
+    value = np.asarray(leaf[part.index] if part.index else leaf)
+    return value.T if part.is_transposed else value
 
 
 def is_inside(name: str) -> bool:
@@ -374,10 +384,14 @@ def _read_param(
     # All layers of a kernel in one array [N, in, out], from N tensors [out, in].
     value = np.empty(leaf.shape, leaf.dtype)
     for name, target in targets.items():
-        if target.path == path:
-            tensor = files[file_of[name]].get_tensor(name)
-            tensor = tensor.T if target.is_transposed else tensor
-            place = value[... if target.layer is None else target.layer]
+        first = 0
+        for part in target.parts:
+            rows = slice(first, first := first + part.shape[0])
+            if part.path != path:
+                continue
+            tensor = files[file_of[name]].get_slice(name)[rows]
+            tensor = tensor.T if part.is_transposed else tensor
+            place = value[part.index]
             with np.errstate(over="ignore"):  # `check_cast` names what overflows
                 place[...] = tensor
             check_cast(name, tensor, place)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdave.core.config import ModelConfig
+from jaxdave.core.config import ModelConfig, check_dense
 from jaxdave.core.host_arrays import fetch_arrays
 from jaxdave.core.param_paths import param_path
 from jaxdave.core.shards import (
@@ -148,7 +148,7 @@ def put_on_mesh(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
       The parameters in the shapes of the mesh; `from_mesh` undoes it.
 
     Raises:
-      ValueError: as `shardings`.
+      ValueError: as `shardings`, or the model is a mixture of experts.
 
     Example:
       >>> from jaxdave.models import transformer
@@ -159,6 +159,7 @@ def put_on_mesh(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
       >>> tuple(params["embedding"].sharding.spec)
       ('model',)
     """
+    check_dense(config, "mesh", "keep it on one device")
     num_parts = mesh.shape.get(MODEL_AXIS, 1)
     target = shardings(params, config, mesh)
     if text := replicated_parts(config, num_parts):

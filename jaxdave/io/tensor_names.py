@@ -2,12 +2,15 @@
 
 jaxdave stacks the parameters of all layers along a leading axis and stores kernels as
 [in, out]. PyTorch checkpoints have one tensor for each layer and store kernels as
-[out, in]. The tables below say which tensors a parameter is made of.
+[out, in]. Experts are stacked along a second axis, and have a tensor each there. The
+tables below say which tensors a parameter is made of.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 _BUFFER = re.compile(
     r"(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)"
@@ -16,18 +19,18 @@ _BUFFER = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorTarget:
-    """The place of one checkpoint tensor in the parameters.
+class TensorPart:
+    """Some rows of a checkpoint tensor, and their place in the parameters.
 
     Attributes:
-      path: path of the parameter that the tensor fills, wholly or in part.
-      layer: index along the parameter's leading layer axis; None where the parameter
-        is not stacked and the tensor fills it alone.
-      shape: shape of the tensor in the checkpoint, [out, in] or [n].
+      path: path of the parameter that the rows fill, wholly or in part.
+      index: indices along the parameter's leading axes, of layers and of experts; empty
+        where the parameter is not stacked and the rows fill it alone.
+      shape: shape of the rows in the checkpoint, [out, in] or [n].
     """
 
     path: str
-    layer: int | None
+    index: tuple[int, ...]
     shape: tuple[int, ...]
 
     @property
@@ -36,46 +39,98 @@ class TensorTarget:
         return _is_kernel(self.path)
 
 
+@dataclasses.dataclass(frozen=True)
+class TensorTarget:
+    """The place of one checkpoint tensor in the parameters.
+
+    Attributes:
+      shape: shape of the tensor in the checkpoint, [out, in] or [n].
+      parts: runs of its rows, first to last, each of which fills a parameter of its
+        own: one part, or those of projections that the checkpoint has in one tensor.
+    """
+
+    shape: tuple[int, ...]
+    parts: tuple[TensorPart, ...]
+
+
 def _tensor_names(
-    top: Mapping[str, str], layer_prefix: str, layer: Mapping[str, str]
+    top: Mapping[str, str],
+    layer_prefix: str,
+    layer: Mapping[str, str],
+    experts: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Join the names outside the layers with those of a layer's parts."""
-    return {
-        **top,
-        **{
-            f"blocks/{path}": f"{layer_prefix}.{{layer}}.{name}"
-            for path, name in layer.items()
-        },
+    """Join the names outside the layers with those of a layer's parts.
+
+    `experts` has those of a mixture of experts, whose first layers may be dense.
+    """
+    parts = {
+        f"blocks/{path}": name for path, name in {**layer, **(experts or {})}.items()
     }
+    if experts is not None:
+        parts |= {f"dense_blocks/{path}": name for path, name in layer.items()}
+    in_layers = {p: f"{layer_prefix}.{{layer}}.{name}" for p, name in parts.items()}
+    return {**top, **in_layers}
 
 
-QWEN_TENSORS = _tensor_names(
-    {
-        "embedding": "model.embed_tokens.weight",
-        "norm/scale": "model.norm.weight",
-        "head": "lm_head.weight",
-    },
-    "model.layers",
-    {
-        "norm1/scale": "input_layernorm.weight",
-        "norm2/scale": "post_attention_layernorm.weight",
-        "attn/q/kernel": "self_attn.q_proj.weight",
-        "attn/k/kernel": "self_attn.k_proj.weight",
-        "attn/v/kernel": "self_attn.v_proj.weight",
-        "attn/o/kernel": "self_attn.o_proj.weight",
-        "attn/q/bias": "self_attn.q_proj.bias",
-        "attn/k/bias": "self_attn.k_proj.bias",
-        "attn/v/bias": "self_attn.v_proj.bias",
-        "attn/o/bias": "self_attn.o_proj.bias",
-        "attn/q_norm/scale": "self_attn.q_norm.weight",
-        "attn/k_norm/scale": "self_attn.k_norm.weight",
-        "mlp/gate/kernel": "mlp.gate_proj.weight",
-        "mlp/up/kernel": "mlp.up_proj.weight",
-        "mlp/down/kernel": "mlp.down_proj.weight",
-    },
-)
+def _expert_names(router: str, bias: str, shared: str) -> dict[str, str]:
+    """Names of the parts of a mixture of experts, which has one tensor per expert."""
+    names = {"mlp/router/kernel": router, "mlp/router/bias": bias}
+    for part in ("gate", "up", "down"):
+        own = f"mlp.experts.{{expert}}.{part}_proj.weight"
+        names[f"mlp/experts/{part}/kernel"] = own
+        names[f"mlp/shared/{part}/kernel"] = f"{shared}.{part}_proj.weight"
+    return names
+
+
+_QWEN_TOP = {
+    "embedding": "model.embed_tokens.weight",
+    "norm/scale": "model.norm.weight",
+    "head": "lm_head.weight",
+}
+_QWEN_LAYER = {
+    "norm1/scale": "input_layernorm.weight",
+    "norm2/scale": "post_attention_layernorm.weight",
+    "attn/q/kernel": "self_attn.q_proj.weight",
+    "attn/k/kernel": "self_attn.k_proj.weight",
+    "attn/v/kernel": "self_attn.v_proj.weight",
+    "attn/o/kernel": "self_attn.o_proj.weight",
+    "attn/q/bias": "self_attn.q_proj.bias",
+    "attn/k/bias": "self_attn.k_proj.bias",
+    "attn/v/bias": "self_attn.v_proj.bias",
+    "attn/o/bias": "self_attn.o_proj.bias",
+    "attn/q_norm/scale": "self_attn.q_norm.weight",
+    "attn/k_norm/scale": "self_attn.k_norm.weight",
+    "mlp/gate/kernel": "mlp.gate_proj.weight",
+    "mlp/up/kernel": "mlp.up_proj.weight",
+    "mlp/down/kernel": "mlp.down_proj.weight",
+}
+QWEN_TENSORS = _tensor_names(_QWEN_TOP, "model.layers", _QWEN_LAYER)
 """Parameter path -> tensor name in the layout of Qwen2 and Qwen3, which Dream, SDAR and
 Fast-dLLM v2 have; "{layer}" stands for a layer's index."""
+
+QWEN_MOE_TENSORS = _tensor_names(
+    _QWEN_TOP,
+    "model.layers",
+    _QWEN_LAYER,
+    _expert_names("mlp.gate.weight", "mlp.expert_bias", "shared_expert"),
+)
+"""The same of Qwen3-MoE, which SDAR's mixture and RND1 have, with LLaDA-MoE's shared
+expert and bias; "{expert}" stands for an expert's index."""
+
+LLADA2_TENSORS = _tensor_names(
+    {**_QWEN_TOP, "embedding": "model.word_embeddings.weight"},
+    "model.layers",
+    {
+        **{path: name for path, name in _QWEN_LAYER.items() if "attn/" not in path},
+        # One tensor has the rows of all three, in this order.
+        **{f"attn/{part}/kernel": "attention.query_key_value.weight" for part in "qkv"},
+        "attn/o/kernel": "attention.dense.weight",
+        "attn/q_norm/scale": "attention.query_layernorm.weight",
+        "attn/k_norm/scale": "attention.key_layernorm.weight",
+    },
+    _expert_names("mlp.gate.weight", "mlp.gate.expert_bias", "mlp.shared_experts"),
+)
+"""Parameter path -> tensor name in the layout of LLaDA2."""
 
 LLADA_TENSORS = _tensor_names(
     {
@@ -136,17 +191,34 @@ def tensor_targets(
     Raises:
       KeyError: a parameter has no name in the table.
     """
-    targets = {}
+    parts: dict[str, list[TensorPart]] = {}
     for path, shape in shapes.items():
         name = tensor_names[path]
-        is_stacked = "{layer}" in name
-        # The layer axis is ours alone; PyTorch's Linear stores [out, in].
-        tensor_shape = shape[1:] if is_stacked else shape
+        num_axes = ("{layer}" in name) + ("{expert}" in name)
+        # Leading axes are ours alone; PyTorch's Linear stores [out, in].
+        part_shape = shape[num_axes:]
         if _is_kernel(path):
-            tensor_shape = tensor_shape[::-1]
-        for layer in range(num_layers) if is_stacked else [None]:
-            targets[name.format(layer=layer)] = TensorTarget(path, layer, tensor_shape)
-    return targets
+            part_shape = part_shape[::-1]
+        # The last stack of layers ends with the model.
+        first = num_layers - shape[0] if path.startswith("blocks/") else 0
+        for index in np.ndindex(*shape[:num_axes]):
+            keys = dict(zip(("layer", "expert"), index, strict=False))
+            if keys:
+                keys["layer"] += first
+            part = TensorPart(path, tuple(index), part_shape)
+            parts.setdefault(name.format(**keys), []).append(part)
+    # Rows of a tensor of several parameters lie in the order of the table.
+    place = {path: number for number, path in enumerate(tensor_names)}
+    return {
+        name: _join_parts(sorted(own, key=lambda part: place[part.path]))
+        for name, own in parts.items()
+    }
+
+
+def _join_parts(parts: Sequence[TensorPart]) -> TensorTarget:
+    """The tensor that consists of these rows."""
+    rows = sum(part.shape[0] for part in parts)
+    return TensorTarget((rows, *parts[0].shape[1:]), tuple(parts))
 
 
 def _is_kernel(path: str) -> bool:

@@ -5,8 +5,6 @@ softmax and scores are float32. Attention itself is passed in as a function (see
 `models.attention`), so that training, prefill and decoding share these modules.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,10 +15,8 @@ from jaxdave.models.rope import Rope, rotate
 from jaxdave.numerics.matmul import FusedKernels, matmul
 from jaxdave.runtime.machine import Machine
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(q [..., L, H, D], k, v [..., L, G, D]) -> weighted values [..., L, H, D]."""
-
-_INIT = nnx.initializers.normal(0.02)
+INIT = nnx.initializers.normal(0.02)
+"""What matrices are drawn from."""
 
 
 class Linear(nnx.Module):
@@ -45,7 +41,7 @@ class Linear(nnx.Module):
             rngs: Where the kernel is drawn from.
             machine: What products are compiled for.
         """
-        self.kernel = nnx.Param(_INIT(rngs.params(), (fan_in, fan_out), dtype))
+        self.kernel = nnx.Param(INIT(rngs.params(), (fan_in, fan_out), dtype))
         self.bias = nnx.Param(jnp.zeros((fan_out,), dtype)) if bias else None
         self.machine = machine
 
@@ -278,7 +274,8 @@ class MLP(nnx.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        hidden: int,
+        inter: int,
         *,
         dtype,
         rngs: nnx.Rngs,
@@ -288,7 +285,8 @@ class MLP(nnx.Module):
         """Initialise parameters.
 
         Args:
-            config: The model's shape.
+            hidden: Width of the residual stream.
+            inter: Width inside the layer.
             dtype: Of the parameters.
             rngs: Where kernels are drawn from.
             machine: What products are compiled for.
@@ -296,9 +294,9 @@ class MLP(nnx.Module):
         """
         self.shards = shards
         options = {"dtype": dtype, "rngs": rngs, "machine": machine}
-        self.gate = Linear(config.hidden, config.inter, **options)
-        self.up = Linear(config.hidden, config.inter, **options)
-        self.down = Linear(config.inter, config.hidden, **options)
+        self.gate = Linear(hidden, inter, **options)
+        self.up = Linear(hidden, inter, **options)
+        self.down = Linear(inter, hidden, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the layer.
@@ -311,76 +309,6 @@ class MLP(nnx.Module):
         """
         gate, up = apply_linears(x, self.gate, self.up)
         return self.shards.sum_mlp(self.down(jax.nn.silu(gate) * up))
-
-
-class Block(nnx.Module):
-    """One pre-norm transformer layer."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        dtype,
-        rngs: nnx.Rngs,
-        machine: Machine,
-        use_kernels: bool = False,
-        shards: ModelShards = WHOLE_MODEL,
-    ):
-        """Initialise parameters.
-
-        Args:
-            config: The model's shape.
-            dtype: Of the parameters.
-            rngs: Where kernels are drawn from.
-            machine: What products are compiled for.
-            use_kernels: Use kernels of a GPU, which have no gradient.
-            shards: The devices that the parameters are split over.
-        """
-        options = {"dtype": dtype, "rngs": rngs, "machine": machine, "shards": shards}
-        self.norm1 = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
-        self.attn = Attention(config, use_kernels=use_kernels, **options)
-        self.norm2 = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
-        self.mlp = MLP(config, **options)
-
-    def __call__(self, x: jax.Array, rope: Rope, attend: Attend):
-        """Apply the layer.
-
-        Args:
-            x: The residual stream [..., L, E].
-            rope: Cosines and sines of the positions.
-            attend: The attention function.
-
-        Returns:
-            The residual stream after the layer, and its (rotated) keys and values
-            [..., L, G, D].
-        """
-        q, k, v = self.project(x, rope)
-        return self.finish(x, attend(q, k, v)), (k, v)
-
-    def project(self, x: jax.Array, rope: Rope):
-        """The layer up to attention.
-
-        Args:
-            x: The residual stream [..., L, E].
-            rope: Cosines and sines of the positions.
-
-        Returns:
-            q [..., L, H, D], k and v [..., L, G, D].
-        """
-        return self.attn.project(self.norm1(x), rope)
-
-    def finish(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """The layer after attention.
-
-        Args:
-            x: The residual stream before the layer, [..., L, E].
-            context: Weighted values [..., L, H, D].
-
-        Returns:
-            The residual stream after the layer.
-        """
-        x = x + self.attn.merge(context)
-        return x + self.mlp(self.norm2(x))
 
 
 def _expand(vector: jax.Array, ndim: int) -> jax.Array:

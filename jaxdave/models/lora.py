@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import ModelConfig
+from jaxdave.core.config import ModelConfig, check_dense
 from jaxdave.core.param_paths import leaves_by_path
 from jaxdave.models.param_shapes import param_shapes
 
@@ -86,7 +86,8 @@ def adapter_shapes(config: ModelConfig, lora: LoraConfig) -> Adapters:
         `Adapters` of float32 `jax.ShapeDtypeStruct`.
 
     Raises:
-        ValueError: The rank is larger than a side of a matrix.
+        ValueError: The rank is larger than a side of a matrix, or the model is a
+            mixture of experts.
 
     Example:
         >>> from jaxdave.models.presets import preset
@@ -94,6 +95,7 @@ def adapter_shapes(config: ModelConfig, lora: LoraConfig) -> Adapters:
         >>> shapes["blocks"]["attn"]["k"]["lora_b"].shape
         (4, 16, 64)
     """
+    check_dense(config, "lora", "adapt a dense model")
     kernels = leaves_by_path(param_shapes(config))
     adapters: Adapters = {}
     for target in lora.targets:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.core.config import ModelConfig
+from jaxdave.core.experts_config import ExpertsConfig
 from jaxdave.core.model_api import Params
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.runtime.machine import Machine, this_machine
@@ -31,7 +32,8 @@ def param_shapes(config: ModelConfig, dtype=jnp.float32) -> Params:
 
     Returns:
         Nested dicts of `jax.ShapeDtypeStruct`; those below "blocks" are stacked over
-        layers, [N, ...].
+        layers, [N, ...], and so are those below "dense_blocks", the dense first layers
+        of a mixture of experts.
     """
     c = config
     q_size, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
@@ -48,17 +50,40 @@ def param_shapes(config: ModelConfig, dtype=jnp.float32) -> Params:
     }
     if c.qk_norm:
         attn |= {name: {"scale": (c.head_dim,)} for name in ("q_norm", "k_norm")}
-    mlp = {
-        "gate": linear(c.hidden, c.inter),
-        "up": linear(c.hidden, c.inter),
-        "down": linear(c.inter, c.hidden),
-    }
-    block = {"norm1": norm, "attn": attn, "norm2": norm, "mlp": mlp}
+    stem: dict[str, Any] = {"norm1": norm, "attn": attn, "norm2": norm}
     top = {"embedding": (c.vocab_rows, c.hidden), "norm": norm}
     if not c.tie_embeddings:
         top |= {"head": (c.vocab_rows, c.hidden)}
-    layers = {"blocks": _to_structs(block, (c.num_layers,), dtype)}
+    mlp = _mlp_shapes(c.hidden, c.inter)
+    blocks = {**stem, "mlp": mlp if c.experts is None else _expert_shapes(c, c.experts)}
+    layers = {"blocks": _to_structs(blocks, (c.num_layers - c.dense_layers,), dtype)}
+    if c.dense_layers:
+        dense = _to_structs({**stem, "mlp": mlp}, (c.dense_layers,), dtype)
+        layers |= {"dense_blocks": dense}
     return _to_structs(top, (), dtype) | layers
+
+
+def _mlp_shapes(hidden: int, inter: int) -> dict[str, Any]:
+    """Shapes of an MLP."""
+    sizes = {"gate": (hidden, inter), "up": (hidden, inter), "down": (inter, hidden)}
+    return {name: {"kernel": shape} for name, shape in sizes.items()}
+
+
+def _expert_shapes(config: ModelConfig, experts: ExpertsConfig) -> dict[str, Any]:
+    """Shapes of a mixture of experts; those of the experts are stacked, [X, ...]."""
+    one = _mlp_shapes(config.hidden, experts.inter)
+    shapes: dict[str, Any] = {
+        "router": {"kernel": (config.hidden, experts.count)},
+        "experts": {
+            name: {"kernel": (experts.count, *part["kernel"])}
+            for name, part in one.items()
+        },
+    }
+    if experts.bias != "none":
+        shapes["router"] |= {"bias": (experts.count,)}
+    if experts.shared_inter:
+        shapes["shared"] = _mlp_shapes(config.hidden, experts.shared_inter)
+    return shapes
 
 
 def _to_structs(tree: dict[str, Any], lead: tuple[int, ...], dtype) -> dict[str, Any]:

@@ -6,6 +6,7 @@ them together again inside jit; everything outside this package sees plain array
 pure functions. `param_shapes` repeats the structure without Flax: change both together.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,8 @@ from flax import nnx
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import KVCache, Params, activation_dtype
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards
-from jaxdave.models.layers import Block, RMSNorm
+from jaxdave.models.block import Block
+from jaxdave.models.layers import RMSNorm
 from jaxdave.models.rope import Rope
 from jaxdave.numerics.layer_stack import fold_layers
 from jaxdave.numerics.matmul import RowMajor, embed, matmul, whole_table
@@ -61,14 +63,21 @@ class Transformer(nnx.Module):
 
         # N blocks of one structure, their parameters
         # stacked [N, ...], each from a key of its own.
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(in_axes=(0,), out_axes=0)
-        def stack(rngs: nnx.Rngs) -> Block:
-            options = {"machine": machine, "shards": shards}
-            options |= {"use_kernels": use_kernels}
-            return Block(config, dtype=dtype, rngs=rngs, **options)
+        def stack(config: ModelConfig, num_layers: int) -> Block:
+            @nnx.split_rngs(splits=num_layers)
+            @nnx.vmap(in_axes=(0,), out_axes=0)
+            def make(rngs: nnx.Rngs) -> Block:
+                options = {"machine": machine, "shards": shards}
+                options |= {"use_kernels": use_kernels}
+                return Block(config, dtype=dtype, rngs=rngs, **options)
 
-        self.blocks = stack(rngs)
+            return make(rngs)
+
+        # The first layers of a mixture of experts may be dense, a stack of their own.
+        self.num_dense = config.dense_layers
+        dense = dataclasses.replace(config, experts=None)
+        self.dense_blocks = stack(dense, self.num_dense) if self.num_dense else None
+        self.blocks = stack(config, config.num_layers - self.num_dense)
         self.norm = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
         # One row per id, as in the embedding, so that a chunk of ids is contiguous.
         self.head = (
@@ -172,15 +181,33 @@ class Transformer(nnx.Module):
         spell_out: bool = False,
     ):
         """Fold (x, block, slice of `per_layer`) -> (x, output) over the layers."""
-        graph, layers = nnx.split(self.blocks)
 
-        def layer(x, weights, layer_input):
-            return function(x, nnx.merge(graph, weights), layer_input)
+        def fold(blocks: Block, x, inputs):
+            graph, layers = nnx.split(blocks)
 
-        if remat:
-            layer = jax.checkpoint(layer)
-        fold = functools.partial(fold_layers, spell_out=spell_out)
-        return fold(layer, x, layers, per_layer, self.machine)
+            def layer(x, weights, layer_input):
+                return function(x, nnx.merge(graph, weights), layer_input)
+
+            return fold_layers(
+                jax.checkpoint(layer) if remat else layer,
+                x,
+                layers,
+                inputs,
+                self.machine,
+                spell_out=spell_out,
+            )
+
+        if self.dense_blocks is None:
+            return fold(self.blocks, x, per_layer)
+        first, rest = (
+            jax.tree.map(lambda a, part=part: a[part], per_layer)
+            for part in (slice(self.num_dense), slice(self.num_dense, None))
+        )
+        x, dense_outputs = fold(self.dense_blocks, x, first)
+        x, outputs = fold(self.blocks, x, rest)
+        return x, jax.tree.map(
+            lambda *parts: jnp.concatenate(parts), dense_outputs, outputs
+        )
 
     def canvas(self, tokens_T, rope: Rope, attend, over, dtype=None):
         """Compute the hidden states of a canvas, tile by tile.

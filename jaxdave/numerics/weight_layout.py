@@ -45,8 +45,14 @@ PlaceFn = Callable[[Any], Any]
 LARGE_MATRIX = 2**19
 """Weights from which on a matrix is stored row-major: 2 MB of float32, the cache of one
 core of the machine that it was measured on (docs/lab_notes)."""
-FUSED = (("attn", ("q", "k", "v")), ("mlp", ("gate", "up")))
+FUSED = (
+    ("attn", ("q", "k", "v")),
+    ("mlp", ("gate", "up")),
+    ("mlp/shared", ("gate", "up")),
+)
 """(module, matrices with a common input), which are fused except on a TPU."""
+LAYERS = ("blocks", "dense_blocks")
+"""The stacks of layers, of which a model has the first or both."""
 
 
 def head_chunk(rows: int, machine: Machine) -> int:
@@ -104,8 +110,9 @@ def to_device_layout(
     order, converted = list(remaining), {}
     # A fused matrix is stored under the first name of its group. The other names hold
     # an empty tuple, a pytree without leaves, so that the tree keeps its structure.
-    for module, names in FUSED if _has_own_layers(machine) else ():
-        paths = [f"blocks/{module}/{name}/kernel" for name in names]
+    for paths in _fused_paths() if _has_own_layers(machine) else ():
+        if paths[0] not in remaining:
+            continue
         converted |= dict.fromkeys(paths, ())
         converted[paths[0]] = _fuse(
             [remaining.pop(path) for path in paths], machine, place
@@ -193,6 +200,15 @@ def transfer_transform(
     return lambda path, leaf: jax.device_put(transform(path, leaf))
 
 
+def _fused_paths() -> list[list[str]]:
+    """The paths of matrices that are fused, where a model has them."""
+    return [
+        [f"{layers}/{module}/{name}/kernel" for name in names]
+        for layers in LAYERS
+        for module, names in FUSED
+    ]
+
+
 def _split_fused(tree: Any) -> Any:
     """Nested dicts in which every fused matrix is split into its parts again."""
     if not isinstance(tree, dict):
@@ -217,7 +233,13 @@ def _to_layout(
 ) -> Any:
     """One parameter on the device."""
     head_path = "embedding" if config.tie_embeddings else "head"
-    if _has_own_layers(machine) and path.endswith("/kernel"):
+    # A router is small, and computed in float32 wherever it lies.
+    is_matrix = path.endswith("/kernel") and not path.endswith("/router/kernel")
+    if _has_own_layers(machine) and is_matrix:
+        # Those of all experts, [X, in, out], stay as they are: one expert's are read
+        # where they lie (`models.experts`).
+        if "/experts/" in path:
+            return PerLayer(tuple(map(place, _host_layers(leaf))))
         return _per_layer(_host_layers(leaf), machine, place)
     chunk = head_chunk(config.vocab_rows, machine)
     # The head is read chunk by chunk; tied embeddings are the head, and lookups read

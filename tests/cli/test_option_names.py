@@ -100,7 +100,12 @@ def test_names(command):
         ("eval", "draft_steps", None, "A number, or auto; the preset's."),
         ("eval", "max_new_tokens", None, "Room for the answer; the preset's."),
         ("eval", "block_length", None, "The model's."),
-        ("eval", "numerics", "guarded", "guarded, exact or fast."),
+        (
+            "eval",
+            "numerics",
+            None,
+            "guarded, exact or fast; guarded, and exact for a mixture of experts.",
+        ),
         ("calibrate", "batch_size", 8, "Prompts decoded together."),
         (
             "demo",

@@ -37,9 +37,23 @@ def test_llada_calls_two_tensors_ff_out():
     head = tensors["model.transformer.ff_out.weight"]
     down = tensors["model.transformer.blocks.3.ff_out.weight"]
     gate = tensors["model.transformer.blocks.3.ff_proj.weight"]
-    assert (head.path, head.shape) == ("head", (126464, 4096))
-    assert (down.path, down.layer) == ("blocks/mlp/down/kernel", 3)
-    assert (gate.path, gate.shape) == ("blocks/mlp/gate/kernel", (12288, 4096))
+    assert (head.parts[0].path, head.shape) == ("head", (126464, 4096))
+    part = down.parts[0]
+    assert (part.path, part.index) == ("blocks/mlp/down/kernel", (3,))
+    assert (gate.parts[0].path, gate.shape) == ("blocks/mlp/gate/kernel", (12288, 4096))
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"model_type": "diffusion_gemma"}, "no draft can equal it"),
+        ({"model_type": "deepseek", "n_routed_experts": 64}, "unknown mixture of exp"),
+    ],
+)
+def test_what_does_not_load_is_told_why(raw, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        families.detect(raw, None)
+    assert "\n" not in str(caught.value)
 
 
 LLADA = {
@@ -88,6 +102,27 @@ def test_llada_config_with_nulls():
         ({"model_type": "llada"}, ["model.layers.0.mlp.experts.0.up"], None),
         ({"model_type": "sdar"}, ["m.self_attn.q_norm.weight", "m.experts.1"], None),
         ({"model_type": "qwen2"}, ["m.self_attn.q_proj.bias"], None),
+        ({"model_type": "sdar_moe"}, ["model.layers.0.mlp.experts.0.up"], "sdar-moe"),
+        (
+            {"model_type": "llada", "architectures": ["LLaDAMoEModelLM"]},
+            ["model.layers.0.mlp.experts.0.up"],
+            "llada-moe",
+        ),
+        (
+            {"model_type": "llada", "num_experts": 64},
+            ["model.layers.0.mlp.experts.0.up"],
+            "llada-moe",
+        ),
+        (
+            {"model_type": "llada", "architectures": ["LLaDAModelLM"]},
+            ["model.transformer.wte.weight"],
+            "llada",
+        ),
+        (
+            {"model_type": "sdar", "architectures": ["LLaDAMoEModelLM"]},
+            ["model.layers.0.mlp.experts.0.up"],
+            None,
+        ),
     ],
 )
 def test_detection(raw, tensors, expected):

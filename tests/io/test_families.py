@@ -8,11 +8,19 @@ import dataclasses
 
 import pytest
 from helpers import checkpoint_folders
+from helpers.plain_experts import KINDS
 
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.sampler import Sampler
 from jaxdave.io import checkpoint
 from jaxdave.io.families import FAMILIES, FULL_ATTENTION_BLOCK
+
+EXPERTS = {
+    "sdar-moe": KINDS["qwen"],
+    "rnd1": KINDS["qwen"],
+    "llada-moe": KINDS["llada"],
+    "llada2": KINDS["llada2"],
+}
 
 
 def tiny_config(family):
@@ -21,6 +29,10 @@ def tiny_config(family):
     switches = {"qk_norm": False, **family.config_values}
     if "rope_fp32" in family.config_keys:
         switches["rope_fp32"] = True
+    if family.experts is not None:
+        switches["experts"] = EXPERTS[family.name]
+    if family.is_partly_rotated:
+        switches["rotary_dim"] = checkpoint_folders.CONFIG.head_dim // 2
     return dataclasses.replace(
         checkpoint_folders.CONFIG,
         family=family.name,

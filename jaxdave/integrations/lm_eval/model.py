@@ -19,6 +19,7 @@ from lm_eval.api.registry import register_model  # pyright: ignore
 from tqdm import tqdm
 
 import jaxdave
+from jaxdave.core.config import Numerics
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.decoders import Decoder, make_decoder
 from jaxdave.engine.generation import generate
@@ -297,7 +298,7 @@ class JaxDave(TemplateLM):
         settings = self.options.settings
         return make_scorer(
             self.model.config,
-            numerics=settings.numerics,
+            numerics=settings.numerics or Numerics.GUARDED,
             block_length=settings.block_length,
             guidance=settings.guidance,
         )

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import ModelConfig
+from jaxdave.core.config import ModelConfig, check_dense
 from jaxdave.core.model_api import Params
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.rope import rope_table
@@ -135,6 +135,7 @@ def cross_entropy(logits_BCV: jax.Array, target_BC: jax.Array) -> jax.Array:
 
 def _hidden(config: ModelConfig, remat: bool = False):
     """(params, tokens_BQ, layout, source_BC) -> hidden states of columns [B, C, E]."""
+    check_dense(config, "training", "train a dense model")
     bind = Binder(config)
 
     def hidden(params: Params, tokens_BQ, layout: Layout, source_BC):

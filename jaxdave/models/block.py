@@ -1,0 +1,90 @@
+"""One layer of the transformer: attention, and an MLP or a mixture of experts."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+from jaxdave.core.config import ModelConfig
+from jaxdave.core.shards import WHOLE_MODEL, ModelShards
+from jaxdave.models.experts import Experts
+from jaxdave.models.layers import MLP, Attention, RMSNorm
+from jaxdave.models.rope import Rope
+from jaxdave.runtime.machine import Machine
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(q [..., L, H, D], k, v [..., L, G, D]) -> weighted values [..., L, H, D]."""
+
+
+class Block(nnx.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+        machine: Machine,
+        use_kernels: bool = False,
+        shards: ModelShards = WHOLE_MODEL,
+    ):
+        """Initialise parameters.
+
+        Args:
+            config: The model's shape.
+            dtype: Of the parameters.
+            rngs: Where kernels are drawn from.
+            machine: What products are compiled for.
+            use_kernels: Use kernels of a GPU, which have no gradient.
+            shards: The devices that the parameters are split over.
+        """
+        options = {"dtype": dtype, "rngs": rngs, "machine": machine}
+        self.norm1 = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
+        self.attn = Attention(config, use_kernels=use_kernels, shards=shards, **options)
+        self.norm2 = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
+        self.mlp = (
+            MLP(config.hidden, config.inter, shards=shards, **options)
+            if config.experts is None
+            else Experts(config, **options)
+        )
+
+    def __call__(self, x: jax.Array, rope: Rope, attend: Attend):
+        """Apply the layer.
+
+        Args:
+            x: The residual stream [..., L, E].
+            rope: Cosines and sines of the positions.
+            attend: The attention function.
+
+        Returns:
+            The residual stream after the layer, and its (rotated) keys and values
+            [..., L, G, D].
+        """
+        q, k, v = self.project(x, rope)
+        return self.finish(x, attend(q, k, v)), (k, v)
+
+    def project(self, x: jax.Array, rope: Rope):
+        """The layer up to attention.
+
+        Args:
+            x: The residual stream [..., L, E].
+            rope: Cosines and sines of the positions.
+
+        Returns:
+            q [..., L, H, D], k and v [..., L, G, D].
+        """
+        return self.attn.project(self.norm1(x), rope)
+
+    def finish(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """The layer after attention.
+
+        Args:
+            x: The residual stream before the layer, [..., L, E].
+            context: Weighted values [..., L, H, D].
+
+        Returns:
+            The residual stream after the layer.
+        """
+        x = x + self.attn.merge(context)
+        return x + self.mlp(self.norm2(x))

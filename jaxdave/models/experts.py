@@ -1,0 +1,373 @@
+"""Mixture-of-experts layers: the router, and products grouped by expert.
+
+A token goes to a few of many experts. The pairs of a token and an expert are laid out
+in tiles of one expert each, so that an expert's weights are read once for many tokens.
+A tile has a fixed shape, and a row of a product of a fixed shape does not depend on the
+other rows: under exact numerics a token's output has the same bits whatever else is in
+the call, as in the dense layers (tests/models/test_experts.py, and
+`engine.bitwise_check` for a model at hand).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdave.core.config import ModelConfig
+from jaxdave.core.experts_config import ExpertsConfig
+from jaxdave.models.layers import INIT, MLP
+from jaxdave.numerics.matmul import SelectedMatrix
+from jaxdave.numerics.quantization import einsum_kernel
+from jaxdave.runtime.machine import Machine
+
+TILE_ROWS = 8
+"""Tokens of a tile. On a CPU 8 and 16 took the same time, 4 a quarter more, and 1 four
+times as much, of 48 tokens among 256 experts (docs/lab_notes/loop.md)."""
+
+_SMALLEST_SUM = 1e-20
+"""Added to a sum of weights before they are divided by it, as LLaDA2's module does."""
+
+
+class Routing(NamedTuple):
+    """Where tokens go.
+
+    Attributes:
+        expert_SC: The experts of each token, best first, int32 [S, C].
+        weight_SC: What their outputs are multiplied by, float32 [S, C].
+    """
+
+    expert_SC: jax.Array
+    weight_SC: jax.Array
+
+
+def router_logits(x_SE: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Logits of all experts, in float32 whatever the dtypes are.
+
+    Args:
+        x_SE: Normed vectors [S, E].
+        kernel: The router's matrix [E, X].
+
+    Returns:
+        float32 [S, X].
+    """
+    highest = jax.lax.Precision.HIGHEST
+    wide = x_SE.astype(jnp.float32), kernel.astype(jnp.float32)
+    return jnp.einsum("se,ex->sx", *wide, precision=highest)
+
+
+def route(
+    logits_SX: jax.Array, bias_X: jax.Array | None, config: ExpertsConfig
+) -> Routing:
+    """Choose the experts of each token, and weigh them.
+
+    Args:
+        logits_SX: Router logits, float32 [S, X].
+        bias_X: What is added to scores, [X]; None: nothing.
+        config: How experts are chosen.
+
+    Returns:
+        Experts and weights. Of equally good experts, or groups, the one of the lower
+        index is chosen, as `lax.top_k` has it.
+    """
+    is_softmax = config.score == "softmax"
+    score_SX = (jax.nn.softmax if is_softmax else jax.nn.sigmoid)(logits_SX)
+    rank_SX = score_SX
+    if bias_X is not None:
+        rank_SX = score_SX + bias_X.astype(jnp.float32)[None]
+    if config.groups > 1:
+        rank_SX = _keep_best_groups(rank_SX, config)
+    best_SC, expert_SC = jax.lax.top_k(rank_SX, config.per_token)
+    weight_SC = (
+        jnp.take_along_axis(score_SX, expert_SC, axis=1)
+        if config.bias == "choice"
+        else best_SC
+    )
+    if config.renormalize:
+        total_S1 = jnp.sum(weight_SC, axis=1, keepdims=True)
+        weight_SC = weight_SC / (total_S1 + _SMALLEST_SUM)
+    return Routing(expert_SC, weight_SC * config.scale)
+
+
+def _keep_best_groups(rank_SX: jax.Array, config: ExpertsConfig) -> jax.Array:
+    """Ranks with those outside of a token's best groups at minus infinity."""
+    tokens = rank_SX.shape[0]
+    rank_SGM = rank_SX.reshape(tokens, config.groups, -1)
+    group_SG = jnp.sum(jax.lax.top_k(rank_SGM, 2)[0], axis=-1)
+    _, kept_SK = jax.lax.top_k(group_SG, config.kept_groups)
+    is_kept_SG = jnp.any(
+        kept_SK[..., None] == jnp.arange(config.groups)[None, None], axis=1
+    )
+    kept_SGM = jnp.where(is_kept_SG[..., None], rank_SGM, -jnp.inf)
+    return kept_SGM.reshape(rank_SX.shape)
+
+
+class Tiles(NamedTuple):
+    """Choices of tokens, laid out in tiles of one expert each.
+
+    Attributes:
+        expert_J: The expert of each tile, int32 [J].
+        token_JR: The token of each row, int32 [J, R]; the number of tokens where the
+            row is empty.
+        row_SC: The row, of all tiles one after another, of each choice, int32 [S, C].
+        used: How many tiles have rows, int32 scalar.
+    """
+
+    expert_J: jax.Array
+    token_JR: jax.Array
+    row_SC: jax.Array
+    used: jax.Array
+
+
+def lay_out_tiles(expert_SC: jax.Array, num_experts: int) -> Tiles:
+    """Lay choices out in tiles, sorted by expert and then by token.
+
+    Args:
+        expert_SC: The experts of each token, int32 [S, C].
+        num_experts: Experts of the layer.
+
+    Returns:
+        As many tiles as any choices of so many tokens can need.
+    """
+    tokens, choices = expert_SC.shape
+    pairs = tokens * choices
+    # Every expert may have one tile that is not full.
+    num_tiles = min(num_experts, pairs) + pairs // TILE_ROWS
+    expert_P = expert_SC.reshape(-1)
+    size_X = jnp.zeros(num_experts, jnp.int32).at[expert_P].add(1)
+    tiles_X = (size_X + TILE_ROWS - 1) // TILE_ROWS
+    last_tile_X = jnp.cumsum(tiles_X)
+    # Sorted by expert, a pair's place among those of its expert is its distance from
+    # the first of them.
+    order_P = jnp.argsort(expert_P, stable=True)
+    sorted_P = expert_P[order_P]
+    first_X = jnp.cumsum(size_X) - size_X
+    place_P = jnp.arange(pairs, dtype=jnp.int32) - first_X[sorted_P]
+    row_P = (last_tile_X - tiles_X)[sorted_P] * TILE_ROWS + place_P
+    row_P = jnp.zeros(pairs, jnp.int32).at[order_P].set(row_P)
+    token_P = jnp.arange(pairs, dtype=jnp.int32) // choices
+    empty = jnp.full(num_tiles * TILE_ROWS, tokens, jnp.int32)
+    tile_J = jnp.arange(num_tiles, dtype=jnp.int32)
+    expert_J = jnp.searchsorted(last_tile_X, tile_J, side="right").astype(jnp.int32)
+    return Tiles(
+        expert_J=jnp.minimum(expert_J, num_experts - 1),
+        token_JR=empty.at[row_P].set(token_P).reshape(num_tiles, TILE_ROWS),
+        row_SC=row_P.reshape(tokens, choices),
+        used=last_tile_X[-1],
+    )
+
+
+class ExpertMatrices(NamedTuple):
+    """The matrices of all experts of a layer.
+
+    Attributes:
+        gate: [X, E, F].
+        up: [X, E, F].
+        down: [X, F, E].
+    """
+
+    gate: Any
+    up: Any
+    down: Any
+
+
+def mix_experts(
+    x_SE: jax.Array, routing: Routing, matrices: ExpertMatrices, machine: Machine
+) -> jax.Array:
+    """Add up the outputs of each token's experts, times their weights.
+
+    Args:
+        x_SE: Normed vectors [S, E].
+        routing: Where they go.
+        matrices: Arrays, or on a CPU `SelectedMatrix` of the layers' arrays.
+        machine: What the products are compiled for.
+
+    Returns:
+        float32 [S, E].
+    """
+    # XLA:CPU makes a product with every expert of `lax.ragged_dot`. Others have kernels
+    # for it, and would wait for the host at every tile.
+    grouped = _by_tiles if machine.is_cpu else _by_ragged_dot
+    if not isinstance(matrices.gate, SelectedMatrix):
+        output_SCE = grouped(x_SE, routing.expert_SC, matrices, machine)
+    else:
+        # A branch per layer, which reads its own arrays in place (`SelectedMatrix`).
+        layers = zip(*(part.matrices for part in matrices), strict=True)
+        branches = [
+            functools.partial(grouped, matrices=ExpertMatrices(*own), machine=machine)
+            for own in layers
+        ]
+        index = matrices.gate.index
+        output_SCE = jax.lax.switch(index, branches, x_SE, routing.expert_SC)
+    # A sum of products and not a matrix product: its order is that of the weights.
+    return jnp.sum(output_SCE * routing.weight_SC[..., None], axis=1)
+
+
+def _by_tiles(
+    x_SE: jax.Array, expert_SC: jax.Array, matrices: ExpertMatrices, machine: Machine
+) -> jax.Array:
+    """Outputs of each token's experts, float32 [S, C, E], tile by tile."""
+    tiles = lay_out_tiles(expert_SC, matrices.gate.shape[0])
+    padded_SE = jnp.concatenate([x_SE, jnp.zeros_like(x_SE[:1])])
+    empty_RE = jnp.zeros((TILE_ROWS, x_SE.shape[1]), jnp.float32)
+
+    def evaluate(tile):
+        expert, token_R = tile
+        own = ExpertMatrices(*(part[expert] for part in matrices))
+        return _swiglu(
+            padded_SE[token_R],
+            lambda x, part: einsum_kernel("re,ef->rf", x, part, machine),
+            own,
+        )
+
+    def body(index, tile):
+        output = jax.lax.cond(index < tiles.used, evaluate, lambda _: empty_RE, tile)
+        return index + 1, output
+
+    _, output_JRE = jax.lax.scan(body, jnp.int32(0), (tiles.expert_J, tiles.token_JR))
+    return output_JRE.reshape(-1, x_SE.shape[1])[tiles.row_SC]
+
+
+def _by_ragged_dot(
+    x_SE: jax.Array, expert_SC: jax.Array, matrices: ExpertMatrices, machine: Machine
+) -> jax.Array:
+    """Outputs of each token's experts, float32 [S, C, E], by `lax.ragged_dot`."""
+    del machine
+    tokens, choices = expert_SC.shape
+    expert_P = expert_SC.reshape(-1)
+    order_P = jnp.argsort(expert_P, stable=True)
+    size_X = jnp.zeros(matrices.gate.shape[0], jnp.int32).at[expert_P].add(1)
+
+    def multiply(x_PI, stack_XIO):
+        return jax.lax.ragged_dot(
+            x_PI,
+            stack_XIO.astype(x_PI.dtype),
+            size_X,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+
+    sorted_PE = _swiglu(x_SE[order_P // choices], multiply, matrices)
+    place_P = jnp.zeros_like(order_P).at[order_P].set(jnp.arange(order_P.size))
+    return sorted_PE[place_P].reshape(tokens, choices, -1)
+
+
+def _swiglu(x: jax.Array, multiply, matrices: ExpertMatrices) -> jax.Array:
+    """An MLP by a product of one's own, rounded where `layers.MLP` rounds."""
+    gate = multiply(x, matrices.gate).astype(x.dtype)
+    up = multiply(x, matrices.up).astype(x.dtype)
+    return multiply(jax.nn.silu(gate) * up, matrices.down)
+
+
+class Router(nnx.Module):
+    """The matrix that scores experts, and the bias of their scores.
+
+    Attributes:
+        kernel: An array [E, X].
+        bias: An array [X], or None.
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+        """Initialise parameters.
+
+        Args:
+            config: The model's shape.
+            dtype: Of the parameters.
+            rngs: Where the kernel is drawn from.
+        """
+        experts = config.experts
+        assert experts is not None
+        shape = (config.hidden, experts.count)
+        self.kernel = nnx.Param(INIT(rngs.params(), shape, dtype))
+        has_bias = experts.bias != "none"
+        self.bias = nnx.Param(jnp.zeros(experts.count, dtype)) if has_bias else None
+
+
+class ExpertStack(nnx.Module):
+    """One matrix of every expert.
+
+    Attributes:
+        kernel: An array [X, in, out], or on a CPU a `SelectedMatrix` of layers' arrays.
+    """
+
+    def __init__(self, *shape: int, dtype, rngs: nnx.Rngs):
+        """Initialise parameters.
+
+        Args:
+            *shape: X, in and out.
+            dtype: Of the parameters.
+            rngs: Where the kernel is drawn from.
+        """
+        self.kernel = nnx.Param(INIT(rngs.params(), shape, dtype))
+
+
+class ExpertStacks(nnx.Module):
+    """The matrices of all experts of a layer."""
+
+    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+        """Initialise parameters.
+
+        Args:
+            config: The model's shape.
+            dtype: Of the parameters.
+            rngs: Where kernels are drawn from.
+        """
+        experts = config.experts
+        assert experts is not None
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        count, hidden, inter = experts.count, config.hidden, experts.inter
+        self.gate = ExpertStack(count, hidden, inter, **options)
+        self.up = ExpertStack(count, hidden, inter, **options)
+        self.down = ExpertStack(count, inter, hidden, **options)
+
+    @property
+    def matrices(self) -> ExpertMatrices:
+        """The matrices, as arrays or `SelectedMatrix`."""
+        stacks = (self.gate, self.up, self.down)
+        return ExpertMatrices(*(stack.kernel.get_value() for stack in stacks))
+
+
+class Experts(nnx.Module):
+    """The feed-forward layer of a mixture-of-experts model, on one device."""
+
+    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs, machine: Machine):
+        """Initialise parameters.
+
+        Args:
+            config: The model's shape.
+            dtype: Of the parameters.
+            rngs: Where kernels are drawn from.
+            machine: What products are compiled for.
+        """
+        experts = config.experts
+        assert experts is not None
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        self.config, self.machine = experts, machine
+        self.router = Router(config, **options)
+        self.experts = ExpertStacks(config, **options)
+        self.shared = (
+            MLP(config.hidden, experts.shared_inter, machine=machine, **options)
+            if experts.shared_inter
+            else None
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer.
+
+        Args:
+            x: Normed vectors [..., E].
+
+        Returns:
+            [..., E] in the dtype of `x`.
+        """
+        x_SE = x.reshape(-1, x.shape[-1])
+        bias = self.router.bias
+        routing = route(
+            router_logits(x_SE, self.router.kernel[...]),
+            None if bias is None else bias[...],
+            self.config,
+        )
+        mixed_SE = mix_experts(x_SE, routing, self.experts.matrices, self.machine)
+        mixed = mixed_SE.astype(x.dtype).reshape(x.shape)
+        return mixed if self.shared is None else mixed + self.shared(x)

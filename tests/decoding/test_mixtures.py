@@ -1,0 +1,89 @@
+"""Law 1 over mixtures of experts: drafts change no text, near ties of routers included.
+
+Near ties are made: the columns of a router are one column and noise of 1e-7, so that
+which experts are chosen hangs on the last bits of a sum.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from helpers.fake_model import capped, texts
+from helpers.plain_experts import tiny
+
+from jaxdave.engine import decoders
+from jaxdave.engine.bitwise_check import slot_probe
+from jaxdave.engine.decode_config import DecodeConfig
+from jaxdave.engine.generation import generate
+from jaxdave.models import transformer
+from jaxdave.numerics.weight_layout import to_device_layout
+
+PROMPTS = [[1, 2, 3], [4] * 7, [5, 6]]
+FULL = {"attention": "full", "block_length": 8, "family": "llada-moe"}
+CONFIGS = {
+    "qwen": tiny("qwen"),
+    "llada2": tiny("llada2", rotary_dim=4, family="llada2"),
+    "llada": tiny("llada", **FULL),
+}
+
+
+def random_params(config, is_tied: bool):
+    """Weights whose predictions vary; with near ties in every router if asked for."""
+    params = transformer.init(config, 0)
+    params = jax.tree.map(lambda a: a * 6 if a.ndim > 1 else a, params)
+    if is_tied:
+        router = params["blocks"]["mlp"]["router"]
+        noise = 1e-7 * np.random.default_rng(0).normal(size=router["kernel"].shape)
+        router["kernel"] = router["kernel"][..., :1] + noise.astype(np.float32)
+    return to_device_layout(params, config)
+
+
+CASES = [
+    pytest.param("qwen", 8, 0.7, 3),
+    pytest.param("llada2", 2, 0.0, 1),
+    *(
+        pytest.param(name, drafts, temperature, rows, marks=pytest.mark.slow)
+        for name in CONFIGS
+        for drafts in (2, 8)
+        for temperature in (0.0, 0.7)
+        for rows in (1, 3)
+    ),
+]
+
+
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize(("name", "drafts", "temperature", "rows"), CASES)
+def test_drafts_change_no_text(name, drafts, temperature, rows):
+    config, prompts = CONFIGS[name], PROMPTS[:rows]
+    decoder = decoders.freedave(
+        config, draft_steps=drafts, temperature=temperature, max_new_tokens=16
+    )
+    assert decoder.numerics == "exact"
+    for is_tied in (False, True):
+        params = random_params(config, is_tied)
+        plain = generate(capped(decoder, 1), params, prompts, seed=1)
+        quick = generate(decoder, params, prompts, seed=1)
+        assert texts(quick) == texts(plain)
+        pairs = list(zip(quick.completions, plain.completions, strict=True))
+        assert all(a.nfe.total <= b.nfe.total for a, b in pairs)
+        assert is_tied or sum(b.nfe.total - a.nfe.total for a, b in pairs) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_draft_s_slot_does_not_show(name):
+    config = CONFIGS[name]
+    decoder = decoders.freedave(config, draft_steps=4, max_new_tokens=8)
+    assert slot_probe(decoder.spec, random_params(config, True)).holds
+
+
+def test_guarded_numerics_are_refused():
+    with pytest.raises(ValueError) as caught:
+        decoders.freedave(CONFIGS["qwen"], numerics="guarded")
+    assert "use numerics='exact'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert decoders.freedave(CONFIGS["qwen"], numerics="fast").numerics == "fast"
+    dense = dataclasses.replace(CONFIGS["qwen"], experts=None, family="sdar")
+    assert decoders.freedave(dense).numerics == "guarded"
+    assert DecodeConfig().numerics is None
