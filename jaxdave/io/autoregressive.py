@@ -18,7 +18,7 @@ import numpy as np
 from jaxdave.core.config import ModelConfig, check_block_length
 from jaxdave.core.model_api import Params
 from jaxdave.io import families, hf_config, mask_token, safetensors_io
-from jaxdave.io.families import FULL_ATTENTION_BLOCK, Family, NullKey
+from jaxdave.io.family_records import FULL_ATTENTION_BLOCK, Family, NullKey
 from jaxdave.io.tensor_names import QWEN_TENSORS
 from jaxdave.runtime.files import read_json
 
