@@ -183,7 +183,7 @@ def test_the_order_loss_is_its_formula(config, order):
         order=order,
     )
     settings = CertaintyForcing(sampling=sampling, order_weight=0.7)
-    params, key = random(config), jax.random.key(5)
+    params, key = random(config), jax.random.key(6)
     value, parts = jax.jit(make_certainty_loss(config, settings))(params, RECORDED, key)
     states = draw_states(key, sampling, RECORDED, mask_id=config.mask_id)
     function = jax.jit(state_logits(sampling, transformer_logits(config)))
