@@ -52,7 +52,6 @@ CASES = [
 ]
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(("name", "drafts", "temperature", "rows"), CASES)
 def test_drafts_change_no_text(name, drafts, temperature, rows):
     config, prompts = CONFIGS[name], PROMPTS[:rows]

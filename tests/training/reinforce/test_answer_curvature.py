@@ -10,8 +10,6 @@ from jax.flatten_util import ravel_pytree
 
 from jaxdave.training.reinforce import answer_curvature, curvature, log_probs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 RIGHT = 5
 
 

@@ -68,7 +68,6 @@ def test_on_policy_the_ratio_is_one(name, options):
     assert np.all(np.isfinite(norms)) and max(norms) > 1e-3
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_text_is_as_likely_as_the_decoder_recorded_from_the_left():
     """What makes the likelihood of a reference answer that of drawing it."""
     model = jaxdave.load("sdar-1m")
