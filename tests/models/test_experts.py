@@ -93,6 +93,7 @@ def test_grouped_products_are_those_of_a_plain_loop(kind, machine):
     np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-4)
 
 
+@pytest.mark.as_shipped
 def test_a_token_s_bits_do_not_depend_on_the_others():
     config, draws = KINDS["llada2"], np.random.default_rng(0)
     x, stacks = drawn(TOKENS, HIDDEN, seed=5), matrices(config)
