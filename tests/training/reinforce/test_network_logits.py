@@ -14,6 +14,20 @@ ROOM = 8
 PROMPT = "Mia has 3 pens. How many pens?"
 
 
+def recorded_answer(model, **options):
+    """Ids of an answer, and its trajectory, drawn with drafts."""
+    config = jaxdave.DecodeConfig(
+        draft_steps=2,
+        max_new_tokens=ROOM,
+        record_steps=True,
+        numerics="fast",
+        **options,
+    )
+    answer = jaxdave.Sampler(model, config)(PROMPT, request=1)
+    assert answer.trajectory is not None
+    return answer.token_ids, answer.trajectory
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [("sdar-1m", {}), ("dream-1m", {"cache": "none", "block_length": 4})],
@@ -21,18 +35,9 @@ PROMPT = "Mia has 3 pens. How many pens?"
 def test_on_policy_the_ratio_is_one(name, options):
     """With drafts, at a temperature, through the demo models."""
     model = jaxdave.load(name)
-    config = jaxdave.DecodeConfig(
-        draft_steps=2,
-        max_new_tokens=ROOM,
-        temperature=0.8,
-        record_steps=True,
-        numerics="fast",
-        **options,
-    )
-    answer = jaxdave.Sampler(model, config)(PROMPT, request=1)
-    assert answer.trajectory is not None
+    _, trajectory = recorded_answer(model, temperature=0.8, **options)
     prompt = tuple(model.codec.encode_prompt(PROMPT))
-    canvas = step_maps.canvas_of(prompt, answer.trajectory, ROOM, model.config.mask_id)
+    canvas = step_maps.canvas_of(prompt, trajectory, ROOM, model.config.mask_id)
     tokens_T, steps_T = jnp.asarray(canvas.tokens_T), jnp.asarray(canvas.steps_T)
     old_BT = jnp.asarray(canvas.log_probs_T)[None]
     mask_BT = jnp.asarray(canvas.is_drawn_T)[None]
@@ -71,18 +76,11 @@ def test_on_policy_the_ratio_is_one(name, options):
 def test_a_text_is_as_likely_as_the_decoder_recorded_from_the_left():
     """What makes the likelihood of a reference answer that of drawing it."""
     model = jaxdave.load("sdar-1m")
-    config = jaxdave.DecodeConfig(
-        policy="left_to_right",
-        draft_steps=2,
-        max_new_tokens=ROOM,
-        temperature=2.0,
-        record_steps=True,
-        numerics="fast",
+    token_ids, trajectory = recorded_answer(
+        model, temperature=2.0, policy="left_to_right"
     )
-    answer = jaxdave.Sampler(model, config)(PROMPT, request=1)
-    assert answer.trajectory is not None
     prompt, mask_id = model.codec.encode_prompt(PROMPT), model.config.mask_id
-    canvas = step_maps.canvas_of_text(prompt, answer.token_ids, ROOM, mask_id)
+    canvas = step_maps.canvas_of_text(prompt, token_ids, ROOM, mask_id)
     logits_with = network_logits(model.config)
     found_T = jax.jit(
         lambda params: log_probs.trajectory_log_probs(
@@ -94,7 +92,7 @@ def test_a_text_is_as_likely_as_the_decoder_recorded_from_the_left():
             temperature=2.0,
         )
     )(model.params)
-    places = zip(answer.trajectory.positions, answer.trajectory.log_probs, strict=True)
-    recorded = sum(value for at, value in places if at < len(answer.token_ids))
+    places = zip(trajectory.positions, trajectory.log_probs, strict=True)
+    recorded = sum(value for at, value in places if at < len(token_ids))
     assert recorded < -1.0
     np.testing.assert_allclose(jnp.sum(found_T), recorded, rtol=1e-3)
