@@ -4,8 +4,9 @@
 
 The demo model answers prompts of the training split, and a small recurrent draft model
 learns to guess those texts. Prompts of a frozen test set, which neither has seen, are
-then answered without drafts, with the default drafts and with the draft model. The
-texts are the same; the calls of the model are not. `--problems names` has people and
+then answered without drafts, with the default drafts, with the draft model, and with
+the answer that the draft model writes by itself beforehand. The texts are the same; the
+calls of the model are not. `--problems names` has people and
 things that the demo model was not trained on, so that its own lookahead is often wrong;
 with `--problems usual` it is nearly always right. A draft model guesses tokens, so it
 helps most where the order of positions is fixed (`--policy left_to_right`).
@@ -24,6 +25,7 @@ from safetensors import numpy as safetensors
 import jaxdave
 from jaxdave.demo_tasks import problem_sets, training_problem, words
 from jaxdave.drafting import draft_model
+from jaxdave.drafting.context_init import GreedyText, context_init
 from jaxdave.drafting.draft_model import DraftModelConfig
 from jaxdave.eval.report.metrics import gain, ratio_of_sums
 from jaxdave.runtime.files import replace_file
@@ -89,15 +91,25 @@ def save(path: Path, params: dict[str, Any]) -> None:
 
 
 def samplers(model, config, params, **settings) -> dict[str, jaxdave.Sampler]:
-    """The three ways to decode: one text, three numbers of calls."""
+    """The ways to decode: one text, several numbers of calls."""
     default = jaxdave.Sampler(model, jaxdave.DecodeConfig(**settings))
     # Guesses compete for places with the very drafts that they are compared with.
-    draft = draft_model.draft_model(config, base=default.decoder.spec.draft)
-    drafted = jaxdave.DecodeConfig(draft=draft, **settings)
+    base = default.decoder.spec.draft
+    drafts = {
+        "draft model": draft_model.draft_model(config, base=base),
+        "its answer beforehand": context_init(GreedyText(config), base=base),
+    }
     return {
         "no drafts": default.undrafted(),
         "default drafts": default,
-        "draft model": jaxdave.Sampler(model, drafted, draft_params=params),
+        **{
+            name: jaxdave.Sampler(
+                model,
+                jaxdave.DecodeConfig(draft=draft, **settings),
+                draft_params=params,
+            )
+            for name, draft in drafts.items()
+        },
     }
 
 
@@ -115,8 +127,10 @@ def compare(ways: dict[str, jaxdave.Sampler], prompts: list[Any]) -> list[str]:
         shown = " | ".join("{:.2f} [{:.2f}, {:.2f}]".format(*rate) for rate in rates)
         equal = sum(a == b for a, b in zip(row, answers["no drafts"], strict=True))
         lines.append(f"| {name} | {shown} | {equal} of {len(row)} |")
-    share = gain(calls["draft model"], ones, calls["default drafts"], ones)
-    return [*lines, "draft model / default: {:.3f} [{:.3f}, {:.3f}]".format(*share)]
+    for name in ("draft model", "its answer beforehand"):
+        share = gain(calls[name], ones, calls["default drafts"], ones)
+        lines.append(f"{name} / default: " + "{:.3f} [{:.3f}, {:.3f}]".format(*share))
+    return lines
 
 
 def main() -> None:
