@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from jaxdave.runtime.event_loops import drop_late_results
 from jaxdave.runtime.files import replace_file
 from jaxdave.runtime.journal import parse_line
 from jaxdave.runtime.messages import one_line
@@ -69,7 +70,10 @@ class CheckpointFiles:
                 },
             )
             self.saved = self.manager.latest_step()
-        # Its threads log every failure with a traceback, beside raising it.
+        # Its threads log and print every failure with a traceback, beside raising it.
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(drop_late_results())
+        self._quiet.callback(logging.getLogger("absl").removeFilter, _is_not_of_orbax)
         logging.getLogger("absl").addFilter(_is_not_of_orbax)
 
     def left(self) -> str:
@@ -148,7 +152,7 @@ class CheckpointFiles:
             self.wait()
         finally:
             self.manager.close()
-            logging.getLogger("absl").removeFilter(_is_not_of_orbax)
+            self._quiet.close()
 
     def _check_shapes(self, step: int, template: TrainState) -> None:
         """Refuse a checkpoint of another model, which orbax would say in many lines."""

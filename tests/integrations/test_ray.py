@@ -24,7 +24,7 @@ from jaxdave.integrations.ray import RayDecoder
 COUNT = 240
 SETTINGS = ("--max-new-tokens", "32", "--temperature", "0.7", "--seed", "5")
 SETTINGS += ("--draft-steps", "4", "--batch-size", "4")
-PATIENCE = 240
+PATIENCE = 900
 """Seconds after which a command is given up."""
 
 
@@ -100,7 +100,9 @@ class Command:
         latest = time.monotonic() + PATIENCE
         while not file.exists() or file.read_bytes().count(b"\n") < count:
             assert self.process.poll() is None, self.end()
-            assert time.monotonic() < latest
+            if time.monotonic() > latest:
+                self.process.kill()
+                raise AssertionError(self.end())
             time.sleep(0.02)
 
 
