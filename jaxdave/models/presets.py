@@ -8,6 +8,7 @@ same repository.
 from typing import Any
 
 from jaxdave.core.config import ModelConfig
+from jaxdave.core.experts_config import ExpertsConfig
 
 # Dream and Fast-dLLM v2 (7B) have the shape of Qwen2.5-7B. The embedding has more rows
 # than the tokenizer has ids: the rest is padding, as elsewhere below.
@@ -115,6 +116,26 @@ PRESETS: dict[str, dict] = {
         attention="full",
         logits_shift="full",
         block_length=32,
+    ),
+    # LLaDA2's router, and its dense first layer.
+    "llada2-1m": dict(
+        _DEMO,
+        family="llada2",
+        kv_heads=2,
+        qk_norm=True,
+        experts=ExpertsConfig(
+            count=16,
+            per_token=2,
+            inter=20,
+            shared_inter=20,
+            score="sigmoid",
+            bias="choice",
+            groups=4,
+            kept_groups=2,
+            renormalize=True,
+            scale=2.0,
+            dense_layers=1,
+        ),
     ),
     "dream-7b": _DREAM,
     "dream-coder-7b": dict(_DREAM, max_positions=32768),
