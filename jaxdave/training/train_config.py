@@ -116,7 +116,7 @@ class TrainSection:
         remat: Compute the insides of layers again for the gradient, to save memory.
         columns_at_once: Of so many columns of a row logits are in memory; None: all.
         expert_balance: What it counts, beside a token's loss, that a mixture's experts
-            get equally many tokens (`trained_experts.balanced`), e.g. 0.001; 0: nothing.
+            get equally many tokens, e.g. 0.001 (`trained_experts.balanced`); 0: none.
         save_every: Steps between checkpoints.
         keep: The latest so many stay.
         log_every: Steps between looks at the metrics.
