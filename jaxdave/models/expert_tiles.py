@@ -8,9 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-TILE_ROWS = 8
-"""Tokens of a tile. On a CPU 8 and 16 took the same time, 4 a quarter more, and 1 four
-times as much, of 48 tokens among 256 experts (docs/lab_notes/loop.md)."""
+TILE_ROWS = 4
+"""Tokens of a tile. A call of 48 tokens has one or two for most of 256 experts, and
+products of 8 rows take a third longer than of 4, where an expert is large
+(docs/lab_notes/loop.md). One number for all calls: a row's bits hang on it."""
 
 
 class Tiles(NamedTuple):

@@ -29,6 +29,10 @@ from jaxdave.numerics.matmul import SelectedMatrix
 from jaxdave.numerics.quantization import einsum_kernel
 from jaxdave.runtime.machine import Machine
 
+PART_BYTES = 2**19
+"""Bytes of an expert's matrix that are multiplied by at once: a quarter of the cache of
+one core (docs/lab_notes/loop.md)."""
+
 _SMALLEST_SUM = 1e-20
 """Added to a sum of weights before they are divided by it, as LLaDA2's module does."""
 
@@ -168,11 +172,10 @@ def _by_tiles(
 
     def evaluate(tile):
         expert, token_R = tile
-        own = ExpertMatrices(*(part[expert] for part in matrices))
         return _swiglu(
             padded_SE[token_R],
-            lambda x, part: einsum_kernel("re,ef->rf", x, part, machine),
-            own,
+            lambda x, stack: _multiply_in_parts(x, stack, expert, machine),
+            matrices,
         )
 
     def body(index, tile):
@@ -181,6 +184,35 @@ def _by_tiles(
 
     _, output_JRE = jax.lax.scan(body, jnp.int32(0), (tiles.expert_J, tiles.token_JR))
     return output_JRE.reshape(-1, x_SE.shape[1])[tiles.row_SC]
+
+
+def _multiply_in_parts(
+    x_RI: jax.Array, stack_XIO: jax.Array, expert: jax.Array, machine: Machine
+) -> jax.Array:
+    """Products with one expert's matrix, float32 [R, O], some of its rows at a time.
+
+    XLA copies what it slices out of a stack before it multiplies by it. A part that
+    stays in the cache is read from memory once for both; a whole matrix would be
+    written there, and read again.
+    """
+    _, size, width = stack_XIO.shape
+    parts = 1
+    while size % (2 * parts) == 0 and (
+        size // parts * width * stack_XIO.dtype.itemsize > PART_BYTES
+    ):
+        parts *= 2
+    part = size // parts
+
+    def add(index, total_RO):
+        start = (expert, index * part, 0)
+        own_IO = jax.lax.dynamic_slice(stack_XIO, start, (1, part, width))[0]
+        own_RI = jax.lax.dynamic_slice_in_dim(x_RI, index * part, part, axis=1)
+        return total_RO + einsum_kernel("ri,io->ro", own_RI, own_IO, machine)
+
+    if parts == 1:
+        return einsum_kernel("ri,io->ro", x_RI, stack_XIO[expert], machine)
+    zeros = jnp.zeros((x_RI.shape[0], width), jnp.float32)
+    return jax.lax.fori_loop(0, parts, add, zeros)
 
 
 def _by_ragged_dot(
