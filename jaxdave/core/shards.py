@@ -273,7 +273,9 @@ def replicated_parts(config: ModelConfig, count: int) -> str:
             f"{config.kv_heads} key/value heads are kept as "
             f"{mesh_kv_heads(config, count)} with copies"
         )
-    if not splits_mlp(config, count):
+    if config.experts is not None:
+        parts.append("its experts are replicated, which the axis 'expert' splits")
+    elif not splits_mlp(config, count):
         parts.append(
             f"the feed-forward layers are replicated, as {count} devices do not "
             f"divide their {config.inter} features"

@@ -171,7 +171,8 @@ class LoadConfig(_Record):
         quantize: "int8" or "fp8" keeps matrices in 8 bits, which is a model of its own;
             or None.
         mesh: Devices, as "data=2,model=4": rows of a batch are split over the first
-            number, and each copy of the weights over the second. None: one device.
+            number, and each copy of the weights over the second; "expert=4" splits the
+            experts of a mixture. None: one device.
 
     Raises:
         ValueError: The mesh is no such text.

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from jaxdave.core.config import ModelConfig, check_dense
+from jaxdave.core.config import ModelConfig
 from jaxdave.core.host_arrays import fetch_arrays
 from jaxdave.core.model_api import Params
 from jaxdave.drafting import tree_table
@@ -26,7 +26,7 @@ from jaxdave.io import families, hf_config, orbax_io, safetensors_io
 from jaxdave.io.device_memory import check_memory
 from jaxdave.io.finite import check_finite, is_finite, raise_overflow
 from jaxdave.io.hub import find_model
-from jaxdave.io.sharding import from_mesh, put_on_mesh
+from jaxdave.io.sharding import check_expert_axis, from_mesh, put_on_mesh
 from jaxdave.io.tokenizer import Codec, load_codec
 from jaxdave.numerics import quantization
 from jaxdave.numerics.weight_layout import (
@@ -217,10 +217,7 @@ def load(
     )
     config = described.config
     if mesh is not None:
-        check_dense(config, "mesh", "load it on one device, without mesh=")
-    if quantize is not None:
-        what = f"quantize={quantize!r}"
-        check_dense(config, what, "leave it out, or take dtype='bfloat16'")
+        check_expert_axis(config, mesh)
     read_params = _param_reader(described.folder, config, dtype, mesh)
     check_memory(config, dtype, quantize, mesh)
     if mesh is None:

@@ -13,7 +13,7 @@ from jaxdave.io.safetensors_io import DTYPES
 from jaxdave.io.sharding import part_shapes
 from jaxdave.models.param_shapes import param_shapes
 from jaxdave.numerics.quantization import quantize_params
-from jaxdave.runtime.mesh_shape import MODEL_AXIS
+from jaxdave.runtime.mesh_shape import EXPERT_AXIS, MODEL_AXIS
 
 MAX_PARTS = 256
 """A mesh of more devices is not proposed."""
@@ -36,13 +36,19 @@ def check_memory(
     local = jax.local_devices() if mesh is None else mesh.local_devices
     device = local[0]
     limit = device_bytes(device)
-    num_parts = 1 if mesh is None else mesh.shape.get(MODEL_AXIS, 1)
+    sizes = {} if mesh is None else mesh.shape
+    num_parts, expert_parts = sizes.get(MODEL_AXIS, 1), sizes.get(EXPERT_AXIS, 1)
     if limit is not None:
-        check_fits(config, dtype, quantize, num_parts, limit)
+        check_fits(config, dtype, quantize, num_parts, limit, expert_parts)
 
 
 def check_fits(
-    config: ModelConfig, dtype: str, quantize: str | None, num_parts: int, limit: int
+    config: ModelConfig,
+    dtype: str,
+    quantize: str | None,
+    num_parts: int,
+    limit: int,
+    expert_parts: int = 1,
 ) -> None:
     """Refuse a model whose weights do not fit into so many bytes of each device.
 
@@ -52,17 +58,15 @@ def check_fits(
       quantize: "int8", or None.
       num_parts: devices that the weights are split over.
       limit: bytes of one device.
+      expert_parts: devices that its experts are split over.
 
     Raises:
       ValueError: they do not fit.
     """
-    needed = weight_bytes(config, dtype, quantize, num_parts)
+    needed = weight_bytes(config, dtype, quantize, num_parts, expert_parts)
     if needed <= limit:
         return
-    # A mixture of experts has neither 8 bits nor a mesh.
-    is_dense = config.experts is None
-    options = (config, dtype, quantize, num_parts, limit)
-    remedies = _remedies(*options) if is_dense else []
+    remedies = _remedies(config, dtype, quantize, num_parts, limit, expert_parts)
     advice = " or ".join(remedies) or "a smaller model"
     raise ValueError(
         f"the weights of {config.name!r} take {_gigabytes(needed)} of each device, "
@@ -72,25 +76,37 @@ def check_fits(
 
 
 def _remedies(
-    config: ModelConfig, dtype: str, quantize: str | None, num_parts: int, limit: int
+    config: ModelConfig,
+    dtype: str,
+    quantize: str | None,
+    num_parts: int,
+    limit: int,
+    expert_parts: int,
 ) -> list[str]:
     """What would make a model's weights fit; arguments as of `check_fits`."""
     remedies = []
-    int8 = weight_bytes(config, dtype, "int8", num_parts)
+    int8 = weight_bytes(config, dtype, "int8", num_parts, expert_parts)
     if int8 <= limit:
         remedies.append(f"quantize='int8' ({_gigabytes(int8)})")
-    parts = num_parts
-    while parts < MAX_PARTS:
+    # Most of a mixture is its experts.
+    experts = 0 if config.experts is None else config.experts.count
+    axis, parts = ("expert", expert_parts) if experts else ("model", num_parts)
+    while parts < MAX_PARTS and (not experts or experts % (2 * parts) == 0):
         parts *= 2
-        split = weight_bytes(config, dtype, quantize, parts)
+        counts = (num_parts, parts) if experts else (parts, 1)
+        split = weight_bytes(config, dtype, quantize, *counts)
         if split <= limit:
-            remedies.append(f"mesh='model={parts}' ({_gigabytes(split)} each)")
+            remedies.append(f"mesh='{axis}={parts}' ({_gigabytes(split)} each)")
             break
     return remedies
 
 
 def weight_bytes(
-    config: ModelConfig, dtype: str, quantize: str | None, num_parts: int
+    config: ModelConfig,
+    dtype: str,
+    quantize: str | None,
+    num_parts: int,
+    expert_parts: int = 1,
 ) -> int:
     """Bytes of a model's weights on one device.
 
@@ -99,6 +115,7 @@ def weight_bytes(
       dtype: of its parameters.
       quantize: "int8", or None.
       num_parts: devices that they are split over.
+      expert_parts: devices that the experts of a mixture are split over.
 
     Returns:
       The bytes, without the cache and what a program needs beside.
@@ -111,7 +128,8 @@ def weight_bytes(
     shapes = param_shapes(config, jnp.dtype(DTYPES[dtype]))
     if quantize is not None:
         shapes = jax.eval_shape(quantize_params, shapes)
-    parts = leaves_by_path(part_shapes(shapes, config, num_parts)).values()
+    split = part_shapes(shapes, config, num_parts, expert_parts)
+    parts = leaves_by_path(split).values()
     return sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
 
 

@@ -2,10 +2,11 @@
 
 Column-parallel matrices (q, k, v, gate, up) are split over their outputs, row-parallel
 ones (o, down) over their inputs, the embedding and the head over the vocabulary, as in
-Megatron-LM (arXiv 1909.08053). Two parameters change their shape so that they divide:
-tables get rows of no id at their end, and where there are more devices than key/value
-heads each device has a copy of those that its queries read. What does not divide at all
-is replicated (`core.shards.replicated_parts` says what).
+Megatron-LM (arXiv 1909.08053). The experts of a mixture are split over an axis of their
+own; its shared experts and routers are on every device. Two parameters change their
+shape so that they divide: tables get rows of no id at their end, and where there are
+more devices than key/value heads each device has a copy of those that its queries read.
+What does not divide at all is replicated (`core.shards.replicated_parts` says what).
 """
 
 import functools
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdave.core.config import ModelConfig, check_dense
+from jaxdave.core.config import ModelConfig
 from jaxdave.core.host_arrays import fetch_arrays
 from jaxdave.core.param_paths import param_path
 from jaxdave.core.shards import (
@@ -27,7 +28,7 @@ from jaxdave.core.shards import (
     splits_mlp,
 )
 from jaxdave.numerics.quantization import channel_axis
-from jaxdave.runtime.mesh_shape import MODEL_AXIS
+from jaxdave.runtime.mesh_shape import EXPERT_AXIS, MODEL_AXIS
 from jaxdave.runtime.meshes import auto_mesh, check_mesh, put_array
 
 _LOGGER = logging.getLogger("jaxdave")
@@ -46,6 +47,12 @@ _SPLITS = {
     "blocks/mlp/gate/kernel": (2, "inter"),
     "blocks/mlp/up/kernel": (2, "inter"),
     "blocks/mlp/down/kernel": (1, "inter"),
+    # Of a mixture; its shared experts and routers are replicated.
+    **{
+        f"blocks/mlp/{part}/{name}/kernel": (1, unit)
+        for part, unit in (("experts", "experts"), ("shared", "whole"))
+        for name in ("gate", "up", "down")
+    },
 }
 
 
@@ -64,7 +71,8 @@ def partition_spec(path: str, config: ModelConfig, num_parts: int) -> PartitionS
 
     Returns:
       The split of the parameter in the shape that it has on a mesh (`to_mesh_shape`);
-      replication where it is not split, or where its units do not divide.
+      replication where it is not split, or where its units do not divide. Experts have
+      their own axis, whatever `num_parts` is.
 
     Raises:
       ValueError: the path is that of a matrix in the layout of a CPU.
@@ -77,7 +85,9 @@ def partition_spec(path: str, config: ModelConfig, num_parts: int) -> PartitionS
     dimension = _split_dimension(path, config, num_parts)
     if dimension is None:
         return PartitionSpec()
-    return PartitionSpec(*[None] * dimension, MODEL_AXIS)
+    _, split = _unquantized_path(path)
+    is_experts = split is not None and split[1] == "experts"
+    return PartitionSpec(*[None] * dimension, EXPERT_AXIS if is_experts else MODEL_AXIS)
 
 
 def shardings(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
@@ -94,18 +104,38 @@ def shardings(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
       A tree of the same structure, of `NamedSharding`.
 
     Raises:
-      ValueError: the mesh has neither axis, or the parameters are in the layout of a
-        CPU.
+      ValueError: the mesh has no axis of ours, or one of experts that do not divide, or
+        the parameters are in the layout of a CPU.
     """
     check_mesh(mesh)
+    check_expert_axis(config, mesh)
     num_parts, mesh = mesh.shape.get(MODEL_AXIS, 1), auto_mesh(mesh)
 
     def leaf_sharding(key_path, _) -> NamedSharding:
         spec = partition_spec(param_path(key_path), config, num_parts)
-        has_axis = MODEL_AXIS in mesh.shape
+        has_axis = set(spec) - {None} <= set(mesh.axis_names)
         return NamedSharding(mesh, spec if has_axis else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, params)
+
+
+def check_expert_axis(config: ModelConfig, mesh: Mesh) -> None:
+    """Refuse an axis of experts that a model's experts cannot be split over.
+
+    Args:
+      config: the model.
+      mesh: the devices.
+
+    Raises:
+      ValueError: the model is dense, or its experts do not divide.
+    """
+    count = mesh.shape.get(EXPERT_AXIS, 1)
+    experts = 0 if config.experts is None else config.experts.count
+    if count > 1 and (not experts or experts % count):
+        raise ValueError(
+            f"expert={count} of the mesh must divide the experts of {config.name!r}, "
+            f"which has {experts}; use another number, or the axis 'model'"
+        )
 
 
 def storage_shardings(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
@@ -148,7 +178,7 @@ def put_on_mesh(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
       The parameters in the shapes of the mesh; `from_mesh` undoes it.
 
     Raises:
-      ValueError: as `shardings`, or the model is a mixture of experts.
+      ValueError: as `shardings`.
 
     Example:
       >>> from jaxdave.models import transformer
@@ -159,7 +189,6 @@ def put_on_mesh(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
       >>> tuple(params["embedding"].sharding.spec)
       ('model',)
     """
-    check_dense(config, "mesh", "keep it on one device")
     num_parts = mesh.shape.get(MODEL_AXIS, 1)
     target = shardings(params, config, mesh)
     if text := replicated_parts(config, num_parts):
@@ -203,13 +232,16 @@ def mesh_structs(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(struct, params, target)
 
 
-def part_shapes(params: Any, config: ModelConfig, num_parts: int) -> Any:
+def part_shapes(
+    params: Any, config: ModelConfig, num_parts: int, expert_parts: int = 1
+) -> Any:
     """The shapes of what each device has of parameters.
 
     Args:
       params: shapes as `param_shapes` returns them, or of quantised ones.
       config: the model.
       num_parts: devices along the model axis.
+      expert_parts: devices along the axis of experts.
 
     Returns:
       A tree of `jax.ShapeDtypeStruct`s.
@@ -218,9 +250,10 @@ def part_shapes(params: Any, config: ModelConfig, num_parts: int) -> Any:
     def part(key_path, leaf) -> jax.ShapeDtypeStruct:
         path = param_path(key_path)
         shape = list(_mesh_shape(path, leaf.shape, config, num_parts))
-        dimension = _split_dimension(path, config, num_parts)
-        if dimension is not None:
-            shape[dimension] //= num_parts
+        spec = partition_spec(path, config, num_parts)
+        for dimension, axis in enumerate(spec):
+            if axis is not None:
+                shape[dimension] //= num_parts if axis == MODEL_AXIS else expert_parts
         return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(part, params)
@@ -264,14 +297,19 @@ def from_mesh(params: Any, config: ModelConfig) -> Any:
 def _unquantized_path(path: str) -> tuple[str, tuple[int, str] | None]:
     """The path of the matrix that a parameter is or belongs to, and its split."""
     matrix_path, _, _ = path.rpartition("/")
-    is_part = matrix_path in _SPLITS
+    is_part = _of_stack(matrix_path) in _SPLITS
     if "/kernel/" in path and not is_part:
         raise ValueError(
             f"{path} is a part of a matrix as a CPU reads it, which has no split; use "
             "`weight_layout.to_stacked` of the parameters"
         )
     own = matrix_path if is_part else path
-    return own, _SPLITS.get(own)
+    return own, _SPLITS.get(_of_stack(own))
+
+
+def _of_stack(path: str) -> str:
+    """The path of a layer's parameter, in whichever stack of layers it is."""
+    return path.removeprefix("dense_")
 
 
 def _own_dimension(matrix_path: str, path: str, dimension: int) -> int | None:
@@ -292,6 +330,8 @@ def _split_dimension(path: str, config: ModelConfig, num_parts: int) -> int | No
         "kv_heads": num_parts == 1 or splits_attention(config, num_parts),
         "inter": num_parts == 1 or splits_mlp(config, num_parts),
         "vocab": True,
+        "experts": True,
+        "whole": False,
     }
     return _own_dimension(matrix_path, path, dimension) if divides[unit] else None
 
@@ -336,8 +376,10 @@ def _split_heads(array: Any, dimension: int, head_dim: int) -> Any:
 
 def _scale_dimension(path: str, dimension: int) -> int | None:
     """Map a dimension of a matrix to its scales, which lack the axis summed over."""
-    # Kernels have a leading layer axis; the embedding and the head do not.
-    ndim = 3 if path.startswith("blocks/") else 2
+    # Kernels have a leading layer axis, and those of experts one of experts behind it;
+    # the embedding and the head do not.
+    ndim = 3 if "blocks/" in path else 2
+    ndim += "/experts/" in path
     summed_axis = (channel_axis(path) or 0) % ndim
     if dimension == summed_axis:
         return None

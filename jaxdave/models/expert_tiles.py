@@ -37,8 +37,9 @@ def lay_out_tiles(
     """Lay choices out in tiles, sorted by expert and then by token.
 
     Args:
-        expert_SC: The experts of each token, int32 [S, C].
-        num_experts: Experts of the layer.
+        expert_SC: The experts of each token, int32 [S, C]; `num_experts` stands for one
+            that is elsewhere, whose tiles count as not used.
+        num_experts: Experts that are here.
         tile_rows: Rows of a tile, R.
 
     Returns:
@@ -46,10 +47,10 @@ def lay_out_tiles(
     """
     tokens, choices = expert_SC.shape
     pairs = tokens * choices
-    # Every expert may have one tile that is not full.
-    num_tiles = min(num_experts, pairs) + pairs // tile_rows
+    # Every expert may have one tile that is not full, and those elsewhere together.
+    num_tiles = min(num_experts + 1, pairs) + pairs // tile_rows
     expert_P = expert_SC.reshape(-1)
-    size_X = jnp.zeros(num_experts, jnp.int32).at[expert_P].add(1)
+    size_X = jnp.zeros(num_experts + 1, jnp.int32).at[expert_P].add(1)
     tiles_X = (size_X + tile_rows - 1) // tile_rows
     last_tile_X = jnp.cumsum(tiles_X)
     # Sorted by expert, a pair's place among those of its expert is its distance from
@@ -68,5 +69,5 @@ def lay_out_tiles(
         expert_J=jnp.minimum(expert_J, num_experts - 1),
         token_JR=empty.at[row_P].set(token_P).reshape(num_tiles, tile_rows),
         row_SC=row_P.reshape(tokens, choices),
-        used=last_tile_X[-1],
+        used=last_tile_X[num_experts - 1],
     )

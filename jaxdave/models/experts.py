@@ -26,8 +26,9 @@ from jaxdave.models.trained_experts import (
     trained_outputs,
 )
 from jaxdave.numerics.matmul import SelectedMatrix
-from jaxdave.numerics.quantization import einsum_kernel
+from jaxdave.numerics.quantization import EightBit, einsum_kernel
 from jaxdave.runtime.machine import Machine
+from jaxdave.runtime.mesh_shape import EXPERT_AXIS
 
 PART_BYTES = 2**19
 """Bytes of an expert's matrix that are multiplied by at once: a quarter of the cache of
@@ -111,7 +112,7 @@ def _keep_best_groups(rank_SX: jax.Array, config: ExpertsConfig) -> jax.Array:
 
 
 class ExpertMatrices(NamedTuple):
-    """The matrices of all experts of a layer.
+    """The matrices of all experts of a layer, arrays or `EightBit`s.
 
     Attributes:
         gate: [X, E, F].
@@ -123,22 +124,54 @@ class ExpertMatrices(NamedTuple):
     up: Any
     down: Any
 
+    @property
+    def count(self) -> int:
+        """How many experts there are."""
+        return jax.tree.leaves(self.gate)[0].shape[0]
+
 
 def mix_experts(
-    x_SE: jax.Array, routing: Routing, matrices: ExpertMatrices, machine: Machine
+    x_SE: jax.Array,
+    routing: Routing,
+    matrices: ExpertMatrices,
+    machine: Machine,
+    num_experts: int | None = None,
 ) -> jax.Array:
     """Add up the outputs of each token's experts, times their weights.
 
     Args:
         x_SE: Normed vectors [S, E].
         routing: Where they go.
-        matrices: Arrays, or on a CPU `SelectedMatrix` of the layers' arrays; where they
-            are trained, `TrainedStack`s.
+        matrices: Arrays or `EightBit`s, or on a CPU `SelectedMatrix` of those of all
+            layers; where they are trained, `TrainedStack`s.
         machine: What the products are compiled for.
+        num_experts: Experts of the layer; None: as many as there are matrices. Where
+            there are fewer, others are on the other devices along the mesh axis of
+            experts, all of which have the same tokens.
 
     Returns:
-        float32 [S, E].
+        float32 [S, E], the same bits on all of these devices.
     """
+    here, expert_SC = matrices.count, routing.expert_SC
+    is_split = num_experts is not None and here < num_experts
+    if is_split:
+        expert_SC = expert_SC - jax.lax.axis_index(EXPERT_AXIS).astype(jnp.int32) * here
+        is_here_SC = (expert_SC >= 0) & (expert_SC < here)
+        expert_SC = jnp.where(is_here_SC, expert_SC, here)
+    output_SCE = _outputs(x_SE, expert_SC, matrices, machine)
+    if is_split:
+        # Every output comes from one device, and the others add zeros. The sum over
+        # choices is taken afterwards, in their order: its bits are those of one device.
+        output_SCE = jnp.where(is_here_SC[..., None], output_SCE, 0.0)
+        output_SCE = jax.lax.psum(output_SCE, EXPERT_AXIS)
+    # A sum of products and not a matrix product: its order is that of the weights.
+    return jnp.sum(output_SCE * routing.weight_SC[..., None], axis=1)
+
+
+def _outputs(
+    x_SE: jax.Array, expert_SC: jax.Array, matrices: ExpertMatrices, machine: Machine
+) -> jax.Array:
+    """Outputs of each token's experts, float32 [S, C, E]; any of those elsewhere."""
     is_trained = isinstance(matrices.gate, TrainedStack)
     if is_trained:
         matrices = ExpertMatrices(*(part.array for part in matrices))
@@ -146,27 +179,23 @@ def mix_experts(
     # for it, and would wait for the host at every tile.
     grouped = _by_tiles if machine.is_cpu else _by_ragged_dot
     if is_trained and machine.is_cpu:
-        output_SCE = trained_outputs(x_SE, routing.expert_SC, *matrices)
-    elif not isinstance(matrices.gate, SelectedMatrix):
-        output_SCE = grouped(x_SE, routing.expert_SC, matrices, machine)
-    else:
-        # A branch per layer, which reads its own arrays in place (`SelectedMatrix`).
-        layers = zip(*(part.matrices for part in matrices), strict=True)
-        branches = [
-            functools.partial(grouped, matrices=ExpertMatrices(*own), machine=machine)
-            for own in layers
-        ]
-        index = matrices.gate.index
-        output_SCE = jax.lax.switch(index, branches, x_SE, routing.expert_SC)
-    # A sum of products and not a matrix product: its order is that of the weights.
-    return jnp.sum(output_SCE * routing.weight_SC[..., None], axis=1)
+        return trained_outputs(x_SE, expert_SC, *matrices)
+    if not isinstance(matrices.gate, SelectedMatrix):
+        return grouped(x_SE, expert_SC, matrices, machine)
+    # A branch per layer, which reads its own arrays in place (`SelectedMatrix`).
+    layers = zip(*(part.matrices for part in matrices), strict=True)
+    branches = [
+        functools.partial(grouped, matrices=ExpertMatrices(*own), machine=machine)
+        for own in layers
+    ]
+    return jax.lax.switch(matrices.gate.index, branches, x_SE, expert_SC)
 
 
 def _by_tiles(
     x_SE: jax.Array, expert_SC: jax.Array, matrices: ExpertMatrices, machine: Machine
 ) -> jax.Array:
     """Outputs of each token's experts, float32 [S, C, E], tile by tile."""
-    tiles = lay_out_tiles(expert_SC, matrices.gate.shape[0])
+    tiles = lay_out_tiles(expert_SC, matrices.count)
     padded_SE = jnp.concatenate([x_SE, jnp.zeros_like(x_SE[:1])])
     empty_RE = jnp.zeros((TILE_ROWS, x_SE.shape[1]), jnp.float32)
 
@@ -187,7 +216,7 @@ def _by_tiles(
 
 
 def _multiply_in_parts(
-    x_RI: jax.Array, stack_XIO: jax.Array, expert: jax.Array, machine: Machine
+    x_RI: jax.Array, stack_XIO: Any, expert: jax.Array, machine: Machine
 ) -> jax.Array:
     """Products with one expert's matrix, float32 [R, O], some of its rows at a time.
 
@@ -195,11 +224,15 @@ def _multiply_in_parts(
     stays in the cache is read from memory once for both; a whole matrix would be
     written there, and read again.
     """
+    if isinstance(stack_XIO, EightBit):
+        # A channel's scale is a common factor of its sum.
+        sums_RO = _multiply_in_parts(x_RI, stack_XIO.values, expert, machine)
+        return sums_RO * stack_XIO.scale[expert][None]
     _, size, width = stack_XIO.shape
+    # Narrow weights are widened in the cache, too.
+    itemsize = max(stack_XIO.dtype.itemsize, x_RI.dtype.itemsize)
     parts = 1
-    while size % (2 * parts) == 0 and (
-        size // parts * width * stack_XIO.dtype.itemsize > PART_BYTES
-    ):
+    while size % (2 * parts) == 0 and size // parts * width * itemsize > PART_BYTES:
         parts *= 2
     part = size // parts
 
@@ -223,9 +256,13 @@ def _by_ragged_dot(
     tokens, choices = expert_SC.shape
     expert_P = expert_SC.reshape(-1)
     order_P = jnp.argsort(expert_P, stable=True)
-    size_X = jnp.zeros(matrices.gate.shape[0], jnp.int32).at[expert_P].add(1)
+    size_X = jnp.zeros(matrices.count, jnp.int32).at[expert_P].add(1)
 
     def multiply(x_PI, stack_XIO):
+        if isinstance(stack_XIO, EightBit):
+            sums_PO = multiply(x_PI, stack_XIO.values)
+            here = jnp.minimum(expert_P[order_P], matrices.count - 1)
+            return sums_PO * stack_XIO.scale[here]
         return jax.lax.ragged_dot(
             x_PI,
             stack_XIO.astype(x_PI.dtype),
@@ -315,7 +352,10 @@ class ExpertStacks(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """The feed-forward layer of a mixture-of-experts model, on one device."""
+    """The feed-forward layer of a mixture-of-experts model.
+
+    On a mesh a device may have a part of the experts, and has all else.
+    """
 
     def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs, machine: Machine):
         """Initialise parameters.
@@ -360,6 +400,8 @@ class Experts(nnx.Module):
         else:
             logits_SX = router_logits(x_SE, kernel)
         routing = route(logits_SX, bias_X, self.config)
-        mixed_SE = mix_experts(x_SE, routing, self.experts.matrices, self.machine)
+        mixed_SE = mix_experts(
+            x_SE, routing, self.experts.matrices, self.machine, self.config.count
+        )
         mixed = mixed_SE.astype(x.dtype).reshape(x.shape)
         return mixed if self.shared is None else mixed + self.shared(x)

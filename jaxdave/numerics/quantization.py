@@ -267,10 +267,13 @@ def channel_axis(path: str) -> int | None:
         path: A parameter's path, such as "blocks/attn/q/kernel".
 
     Returns:
-        The axis, counted from the end; None for norms and biases.
+        The axis, counted from the end; None for norms, biases and routers, which are
+        small, and where a rounding would choose other experts.
     """
     if path in ("embedding", "head"):
         return -1
+    if path.endswith("/router/kernel"):
+        return None
     return -2 if path.endswith("/kernel") else None
 
 

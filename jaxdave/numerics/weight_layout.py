@@ -239,7 +239,8 @@ def _to_layout(
         # Those of all experts, [X, in, out], stay as they are: one expert's are read
         # where they lie (`models.experts`).
         if "/experts/" in path:
-            return PerLayer(tuple(map(place, _host_layers(leaf))))
+            layers = _host_layers(leaf)
+            return PerLayer(tuple(jax.tree.map(place, layer) for layer in layers))
         return _per_layer(_host_layers(leaf), machine, place)
     chunk = head_chunk(config.vocab_rows, machine)
     # The head is read chunk by chunk; tied embeddings are the head, and lookups read

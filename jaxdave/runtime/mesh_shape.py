@@ -1,7 +1,8 @@
 """The shape of a mesh as text, known without JAX.
 
-A mesh has an axis "data", over which the rows of a batch are split, and an axis
-"model", over which the weights are. Either may be left out.
+A mesh has an axis "data", over which the rows of a batch are split, an axis "model",
+over which the weights are, and an axis "expert", over which the experts of a mixture
+are. Each may be left out.
 """
 
 import dataclasses
@@ -11,7 +12,9 @@ DATA_AXIS = "data"
 """The mesh axis that the rows of a batch are split over."""
 MODEL_AXIS = "model"
 """The mesh axis that one copy of the weights is split over."""
-MESH_AXES = (DATA_AXIS, MODEL_AXIS)
+EXPERT_AXIS = "expert"
+"""The mesh axis that the experts of a mixture are split over."""
+MESH_AXES = (DATA_AXIS, MODEL_AXIS, EXPERT_AXIS)
 """The axes that mean something here; over others everything is replicated."""
 
 
@@ -22,6 +25,7 @@ class MeshShape:
     Attributes:
         data: Groups of devices, each with a copy of the weights and rows of its own.
         model: Devices of a group, which share one copy of the weights.
+        expert: As many such groups have the same rows, and each a part of the experts.
 
     Example:
         >>> parse_mesh("data=2,model=4").num_devices
@@ -30,15 +34,17 @@ class MeshShape:
 
     data: int = 1
     model: int = 1
+    expert: int = 1
 
     @property
     def num_devices(self) -> int:
         """Devices in all."""
-        return self.data * self.model
+        return self.data * self.model * self.expert
 
     def __str__(self) -> str:
         """As `parse_mesh` reads it."""
-        return f"data={self.data},model={self.model}"
+        text = f"data={self.data},model={self.model}"
+        return text if self.expert == 1 else f"{text},expert={self.expert}"
 
 
 def parse_mesh(text: str) -> MeshShape:
@@ -60,8 +66,8 @@ def parse_mesh(text: str) -> MeshShape:
         is_axis = found is not None and found[1] in MESH_AXES and int(found[2]) > 0
         if found is None or not is_axis or found[1] in sizes:
             raise ValueError(
-                f"mesh={text!r} must name the axes data, model or both, each once and "
-                "with at least 1 device, such as data=2,model=4"
+                f"mesh={text!r} must name some of the axes data, model and expert, "
+                "each once and with at least 1 device, such as data=2,model=4"
             )
         sizes[found[1]] = int(found[2])
     return MeshShape(**sizes)

@@ -26,7 +26,8 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
             processes.
 
     Returns:
-        A mesh with the axes "data" and "model".
+        A mesh with the axes "data" and "model", and with "expert" where the shape has
+        more than one device along it.
 
     Raises:
         ValueError: There are too few devices.
@@ -40,8 +41,10 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
             f"{len(devices)} ({devices[0].platform}); ask for fewer, or on a CPU set "
             "XLA_FLAGS=--xla_force_host_platform_device_count=N"
         )
-    grid = np.asarray(devices[: shape.num_devices]).reshape(shape.data, shape.model)
-    return auto_mesh(Mesh(grid, MESH_AXES))
+    sizes = (shape.data, shape.model, shape.expert)
+    sizes = sizes if shape.expert > 1 else sizes[:2]
+    grid = np.asarray(devices[: shape.num_devices]).reshape(sizes)
+    return auto_mesh(Mesh(grid, MESH_AXES[: len(sizes)]))
 
 
 def check_mesh(mesh: Mesh) -> None:
@@ -51,12 +54,13 @@ def check_mesh(mesh: Mesh) -> None:
         mesh: The devices.
 
     Raises:
-        ValueError: It has neither of the two axes.
+        ValueError: It has none of our axes.
     """
     if not set(MESH_AXES) & set(mesh.axis_names):
         raise ValueError(
             f"mesh axes {tuple(mesh.axis_names)} must include 'model' (weights are "
-            "split over it), 'data' (rows are) or both; name the axes so"
+            "split over it), 'data' (rows are) or 'expert' (experts are); name the "
+            "axes so"
         )
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdave.core.config import ModelConfig
+from jaxdave.core.config import ModelConfig, check_dense
 from jaxdave.io.sharding import storage_shardings
 from jaxdave.runtime.mesh_shape import DATA_AXIS
 from jaxdave.runtime.meshes import auto_mesh, put_array
@@ -31,6 +31,10 @@ class TrainingMesh:
 
     mesh: Mesh | None = None
     config: ModelConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.mesh is not None and self.config is not None:
+            check_dense(self.config, "training on a mesh", "train it on one device")
 
     def param_shardings(self, params: Any) -> Any:
         """Say where parameters lie.

@@ -17,6 +17,7 @@ from jaxdave.engine.bitwise_check import slot_probe
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.generation import generate
 from jaxdave.models import transformer
+from jaxdave.numerics.quantization import quantize_params
 from jaxdave.numerics.weight_layout import to_device_layout
 
 PROMPTS = [[1, 2, 3], [4] * 7, [5, 6]]
@@ -67,6 +68,16 @@ def test_drafts_change_no_text(name, drafts, temperature, rows):
         pairs = list(zip(quick.completions, plain.completions, strict=True))
         assert all(a.nfe.total <= b.nfe.total for a, b in pairs)
         assert is_tied or sum(b.nfe.total - a.nfe.total for a, b in pairs) > 0
+
+
+def test_drafts_change_no_text_of_eight_bit_experts():
+    config = CONFIGS["llada2"]
+    params = quantize_params(transformer.init(config, 0))
+    assert params["blocks"]["mlp"]["experts"]["up"]["kernel"].values.dtype == np.int8
+    params = to_device_layout(params, config)
+    decoder = decoders.freedave(config, draft_steps=4, max_new_tokens=8)
+    plain = generate(capped(decoder, 1), params, PROMPTS, seed=1)
+    assert texts(generate(decoder, params, PROMPTS, seed=1)) == texts(plain)
 
 
 @pytest.mark.slow

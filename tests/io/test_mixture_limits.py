@@ -11,9 +11,10 @@ from jaxdave.core.experts_config import ExpertsConfig
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.decoders import make_decoder
 from jaxdave.io import checkpoint, families, hf_config, orbax_io
-from jaxdave.io.device_memory import check_fits
-from jaxdave.io.sharding import put_on_mesh
+from jaxdave.io.device_memory import check_fits, weight_bytes
+from jaxdave.io.sharding import check_expert_axis
 from jaxdave.models.lora import LoraConfig, adapter_shapes
+from jaxdave.training.training_mesh import TrainingMesh
 
 CONFIG = dataclasses.replace(
     checkpoint_folders.CONFIG, family="sdar-moe", experts=KINDS["qwen"]
@@ -34,18 +35,38 @@ def refused(function, *arguments, **options) -> str:
     return str(caught.value)
 
 
-def test_meshes_and_eight_bits(folder):
-    assert "mesh is not supported" in refused(checkpoint.load, folder, mesh="data=1")
-    message = refused(checkpoint.load, folder, quantize="int8")
-    assert "quantize='int8' is not supported" in message and "8 experts" in message
-    mesh = jax.make_mesh((1,), ("model",))
-    params = checkpoint_folders.random(CONFIG)
-    assert "on one device" in refused(put_on_mesh, params, CONFIG, mesh)
+def test_eight_bits(folder):
+    params = checkpoint.load(folder, quantize="int8").params
+    router = params["blocks"]["mlp"]["router"]["kernel"]
+    assert router.dtype == params["norm"]["scale"].dtype
+    assert "int8" in {str(leaf.dtype) for leaf in jax.tree.leaves(params["blocks"])}
 
 
-def test_neither_is_proposed_where_memory_is_short():
+def test_meshes():
+    class Mesh:
+        """Devices that are not there."""
+
+        shape = {"data": 1, "expert": 3}
+
+    assert "expert=3 of the mesh must divide" in refused(
+        check_expert_axis, CONFIG, Mesh
+    )
+    dense = dataclasses.replace(CONFIG, experts=None)
+    Mesh.shape = {"expert": 2}
+    assert "which has 0" in refused(check_expert_axis, dense, Mesh)
+    mesh = jax.make_mesh((1,), ("data",))
+    assert "training on a mesh is not" in refused(TrainingMesh, mesh, CONFIG)
+
+
+def test_what_is_proposed_where_memory_is_short():
     message = refused(check_fits, CONFIG, "float32", None, 1, 1000)
     assert "a smaller model" in message
+    needed = weight_bytes(CONFIG, "float32", "int8", 1)
+    message = refused(check_fits, CONFIG, "float32", None, 1, needed)
+    assert "use quantize='int8'" in message
+    needed = weight_bytes(CONFIG, "float32", None, 1, 4)
+    message = refused(check_fits, CONFIG, "float32", None, 1, needed)
+    assert "mesh='expert=4'" in message
 
 
 def test_adapters():

@@ -11,17 +11,12 @@ from helpers.checkpoint_folders import assert_equal
 from helpers.plain_experts import KINDS
 
 from jaxdave.core.experts_config import ExpertsConfig
-from jaxdave.models import transformer
-from jaxdave.models.experts import (
-    TILE_ROWS,
-    ExpertMatrices,
-    Routing,
-    lay_out_tiles,
-    mix_experts,
-    route,
-)
+from jaxdave.models import experts, transformer
+from jaxdave.models.expert_tiles import TILE_ROWS, lay_out_tiles
+from jaxdave.models.experts import ExpertMatrices, Routing, mix_experts, route
 from jaxdave.models.forward import forward
 from jaxdave.models.param_shapes import param_shapes
+from jaxdave.numerics.quantization import quantize_param
 from jaxdave.numerics.weight_layout import to_device_layout, to_stacked
 from jaxdave.runtime.machine import MachineKind, this_machine
 
@@ -91,6 +86,29 @@ def test_grouped_products_are_those_of_a_plain_loop(kind, machine):
     ours = jax.jit(lambda x: mix_experts(x, routing, stacks, machine))(x)
     theirs = plain_experts.mix(x, expert_SC, weight_SC, *stacks)
     np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("machine", [MACHINE, OTHER], ids=["cpu", "other"])
+def test_eight_bit_experts_are_the_floats_that_they_stand_for(machine, monkeypatch):
+    # Cut into parts, as large matrices are.
+    monkeypatch.setattr(experts, "PART_BYTES", 256)
+    config, x = KINDS["qwen"], drawn(TOKENS, HIDDEN, seed=5)
+    routing = route(jnp.asarray(drawn(TOKENS, config.count)), None, config)
+    narrow = [quantize_param("experts/kernel", stack) for stack in matrices(config)]
+    wide = [p.values.astype(jnp.float32) * p.scale[:, None] for p in narrow]
+
+    def mixed(stacks):
+        stacks = ExpertMatrices(*stacks)
+        return jax.jit(lambda x: mix_experts(x, routing, stacks, machine))(x)
+
+    np.testing.assert_allclose(mixed(narrow), mixed(wide), rtol=1e-5, atol=1e-4)
+    theirs = plain_experts.mix(x, *routing, *wide)
+    np.testing.assert_allclose(mixed(narrow), theirs, rtol=2e-5, atol=2e-4)
+
+
+def test_routers_keep_their_bits():
+    leaf = jnp.ones((2, 3))
+    assert quantize_param("blocks/mlp/router/kernel", leaf) is leaf
 
 
 @pytest.mark.as_shipped
