@@ -1,14 +1,19 @@
 """Measured call times: noise shows, is doubted, and decoding corrects it."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from jaxdave.core.experts_config import ExpertsConfig
 from jaxdave.core.state import default_runtime_params
+from jaxdave.drafting.draft_length import choose_num_drafts
 from jaxdave.engine import autotune, measurements, timing
 from jaxdave.engine.measurements import Measurements
 from jaxdave.engine.timing import SeenDecode, Timing
+from jaxdave.models.experts import route
 
 QUIET = Measurements((0.010, 0.012), (0.0,) * 5, prefill=0.02, spread=0.02)
 
@@ -174,3 +179,53 @@ def test_what_decoding_contradicts_is_measured_again(monkeypatch, no_memory):
         see(0.001)
         machine.tune()
     assert len(machine.runs) == 2 * timing.REPEATS * (autotune.MAX_CHECKS - 2)
+
+
+class ManyLengths(Spec):
+    """A spec of four draft lengths."""
+
+    draft_steps = (1, 2, 4, 8)
+
+    def runtime(self, drafts: int, calls: int = 0):
+        return default_runtime_params(drafts, calls, 4)
+
+
+def chosen_drafts(monkeypatch, bytes_of_calls) -> int:
+    """The draft length that "auto" takes on a machine bound by memory."""
+    machine = Machine(monkeypatch, [size / 4e12 for size in bytes_of_calls])
+    machine.spec = ManyLengths()
+    runtime, _ = autotune.tuned_params(
+        machine.spec, machine.spec.runtime(8), machine.run, machine.params,
+        machine.new_state, "shapes",
+    )  # fmt: skip
+    # A row of whose drafts two of three were accepted.
+    rows: Any = SimpleNamespace(
+        acceptance_counts=jnp.array([20.0, 10.0]), done=jnp.array(False)
+    )
+    index = choose_num_drafts(machine.spec.draft_steps, runtime, rows)
+    return machine.spec.draft_steps[int(index)]
+
+
+def test_auto_takes_fewer_drafts_for_a_mixture(monkeypatch, no_memory):
+    """SDAR-30B-A3B's layers beside a dense model of as many active weights.
+
+    What a call costs is measured, so that it includes the experts which its tokens
+    touch: those of 4 tokens without drafts, of about 48 with 8.
+    """
+    config = ExpertsConfig(count=128, per_token=8, inter=768, renormalize=True)
+    matrix, others = 3 * 2048 * 768 * 2, 18.9e6 * 2
+    tokens = {1: 4, 2: 8, 4: 20, 8: 48}
+    draws = np.random.default_rng(0)
+
+    def touched(count: int) -> int:
+        logits = draws.normal(size=(count, config.count)).astype(np.float32)
+        return len(np.unique(route(jnp.asarray(logits), None, config).expert_SC))
+
+    mixture = [48 * (others + matrix * touched(count)) for count in tokens.values()]
+    assert 3 < mixture[-1] / mixture[0] < 5
+    dense = [48 * (others + matrix * config.per_token)] * len(tokens)
+    assert chosen_drafts(monkeypatch, dense) == 8
+    # Nothing is remembered of the other model.
+    autotune.MEASUREMENTS.clear()
+    no_memory.clear()
+    assert chosen_drafts(monkeypatch, mixture) == 1
