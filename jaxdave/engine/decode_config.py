@@ -245,8 +245,7 @@ class DecodeConfig(_Record):
         seed: Keys the noise at a temperature, 0 to 2**31 - 1.
         numerics: "guarded" (batched, too close calls are decided again), "exact" (a
             row's bits depend on nothing beside it) or "fast" (no promise). None:
-            "guarded", and "exact" for a mixture of experts, which guarded numerics
-            cannot decode.
+            "guarded", and "exact" for a mixture of experts.
         suppressed_ids: Token ids that are never predicted.
 
     Raises:

@@ -21,6 +21,23 @@ _SMALLEST_SLOPE = 1e-12
 """Added to what is divided by, so that equal scores of slope 0 have no margin."""
 
 
+class _Ranks(NamedTuple):
+    """What is chosen by, and how it may be off.
+
+    An error of at most e in all router logits of a token changes a rank by at most
+    about `slope` * e, and rounding by `rounding` whatever e is.
+
+    Attributes:
+        rank: The highest are chosen, float32 [S, X].
+        slope: Not negative, [S, X].
+        rounding: [S, X].
+    """
+
+    rank: jax.Array
+    slope: jax.Array
+    rounding: jax.Array
+
+
 def layer_trace(
     logits_SX: jax.Array,
     rank_SX: jax.Array,
@@ -40,92 +57,61 @@ def layer_trace(
     Returns:
         The margin [S] and the best logit [S].
     """
-    is_by_logits = (config.score, config.bias, config.groups) == ("softmax", "none", 1)
-    if is_by_logits:
-        # The sum of a softmax is the same for all experts and decides nothing.
-        rank_SX, slope_SX = logits_SX, jnp.ones_like(logits_SX)
-        rounding_SX = jnp.zeros_like(logits_SX)
-    else:
-        slope_SX, rounding_SX = _sensitivity(logits_SX, rank_SX, config)
-    chosen_SX = jnp.any(
+    ranks = _ranks(logits_SX, rank_SX, config)
+    chosen = _Ranks(*(jnp.take_along_axis(a, expert_SC, axis=1) for a in ranks))
+    is_chosen_SX = jnp.any(
         expert_SC[..., None] == jnp.arange(config.count)[None, None], axis=1
     )
     kept_SX = jnp.repeat(is_kept_SG, config.count // config.groups, axis=1)
-    margin_S = _margin(
-        *(jnp.take_along_axis(a, expert_SC, axis=1) for a in (rank_SX, slope_SX)),
-        rank_SX,
-        slope_SX,
-        rounding_SX,
-        kept_SX & ~chosen_SX,
-    )
+    margin_S = _margin(chosen, ranks, (kept_SX & ~is_chosen_SX)[:, None])
     if config.groups > 1:
-        group_margin_S = _group_margin(rank_SX, slope_SX, rounding_SX, is_kept_SG)
-        margin_S = jnp.minimum(margin_S, group_margin_S)
+        groups = _group_ranks(ranks, config.groups)
+        # All groups stand for those that are kept; other pairs do not count.
+        is_pair_SGH = is_kept_SG[:, :, None] & ~is_kept_SG[:, None]
+        margin_S = jnp.minimum(margin_S, _margin(groups, groups, is_pair_SGH))
     return RouterTrace(margin=margin_S, best=jnp.max(logits_SX, axis=1))
 
 
-def _sensitivity(
-    logits_SX: jax.Array, rank_SX: jax.Array, config: ExpertsConfig
-) -> tuple[jax.Array, jax.Array]:
-    """By how much a rank changes with the errors of logits, and by rounding alone.
-
-    Returns:
-        The slope: an error of at most e in all logits of a token changes the rank by
-        at most about slope * e; and what is added to it whatever e is. Both [S, X].
-    """
+def _ranks(logits_SX: jax.Array, rank_SX: jax.Array, config: ExpertsConfig) -> _Ranks:
+    """The ranks of experts."""
+    if (config.score, config.bias, config.groups) == ("softmax", "none", 1):
+        # The sum of a softmax is the same for all experts and decides nothing.
+        return _Ranks(logits_SX, jnp.ones_like(logits_SX), jnp.zeros_like(logits_SX))
     if config.score == "sigmoid":
         score_SX = jax.nn.sigmoid(logits_SX)
         slope_SX = score_SX * (1 - score_SX)
     else:
         # The logits of all others are in the softmax's sum as well.
         slope_SX = 2 * jax.nn.softmax(logits_SX)
-    return slope_SX, _ROUNDING * jnp.maximum(jnp.abs(rank_SX), slope_SX)
+    rounding_SX = _ROUNDING * jnp.maximum(jnp.abs(rank_SX), slope_SX)
+    return _Ranks(rank_SX, slope_SX, rounding_SX)
 
 
-def _margin(
-    chosen_SC: jax.Array,
-    chosen_slope_SC: jax.Array,
-    other_SX: jax.Array,
-    other_slope_SX: jax.Array,
-    rounding_SX: jax.Array,
-    is_other_SX: jax.Array,
-) -> jax.Array:
+def _group_ranks(ranks: _Ranks, num_groups: int) -> _Ranks:
+    """The ranks of groups, sums of those of their two best experts, [S, G]."""
+    by_group = _Ranks(*(a.reshape(a.shape[0], num_groups, -1) for a in ranks))
+    return _Ranks(
+        rank=jnp.sum(jax.lax.top_k(by_group.rank, 2)[0], axis=-1),
+        # Which two are the best may change as well: the steepest of all will do.
+        slope=2 * jnp.max(by_group.slope, axis=-1),
+        rounding=2 * jnp.max(by_group.rounding, axis=-1),
+    )
+
+
+def _margin(chosen: _Ranks, others: _Ranks, is_pair_SCX: jax.Array) -> jax.Array:
     """The smallest error at which a chosen one and one of the others change places.
 
+    chosen: [S, C]; others: [S, X]; is_pair_SCX: which of them are compared, of a shape
+    that is broadcast to [S, C, X].
+
     Returns:
-        float32 [S]; infinity where there is no other.
+        float32 [S]; infinity where there is no pair.
     """
-    gap_SCX = chosen_SC[..., None] - other_SX[:, None]
-    # The larger of two ranks that are close is about the smaller one.
-    gap_SCX = jnp.maximum(gap_SCX - 2 * rounding_SX[:, None], 0)
-    slope_SCX = chosen_slope_SC[..., None] + other_slope_SX[:, None]
-    margin_SCX = gap_SCX / (slope_SCX + _SMALLEST_SLOPE)
-    margin_SCX = jnp.where(is_other_SX[:, None], margin_SCX, jnp.inf)
-    return jnp.min(margin_SCX, axis=(1, 2))
-
-
-def _group_margin(
-    rank_SX: jax.Array,
-    slope_SX: jax.Array,
-    rounding_SX: jax.Array,
-    is_kept_SG: jax.Array,
-) -> jax.Array:
-    """`_margin` of the choice of groups, whose rank is the sum of their two best."""
-
-    def by_group(a_SX: jax.Array) -> jax.Array:
-        return a_SX.reshape(*is_kept_SG.shape, -1)
-
-    rank_SG = jnp.sum(jax.lax.top_k(by_group(rank_SX), 2)[0], axis=-1)
-    # Which two are the best may change as well: the steepest of all will do.
-    slope_SG = 2 * jnp.max(by_group(slope_SX), axis=-1)
-    rounding_SG = 2 * jnp.max(by_group(rounding_SX), axis=-1)
-    # All groups take the place of the chosen ones; pairs that are none do not count.
-    gap_SGH = rank_SG[:, :, None] - rank_SG[:, None]
-    gap_SGH = jnp.maximum(gap_SGH - 2 * rounding_SG[:, None], 0)
-    slope_SGH = slope_SG[:, :, None] + slope_SG[:, None]
-    margin_SGH = gap_SGH / (slope_SGH + _SMALLEST_SLOPE)
-    is_pair_SGH = is_kept_SG[:, :, None] & ~is_kept_SG[:, None]
-    return jnp.min(jnp.where(is_pair_SGH, margin_SGH, jnp.inf), axis=(1, 2))
+    gap_SCX = chosen.rank[..., None] - others.rank[:, None]
+    rounding_SCX = chosen.rounding[..., None] + others.rounding[:, None]
+    slope_SCX = chosen.slope[..., None] + others.slope[:, None]
+    margin_SCX = jnp.maximum(gap_SCX - rounding_SCX, 0) / (slope_SCX + _SMALLEST_SLOPE)
+    return jnp.min(jnp.where(is_pair_SCX, margin_SCX, jnp.inf), axis=(1, 2))
 
 
 def no_router(shape: tuple[int, ...]) -> RouterTrace:

@@ -117,6 +117,7 @@ def test_a_block_state_has_the_margins_of_its_ancestors():
         block_M=jnp.asarray([0, 1, 0, 1]),
         chain_MJ=jnp.asarray([[0, 0], [0, 1], [2, 2], [2, 3]]),
     )
+    assert model.evaluate_blocks and model.router_trace
     hidden = model.evaluate_blocks(params, states, jnp.int32(0), 64, cache)[0]
     margin = np.asarray(model.router_trace(hidden).margin)
     assert margin.shape == (4, length) and np.all(margin == margin[:, :1])
