@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxdave.core.experts_config import ExpertsConfig
 from jaxdave.core.model_api import RouterTrace
 
-_ROUNDING = 16 * float(jnp.finfo(jnp.float32).eps)
+_ROUNDING = 4 * float(jnp.finfo(jnp.float32).eps)
 """What scores of 1 may be off by, beside what the error of their logits makes of them:
-a few additions in float32."""
+the exponential and the division of a score, and the addition of its bias."""
 _SMALLEST_SLOPE = 1e-12
 """Added to what is divided by, so that equal scores of slope 0 have no margin."""
 
