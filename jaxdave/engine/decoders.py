@@ -335,7 +335,7 @@ def _make_decoder(
         tables=tables or {},
         block_length=config.block_length,
         cache=config.cache,
-        temperature=config.temperature,
+        temperature=config.sampling().temperature,
         has_draft_text=has_draft_text,
     )
     draft = make_draft(config.draft, request)

@@ -66,7 +66,9 @@ def test_drafts_change_no_text(name, drafts, temperature, rows):
         assert texts(quick) == texts(plain)
         pairs = list(zip(quick.completions, plain.completions, strict=True))
         assert all(a.nfe.total <= b.nfe.total for a, b in pairs)
-        assert noise or sum(b.nfe.total - a.nfe.total for a, b in pairs) > 0
+        # Drafts of a single answer drawn from random weights may all be refused.
+        saved = sum(b.nfe.total - a.nfe.total for a, b in pairs)
+        assert noise or rows < len(PROMPTS) or saved > 0
 
 
 @pytest.mark.slow
