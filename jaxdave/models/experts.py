@@ -18,15 +18,22 @@ from flax import nnx
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.experts_config import ExpertsConfig
 from jaxdave.core.model_api import RouterTrace
+from jaxdave.models.expert_tiles import TILE_ROWS, lay_out_tiles
 from jaxdave.models.layers import INIT, MLP
 from jaxdave.models.router_trace import layer_trace
+from jaxdave.models.trained_experts import (
+    TrainedRouter,
+    TrainedStack,
+    balanced,
+    trained_outputs,
+)
 from jaxdave.numerics.matmul import SelectedMatrix
 from jaxdave.numerics.quantization import einsum_kernel
 from jaxdave.runtime.machine import Machine
 
-TILE_ROWS = 8
-"""Tokens of a tile. On a CPU 8 and 16 took the same time, 4 a quarter more, and 1 four
-times as much, of 48 tokens among 256 experts (docs/lab_notes/loop.md)."""
+PART_BYTES = 2**19
+"""Bytes of an expert's matrix that are multiplied by at once: a quarter of the cache of
+one core (docs/lab_notes/loop.md)."""
 
 _SMALLEST_SUM = 1e-20
 """Added to a sum of weights before they are divided by it, as LLaDA2's module does."""
@@ -129,61 +136,6 @@ def _only_groups(rank_SX: jax.Array, is_kept_SG: jax.Array) -> jax.Array:
     return rank_SGM.reshape(rank_SX.shape)
 
 
-class Tiles(NamedTuple):
-    """Choices of tokens, laid out in tiles of one expert each.
-
-    Attributes:
-        expert_J: The expert of each tile, int32 [J].
-        token_JR: The token of each row, int32 [J, R]; the number of tokens where the
-            row is empty.
-        row_SC: The row, of all tiles one after another, of each choice, int32 [S, C].
-        used: How many tiles have rows, int32 scalar.
-    """
-
-    expert_J: jax.Array
-    token_JR: jax.Array
-    row_SC: jax.Array
-    used: jax.Array
-
-
-def lay_out_tiles(expert_SC: jax.Array, num_experts: int) -> Tiles:
-    """Lay choices out in tiles, sorted by expert and then by token.
-
-    Args:
-        expert_SC: The experts of each token, int32 [S, C].
-        num_experts: Experts of the layer.
-
-    Returns:
-        As many tiles as any choices of so many tokens can need.
-    """
-    tokens, choices = expert_SC.shape
-    pairs = tokens * choices
-    # Every expert may have one tile that is not full.
-    num_tiles = min(num_experts, pairs) + pairs // TILE_ROWS
-    expert_P = expert_SC.reshape(-1)
-    size_X = jnp.zeros(num_experts, jnp.int32).at[expert_P].add(1)
-    tiles_X = (size_X + TILE_ROWS - 1) // TILE_ROWS
-    last_tile_X = jnp.cumsum(tiles_X)
-    # Sorted by expert, a pair's place among those of its expert is its distance from
-    # the first of them.
-    order_P = jnp.argsort(expert_P, stable=True)
-    sorted_P = expert_P[order_P]
-    first_X = jnp.cumsum(size_X) - size_X
-    place_P = jnp.arange(pairs, dtype=jnp.int32) - first_X[sorted_P]
-    row_P = (last_tile_X - tiles_X)[sorted_P] * TILE_ROWS + place_P
-    row_P = jnp.zeros(pairs, jnp.int32).at[order_P].set(row_P)
-    token_P = jnp.arange(pairs, dtype=jnp.int32) // choices
-    empty = jnp.full(num_tiles * TILE_ROWS, tokens, jnp.int32)
-    tile_J = jnp.arange(num_tiles, dtype=jnp.int32)
-    expert_J = jnp.searchsorted(last_tile_X, tile_J, side="right").astype(jnp.int32)
-    return Tiles(
-        expert_J=jnp.minimum(expert_J, num_experts - 1),
-        token_JR=empty.at[row_P].set(token_P).reshape(num_tiles, TILE_ROWS),
-        row_SC=row_P.reshape(tokens, choices),
-        used=last_tile_X[-1],
-    )
-
-
 class ExpertMatrices(NamedTuple):
     """The matrices of all experts of a layer.
 
@@ -206,16 +158,22 @@ def mix_experts(
     Args:
         x_SE: Normed vectors [S, E].
         routing: Where they go.
-        matrices: Arrays, or on a CPU `SelectedMatrix` of the layers' arrays.
+        matrices: Arrays, or on a CPU `SelectedMatrix` of the layers' arrays; where they
+            are trained, `TrainedStack`s.
         machine: What the products are compiled for.
 
     Returns:
         float32 [S, E].
     """
+    is_trained = isinstance(matrices.gate, TrainedStack)
+    if is_trained:
+        matrices = ExpertMatrices(*(part.array for part in matrices))
     # XLA:CPU makes a product with every expert of `lax.ragged_dot`. Others have kernels
     # for it, and would wait for the host at every tile.
     grouped = _by_tiles if machine.is_cpu else _by_ragged_dot
-    if not isinstance(matrices.gate, SelectedMatrix):
+    if is_trained and machine.is_cpu:
+        output_SCE = trained_outputs(x_SE, routing.expert_SC, *matrices)
+    elif not isinstance(matrices.gate, SelectedMatrix):
         output_SCE = grouped(x_SE, routing.expert_SC, matrices, machine)
     else:
         # A branch per layer, which reads its own arrays in place (`SelectedMatrix`).
@@ -280,11 +238,10 @@ def _by_tiles(
 
     def evaluate(tile):
         expert, token_R = tile
-        own = ExpertMatrices(*(part[expert] for part in matrices))
         return _swiglu(
             padded_SE[token_R],
-            lambda x, part: einsum_kernel("re,ef->rf", x, part, machine),
-            own,
+            lambda x, stack: _multiply_in_parts(x, stack, expert, machine),
+            matrices,
         )
 
     def body(index, tile):
@@ -293,6 +250,35 @@ def _by_tiles(
 
     _, output_JRE = jax.lax.scan(body, jnp.int32(0), (tiles.expert_J, tiles.token_JR))
     return output_JRE.reshape(-1, x_SE.shape[1])[tiles.row_SC]
+
+
+def _multiply_in_parts(
+    x_RI: jax.Array, stack_XIO: jax.Array, expert: jax.Array, machine: Machine
+) -> jax.Array:
+    """Products with one expert's matrix, float32 [R, O], some of its rows at a time.
+
+    XLA copies what it slices out of a stack before it multiplies by it. A part that
+    stays in the cache is read from memory once for both; a whole matrix would be
+    written there, and read again.
+    """
+    _, size, width = stack_XIO.shape
+    parts = 1
+    while size % (2 * parts) == 0 and (
+        size // parts * width * stack_XIO.dtype.itemsize > PART_BYTES
+    ):
+        parts *= 2
+    part = size // parts
+
+    def add(index, total_RO):
+        start = (expert, index * part, 0)
+        own_IO = jax.lax.dynamic_slice(stack_XIO, start, (1, part, width))[0]
+        own_RI = jax.lax.dynamic_slice_in_dim(x_RI, index * part, part, axis=1)
+        return total_RO + einsum_kernel("ri,io->ro", own_RI, own_IO, machine)
+
+    if parts == 1:
+        return einsum_kernel("ri,io->ro", x_RI, stack_XIO[expert], machine)
+    zeros = jnp.zeros((x_RI.shape[0], width), jnp.float32)
+    return jax.lax.fori_loop(0, parts, add, zeros)
 
 
 def _by_ragged_dot(
@@ -442,12 +428,18 @@ class Experts(nnx.Module):
 
     def _mix(self, x: jax.Array, mix) -> tuple[jax.Array, RouterTrace]:
         x_SE = x.reshape(-1, x.shape[-1])
-        bias = self.router.bias
-        routing, trace = route_traced(
-            router_logits(x_SE, self.router.kernel[...]),
-            None if bias is None else bias[...],
-            self.config,
-        )
+        kernel, bias = self.router.kernel.get_value(), self.router.bias
+        bias_X = None if bias is None else bias[...]
+        if isinstance(kernel, TrainedRouter):
+            logits_SX = router_logits(x_SE, kernel.array)
+            if kernel.balance:
+                chosen = route(logits_SX, bias_X, self.config).expert_SC
+                logits_SX, bias_X = balanced(
+                    logits_SX, bias_X, chosen, self.config, kernel.balance
+                )
+        else:
+            logits_SX = router_logits(x_SE, kernel)
+        routing, trace = route_traced(logits_SX, bias_X, self.config)
         mixed_SE = mix(x_SE, routing, self.experts.matrices, self.machine)
         mixed = mixed_SE.astype(x.dtype).reshape(x.shape)
         trace = jax.tree.map(lambda part_S: part_S.reshape(x.shape[:-1]), trace)

@@ -200,6 +200,13 @@ def is_matrix(params: Any) -> Any:
 
 
 def _muon_dimension_numbers(params: Any) -> Any:
-    """Muon's axes for [layer, in, out] kernels; None (Adam) for all other leaves."""
-    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-    return jax.tree.map(lambda leaf: matrix if leaf.ndim == 3 else None, params)
+    """Muon's axes for [layer, in, out] kernels, and those of experts; None (Adam) for
+    all other leaves.
+    """
+
+    def axes(leaf):
+        if leaf.ndim not in (3, 4):
+            return None
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+    return jax.tree.map(axes, params)

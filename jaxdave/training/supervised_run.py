@@ -81,6 +81,7 @@ def train(config: TrainConfig, out: Path) -> Path:
         objective,
         config.train.columns_at_once,
         remat=config.train.remat,
+        expert_balance=config.train.expert_balance,
     )
     params, frozen, join = _split(config, start, mesh)
     steps = SupervisedSteps(

@@ -15,6 +15,7 @@ steps = 200
 
 import dataclasses
 import inspect
+import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,6 +115,8 @@ class TrainSection:
         dtype: What the network computes with.
         remat: Compute the insides of layers again for the gradient, to save memory.
         columns_at_once: Of so many columns of a row logits are in memory; None: all.
+        expert_balance: What it counts, beside a token's loss, that a mixture's experts
+            get equally many tokens, e.g. 0.001 (`trained_experts.balanced`); 0: none.
         save_every: Steps between checkpoints.
         keep: The latest so many stay.
         log_every: Steps between looks at the metrics.
@@ -129,6 +132,7 @@ class TrainSection:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     columns_at_once: int | None = None
+    expert_balance: float = 0.0
     save_every: int = 100
     keep: int = 2
     log_every: int = 10
@@ -142,6 +146,11 @@ class TrainSection:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must be at least 0")
+        if not 0 <= self.expert_balance < math.inf:
+            raise ValueError(
+                f"expert_balance={self.expert_balance} must be 0 (off) or more, and "
+                "finite"
+            )
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size={self.batch_size} must be a multiple of accumulate="

@@ -14,7 +14,6 @@ from jaxdave.io import checkpoint, families, hf_config, orbax_io
 from jaxdave.io.device_memory import check_fits
 from jaxdave.io.sharding import put_on_mesh
 from jaxdave.models.lora import LoraConfig, adapter_shapes
-from jaxdave.training.objective.sequence_model import transformer_logits
 
 CONFIG = dataclasses.replace(
     checkpoint_folders.CONFIG, family="sdar-moe", experts=KINDS["qwen"]
@@ -49,9 +48,8 @@ def test_neither_is_proposed_where_memory_is_short():
     assert "a smaller model" in message
 
 
-def test_training():
+def test_adapters():
     assert "lora is not" in refused(adapter_shapes, CONFIG, LoraConfig(rank=2))
-    assert "training is not supported" in refused(transformer_logits, CONFIG)
 
 
 def test_a_loaded_mixture_decodes_exactly_without_being_asked(folder):

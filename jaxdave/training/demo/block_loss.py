@@ -23,8 +23,12 @@ from jaxdave.models.rope import rope_table
 from jaxdave.training.demo.block_batches import BlockBatch
 from jaxdave.training.objective import attention_masks
 from jaxdave.training.objective.attention_masks import Layout
+from jaxdave.training.objective.trained_matrix import with_written_gradients
 
 MAX_POSITIONS = 256
+EXPERT_BALANCE = 1e-3
+"""What the balance of experts counts (`trained_experts.balanced`). The optimiser makes
+steps of its own size of it, so that only its sign matters."""
 
 
 def make_block_loss(
@@ -61,6 +65,8 @@ def make_block_loss(
         def attend(_, q, k, v):
             return dense_attention(q, k, v, visible_BQQ)
 
+        if config.experts is not None:
+            params = with_written_gradients(params, EXPERT_BALANCE)
         model = bind(params)
         hidden, _ = model.hidden(
             tokens_BQ,

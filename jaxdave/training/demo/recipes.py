@@ -65,5 +65,12 @@ RECIPES = {
         init_from="sdar-1m",
         max_new_tokens=CANVAS_LENGTH,
     ),
+    "llada2-demo": Recipe(
+        config=preset("llada2-1m"),
+        steps=400,
+        warmup_steps=40,
+        decay_steps=200,
+        init_from="sdar-1m",
+    ),
 }
 """By the name that `jaxdave train --recipe` takes."""

@@ -36,6 +36,8 @@ def warm_start_params(config: ModelConfig, params: Any) -> Any:
             parameter.
     """
     source = leaves_by_path(params)
+    if config.experts is not None:
+        source |= mixture_from_dense(config, source)
 
     def convert(path, target):
         name = param_path(path)
@@ -87,3 +89,55 @@ def _repeat_heads(kernel: jax.Array, head_dim: int, times: int) -> jax.Array:
     heads = kernel.reshape(layers, fan_in, fan_out // head_dim, head_dim)
     repeated = jnp.repeat(heads, times, axis=2)
     return repeated.reshape(layers, fan_in, fan_out * times)
+
+
+def mixture_from_dense(config: ModelConfig, source: dict[str, Any]) -> dict[str, Any]:
+    """Cut the MLPs of a dense model into experts.
+
+    The neurons of a layer are dealt out to the shared expert and to the others, one
+    after another; what is left over is dropped. With weights of about 1 all experts
+    together would put out what the dense layer does. Routers are drawn at random.
+
+    Args:
+        config: A mixture of experts.
+        source: The dense model's parameters by path, stacked over layers.
+
+    Returns:
+        The parameters of the mixture's layers by path.
+
+    Raises:
+        ValueError: The dense layers have too few neurons.
+
+    Source: the split of neurons is that of MoEfication, arXiv 2110.01786.
+    """
+    experts, first = config.experts, config.dense_layers
+    assert experts is not None
+    neurons = source["blocks/mlp/up/kernel"].shape[-1]
+    split = experts.shared_inter, experts.shared_inter + experts.count * experts.inter
+    if split[1] > neurons:
+        raise ValueError(
+            f"{config.name!r} has experts of {split[1]} neurons in all, more than the "
+            f"{neurons} of the dense model; start from a wider one"
+        )
+    result = {}
+    for name, value in source.items():
+        if not name.startswith("blocks/"):
+            continue
+        if first:
+            result["dense_" + name] = value[:first]
+        result[name] = value[first:]
+    for name in ("gate", "up", "down"):
+        path = f"mlp/{name}/kernel"
+        # Neurons first: [N, F, E].
+        kernel = result.pop(f"blocks/{path}")
+        kernel = kernel if name == "down" else jnp.swapaxes(kernel, 1, 2)
+        layers, _, hidden = kernel.shape
+        shared, routed = kernel[:, : split[0]], kernel[:, slice(*split)]
+        shape = (layers, experts.count, experts.inter, hidden)
+        for part, own in (("shared", shared), ("experts", routed.reshape(shape))):
+            own = own if name == "down" else jnp.swapaxes(own, -1, -2)
+            result[f"blocks/mlp/{part}/{name}/kernel"] = own
+    shape = (config.num_layers - first, config.hidden, experts.count)
+    draw = jax.random.normal(jax.random.key(0), shape)
+    result["blocks/mlp/router/kernel"] = draw / config.hidden**0.5
+    return result

@@ -52,6 +52,7 @@ def make_objective_loss(
     columns_at_once: int | None = None,
     *,
     remat: bool = False,
+    expert_balance: float = 0.0,
 ) -> Callable[[Params, TokenBatch, jax.Array], LossSums]:
     """Make the loss of a model.
 
@@ -61,6 +62,8 @@ def make_objective_loss(
         columns_at_once: Of so many columns of each row logits are in memory
             (`sequence_model.transformer_nats`); None: all.
         remat: Compute the insides of layers again for the gradient.
+        expert_balance: What the balance of a mixture's experts counts beside the loss
+            (`trained_experts.balanced`); 0: nothing.
 
     Returns:
         A pure function (params, batch, key) -> `LossSums`. The key draws the masks.
@@ -81,7 +84,9 @@ def make_objective_loss(
         2.0
     """
     check_model(objective, config)
-    nats_fn = transformer_nats(config, columns_at_once, remat=remat)
+    nats_fn = transformer_nats(
+        config, columns_at_once, remat=remat, expert_balance=expert_balance
+    )
 
     def loss(params: Params, batch: TokenBatch, key: jax.Array) -> LossSums:
         corruption = corrupt(

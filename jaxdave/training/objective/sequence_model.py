@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import ModelConfig, check_dense
+from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
 from jaxdave.models.param_shapes import Binder
 from jaxdave.models.rope import rope_table
@@ -53,7 +53,11 @@ def transformer_logits(config: ModelConfig) -> LayoutLogitsFn:
 
 
 def transformer_nats(
-    config: ModelConfig, columns_at_once: int | None = None, *, remat: bool = False
+    config: ModelConfig,
+    columns_at_once: int | None = None,
+    *,
+    remat: bool = False,
+    expert_balance: float = 0.0,
 ) -> NatsFn:
     """The cross entropies of a transformer over a training sequence.
 
@@ -63,6 +67,8 @@ def transformer_nats(
             are computed a second time for the gradient; None: all, once.
         remat: So are the insides of layers (rematerialisation), which saves the most
             memory.
+        expert_balance: What the balance of a mixture's experts counts beside the loss
+            (`trained_experts.balanced`); 0: nothing.
 
     Returns:
         The function.
@@ -74,7 +80,7 @@ def transformer_nats(
         raise ValueError(
             f"columns_at_once={columns_at_once} must be at least 1, or None for all"
         )
-    hidden, head = _hidden(config, remat), _head(config)
+    hidden, head = _hidden(config, remat, expert_balance), _head(config)
 
     def head_nats(params, hidden_BKE, target_BK):
         return cross_entropy(head(params, hidden_BKE), target_BK)
@@ -133,9 +139,8 @@ def cross_entropy(logits_BCV: jax.Array, target_BC: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits_BCV, axis=-1) - target_BC1[..., 0]
 
 
-def _hidden(config: ModelConfig, remat: bool = False):
+def _hidden(config: ModelConfig, remat: bool = False, expert_balance: float = 0.0):
     """(params, tokens_BQ, layout, source_BC) -> hidden states of columns [B, C, E]."""
-    check_dense(config, "training", "train a dense model")
     bind = Binder(config)
 
     def hidden(params: Params, tokens_BQ, layout: Layout, source_BC):
@@ -150,7 +155,7 @@ def _hidden(config: ModelConfig, remat: bool = False):
             return trained_attention(q, k, v, visible_BQQ)
 
         layers = jnp.zeros((config.num_layers,))
-        model = bind(with_written_gradients(params))
+        model = bind(with_written_gradients(params, expert_balance))
         hidden_BQE, _ = model.hidden(
             tokens_BQ,
             rope,

@@ -8,14 +8,19 @@ x^T dy has the layout of W at once.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxdave.core.model_api import Params
+from jaxdave.models.trained_experts import TrainedRouter, TrainedStack
 from jaxdave.numerics.matmul import Matrix, matmul
 from jaxdave.runtime.machine import Machine
+
+LAYERS = {"blocks", "dense_blocks"}
+"""The stacks of layers, of which a model has the first or both."""
 
 
 @jax.tree_util.register_dataclass
@@ -52,26 +57,35 @@ class TrainedMatrix(Matrix):
         return _product(machine, x, self.array)
 
 
-def with_written_gradients(params: Params) -> Params:
+def with_written_gradients(params: Params, balance: float = 0.0) -> Params:
     """Put `TrainedMatrix` in the place of the matrices of layers.
 
     Args:
         params: Parameters. Matrices of another kind than arrays, such as adapted ones,
             stay.
+        balance: What the balance of experts counts (`trained_experts.balanced`).
 
     Returns:
         Parameters that a model takes in their stead.
     """
 
-    def wrap(part: Any) -> Any:
+    def wrap(part: Any, make: Callable[[jax.Array], Any]) -> Any:
         if not isinstance(part, dict):
             return part
-        wrapped = {name: wrap(inner) for name, inner in part.items()}
+        wrapped = {
+            name: wrap(inner, makers.get(name, make)) for name, inner in part.items()
+        }
         if isinstance(kernel := part.get("kernel"), jax.Array):
-            wrapped["kernel"] = TrainedMatrix(kernel)
+            wrapped["kernel"] = make(kernel)
         return wrapped
 
-    return {**params, "blocks": wrap(params["blocks"])}
+    # The parts of a mixture that are no matrices of all tokens.
+    makers = {
+        "experts": TrainedStack,
+        "router": lambda kernel: TrainedRouter(kernel, balance),
+    }
+    stacks = {name: wrap(params[name], TrainedMatrix) for name in LAYERS & set(params)}
+    return {**params, **stacks}
 
 
 def _multiply(machine: Machine, x: jax.Array, matrix: jax.Array) -> jax.Array:

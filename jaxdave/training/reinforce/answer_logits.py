@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import ModelConfig, check_dense
+from jaxdave.core.config import ModelConfig
 from jaxdave.core.model_api import Params
 from jaxdave.models.attention import dense_attention
 from jaxdave.models.forward import forward
@@ -71,7 +71,6 @@ def answer_logits(config: ModelConfig) -> AnswerLogitsFn:
 
 def _beside_text(config: ModelConfig) -> AnswerLogitsFn:
     """The logits of copies of a window beside its finished text."""
-    check_dense(config, "training", "train a dense model")
     bind = Binder(config)
     allowed_V = is_predicted(config)
     length = config.block_length
