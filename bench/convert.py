@@ -1,21 +1,28 @@
 """Conversion: peak memory, and speed beside a plain copy of the same bytes.
 
     python -m bench.convert [--depth-share 0.1] [--published DIR]
+    python -m bench.convert --shape llada2-mini --round-trip [--sparse]
 
-Writes a synthetic checkpoint of SDAR-4B's shape in bfloat16, shard by shard. Tensor
-names, shards and tokenizer are those of the published checkpoint where its folder is at
-hand (no weights are needed); otherwise that part is skipped: the names come from the
-table of the sdar family in two shards, and the tokenizer is the demo's.
+Writes a synthetic checkpoint of a preset's shape in bfloat16, shard by shard. For
+SDAR-4B tensor names, shards and tokenizer are those of the published checkpoint where
+its folder is at hand (no weights are needed); otherwise, and for other shapes, the
+names come from the table of the family, and the tokenizer is the demo's.
 
 A run is a fresh `jaxdave-convert` process, start-up included; a copy is every file
 copied and flushed to the disk, which is what the converter does too. With fewer layers
 there is less to copy but as much to start, so speed is then only printed, also without
 the time of a `--dry-run`, and only memory is asserted.
+
+`--round-trip` converts once and exports what came of it, each in a process of its own.
+It asserts that every file is the original's, byte for byte, and that neither process
+needs more memory than the largest shard and 2 GiB. The files of `--sparse` are random
+in the first 4 kB of every tensor and holes (zeros) after them, so that a source as
+large as the published one has room beside what is made of it; what is written has no
+holes. `--only-convert` leaves the export out, for want of room.
 """
 
-import json
+import filecmp
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -24,13 +31,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from jaxdave_convert import safetensors_header
 
 from bench.harness import report, timing
-from jaxdave.core.config import ModelConfig
-from jaxdave.io import families, hf_config, orbax_io
-from jaxdave.io.hub import find_model
-from jaxdave.models.presets import preset
+from bench.harness.synthetic_checkpoint import INDEX, config_of_depth, write_source
+from jaxdave.models.presets import PRESETS
 
 PUBLISHED = Path(__file__).parents[1] / ".." / "shared" / "data" / "sdar-4b-chat"
 """Default folder of the published checkpoint's files, beside the repository."""
@@ -39,23 +43,10 @@ HOW_TO_GET = (
     "hf download JetLM/SDAR-4B-Chat --exclude '*.safetensors' --local-dir DIR, "
     "then --published DIR"
 )
-INDEX = "model.safetensors.index.json"
 MAX_PEAK_GB, MIN_SPEED_RATIO = 6.0, 0.5
+MORE_THAN_A_SHARD = 2 << 30
+"""Bytes of memory beside the largest shard."""
 _RUN_CONVERT = "from jaxdave_convert.cli import main; main()"
-_RANDOM_BYTES = 64 << 20
-
-
-def config_of_depth(share: float) -> ModelConfig:
-    """Build SDAR-4B's config with a share of its layers.
-
-    Args:
-        share: share of the layers, in (0, 1]; at least one layer is left.
-
-    Returns:
-        The config.
-    """
-    full = preset("sdar-4b")
-    return preset("sdar-4b", num_layers=max(1, round(full.num_layers * share)))
 
 
 def find_published(folder: Path) -> Path | None:
@@ -79,89 +70,6 @@ def find_published(folder: Path) -> Path | None:
     return None
 
 
-def weight_map(config: ModelConfig, published: Path | None) -> dict[str, str]:
-    """Assign every tensor to a shard.
-
-    Args:
-        config: the model.
-        published: folder of the published index; None makes up two shards.
-
-    Returns:
-        File name by tensor name: the published ones, less the layers left out.
-
-    Raises:
-        ValueError: if the published index has other tensors than the sdar family.
-    """
-    targets = families.checkpoint_tensors(families.SDAR, config)
-    if published is None:
-        half = len(targets) // 2
-        return {n: f"{i // (half + 1)}.safetensors" for i, n in enumerate(targets)}
-    index = published / INDEX
-    listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    layer = re.compile(r"layers\.(\d+)\.")
-    shards = {
-        name: file
-        for name, file in listed.items()
-        if not (m := layer.search(name)) or int(m[1]) < config.num_layers
-    }
-    if shards.keys() != targets.keys():
-        raise ValueError(f"{index} has other tensors than the table of sdar")
-    return shards
-
-
-def write_source(folder: Path, config: ModelConfig, published: Path | None) -> None:
-    """Write a checkpoint of random weights.
-
-    Args:
-        folder: an empty folder.
-        config: the model.
-        published: folder of the published files, or None.
-    """
-    targets = families.checkpoint_tensors(families.SDAR, config)
-    shards = weight_map(config, published)
-    noise = np.random.default_rng(0).normal(scale=0.02, size=_RANDOM_BYTES // 4)
-    # The upper half of a float32 is a bfloat16.
-    data = (noise.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    for file in sorted(set(shards.values())):
-        kinds = {n: ("BF16", targets[n].shape) for n in shards if shards[n] == file}
-        header = safetensors_header.build_header(kinds, {"format": "pt"})
-        with (folder / file).open("wb") as opened:
-            opened.write(header)
-            for tensor in safetensors_header.parse_tensors(header, file):
-                for first in range(0, tensor.size, len(data)):
-                    opened.write(data[: min(len(data), tensor.size - first)])
-            os.fsync(opened.fileno())
-    write_sidecars(folder, config, shards, published)
-
-
-def write_sidecars(
-    folder: Path, config: ModelConfig, shards: dict[str, str], published: Path | None
-) -> None:
-    """Write config, index and tokenizer.
-
-    Args:
-        folder: the checkpoint folder.
-        config: the model.
-        shards: file name by tensor name.
-        published: folder of the published tokenizer; None takes the demo's.
-    """
-    for path in (published or find_model(None)[1]).iterdir():
-        if "token" in path.name or path.name in ("vocab.json", "merges.txt"):
-            shutil.copyfile(path, folder / path.name)
-    raw = hf_config.to_json(config, "bfloat16")
-    if published is None:
-        # SDAR-4B's special ids and vocabulary size do not fit the demo's tokenizer;
-        # without these keys the converter asks the tokenizer for both.
-        raw = {
-            key: value
-            for key, value in raw.items()
-            if key not in ("mask_token_id", "real_vocab_size")
-        }
-        raw["eos_token_id"] = 0
-    orbax_io.write_json(folder / "config.json", raw)
-    orbax_io.write_json(folder / INDEX, {"weight_map": shards})
-
-
 def time_convert(src: Path, dst: Path, *options: str) -> tuple[float, float]:
     """Convert a checkpoint in a fresh process.
 
@@ -177,7 +85,22 @@ def time_convert(src: Path, dst: Path, *options: str) -> tuple[float, float]:
         SystemExit: if the process fails.
     """
     shutil.rmtree(dst, ignore_errors=True)
-    command = [sys.executable, "-c", _RUN_CONVERT, str(src), str(dst), *options]
+    return run_converter(str(src), str(dst), *options)
+
+
+def run_converter(*arguments: str) -> tuple[float, float]:
+    """Run `jaxdave-convert` in a fresh process.
+
+    Args:
+        *arguments: its arguments.
+
+    Returns:
+        Wall seconds, and peak resident memory in GB.
+
+    Raises:
+        SystemExit: if the process fails.
+    """
+    command = [sys.executable, "-c", _RUN_CONVERT, *arguments]
     start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     # wait4 reports the peak memory of this child alone.
@@ -185,7 +108,9 @@ def time_convert(src: Path, dst: Path, *options: str) -> tuple[float, float]:
     seconds = time.perf_counter() - start
     if status:
         raise SystemExit(f"jaxdave-convert failed with status {status}")
-    return seconds, usage.ru_maxrss * 1024 / 1e9
+    # macOS counts bytes, Linux kilobytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return seconds, usage.ru_maxrss * unit / 1e9
 
 
 def time_copy(src: Path, dst: Path) -> float:
@@ -234,6 +159,52 @@ def measure(work: Path, rounds: int) -> tuple[np.ndarray, float]:
         lambda: time_convert(src, dst, "--dry-run")[0],
     ]
     return timing.time_alternately(timers, rounds), max(peaks)
+
+
+def measure_round_trip(
+    results: report.Report,
+    title: str,
+    work: Path,
+    max_shard: int,
+    only_convert: bool = False,
+) -> None:
+    """Convert and export a checkpoint; adds a table and claims.
+
+    Args:
+        results: the report.
+        title: title of the table.
+        work: a folder with the checkpoint in `src`.
+        max_shard: size of its largest weight file in bytes.
+        only_convert: leave the export out.
+    """
+    src, dst, back = work / "src", work / "converted", work / "back"
+    num_bytes = sum(path.stat().st_size for path in src.iterdir())
+    runs = {"jaxdave-convert": run_converter(str(src), str(dst))}
+    if not only_convert:
+        exported = run_converter("--export", str(dst), str(back))
+        runs["jaxdave-convert --export"] = exported
+    results.add_table(
+        title,
+        [
+            {
+                "what": what,
+                "seconds": seconds,
+                "GB/s": num_bytes / 1e9 / seconds,
+                "peak RSS GB": peak_gb,
+            }
+            for what, (seconds, peak_gb) in runs.items()
+        ],
+    )
+    limit = (max_shard + MORE_THAN_A_SHARD) / 1e9
+    peak = max(peak_gb for _, peak_gb in runs.values())
+    sentence = f"peak memory is at most a shard's and 2 GiB, {limit:.2f} GB"
+    results.claims.append(report.Claim(sentence, peak <= limit))
+    if only_convert:
+        return
+    names = sorted(path.name for path in src.iterdir())
+    same, _, _ = filecmp.cmpfiles(src, back, names, shallow=False)
+    sentence = f"{len(names)} files come back byte for byte"
+    results.claims.append(report.Claim(sentence, len(same) == len(names)))
 
 
 def add_results(
@@ -299,20 +270,46 @@ def main() -> None:
         metavar="DIR",
         help="config, index and tokenizer of JetLM/SDAR-4B-Chat",
     )
+    parser.add_argument("--shape", default="sdar-4b", choices=sorted(PRESETS))
+    parser.add_argument(
+        "--shard-gb", type=float, default=4.0, help="where the index is not published"
+    )
+    parser.add_argument(
+        "--round-trip", action="store_true", help="convert and export once"
+    )
+    parser.add_argument(
+        "--sparse", action="store_true", help="files with holes, for --round-trip"
+    )
+    parser.add_argument(
+        "--only-convert", action="store_true", help="no export, for --round-trip"
+    )
     args = parser.parse_args()
+    if args.sparse and not args.round_trip:
+        parser.error("--sparse is for --round-trip: a copy of holes is no copy")
     results = report.start_report("synthetic")
-    published = find_published(args.published)
-    config = config_of_depth(args.depth_share)
+    has_published = args.shape == "sdar-4b"
+    published = find_published(args.published) if has_published else None
+    config = config_of_depth(args.shape, args.depth_share)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         work = Path(name)
-        (work / "src").mkdir()
-        write_source(work / "src", config, published)
-        num_bytes = sum(path.stat().st_size for path in (work / "src").iterdir())
-        times, peak_gb = measure(work, args.rounds)
-    size = f"{num_bytes / 1e9:.2f} GB"
-    title = f"Converting {size}, {config.num_layers} layers of SDAR-4B"
-    is_whole = args.depth_share == 1
-    add_results(results, title, num_bytes, times, peak_gb, is_whole)
+        src = work / "src"
+        src.mkdir()
+        max_shard = write_source(
+            src,
+            config,
+            published,
+            shard_bytes=int(args.shard_gb * 1e9),
+            is_sparse=args.sparse,
+        )
+        num_bytes = sum(path.stat().st_size for path in src.iterdir())
+        size = f"{num_bytes / 1e9:.2f} GB"
+        title = f"Converting {size}, {config.num_layers} layers of {args.shape}"
+        if args.round_trip:
+            measure_round_trip(results, title, work, max_shard, args.only_convert)
+        else:
+            times, peak_gb = measure(work, args.rounds)
+            is_whole = args.depth_share == 1
+            add_results(results, title, num_bytes, times, peak_gb, is_whole)
     results.finish(args.out)
 
 

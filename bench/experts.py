@@ -102,18 +102,18 @@ def count_touched(
         A row of the table.
     """
     touched: dict[int, list[int]] = {}
-    plain = experts_module.route
+    plain = experts_module.route_traced
 
     def record(expert_SC) -> None:
         choices = np.asarray(expert_SC)
         touched.setdefault(len(choices), []).append(len(np.unique(choices)))
 
     def counting(*args, **options):
-        routing = plain(*args, **options)
+        routing, trace = plain(*args, **options)
         jax.debug.callback(record, routing.expert_SC)
-        return routing
+        return routing, trace
 
-    with mock.patch.object(experts_module, "route", counting):
+    with mock.patch.object(experts_module, "route_traced", counting):
         decoder = decoders.freedave(
             config, draft_steps=draft_steps, max_new_tokens=48, numerics="fast"
         )

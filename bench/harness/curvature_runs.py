@@ -152,7 +152,7 @@ def warmed_up(seed: int) -> Any:
         tuning_problems.loss_fn(),
         with_own_rules(optax.adam(WARM_UP_RATE)),
     )
-    estimate = make_estimate(model.config, ESTIMATE, DECODE.temperature)
+    estimate = make_estimate(model.config, ESTIMATE, DECODE.sampling().temperature)
 
     @jax.jit
     def step(params, opt, key):
@@ -205,7 +205,7 @@ def exact_fn(config: ModelConfig) -> Callable[[Any, AnswerBatch], Exact]:
     Returns:
         A compiled function of parameters and of a batch of one answer.
     """
-    estimate = make_estimate(config, ESTIMATE, DECODE.temperature)
+    estimate = make_estimate(config, ESTIMATE, DECODE.sampling().temperature)
 
     def exact(params: Any, answer: AnswerBatch) -> Exact:
         likelihood = answer_curvature.answer_likelihood(
@@ -230,7 +230,7 @@ def sampled_fn(config: ModelConfig) -> Callable[..., jax.Array]:
     Returns:
         A compiled function of parameters, answers, their weights and the direction.
     """
-    estimate = make_estimate(config, ESTIMATE, DECODE.temperature)
+    estimate = make_estimate(config, ESTIMATE, DECODE.sampling().temperature)
 
     def sampled(
         params: Any, answers: AnswerBatch, weights_K: jax.Array, direction: Any

@@ -38,6 +38,21 @@ class KVCache(NamedTuple):
     v: jax.Array
 
 
+class RouterTrace(NamedTuple):
+    """How close the choices of a mixture's routers were.
+
+    Attributes:
+        margin: The smallest error of router logits at which a token would go to other
+            experts, float32 [...]: the logits of some layer, of any token that the
+            vector depends on and that was evaluated in the same call.
+        best: The best router logit of the token in each layer, float32 [..., N]; 0 for
+            a dense layer. By it two computations of the same token are compared.
+    """
+
+    margin: jax.Array
+    best: jax.Array
+
+
 class BlockStates(NamedTuple):
     """The distinct states of a window's blocks that one call evaluates.
 
@@ -143,6 +158,9 @@ class ModelFns(NamedTuple):
             vocabulary; hidden vectors and results of `logits_at` are whole.
         cache_axis: The axis of a row's cache arrays [N, T, ...] of which each device
             has a part of its own; None: every device has all of the cache.
+        router_trace: hidden vectors [..., E] -> `RouterTrace` of the routers that they
+            depend on. Guarded numerics doubt a decision if one of them was a near tie.
+            None: the model has no routers, or these numerics do not ask.
         summarize_head: All that is needed of the logits of this device's ids where
             there is no noise, in fewer launches than reductions of `logits` take:
             (params, hidden_RE, vocab_size=, suppressed_ids=) -> `HeadSummary`. Who
@@ -167,6 +185,7 @@ class ModelFns(NamedTuple):
     shards: ModelShards = WHOLE_MODEL
     cache_axis: int | None = None
     summarize_head: SummarizeFn | None = None
+    router_trace: Callable[[jax.Array], RouterTrace] | None = None
 
 
 def activation_dtype(weights_dtype) -> jnp.dtype:

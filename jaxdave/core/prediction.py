@@ -67,7 +67,7 @@ class HeadSummary(NamedTuple):
 
 
 class ErrorBound(NamedTuple):
-    """Error bounds of the fields of a `Prediction`, float32 scalars.
+    """Error bounds of the fields of a `Prediction`, and of routers, float32 scalars.
 
     Bounds are absolute, but relative for `entropy`, whose error vanishes with it.
 
@@ -77,6 +77,7 @@ class ErrorBound(NamedTuple):
         gap: Bound on the error of `Prediction.gap`.
         margin: Bound on the error of `Prediction.margin`.
         entropy: Bound on the error of `Prediction.entropy`, as a share of the entropy.
+        router: Bound on the error of a mixture's router logits.
     """
 
     score: jax.Array
@@ -84,6 +85,7 @@ class ErrorBound(NamedTuple):
     gap: jax.Array
     margin: jax.Array
     entropy: jax.Array
+    router: jax.Array
 
     @classmethod
     def uniform(cls, error: jax.Array) -> "ErrorBound":

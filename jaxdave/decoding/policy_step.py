@@ -127,7 +127,8 @@ def is_certain(
 ) -> jax.Array:
     """True if no error within the bound can change the step from an evaluated state.
 
-    Then no open position has another token, and the policy makes no other choice.
+    Then no router chooses other experts, no open position has another token, and the
+    policy makes no other choice.
 
     Args:
         spec: Its policy must have a certificate, `Policy.is_certain`.
@@ -148,7 +149,12 @@ def is_certain(
     # `lead` is by how much the sampler preferred its token to the next best one, noise
     # included. The bound is on the error of that difference, not of each of its terms.
     same_token_W = ~view.open_W | (pred.lead > error_bound.lead)
-    return jnp.all(same_token_W) & certificate(view, state.memory, error_bound)
+    certain = jnp.all(same_token_W) & certificate(view, state.memory, error_bound)
+    if spec.model.router_trace is not None:
+        # Past a router's near tie nothing bounds the error of the prediction.
+        margin_W = spec.model.router_trace(hidden_WE).margin
+        certain &= jnp.all(margin_W > error_bound.router)
+    return certain
 
 
 def commit_orders(

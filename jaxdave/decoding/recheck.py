@@ -16,8 +16,13 @@ from jaxdave.core.prediction import ErrorBound, Prediction
 from jaxdave.core.shapes import assert_shape
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import RowState
+from jaxdave.decoding.block_states import EvaluatedStates
 from jaxdave.decoding.prefill_rows import step_from_tokens
-from jaxdave.numerics.error_bounds import prediction_error
+from jaxdave.numerics.error_bounds import (
+    is_continuous,
+    prediction_error,
+    router_error,
+)
 
 
 def recheck_row(
@@ -56,7 +61,7 @@ def recheck_row(
     next_row, pred_SW, evaluated = step_from_tokens(
         spec, params, row, hidden_LE, None, reads_once=True
     )
-    error = _observed_error(spec, row, pred_SW, evaluated.block_S[0])
+    error = _observed_error(spec, row, pred_SW, evaluated)
     # Kept as a running maximum, which `autotune` reads to set the bound.
     error = jax.tree.map(jnp.maximum, stats.error, error)
     stats = next_row.stats._replace(error=error)
@@ -64,12 +69,20 @@ def recheck_row(
 
 
 def _observed_error(
-    spec: DecodeSpec, row: RowState, pred_SW: Prediction, block: jax.Array
+    spec: DecodeSpec, row: RowState, pred_SW: Prediction, evaluated: EvaluatedStates
 ) -> ErrorBound:
     """How far the fast call's prediction was from the one in the trusted shape."""
-    layout = spec.layout
+    layout, block = spec.layout, evaluated.block_S[0]
     # Entry 0 of the depths [D]: the noise of the step that was just decided.
     fast = layout.block_slice(jax.tree.map(lambda part_DL: part_DL[0], row.pred), block)
     trusted = Prediction(*(part[0] for part in pred_SW))
     open_L = layout.active_block(layout.window_tokens(row), row)[1]
-    return prediction_error(trusted, fast, layout.block_slice(open_L, block))
+    error = prediction_error(trusted, fast, layout.block_slice(open_L, block))
+    if spec.model.router_trace is None:
+        return error
+    fast_WE = layout.block_slice(row.hidden_LE, block)
+    fast_trace = spec.model.router_trace(fast_WE)
+    trusted_trace = spec.model.router_trace(evaluated.hidden_SWE[0])
+    error = error._replace(router=router_error(trusted_trace, fast_trace))
+    counts = is_continuous(fast_trace)
+    return jax.tree.map(lambda part: jnp.where(counts, part, 0.0), error)

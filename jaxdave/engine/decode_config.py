@@ -11,7 +11,13 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from jaxdave.core.config import Numerics, SamplingConfig, check_guidance_scale
+from jaxdave.core.config import (
+    ModelConfig,
+    Numerics,
+    SamplingConfig,
+    check_guidance_scale,
+)
+from jaxdave.core.decode_defaults import DecodeDefaults
 from jaxdave.drafting import registry as draft_registry
 from jaxdave.runtime.mesh_shape import parse_mesh
 
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
 
 METHODS = ("freedave", "static", "threshold")
 CONFIDENCES = ("tempered", "plain")
-PLAIN_CONFIDENCE_FAMILIES = ("llada",)
+PLAIN_CONFIDENCE_FAMILIES = ("llada", "llada-moe")
 """Families whose official code takes confidences from logits without temperature."""
 NUMERICS = tuple(str(numerics) for numerics in Numerics)
 CACHE_RULES = ("none", "prefix", "dual")
@@ -206,10 +212,12 @@ class DecodeConfig(_Record):
         tokens_per_step: Tokens that a step of the static policy commits; None: 1.
         threshold: A step commits every token whose probability is at least this; with
             method "freedave" as well. None: 0.9 for method "threshold", else unused.
-        policy: The rule that says what a step commits, in place of the three settings
+        policy: The rule that says what a step commits, in place of the two settings
             above: text such as "entropy:steps=16" (`policies.parse`), or a `Policy`.
-        cache: "none", "prefix" or "dual" for full-attention models (None: "dual");
-            block-causal models take None.
+            None: as those settings say, or else the model's (`DecodeDefaults`), which
+            is the most confident token where its authors ship no other.
+        cache: "none", "prefix" or "dual" for full-attention models (None: the model's,
+            or "dual"); block-causal models take None.
         guidance: Scale of classifier-free guidance, 0 (off) or more; full attention.
         no_stop: Never predict any of the model's end tokens.
         logits_eos_inf: Never predict the end of a text (`ModelConfig.eos_id`); the end
@@ -236,9 +244,11 @@ class DecodeConfig(_Record):
             of a block-causal model is the beginning of the text with more, as blocks
             are decoded whole. Under full attention the whole text depends on it, as
             every token sees all positions.
-        temperature: 0 takes the best token; above, tokens are drawn.
-        top_k: Draw from the best k tokens only; 0: off.
-        top_p: Draw from the best tokens of this much probability only; 1: off.
+        temperature: 0 takes the best token; above, tokens are drawn. None: the model's,
+            or 0.
+        top_k: Draw from the best k tokens only; 0: off. None: the model's, or 0.
+        top_p: Draw from the best tokens of this much probability only; 1: off. None:
+            the model's, or 1.
         confidence: At a temperature, confidences are those of the distribution that is
             drawn from ("tempered", as in Dream's, SDAR's and FreeDave's code) or of
             temperature 1 ("plain", as in LLaDA's and in Fast-dLLM's for LLaDA); None:
@@ -246,8 +256,7 @@ class DecodeConfig(_Record):
         seed: Keys the noise at a temperature, 0 to 2**31 - 1.
         numerics: "guarded" (batched, too close calls are decided again), "exact" (a
             row's bits depend on nothing beside it) or "fast" (no promise). None:
-            "guarded", and "exact" for a mixture of experts, which guarded numerics
-            cannot decode.
+            "guarded", and "exact" for a mixture of experts.
         suppressed_ids: Token ids that are never predicted.
 
     Raises:
@@ -272,7 +281,9 @@ class DecodeConfig(_Record):
         None, "Commit all tokens this sure (0.9); with freedave as well."
     )
     policy: "str | Policy | None" = _field(
-        None, "NAME[:key=value,...]; see `jaxdave policies`.", type=str | None
+        None,
+        "NAME[:key=value,...]; see `jaxdave policies`. As the model's authors have it.",
+        type=str | None,
     )
     cache: str | None = _field(None, "none, prefix or dual, for full attention.")
     guidance: float = _field(0.0, "Classifier-free guidance; 0 is off.")
@@ -303,9 +314,9 @@ class DecodeConfig(_Record):
     max_new_tokens: int | None = _field(
         None, "Room for the answer; the model's, or 256."
     )
-    temperature: float = _field(0.0, "0 is greedy.")
-    top_k: int = _field(0, "0 is off.")
-    top_p: float = _field(1.0, "1 is off.")
+    temperature: float | None = _field(None, "0 is greedy; the model's, or 0.")
+    top_k: int | None = _field(None, "0 is off; the model's, or 0.")
+    top_p: float | None = _field(None, "1 is off; the model's, or 1.")
     confidence: str | None = _field(
         None, "tempered or plain (of temperature 1); as the model's family has it."
     )
@@ -332,12 +343,42 @@ class DecodeConfig(_Record):
         """
         default = "plain" if family in PLAIN_CONFIDENCE_FAMILIES else "tempered"
         is_plain = (self.confidence or default) == "plain"
-        return SamplingConfig(self.temperature, self.top_k, self.top_p, is_plain)
+        return SamplingConfig(
+            0.0 if self.temperature is None else self.temperature,
+            0 if self.top_k is None else self.top_k,
+            1.0 if self.top_p is None else self.top_p,
+            is_plain,
+        )
 
     @property
     def is_by_threshold(self) -> bool:
         """True where a step commits all tokens above a threshold."""
         return self.threshold is not None or self.method == "threshold"
+
+    def with_defaults(
+        self, defaults: DecodeDefaults, model_config: ModelConfig
+    ) -> "DecodeConfig":
+        """The same decode with a model's defaults in the place of what is left open.
+
+        Args:
+            defaults: The model's.
+            model_config: The model.
+
+        Returns:
+            The configuration.
+        """
+        changes: dict[str, Any] = {
+            name: getattr(defaults, name)
+            for name in ("cache", "temperature", "top_k", "top_p")
+            if getattr(self, name) is None
+        }
+        is_open = self.policy is None and self.tokens_per_step is None
+        if is_open and not self.is_by_threshold and defaults.policy is not None:
+            length = self.block_length or model_config.block_length
+            changes["policy"] = defaults.policy.format(block_length=length)
+        if defaults.is_one_block and self.block_length is None:
+            changes["block_length"] = self.max_new_tokens
+        return dataclasses.replace(self, **changes)
 
     def make_policy(self) -> "Policy":
         """The policy that these settings name.

@@ -27,6 +27,7 @@ from jaxdave.engine.decode_config import NUMERICS as NUMERICS
 from jaxdave.engine.decode_config import DecodeConfig, DraftSteps
 from jaxdave.engine.decode_layout import decode_layout
 from jaxdave.engine.decode_spec import decode_spec
+from jaxdave.models.router_trace import num_columns
 from jaxdave.policies.validation import check_counts, check_policy
 from jaxdave.runtime.machine import Machine, this_machine
 from jaxdave.runtime.platform import in_32_bits
@@ -334,7 +335,7 @@ def _make_decoder(
         tables=tables or {},
         block_length=config.block_length,
         cache=config.cache,
-        temperature=config.temperature,
+        temperature=config.sampling().temperature,
         has_draft_text=has_draft_text,
     )
     draft = make_draft(config.draft, request)
@@ -444,18 +445,10 @@ def _check_fit(model_config: ModelConfig, config: DecodeConfig, policy: Policy) 
 
 def _numerics(model_config: ModelConfig, config: DecodeConfig) -> Numerics:
     """The numerics that are asked for, or those of the kind of model."""
-    if model_config.experts is None:
-        return Numerics(config.numerics or Numerics.GUARDED)
-    # The error of guarded numerics is measured on logits. A router is not continuous: a
-    # rounding error that changes which experts are chosen changes the logits by any
-    # amount, so that no measured error bounds them.
-    if config.numerics == Numerics.GUARDED:
-        raise ValueError(
-            f"numerics='guarded' cannot decode {model_config.name!r}, a mixture of "
-            "experts: a router's near tie is a jump, which the measured error does not "
-            "bound; use numerics='exact' (--numerics exact), or leave it out"
-        )
-    return Numerics(config.numerics or Numerics.EXACT)
+    is_dense = model_config.experts is None
+    return Numerics(
+        config.numerics or (Numerics.GUARDED if is_dense else Numerics.EXACT)
+    )
 
 
 def draft_step_choices(
@@ -489,6 +482,8 @@ def _check_draft(
     # Shadow masks and guidance double the width of hidden vectors.
     width = model_config.hidden * (2 if spec.policy.shadow else 1)
     width *= 2 if config.guidance else 1
+    if spec.model.router_trace is not None:
+        width += num_columns(model_config.num_layers)
     if not spec.draft.takes_params:
         _check_draft_once(spec, width)
     elif draft_params is not None:

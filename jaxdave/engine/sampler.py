@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from jaxdave.core.config import ModelConfig
+from jaxdave.core.decode_defaults import NO_DEFAULTS
 from jaxdave.core.draft_api import DraftedParams
 from jaxdave.drafting.tree_table import TreeTable
 from jaxdave.engine import generation, streaming
@@ -126,8 +127,8 @@ class Sampler:
 
     Attributes:
         model: What `jaxdave.load` returns.
-        config: What decides the decode. Where it leaves `max_new_tokens` out, the
-            model's is used.
+        config: What decides the decode. What it leaves open (`max_new_tokens`, and the
+            fields of `DecodeDefaults`) is as the model has it.
         draft_params: Parameters of a draft function that takes some (a draft model).
 
     Raises:
@@ -151,6 +152,10 @@ class Sampler:
             room = self.model.max_new_tokens
             config = dataclasses.replace(self.config, max_new_tokens=room)
             object.__setattr__(self, "config", config)
+        # What only looks like a model, such as another program's, may have none.
+        defaults = getattr(self.model, "decode_defaults", NO_DEFAULTS)
+        config = self.config.with_defaults(defaults, self.model.config)
+        object.__setattr__(self, "config", config)
         if self.draft_params is not None:
             # A draft model is small: every device of a mesh has all of it.
             beside = replicate_beside(self.draft_params, self.model.params)

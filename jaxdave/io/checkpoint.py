@@ -18,12 +18,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from jaxdave.core.config import ModelConfig
+from jaxdave.core.decode_defaults import NO_DEFAULTS, DecodeDefaults
 from jaxdave.core.host_arrays import fetch_arrays
 from jaxdave.core.model_api import Params
 from jaxdave.drafting import tree_table
 from jaxdave.drafting.tree_table import TreeTable
 from jaxdave.io import families, hf_config, orbax_io, safetensors_io
 from jaxdave.io.device_memory import check_memory
+from jaxdave.io.family_defaults import decode_defaults
 from jaxdave.io.finite import check_finite, is_finite, raise_overflow
 from jaxdave.io.hub import find_model
 from jaxdave.io.sharding import check_expert_axis, from_mesh, put_on_mesh
@@ -85,6 +87,7 @@ class ModelDescription:
       codec: its tokenizer and chat template.
       max_new_tokens: length limit of an answer in tokens.
       tables: draft trees by decoding policy.
+      decode_defaults: how its authors decode it.
     """
 
     name: str
@@ -95,6 +98,7 @@ class ModelDescription:
     tables: Mapping[str, TreeTable] = dataclasses.field(
         default_factory=dict, repr=False
     )
+    decode_defaults: DecodeDefaults = NO_DEFAULTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +121,8 @@ class Model:
         folder; none without.
       quantize: "int8" or "fp8" if the parameters were quantised while loading, else
         None.
+      decode_defaults: how its authors decode it, which a `Sampler` takes where its
+        configuration says nothing.
     """
 
     name: str
@@ -129,6 +135,7 @@ class Model:
         default_factory=dict, repr=False
     )
     quantize: str | None = None
+    decode_defaults: DecodeDefaults = NO_DEFAULTS
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields, with parameters in shapes that one device can use."""
@@ -236,6 +243,7 @@ def load(
         max_new_tokens=described.max_new_tokens,
         tables=described.tables,
         quantize=quantize,
+        decode_defaults=described.decode_defaults,
     )
 
 
@@ -276,13 +284,15 @@ def describe(
         config = hf_config.model_config(
             family, raw, folder, name=name, block_length=block_length, mask_id=mask_id
         )
+    generation = read_json(folder / "generation_config.json", optional=True)
     return ModelDescription(
         name=name,
         folder=folder,
         config=config,
         codec=load_codec(folder, config=config),
-        max_new_tokens=_read_max_new_tokens(folder),
+        max_new_tokens=_read_max_new_tokens(generation),
         tables=_read_tables(folder, quantize),
+        decode_defaults=decode_defaults(config, generation),
     )
 
 
@@ -406,9 +416,8 @@ def _read_tables(folder: Path, quantize: str | None) -> Mapping[str, TreeTable]:
     return tree_table.select_tables(tables, quantize)
 
 
-def _read_max_new_tokens(folder: Path) -> int:
+def _read_max_new_tokens(generation: Mapping[str, Any]) -> int:
     """Read the limit from generation_config.json, where it is a positive number."""
-    generation = read_json(folder / "generation_config.json", optional=True)
     limit = generation.get("max_new_tokens")
     return limit if type(limit) is int and limit > 0 else DEFAULT_MAX_NEW_TOKENS
 

@@ -4,6 +4,7 @@ A `Family` is a table, not code; `families` reads a folder by it.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -65,6 +66,9 @@ class Family:
       experts: which keys describe the experts of its models; None: they are dense.
       block_length: the block length where config.json has no key of it; None: the
         caller has to say.
+      published_names: pattern of the names under which models were published whose
+        files leave out the block length. Its group has the length where a name says
+        it; without one it is 4.
       is_partly_rotated: its config.json says which share of a head is rotated.
     """
 
@@ -84,7 +88,22 @@ class Family:
     rope_types: tuple[str, ...] = ()
     experts: ExpertKeys | None = None
     block_length: int | None = None
+    published_names: str | None = None
     is_partly_rotated: bool = False
+
+    def published_block_length(self, name: str) -> int | None:
+        """The block length of a model whose config.json has no key of it.
+
+        Args:
+          name: the model's name, a Hub id or that of its folder.
+
+        Returns:
+          The length; None where neither the name nor the family says it.
+        """
+        found = self.published_names and re.search(self.published_names, name)
+        if not found:
+            return self.block_length
+        return int(found[1]) if found[1] else _SDAR_BLOCK
 
 
 _QWEN_KEYS: ConfigKeys = {
@@ -148,6 +167,11 @@ _LLADA_REQUIRED: Mapping[str, Any] = {
 }
 
 _CHATML_STOP_TOKENS = ("<|im_end|>",)
+_SDAR_BLOCK = 4
+# JetLM/SDAR-4B-Chat and SDAR-4B-Chat-b8, Gen-Verse/TraDo-8B-Instruct.
+_SDAR_NAMES = (
+    r"(?:^|/)(?:SDAR-[\w.-]*?Chat|TraDo-[\w.-]*?(?:Instruct|Thinking))(?:-b(\d{1,3}))?$"
+)
 
 # Qwen2's layers under full attention; an output predicts the token to its right.
 DREAM = Family(
@@ -199,6 +223,7 @@ SDAR = Family(
     stop_tokens=_CHATML_STOP_TOKENS,
     mask_token="<|MASK|>",
     null_keys=_QWEN_NULLS,
+    published_names=_SDAR_NAMES,
 )
 # Qwen2's layers, block-causal; outputs are shifted inside a block only. It has the same
 # tensors as Dream: the config alone tells the two apart.
@@ -256,6 +281,7 @@ SDAR_MOE = dataclasses.replace(
     tensor_marker=_EXPERT_MARKER,
     excluded_markers=(),
     experts=QWEN_EXPERTS,
+    block_length=_SDAR_BLOCK,
 )
 # The same layers under full attention; an output predicts the token to its right.
 RND1 = dataclasses.replace(
@@ -265,6 +291,8 @@ RND1 = dataclasses.replace(
     architectures=("RND1LM",),
     config_values={"qk_norm": True, "attention": "full", "logits_shift": "full"},
     block_length_key=None,
+    block_length=None,
+    published_names=None,
     mask_token="<|mask|>",
 )
 _ROLE_STOP_TOKENS = ("<|role_end|>",)

@@ -60,7 +60,7 @@ def model_config(
     return ModelConfig(
         name=name,
         family=family.name,
-        block_length=_block_length(family, raw, folder, block_length),
+        block_length=_block_length(family, raw, folder, name, block_length),
         vocab_size=_vocab_size(raw, folder, max_vocab_size),
         mask_id=_mask_id(family, raw, folder, mask_id, vocabulary.id_of),
         pad_id=pad_id,
@@ -160,14 +160,20 @@ def inexpressible_fields(family: Family, config: ModelConfig) -> list[str]:
 
 
 def _block_length(
-    family: Family, raw: Mapping[str, Any], folder: Path, override: int | None
+    family: Family,
+    raw: Mapping[str, Any],
+    folder: Path,
+    name: str,
+    override: int | None,
 ) -> int:
     """The block length that the model was trained with, in tokens."""
     if override is not None:
         return override
     if family.block_length_key is None:
         return families.FULL_ATTENTION_BLOCK
-    block_length = raw.get(family.block_length_key, family.block_length)
+    block_length = raw.get(family.block_length_key)
+    if block_length is None:
+        block_length = family.published_block_length(name)
     if type(block_length) is not int:
         raise ValueError(
             f"{folder}: {family.block_length_key}={block_length!r} in config.json must "

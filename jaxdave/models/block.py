@@ -1,6 +1,7 @@
 """One layer of the transformer: attention, and an MLP or a mixture of experts."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -10,6 +11,7 @@ from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.models.experts import Experts
 from jaxdave.models.layers import MLP, Attention, RMSNorm
 from jaxdave.models.rope import Rope
+from jaxdave.models.router_trace import no_router
 from jaxdave.runtime.machine import Machine
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -28,6 +30,7 @@ class Block(nnx.Module):
         machine: Machine,
         use_kernels: bool = False,
         shards: ModelShards = WHOLE_MODEL,
+        traces_router: bool = False,
     ):
         """Initialise parameters.
 
@@ -38,7 +41,9 @@ class Block(nnx.Module):
             machine: What products are compiled for.
             use_kernels: Use kernels of a GPU, which have no gradient.
             shards: The devices that the parameters are split over.
+            traces_router: Tell how close the choices of experts were.
         """
+        self.traces_router = traces_router
         options = {"dtype": dtype, "rngs": rngs, "machine": machine}
         self.norm1 = RMSNorm(config.hidden, config.rms_eps, dtype=dtype)
         self.attn = Attention(config, use_kernels=use_kernels, shards=shards, **options)
@@ -59,10 +64,11 @@ class Block(nnx.Module):
 
         Returns:
             The residual stream after the layer, and its (rotated) keys and values
-            [..., L, G, D].
+            [..., L, G, D], followed by its `RouterTrace` [..., L] if it traces it.
         """
         q, k, v = self.project(x, rope)
-        return self.finish(x, attend(q, k, v)), (k, v)
+        x, *trace = self.finish(x, attend(q, k, v))
+        return x, (k, v, *trace)
 
     def project(self, x: jax.Array, rope: Rope):
         """The layer up to attention.
@@ -76,7 +82,7 @@ class Block(nnx.Module):
         """
         return self.attn.project(self.norm1(x), rope)
 
-    def finish(self, x: jax.Array, context: jax.Array) -> jax.Array:
+    def finish(self, x: jax.Array, context: jax.Array) -> tuple[Any, ...]:
         """The layer after attention.
 
         Args:
@@ -84,7 +90,14 @@ class Block(nnx.Module):
             context: Weighted values [..., L, H, D].
 
         Returns:
-            The residual stream after the layer.
+            The residual stream after the layer, followed by its `RouterTrace` [..., L]
+            if it traces it.
         """
         x = x + self.attn.merge(context)
-        return x + self.mlp(self.norm2(x))
+        normed = self.norm2(x)
+        if not self.traces_router:
+            return (x + self.mlp(normed),)
+        if isinstance(self.mlp, Experts):
+            mixed, trace = self.mlp.traced(normed)
+            return x + mixed, trace
+        return x + self.mlp(normed), no_router(x.shape[:-1])

@@ -104,6 +104,9 @@ def block_causal_model(
             size=TILE if model.exact else _fast_chunk(length, model.machine),
             hidden_struct=model.hidden_struct,
             align=model.align,
+            # What a router chooses may hang on the last bits: a prompt must have those
+            # that a recheck would compute, in whatever bucket it lies.
+            may_shrink=not model.traces_router,
         )
 
     def prefill_of(model: DecodeModel) -> PrefillFn:
@@ -129,13 +132,15 @@ def block_causal_model(
         return draft_model.model_fns(forward, prefill)
     # A fast prefill is allowed only where its decisions are certified, and its cache
     # can be remade by `recheck` before it decides anything close.
-    is_guarded = numerics == Numerics.GUARDED
+    # Prompts of a mixture are long enough for some router's near tie, after which a
+    # fast prefill would only be done again.
+    is_fast = numerics == Numerics.GUARDED and not draft_model.traces_router
     return draft_model.model_fns(
         forward,
         prefill,
         evaluate_blocks=_evaluate_blocks_fn(draft_model, length),
         recheck=chunked_recheck(chunks_of(trusted_model)),
-        fast_prefill=prefill_of(draft_model) if is_guarded else None,
+        fast_prefill=prefill_of(draft_model) if is_fast else None,
     )
 
 
@@ -179,9 +184,19 @@ def _evaluate_blocks_fn(model: DecodeModel, length: int) -> EvaluateBlocksFn:
             keys_end=start + states.chain_MJ.shape[1] * length,
             window_of=window_of,
         )
+        hidden = model.share_margins(hidden, lambda a_MP: _chain_min(a_MP, states))
         return _align_block_states(hidden, states) if model.shift else hidden, kv
 
     return evaluate_blocks
+
+
+def _chain_min(number_MP: jax.Array, states: BlockStates) -> jax.Array:
+    """The smallest number of a block state and its ancestors, [M, 1]."""
+    smallest_M = jnp.min(number_MP, axis=1)
+    block_J = jnp.arange(states.chain_MJ.shape[1])
+    is_seen_MJ = block_J[None] <= states.block_M[:, None]
+    seen_MJ = jnp.where(is_seen_MJ, smallest_M[states.chain_MJ], jnp.inf)
+    return jnp.min(seen_MJ, axis=1, keepdims=True)
 
 
 def _align_block_states(hidden_MPE: jax.Array, states: BlockStates) -> jax.Array:

@@ -20,11 +20,13 @@ from jaxdave.core.model_api import (
     ModelFns,
     PrefillFn,
     RecheckFn,
+    RouterTrace,
     activation_dtype,
 )
 from jaxdave.core.prediction import HeadSummary
 from jaxdave.core.shapes import assert_rank
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards, local_config
+from jaxdave.models import router_trace
 from jaxdave.models.attention import (
     TILE,
     LayerCache,
@@ -108,6 +110,7 @@ class DecodeModel:
         exact: Whether every state is computed in one fixed shape.
         dtype: Of activations; None: as `model_api.activation_dtype` says.
         attend: The attention function.
+        traces_router: Whether hidden vectors carry a `RouterTrace`.
         may_use_kernel: Whether a GPU's kernels for attention and for statistics of the
             head may be used.
         shift: How far to the right of its output a prediction stands: 0 or 1.
@@ -152,8 +155,14 @@ class DecodeModel:
             if exact
             else functools.partial(two_part_attention, tile=tile)
         )
+        # Only guarded numerics doubt decisions, and with them those of routers.
+        self.traces_router = wide and config.experts is not None
         self.bind = Binder(
-            config, machine, use_kernels=self.may_use_kernel, shards=shards
+            config,
+            machine,
+            use_kernels=self.may_use_kernel,
+            shards=shards,
+            traces_router=self.traces_router,
         )
         self.attend = attend
         self.shift = int(config.logits_shift != "none")
@@ -167,10 +176,13 @@ class DecodeModel:
             params: The parameters.
 
         Returns:
-            A struct of shape [E].
+            A struct of shape [E], with its trace if there is one.
         """
         dtype = self.dtype or activation_dtype(params["norm"]["scale"].dtype)
-        return jax.ShapeDtypeStruct((self.config.hidden,), dtype)
+        width = self.config.hidden
+        if self.traces_router:
+            width += router_trace.num_columns(self.config.num_layers)
+        return jax.ShapeDtypeStruct((width,), dtype)
 
     @property
     def layer_indices(self) -> np.ndarray:
@@ -210,7 +222,7 @@ class DecodeModel:
             [N, K, L, G, D].
         """
         position_L = start + jnp.arange(tokens_KL.shape[1], dtype=jnp.int32)
-        return self.evaluate_parts(
+        hidden, kv = self.evaluate_parts(
             params,
             tokens_KL,
             position_L,
@@ -220,6 +232,58 @@ class DecodeModel:
             keys_end,
             window_of=lambda part: part,
         )
+        # Any position may depend on any other.
+        return self.share_margins(
+            hidden, lambda a_KL: jnp.min(a_KL, 1, keepdims=True)
+        ), kv
+
+    def share_margins(
+        self, hidden: jax.Array, smallest: Callable[[jax.Array], jax.Array]
+    ) -> jax.Array:
+        """Let the margins of hidden vectors be those of all that they depend on.
+
+        Args:
+            hidden: Vectors [..., E].
+            smallest: The tokens' own margins [...] -> the smallest that each vector
+                depends on, [...] or of a shape that is broadcast to it.
+
+        Returns:
+            The vectors; as they are where no routers are traced.
+        """
+        if not self.traces_router:
+            return hidden
+        vectors = router_trace.split(hidden, self.config.hidden)
+        own = vectors.trace.margin
+        trace = vectors.trace._replace(
+            margin=jnp.broadcast_to(smallest(own), own.shape)
+        )
+        return router_trace.join(vectors._replace(trace=trace))
+
+    def router_trace(self, hidden: jax.Array) -> RouterTrace:
+        """The routers that hidden vectors depend on (`ModelFns.router_trace`).
+
+        Args:
+            hidden: Vectors [..., E].
+
+        Returns:
+            Their trace.
+        """
+        return router_trace.split(hidden, self.config.hidden).trace
+
+    def _join(self, hidden: jax.Array, traces: list[RouterTrace]) -> jax.Array:
+        """Hidden vectors with what their own tokens' routers chose, if that is known.
+
+        traces: none, or one of margins and best logits [N, ...] of the layers.
+        """
+        if not traces:
+            return hidden
+        margin_N, best_N = traces[0]
+        trace = RouterTrace(jnp.min(margin_N, axis=0), jnp.moveaxis(best_N, 0, -1))
+        return router_trace.join(router_trace.TracedVectors(hidden, trace))
+
+    def _without_trace(self, hidden: jax.Array) -> jax.Array:
+        """Hidden vectors as the head takes them."""
+        return hidden[..., : self.config.hidden] if self.traces_router else hidden
 
     def evaluate_parts(
         self,
@@ -263,10 +327,10 @@ class DecodeModel:
                 tokens_KQ.shape, start, cache, mask_fn, keys_end, window_of
             )
         bound, rope = self.bind(params), self.rope(position_KQ, cache.k.shape[1])
-        hidden, kv = bound.hidden(
+        hidden, (k, v, *trace) = bound.hidden(
             tokens_KQ, rope, attend, self.layer_indices, self.dtype
         )
-        return hidden, KVCache(*kv)
+        return self._join(hidden, trace), KVCache(k, v)
 
     def uses_kernel(self, cache: KVCache) -> bool:
         """Tell if windows are evaluated with the attention kernel.
@@ -336,8 +400,16 @@ class DecodeModel:
         bound = self.bind(params)
         rope = self.rope(position_T, num_positions)
         over = self._over_canvas(num_positions // TILE, end)
-        hidden, kv = bound.canvas(tokens_T, rope, attend, over, self.dtype)
-        return self.align(hidden), KVCache(*kv)
+        hidden, (k, v, *trace) = bound.canvas(tokens_T, rope, attend, over, self.dtype)
+        hidden = self._join(hidden, trace)
+
+        def smallest(margin_T: jax.Array) -> jax.Array:
+            return jnp.min(
+                jnp.where(position_T < end, margin_T, jnp.inf), keepdims=True
+            )
+
+        hidden = self.share_margins(hidden, smallest)
+        return self.align(hidden), KVCache(k, v)
 
     def _over_canvas(self, num_tiles: int, end) -> TileMap:
         """How a function of a tile is applied to a canvas up to its end."""
@@ -365,7 +437,7 @@ class DecodeModel:
         # than the activations of the layers.
         table = self.bind(params).head_table()
         chunk = table_chunk(table, first, self.head_chunk)
-        return matmul(hidden_RE, chunk, self.machine)
+        return matmul(self._without_trace(hidden_RE), chunk, self.machine)
 
     def summarize_head(
         self, params, hidden_RE, *, vocab_size: int, suppressed_ids: tuple[int, ...]
@@ -384,7 +456,7 @@ class DecodeModel:
         from jaxdave.models.head_kernel import summarize_head
 
         return summarize_head(
-            hidden_RE,
+            self._without_trace(hidden_RE),
             self.bind(params).head_table(),
             self.shards.first_id(self.config.vocab_rows),
             vocab_size=vocab_size,
@@ -404,6 +476,7 @@ class DecodeModel:
             float32 [R, M].
         """
         # Ids differ from row to row, so that their head rows are gathered, [R, M, E].
+        hidden_RE = self._without_trace(hidden_RE)
         rows = self.config.vocab_rows
         local_RM = ids_RM - self.shards.first_id(rows)
         is_own_RM = (local_RM >= 0) & (local_RM < self.shards.vocab_rows(rows))
@@ -452,6 +525,7 @@ class DecodeModel:
             recheck=recheck,
             fast_prefill=fast_prefill,
             summarize_head=self.summarize_head if self.may_use_kernel else None,
+            router_trace=self.router_trace if self.traces_router else None,
             shards=self.shards,
             # Keys and values [N, T, G, D] of this device's own heads.
             cache_axis=2 if is_cached and self.shards.splits_attention else None,

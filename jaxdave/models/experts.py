@@ -17,8 +17,10 @@ from flax import nnx
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.experts_config import ExpertsConfig
+from jaxdave.core.model_api import RouterTrace
 from jaxdave.models.expert_tiles import TILE_ROWS, lay_out_tiles
 from jaxdave.models.layers import INIT, MLP
+from jaxdave.models.router_trace import layer_trace
 from jaxdave.models.trained_experts import (
     TrainedRouter,
     TrainedStack,
@@ -79,14 +81,30 @@ def route(
         Experts and weights. Of equally good experts, or groups, the one of the lower
         index is chosen, as `lax.top_k` has it.
     """
+    return route_traced(logits_SX, bias_X, config)[0]
+
+
+def route_traced(
+    logits_SX: jax.Array, bias_X: jax.Array | None, config: ExpertsConfig
+) -> tuple[Routing, RouterTrace]:
+    """`route`, and how close its choices were.
+
+    Args:
+        logits_SX: Router logits, float32 [S, X].
+        bias_X: What is added to scores, [X]; None: nothing.
+        config: How experts are chosen.
+
+    Returns:
+        The routing, and its trace [S].
+    """
     is_softmax = config.score == "softmax"
     score_SX = (jax.nn.softmax if is_softmax else jax.nn.sigmoid)(logits_SX)
     rank_SX = score_SX
     if bias_X is not None:
         rank_SX = score_SX + bias_X.astype(jnp.float32)[None]
-    if config.groups > 1:
-        rank_SX = _keep_best_groups(rank_SX, config)
-    best_SC, expert_SC = jax.lax.top_k(rank_SX, config.per_token)
+    is_kept_SG = _best_groups(rank_SX, config)
+    eligible_SX = _only_groups(rank_SX, is_kept_SG)
+    best_SC, expert_SC = jax.lax.top_k(eligible_SX, config.per_token)
     weight_SC = (
         jnp.take_along_axis(score_SX, expert_SC, axis=1)
         if config.bias == "choice"
@@ -95,20 +113,28 @@ def route(
     if config.renormalize:
         total_S1 = jnp.sum(weight_SC, axis=1, keepdims=True)
         weight_SC = weight_SC / (total_S1 + _SMALLEST_SUM)
-    return Routing(expert_SC, weight_SC * config.scale)
+    routing = Routing(expert_SC, weight_SC * config.scale)
+    return routing, layer_trace(logits_SX, rank_SX, expert_SC, is_kept_SG, config)
 
 
-def _keep_best_groups(rank_SX: jax.Array, config: ExpertsConfig) -> jax.Array:
-    """Ranks with those outside of a token's best groups at minus infinity."""
+def _best_groups(rank_SX: jax.Array, config: ExpertsConfig) -> jax.Array:
+    """The groups that a token's experts are chosen from, bool [S, G]."""
     tokens = rank_SX.shape[0]
+    if config.groups == 1:
+        return jnp.ones((tokens, 1), bool)
     rank_SGM = rank_SX.reshape(tokens, config.groups, -1)
     group_SG = jnp.sum(jax.lax.top_k(rank_SGM, 2)[0], axis=-1)
     _, kept_SK = jax.lax.top_k(group_SG, config.kept_groups)
-    is_kept_SG = jnp.any(
-        kept_SK[..., None] == jnp.arange(config.groups)[None, None], axis=1
-    )
-    kept_SGM = jnp.where(is_kept_SG[..., None], rank_SGM, -jnp.inf)
-    return kept_SGM.reshape(rank_SX.shape)
+    return jnp.any(kept_SK[..., None] == jnp.arange(config.groups)[None, None], axis=1)
+
+
+def _only_groups(rank_SX: jax.Array, is_kept_SG: jax.Array) -> jax.Array:
+    """Ranks with those outside of a token's groups at minus infinity."""
+    if is_kept_SG.shape[1] == 1:
+        return rank_SX
+    rank_SGM = rank_SX.reshape(*is_kept_SG.shape, -1)
+    rank_SGM = jnp.where(is_kept_SG[..., None], rank_SGM, -jnp.inf)
+    return rank_SGM.reshape(rank_SX.shape)
 
 
 class ExpertMatrices(NamedTuple):
@@ -189,6 +215,51 @@ def _outputs(
         for own in layers
     ]
     return jax.lax.switch(matrices.gate.index, branches, x_SE, expert_SC)
+
+
+def mix_experts_of_rows(
+    x_SE: jax.Array,
+    routing: Routing,
+    matrices: ExpertMatrices,
+    machine: Machine,
+    num_experts: int | None = None,
+) -> jax.Array:
+    """`mix_experts` that under `vmap` lays out the tokens of all rows together.
+
+    Each row by itself would read the experts that it shares with others once more, and
+    compute the tiles that it does not use. It has no gradient.
+
+    Args:
+        x_SE: Normed vectors [S, E].
+        routing: Where they go.
+        matrices: As of `mix_experts`.
+        machine: What the products are compiled for.
+        num_experts: As of `mix_experts`.
+
+    Returns:
+        float32 [S, E].
+    """
+
+    @jax.custom_batching.custom_vmap
+    def mix(x_SE, routing, matrices):
+        return mix_experts(x_SE, routing, matrices, machine, num_experts)
+
+    @mix.def_vmap
+    def mix_rows(axis_size, is_batched, x_BSE, routing, matrices):
+        assert not any(jax.tree.leaves(is_batched[2])), "rows share the experts"
+
+        def flatten(part, has_rows: bool):
+            rows = (
+                part if has_rows else jnp.broadcast_to(part, (axis_size, *part.shape))
+            )
+            return rows.reshape(-1, *rows.shape[2:])
+
+        tokens = jax.tree.map(flatten, (x_BSE, routing), tuple(is_batched[:2]))
+        # A batch of batches comes here again.
+        mixed = mix(*tokens, matrices)
+        return mixed.reshape(axis_size, -1, mixed.shape[-1]), True
+
+    return mix(x_SE, routing, matrices)
 
 
 def _by_tiles(
@@ -387,6 +458,20 @@ class Experts(nnx.Module):
         Returns:
             [..., E] in the dtype of `x`.
         """
+        return self._mix(x, mix_experts)[0]
+
+    def traced(self, x: jax.Array) -> tuple[jax.Array, RouterTrace]:
+        """Apply the layer and tell how close its choices were; it has no gradient.
+
+        Args:
+            x: Normed vectors [..., E].
+
+        Returns:
+            [..., E] in the dtype of `x`, and the trace [...].
+        """
+        return self._mix(x, mix_experts_of_rows)
+
+    def _mix(self, x: jax.Array, mix) -> tuple[jax.Array, RouterTrace]:
         x_SE = x.reshape(-1, x.shape[-1])
         kernel, bias = self.router.kernel.get_value(), self.router.bias
         bias_X = None if bias is None else bias[...]
@@ -399,9 +484,12 @@ class Experts(nnx.Module):
                 )
         else:
             logits_SX = router_logits(x_SE, kernel)
-        routing = route(logits_SX, bias_X, self.config)
-        mixed_SE = mix_experts(
+        routing, trace = route_traced(logits_SX, bias_X, self.config)
+        mixed_SE = mix(
             x_SE, routing, self.experts.matrices, self.machine, self.config.count
         )
         mixed = mixed_SE.astype(x.dtype).reshape(x.shape)
-        return mixed if self.shared is None else mixed + self.shared(x)
+        trace = jax.tree.map(lambda part_S: part_S.reshape(x.shape[:-1]), trace)
+        if self.shared is not None:
+            mixed += self.shared(x)
+        return mixed, trace

@@ -105,12 +105,14 @@ class Binder:
         machine: What its products are compiled for.
         shards: The devices that the model is split over.
         use_kernels: Use kernels of a GPU, which have no gradient.
+        traces_router: Layers tell how close their choices of experts were.
     """
 
     config: ModelConfig
     machine: Machine = dataclasses.field(default_factory=this_machine)
     shards: ModelShards = WHOLE_MODEL
     use_kernels: bool = False
+    traces_router: bool = False
 
     def __call__(self, params: Params) -> "Transformer":
         """Bind parameters.
@@ -123,4 +125,5 @@ class Binder:
         """
         from jaxdave.models.transformer import bind
 
-        return bind(self.config, params, self.machine, self.shards, self.use_kernels)
+        options = self.shards, self.use_kernels, self.traces_router
+        return bind(self.config, params, self.machine, *options)

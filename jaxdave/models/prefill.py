@@ -37,12 +37,14 @@ class PrefillChunks(NamedTuple):
             tracing the network, as the loop needs it for its carry.
         align: Moves vectors to the positions that they predict. It runs over all chunks
             at once, as the first position of a chunk is predicted by the chunk before.
+        may_shrink: A prompt shorter than a chunk need not be padded to one.
     """
 
     forward: ChunkForwardFn
     size: int
     hidden_struct: Callable[[Any], jax.ShapeDtypeStruct]
     align: AlignFn = lambda hidden: hidden
+    may_shrink: bool = True
 
 
 def chunked_prefill(chunks: PrefillChunks, empty_cache: EmptyCacheFn) -> PrefillFn:
@@ -60,8 +62,8 @@ def chunked_prefill(chunks: PrefillChunks, empty_cache: EmptyCacheFn) -> Prefill
         params, tokens_T, begin, start, end, window_length: int, prompt_length: int
     ):
         del begin
-        # A prompt shorter than a chunk need not be padded to one.
-        sized = chunks._replace(size=min(chunks.size, prompt_length))
+        size = min(chunks.size, prompt_length) if chunks.may_shrink else chunks.size
+        sized = chunks._replace(size=size)
         cache = empty_cache(params, tokens_T.shape[0])
         return _run_chunks(
             sized, params, tokens_T, jnp.int32(0), start, end, window_length, cache

@@ -78,6 +78,35 @@ _FAST_DLLM = dict(
     pad_id=151645,
     stop_ids=(151645,),
 )
+# LLaDA2.0 and 2.1. What ends a turn, <|role_end|>, has an id in the tokenizer's files
+# only.
+_LLADA2 = dict(
+    family="llada2",
+    kv_heads=4,
+    head_dim=128,
+    rotary_dim=64,
+    vocab_rows=157184,
+    vocab_size=157184,
+    block_length=32,
+    qk_norm=True,
+    rope_theta=6e5,
+    mask_id=156895,
+    pad_id=156892,
+    stop_ids=(156892,),
+)
+_LLADA2_EXPERTS = ExpertsConfig(
+    count=256,
+    per_token=8,
+    inter=512,
+    shared_inter=512,
+    score="sigmoid",
+    bias="choice",
+    groups=8,
+    kept_groups=4,
+    renormalize=True,
+    scale=2.5,
+    dense_layers=1,
+)
 # Small enough to train on a CPU and to decode
 # in tests, with every switch of its family.
 _DEMO = dict(
@@ -160,6 +189,14 @@ PRESETS: dict[str, dict] = {
         tie_embeddings=True,
     ),
     "fast-dllm-v2-7b": dict(_FAST_DLLM, **_QWEN25_7B),
+    "llada2-mini": dict(
+        _LLADA2,
+        num_layers=20,
+        hidden=2048,
+        inter=5120,
+        heads=16,
+        experts=_LLADA2_EXPERTS,
+    ),
 }
 
 

@@ -45,6 +45,7 @@ class Transformer(nnx.Module):
         machine: Machine,
         shards: ModelShards = WHOLE_MODEL,
         use_kernels: bool = False,
+        traces_router: bool = False,
     ):
         """Initialise random parameters.
 
@@ -55,6 +56,7 @@ class Transformer(nnx.Module):
             machine: What its products are compiled for.
             shards: The devices that the model is split over.
             use_kernels: Use kernels of a GPU, which have no gradient.
+            traces_router: Layers tell how close their choices of experts were.
         """
         self.shards, self.vocab_rows = shards, config.vocab_rows
         init = nnx.initializers.normal(0.02)
@@ -69,6 +71,7 @@ class Transformer(nnx.Module):
             def make(rngs: nnx.Rngs) -> Block:
                 options = {"machine": machine, "shards": shards}
                 options |= {"use_kernels": use_kernels}
+                options |= {"traces_router": traces_router}
                 return Block(config, dtype=dtype, rngs=rngs, **options)
 
             return make(rngs)
@@ -112,7 +115,7 @@ class Transformer(nnx.Module):
 
         Returns:
             Normed hidden states [..., L, E], and every layer's keys (rotated) and
-            values [N, ..., L, G, D].
+            values [N, ..., L, G, D], followed by its `RouterTrace` if layers trace it.
         """
         # The carry is the residual stream; what each
         # layer emits, keys and values, is stacked.
@@ -225,7 +228,8 @@ class Transformer(nnx.Module):
             dtype: Of the activations; None: as `model_api.activation_dtype` says.
 
         Returns:
-            Normed hidden states [T, E], and keys and values [N, T, G, D].
+            Normed hidden states [T, E], and keys and values [N, T, G, D], followed by
+            the layers' `RouterTrace` [N, T] if they trace it.
         """
         position_T = jnp.arange(tokens_T.shape[0], dtype=jnp.int32)
 
@@ -241,7 +245,8 @@ class Transformer(nnx.Module):
                 context = attend(position_S[0], *own, canvas_kv)
                 return block.finish(x, context[0])
 
-            return over(attend_tile)((x_TE, position_T, q, k, v)), canvas_kv
+            x_TE, *trace = over(attend_tile)((x_TE, position_T, q, k, v))
+            return x_TE, (k, v, *trace)
 
         x = self._embed(tokens_T, dtype)
         x, kv = self._fold_layers(layer, x)
@@ -298,6 +303,7 @@ def bind(
     machine: Machine,
     shards: ModelShards = WHOLE_MODEL,
     use_kernels: bool = False,
+    traces_router: bool = False,
 ) -> Transformer:
     """Put parameters into a module (see `param_shapes.Binder`).
 
@@ -306,21 +312,27 @@ def bind(
         params: Parameters of it, in any layout.
         machine: What its products are compiled for.
         shards: The devices that the model is split over.
+        use_kernels: Use kernels of a GPU, which have no gradient.
+        traces_router: Layers tell how close their choices of experts were.
 
     Returns:
         The module.
     """
-    return nnx.merge(_graph(config, machine, shards, use_kernels), params)
+    graph = _graph(config, machine, shards, use_kernels, traces_router)
+    return nnx.merge(graph, params)
 
 
 @functools.cache
 def _graph(
-    config: ModelConfig, machine: Machine, shards: ModelShards, use_kernels: bool
+    config: ModelConfig,
+    machine: Machine,
+    shards: ModelShards,
+    use_kernels: bool,
+    traces_router: bool,
 ):
     """The module's structure without its parameters."""
-    built = nnx.eval_shape(
-        lambda: _build(config, jnp.float32, 0, machine, shards, use_kernels)
-    )
+    options = shards, use_kernels, traces_router
+    built = nnx.eval_shape(lambda: _build(config, jnp.float32, 0, machine, *options))
     return nnx.split(built)[0]
 
 
@@ -331,6 +343,7 @@ def _build(
     machine: Machine,
     shards: ModelShards = WHOLE_MODEL,
     use_kernels: bool = False,
+    traces_router: bool = False,
 ) -> Transformer:
     return Transformer(
         config,
@@ -339,4 +352,5 @@ def _build(
         machine=machine,
         shards=shards,
         use_kernels=use_kernels,
+        traces_router=traces_router,
     )

@@ -182,7 +182,7 @@ def test_differences_are_of_what_is_open_and_said():
     found = prediction_error(now, then, jnp.array([True, True, True, False]))
     # Of the second the other token leads by 1, of the third nothing was said, and of
     # the last, which is known, only its gap may be looked at.
-    want = ErrorBound(*row(0.5, 3, 0.25, 0, 1))
+    want = ErrorBound(*row(0.5, 3, 0.25, 0, 1, 0))
     assert jax.tree.map(float, found) == pytest.approx(jax.tree.map(float, want))
 
 

@@ -133,6 +133,7 @@ def view_of(numbers, open_W, n: int):
 def bounds_of(error: float) -> ErrorBound:
     """An error bound with another size for each field."""
     sizes = {"score": 1.0, "lead": 1.0, "gap": 2.0, "margin": 0.5, "entropy": 1.0}
+    sizes |= {"router": 0.0}
     return ErrorBound(**{k: jnp.float32(error * v) for k, v in sizes.items()})
 
 

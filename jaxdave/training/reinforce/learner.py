@@ -111,7 +111,9 @@ class Learner:
         self.sampler, self.task = sampler, task
         self.reference = reference if self.config.loss.kl_weight > 0 else None
         model, settings = sampler.model.config, self.config
-        estimate = make_estimate(model, settings.estimate, sampler.config.temperature)
+        estimate = make_estimate(
+            model, settings.estimate, sampler.config.sampling().temperature
+        )
         self._estimate = jax.jit(estimate, static_argnums=2)
         self._add = jax.jit(
             functools.partial(_add_gradient, estimate, settings), static_argnums=2

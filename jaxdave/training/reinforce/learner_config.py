@@ -71,9 +71,10 @@ def check_sampler(sampler: Sampler, settings: ReinforceConfig) -> None:
         ValueError: It does not, in one line.
     """
     config, model = sampler.config, sampler.model.config
-    if not config.temperature > 0:
+    sampling = config.sampling()
+    if not sampling.temperature > 0:
         raise ValueError(
-            f"temperature={config.temperature} draws the same answer every time; "
+            f"temperature={sampling.temperature} draws the same answer every time; "
             "sample above 0, e.g. at temperature=1.0"
         )
     if not config.record_steps:
@@ -87,8 +88,8 @@ def check_sampler(sampler: Sampler, settings: ReinforceConfig) -> None:
             "trained; load the model without it"
         )
     changed = {
-        "top_k": config.top_k > 0,
-        "top_p": config.top_p < 1,
+        "top_k": sampling.top_k > 0,
+        "top_p": sampling.top_p < 1,
         "guidance": config.guidance > 0,
         "suppressed_ids": bool(config.suppressed_ids),
         "no_stop": config.no_stop,

@@ -136,7 +136,7 @@ def test_settings_are_used_and_listed(chat):
     listed = dict(line.split()[:2] for line in out.splitlines()[:-2])
     assert listed["max-new-tokens"] == "4" and listed["draft-steps"] == "4"
     assert listed["policy"] == "default" and listed["lossy"] == "off"
-    assert "top-k 0  (0 is off)\n" in out
+    assert "top-k 0  (0 is off; the model's, or 0)\n" in out
 
 
 def test_no_room_left_loses_nothing(chat, tmp_path):
