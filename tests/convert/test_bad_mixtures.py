@@ -128,7 +128,7 @@ def test_a_mask_id_that_no_file_has(source, refused_by_both):
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (source / name).exists():
             change_json(source / name, mask_token=...)
-    refused_by_both(source, "knows the mask id; give it with mask_id")
+    refused_by_both(source, "knows the mask id; give it with --mask-id")
     change_json(source / "config.json", mask_token_id=100_000)
     refused_by_both(source, "mask_id=100000 must be a row of the embedding")
 
