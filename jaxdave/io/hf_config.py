@@ -228,8 +228,8 @@ def _mask_id(
     if mask_id is None:
         raise ValueError(
             f"{folder}: neither config.json (mask_token_id) nor the tokenizer "
-            f"(mask_token={token!r}) knows the mask id; give it with --mask-id or "
-            "mask_id"
+            f"(mask_token={token!r}) knows the mask id; give it with --mask-id "
+            "of jaxdave-convert, or mask_id in Python"
         )
     # With the wrong one of two ids the model would see an ordinary token where it was
     # trained to see masks, and nothing would fail.
@@ -237,6 +237,6 @@ def _mask_id(
         raise ValueError(
             f"{folder}: mask_token_id={config_id!r} of config.json must be the id of "
             f"the tokenizer's mask token, {tokenizer_id}; give the right one with "
-            "--mask-id or mask_id"
+            "--mask-id of jaxdave-convert, or mask_id in Python"
         )
     return mask_id
