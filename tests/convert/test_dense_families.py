@@ -19,6 +19,7 @@ import jaxdave
 from jaxdave.core.config import ModelConfig, YarnScaling
 from jaxdave.io import families
 from jaxdave.io.rope_config import resolve_rope
+from jaxdave.models.presets import preset
 from jaxdave.models.rope import rope_table
 
 torch = pytest.importorskip("torch")
@@ -168,7 +169,7 @@ def test_a_wrong_rope_is_one_line(rope, words, tmp_path, capsys):
 
 
 def test_the_published_config_is_read():
-    """The 14B's, as a public engine pins it in its tests."""
+    """The 14B's, as a public engine pins it in its tests, is the preset's."""
     raw = {
         **nemotron(
             rope_theta=1e9, original_max_position_embeddings=16384, beta_fast=32.0,
@@ -179,14 +180,9 @@ def test_the_published_config_is_read():
         "vocab_size": 131072, "max_position_embeddings": 262144,
     }  # fmt: skip
     family = families.detect(raw, ["encoder.layers.0.self_attn.q_proj.weight"])
+    config = preset("nemotron-14b")
     fields = families.config_fields(family, raw)
-    assert (fields["head_dim"], fields["attention"]) == (128, "causal_context")
-    assert fields["rope_theta"] == 1e9 and fields["rope_scaling"].magnitude == 1
-    config = ModelConfig(
-        name="14b", family=family.name, vocab_size=131072, mask_id=100, pad_id=11,
-        stop_ids=(11,), block_length=32, **fields,
-    )  # fmt: skip
-    assert len(families.checkpoint_tensors(family, config)) == 363
+    assert fields == {name: getattr(config, name) for name in fields}
 
 
 def test_a_method_that_is_not_named_is_one_line(tmp_path, capsys):
