@@ -67,8 +67,8 @@ class WindowLayout:
         window_length: Tokens of a window, a multiple of `block_length`.
         mask_id: Token id of a position that is not decoded yet.
         stop_ids: Ids that end an answer.
-        anchored: Blocks are counted from the first generated position, as
-            full-attention decoders do, instead of from position 0.
+        anchored: Blocks are counted from the first generated position, as decoders of
+            full attention and of causal context do, instead of from position 0.
         cache_rule: How the KV cache comes about.
         decodable_length: Positions at the front of the window that may be decoded
             before it moves; None: all.
@@ -134,9 +134,11 @@ class WindowLayout:
             The end of the block of the last of them; integers like `begin`.
         """
         end = begin + max_new_tokens
-        if self.anchored:
+        if self.anchored and self.cache_rule is not CacheRule.EXACT:
             return end
-        return -(-end // self.block_length) * self.block_length
+        origin = begin if self.anchored else 0
+        blocks = -(-(end - origin) // self.block_length)
+        return origin + blocks * self.block_length
 
     def advance(self, evaluated_L, committed_L, row: RowState):
         """How far the window moves after a call.

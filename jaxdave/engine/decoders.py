@@ -435,6 +435,11 @@ def _check_fit(model_config: ModelConfig, config: DecodeConfig, policy: Policy) 
     room = config.max_new_tokens
     room = MAX_NEW_TOKENS if room is None else room
     check_counts(policy, block=length, answer=room)
+    if policy.shadow and model_config.attention == "causal_context":
+        raise ValueError(
+            f"policy {policy.name} looks at shadow masks, which {model_config.name!r} "
+            "cannot be asked for, as its context is causal; choose another policy"
+        )
     if config.record_steps and policy.scoring is not None:
         raise ValueError(
             f"record_steps=True: policy {policy.name} weighs candidates, which no "

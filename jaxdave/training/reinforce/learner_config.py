@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from jaxdave.core.config import check_no_causal_context
 from jaxdave.engine.sampler import Sampler
 from jaxdave.training.reinforce.estimates import EstimateConfig, check_loss
 from jaxdave.training.reinforce.policy_loss import PolicyLossConfig
@@ -116,6 +117,7 @@ def check_sampler(sampler: Sampler, settings: ReinforceConfig) -> None:
             f"with tempered confidences, not of {sampler.decoder.spec.policy.name} of "
             f"{model.name}; use method='trajectory'"
         )
+    check_no_causal_context(model, "training")
     if model.attention == "full" and config.cache != "none":
         raise ValueError(
             f"cache={config.cache or 'dual'!r} reads keys of older states, which "
