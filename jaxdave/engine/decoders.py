@@ -120,7 +120,8 @@ class Decoder:
     def max_rounds(self) -> int:
         """Rounds of the loop at most: each fills a position or decides one again."""
         # Blocks are decoded whole, so there may be most of a block beyond the limit.
-        return 2 * (self.max_new_tokens + self.spec.layout.block_length)
+        positions = self.max_new_tokens + self.spec.layout.block_length
+        return 2 * positions * self.spec.steps_per_position
 
     def undrafted(self) -> "Decoder":
         """The same compiled program with one draft a call, the policy's own state."""

@@ -102,10 +102,11 @@ def check_sampler(sampler: Sampler, settings: ReinforceConfig) -> None:
                 f"{name}={getattr(config, name)!r} draws from another distribution "
                 "than the one that is trained; leave it out"
             )
-    if sampler.decoder.spec.policy.revises:
+    policy = sampler.decoder.spec.policy
+    if policy.revises or policy.edits:
         raise ValueError(
-            f"policy {sampler.decoder.spec.policy.name} takes tokens back, and what "
-            "it took back is not recorded; choose another policy"
+            f"policy {policy.name} takes tokens back or replaces them, and what "
+            "stood there before is not recorded; choose another policy"
         )
     if settings.estimate.method == "selection" and (
         sampler.decoder.spec.policy.name != POLICY
