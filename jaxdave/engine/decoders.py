@@ -436,10 +436,16 @@ def _check_fit(model_config: ModelConfig, config: DecodeConfig, policy: Policy) 
     room = config.max_new_tokens
     room = MAX_NEW_TOKENS if room is None else room
     check_counts(policy, block=length, answer=room)
-    if policy.shadow and model_config.attention == "causal_context":
+    is_causal_context = model_config.attention == "causal_context"
+    if policy.shadow and is_causal_context:
         raise ValueError(
             f"policy {policy.name} looks at shadow masks, which {model_config.name!r} "
             "cannot be asked for, as its context is causal; choose another policy"
+        )
+    if policy.edits and is_causal_context:
+        raise ValueError(
+            f"policy {policy.name} edits blocks that have no mask, which "
+            f"{model_config.name!r} evaluates causally as context; choose another policy"
         )
     if config.record_steps and policy.scoring is not None:
         raise ValueError(

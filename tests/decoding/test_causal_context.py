@@ -144,3 +144,10 @@ def test_a_policy_with_shadow_masks_is_refused(twins):
         with pytest.raises(ValueError, match="its context is causal") as caught:
             decoders.freedave(twins[1].config, made(name, 4), numerics="exact")
         assert "\n" not in str(caught.value)
+
+
+def test_a_policy_that_edits_is_refused():
+    """What it would edit after the last mask is evaluated as context."""
+    with pytest.raises(ValueError, match="evaluates causally as context") as caught:
+        decoders.freedave(preset("nemotron-14b"), policies.llada2_s())
+    assert "\n" not in str(caught.value)
