@@ -211,11 +211,11 @@ def _fill_folder(
         # `copy_shard` has waited for the disk, so the record holds after a crash too.
         resume_record.write_record(work, plan, finished)
         keep()
-    if plan.unwritten:
-        on_message(describe_unused(plan.source.folder, plan.unwritten))
     # 3. What can only be checked once all files
     # are there; then everything but the weights.
     _check_tied_head(plan, finished)
+    if plan.unwritten:
+        on_message(describe_unused(plan.source.folder, plan.unwritten))
     orbax_io.check_arrays(work, param_shapes(plan.config))
     hashes = {file: shard.sha256 for file, shard in finished.items()}
     manifest.write_metadata(work, plan, hashes)

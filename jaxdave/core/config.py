@@ -265,7 +265,7 @@ class ModelConfig:
         if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
             raise ValueError(
                 f"rotary_dim={self.rotary_dim} must be even and at most "
-                f"head_dim={self.head_dim}"
+                f"head_dim={self.head_dim}; check the config"
             )
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
@@ -278,7 +278,9 @@ class ModelConfig:
         if self.attention != "full":
             check_block_length(self.block_length)
         elif self.block_length < 1:
-            raise ValueError(f"block_length={self.block_length} must be at least 1")
+            raise ValueError(
+                f"block_length={self.block_length} must be at least 1; try 32"
+            )
         if not 0 < self.vocab_size <= self.vocab_rows:
             raise ValueError(
                 f"vocab_size={self.vocab_size} must be in 1..vocab_rows="

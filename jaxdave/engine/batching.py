@@ -85,7 +85,7 @@ def check_token_ids(ids: Any, name: str, vocab_size: int, mask_id: int) -> list[
         if not (is_id and 0 <= value < vocab_size and value != mask_id):
             raise ValueError(
                 f"{name} holds {str(value)[:60]!r}, but must be token ids in "
-                f"0..{vocab_size - 1} without the mask id {mask_id}"
+                f"0..{vocab_size - 1} without the mask id {mask_id}; encode it again"
             )
     return [int(value) for value in values]
 

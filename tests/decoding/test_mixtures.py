@@ -12,6 +12,7 @@ import pytest
 from helpers.fake_model import capped, texts
 from helpers.plain_experts import tiny
 
+from jaxdave import policies
 from jaxdave.engine import decoders, generation
 from jaxdave.engine.bitwise_check import slot_probe
 from jaxdave.engine.decode_config import DecodeConfig
@@ -80,6 +81,75 @@ def test_drafts_change_no_text_of_eight_bit_experts():
     decoder = decoders.freedave(config, draft_steps=4, max_new_tokens=8)
     plain = generate(capped(decoder, 1), params, PROMPTS, seed=1)
     assert texts(generate(decoder, params, PROMPTS, seed=1)) == texts(plain)
+
+
+CAUSAL_POLICIES = {
+    "sdar": policies.low_confidence_dynamic(4, 0.85),
+    "llada2": policies.low_confidence_dynamic(32, 0.95),
+    "eager": policies.low_confidence_dynamic(4, 0.2),
+    "threshold": policies.threshold(0.3),
+    "llada2.1": policies.joint_threshold(0.3, 0.1),
+}
+FULL_POLICIES = {
+    "rnd1": policies.entropy(256),
+    "entropy": policies.entropy(6),
+    "static": policies.static(1),
+    "low_confidence": policies.low_confidence(4),
+    "threshold": policies.threshold(0.3),
+}
+RND1 = tiny("qwen", **{**FULL, "family": "rnd1", "logits_shift": "full"})
+USED = [
+    pytest.param(CONFIGS["llada2"], CAUSAL_POLICIES["eager"], None, 0.0, id="quick"),
+    *(
+        pytest.param(
+            CONFIGS[name],
+            policy,
+            None,
+            temperature,
+            id=f"{name}-{title}-{temperature}",
+            marks=pytest.mark.slow,
+        )
+        for name in ("qwen", "llada2")
+        for title, policy in CAUSAL_POLICIES.items()
+        for temperature in (0.0, 1.0)
+    ),
+    *(
+        pytest.param(
+            config,
+            policy,
+            cache,
+            temperature,
+            id=f"{config.family}-{title}-{cache}-{temperature}",
+            marks=pytest.mark.slow,
+        )
+        for config in (RND1, CONFIGS["llada"])
+        for title, policy in FULL_POLICIES.items()
+        for cache, temperature in (("none", 0.01), ("none", 0.0), ("dual", 0.7))
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "policy", "cache", "temperature"), USED)
+def test_drafts_change_no_text_of_the_policies_in_use(
+    config, policy, cache, temperature
+):
+    """Every policy that the families are used with; a block is the answer for RND1."""
+    is_rnd1 = config.family == "rnd1" and cache == "none"
+    decoder = decoders.freedave(
+        config,
+        policy,
+        draft_steps=4,
+        cache=cache,
+        temperature=temperature,
+        block_length=16 if is_rnd1 else None,
+        max_new_tokens=16,
+    )
+    params = random_params(config, None)
+    plain = generate(capped(decoder, 1), params, PROMPTS, seed=1)
+    quick = generate(decoder, params, PROMPTS, seed=1)
+    assert texts(quick) == texts(plain)
+    for ours, theirs in zip(quick.completions, plain.completions, strict=True):
+        assert ours.nfe.total <= theirs.nfe.total
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ from helpers import torch_mixtures  # noqa: E402
 
 FAMILIES = ("sdar-moe", "rnd1", "llada-moe", "llada2")
 VALUES = (
-    ..., None, -1, 0, 1, 3, 2.5, 1e30, math.nan, math.inf, 2**31, 2**70, "text", "",
-    "8", [], [1, 2], [0, 1, 1], {}, {"type": "yarn"}, True, False,
+    ..., None, -1, 0, 3, 2.5, math.nan, 2**70, "text", [0, 1, 1], {"type": "yarn"},
+    True,
 )  # fmt: skip
 EXTRA_KEYS = (
     "n_routed_experts", "num_local_experts", "rope_parameters", "layer_types",
@@ -85,13 +85,16 @@ def try_one(monkeypatch, capsys, tmp_path):
             main.main([*words, "--max-new-tokens", "64", "--block-length", "4"])
         assert isinstance(end.value.code, int)
         line = outcome(capsys, end.value.code)
-        code = convert(path, tmp_path / "ours", "--block-length", "4")
+        # What loads is only planned, which takes less time.
+        options = ("--block-length", "4", *(("--dry-run",) if built else ()))
+        code = convert(path, tmp_path / "ours", *options)
         if code == 0:
             capsys.readouterr()
-            shutil.rmtree(tmp_path / "ours")
+            shutil.rmtree(tmp_path / "ours", ignore_errors=True)
         else:
             outcome(capsys, code)
-        assert names_in(tmp_path) == []
+        left = names_in(tmp_path)
+        assert left == [], left
         # Both commands take the same folders; the prompt may be too long for one.
         assert bool(built) == (code == 0) or "the model allows" in line, line
         return built[0] if built else None
@@ -101,19 +104,17 @@ def try_one(monkeypatch, capsys, tmp_path):
 
 def judge_all(path, family, chosen, try_one):
     """The samplers of what has loaded, one for each model config."""
-    loaded = {}
-    try:
-        for key, value in chosen:
-            mutate(path, family, key, value)
-            try:
-                sampler = try_one(path)
-            except BaseException as error:
-                error.add_note(f"{family}: {key}={value!r}")
-                raise
-            if sampler is not None:
-                loaded[repr(sampler.model.config)] = sampler
-    finally:
-        mutate(path, family, "model_type", torch_mixtures.CONFIGS[family]["model_type"])
+    loaded, faults = {}, []
+    for key, value in chosen:
+        mutate(path, family, key, value)
+        try:
+            sampler = try_one(path)
+        except Exception as error:
+            faults.append(f"{key}={value!r}: {error}")
+            continue
+        if sampler is not None:
+            loaded[repr(sampler.model.config)] = sampler
+    assert not faults, "\n".join(faults)
     return list(loaded.values())
 
 
@@ -128,7 +129,7 @@ def test_some_values_are_refused_or_load(folder, family, try_one):
 def test_every_value_is_refused_or_decodes(folder, family, try_one):
     loaded = judge_all(folder(family), family, mutations(family), try_one)
     assert len(loaded) > 3
-    for sampler in random.Random(1).sample(loaded, min(len(loaded), 10)):
+    for sampler in random.Random(1).sample(loaded, min(len(loaded), 4)):
         config = DecodeConfig(max_new_tokens=8, block_length=4, draft_steps=2)
         short = Sampler(sampler.model, config)
         try:
