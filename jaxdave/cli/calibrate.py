@@ -52,7 +52,7 @@ def run(
     room = config.max_new_tokens
     room = model.max_new_tokens if room is None else room
     # A block-causal window is as long as its drafts need; others are not.
-    drafts = MAX_DRAFT_STEPS if model.config.attention == "block_causal" else 2
+    drafts = MAX_DRAFT_STEPS if model.config.attention != "full" else 2
     config = dataclasses.replace(config, max_new_tokens=room, draft_steps=drafts)
     decoder = make_decoder(model.config, config)
     if requests is None:

@@ -31,7 +31,7 @@ sizes, or lists of so many tensors, would fill the memory before anything is ref
 
 
 _CHOICES = {
-    "attention": ("block_causal", "full"),
+    "attention": ("block_causal", "causal_context", "full"),
     "logits_shift": ("none", "full", "block"),
 }
 
@@ -98,6 +98,73 @@ class RopeScaling:
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """Rotary frequencies of a model whose context YaRN has extended.
+
+    Frequencies that turn more than `beta_fast` times within the first training's length
+    stay as they are, those that turn fewer than `beta_slow` times are divided by
+    `factor`, and in between both are mixed.
+
+    Attributes:
+        factor: What low frequencies are divided by.
+        positions: The first training's length, its original_max_position_embeddings.
+        beta_fast: Turns from which frequencies stay.
+        beta_slow: Turns up to which they are divided.
+        mscale: Cosines and sines are multiplied by 1 + 0.1 mscale ln(factor), and
+            divided by the same of `mscale_all_dim`.
+        mscale_all_dim: See `mscale`.
+        query_beta: Queries at position p are multiplied by
+            1 + query_beta ln(1 + floor(p / positions)); 0: they are not.
+
+    Raises:
+        ValueError: A value is out of its range.
+
+    Source: YaRN, arXiv 2309.00071; the scale of queries is Llama 4's, as in Ministral 3
+    (`llama_4_scaling_beta`).
+    """
+
+    factor: float
+    positions: int
+    beta_fast: float
+    beta_slow: float
+    mscale: float
+    mscale_all_dim: float
+    query_beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.factor < math.inf:
+            raise ValueError(f"factor={self.factor} must be at least 1 and finite")
+        if not 0 < self.beta_slow < self.beta_fast < math.inf:
+            raise ValueError(
+                f"beta_slow={self.beta_slow} must be above 0 and below "
+                f"beta_fast={self.beta_fast}"
+            )
+        for name in ("mscale", "mscale_all_dim"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be above 0 and finite"
+                )
+        if not 0 <= self.query_beta < math.inf:
+            raise ValueError(
+                f"llama_4_scaling_beta={self.query_beta} must be 0 or more and finite"
+            )
+        if not 1 <= self.positions <= _LARGEST["max_positions"]:
+            raise ValueError(
+                f"original_max_position_embeddings={self.positions} must be in "
+                f"1..{_LARGEST['max_positions']}"
+            )
+
+    @property
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied by."""
+        one, other = (
+            1 + 0.1 * scale * math.log(self.factor)
+            for scale in (self.mscale, self.mscale_all_dim)
+        )
+        return one / other
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The shape and the variant switches of one model.
@@ -120,7 +187,11 @@ class ModelConfig:
         block_length: Tokens of a block. Part of the model where attention is
             block-causal, only the default of the decoder where it is full.
         attention: "block_causal": a position sees everything up to the end of its own
-            block, blocks counted from position 0. "full": it sees the whole canvas.
+            block, blocks counted from position 0. "causal_context": a position sees
+            what is to its left, and in a block with masks the whole block; blocks are
+            counted from the first generated position, whose token, like the first one
+            of every block, is predicted by the position before it (Nemotron). "full":
+            it sees the whole canvas.
         logits_shift: Which output predicts position i. "none": its own. "full": the one
             at i - 1 (Dream). "block": the one at i - 1 inside a block only
             (Fast-dLLM v2).
@@ -155,7 +226,7 @@ class ModelConfig:
     pad_id: int
     stop_ids: tuple[int, ...]
     block_length: int = 4
-    attention: Literal["block_causal", "full"] = "block_causal"
+    attention: Literal["block_causal", "causal_context", "full"] = "block_causal"
     logits_shift: Literal["none", "full", "block"] = "none"
     qkv_bias: bool = False
     o_bias: bool = False
@@ -166,7 +237,7 @@ class ModelConfig:
     rotary_dim: int = 128
     rms_eps: float = 1e-6
     max_positions: int = 32768
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | YarnScaling | None = None
     experts: ExpertsConfig | None = None
 
     def __post_init__(self) -> None:
@@ -204,7 +275,7 @@ class ModelConfig:
                 )
         # Only there is the block a part of the network: exact attention folds over
         # tiles, and a block must not straddle two of them.
-        if self.attention == "block_causal":
+        if self.attention != "full":
             check_block_length(self.block_length)
         elif self.block_length < 1:
             raise ValueError(f"block_length={self.block_length} must be at least 1")
@@ -260,6 +331,23 @@ def check_dense(config: ModelConfig, what: str, remedy: str) -> None:
         raise ValueError(
             f"{what} is not supported for {config.name!r}, a mixture of "
             f"{config.experts.count} experts; {remedy}"
+        )
+
+
+def check_no_causal_context(config: ModelConfig, what: str) -> None:
+    """Check a model's attention, for what does not support a causal context.
+
+    Args:
+        config: The model.
+        what: What does not, e.g. "training".
+
+    Raises:
+        ValueError: The model's finished blocks are causal.
+    """
+    if config.attention == "causal_context":
+        raise ValueError(
+            f"{what} is not supported for {config.name!r}, whose finished blocks are "
+            "causal; it can be decoded, converted and exported"
         )
 
 

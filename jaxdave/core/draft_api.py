@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import jax
 
 from jaxdave.core.prediction import Prediction
-from jaxdave.core.state import PolicyState, RowState
+from jaxdave.core.state import EditProgress, PolicyState, RowState
 
 DraftMemory = Any
 """A draft function's own pytree of arrays; () for one that remembers nothing."""
@@ -31,8 +31,23 @@ class DraftState(NamedTuple):
     valid: jax.Array
 
 
+class StatesAhead(NamedTuple):
+    """The states of the policy's next steps, as far as the last prediction tells.
+
+    Attributes:
+        tokens_KNL: The states after one step, two steps, ..., int32 [K, N, L].
+        valid_K: True as far as all steps up to there are valid, bool [K].
+        progress_K: For a policy that edits, the progress of each, arrays [K]; else
+            None.
+    """
+
+    tokens_KNL: jax.Array
+    valid_K: jax.Array
+    progress_K: EditProgress | None
+
+
 SimulateFn = Callable[[PolicyState, jax.Array], DraftState]
-RunAheadFn = Callable[[DraftState, int], tuple[jax.Array, jax.Array]]
+RunAheadFn = Callable[[DraftState, int], StatesAhead]
 
 
 class DraftContext(NamedTuple):
@@ -41,9 +56,9 @@ class DraftContext(NamedTuple):
     Attributes:
         simulate: (policy state, depth) -> the policy's next `DraftState` by the last
             prediction; depth counts policy steps after the first draft (for the noise).
-        run_ahead: (first, count) -> (the states [count, N, L] after one step, two
-            steps, ... from `first`, where they are valid [count]): what `simulate`
-            gives step by step, but for many policies without a loop.
+        run_ahead: (first, count) -> the states after one step, two steps, ... from
+            `first`: what `simulate` gives step by step, but for many policies without a
+            loop.
         pred: The last prediction of the window, [D, L].
         open_L: Positions that are still masked in the policy's own next state and may
             be decoded before the window moves, bool [L].
@@ -80,12 +95,15 @@ class DraftSet(NamedTuple):
         valid_K: True where a draft is worth evaluating, bool [K].
         worth_K: Roughly how likely the path is to reach each draft, float32 [K]; never
             likelier than a draft on the way there.
+        progress_K: For a policy that edits, how far the blocks of each draft are,
+            arrays [K], as `simulate` and `run_ahead` give it; else None.
     """
 
     tokens_KNL: jax.Array
     depth_K: jax.Array
     valid_K: jax.Array
     worth_K: jax.Array
+    progress_K: EditProgress | None = None
 
 
 ProposeFn = Callable[[DraftContext, DraftState, int], DraftSet]

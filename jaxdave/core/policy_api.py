@@ -1,7 +1,7 @@
 """The interface of decoding policies, and the legend of axis letters.
 
-A policy decides which masked positions one decoding step fills. It sees a `PolicyView`
-and is a record of pure functions, a `Policy`.
+A policy decides which masked positions one decoding step fills, and may edit what it
+has filled. It sees a `PolicyView` and is a record of pure functions, a `Policy`.
 
 Arrays are named with a suffix of axis letters, `tokens_NW` is [N, W]:
 
@@ -53,12 +53,14 @@ class ModelQueries(NamedTuple):
 class PolicyView(NamedTuple):
     """All that a policy may look at: the active block and the model's prediction of it.
 
-    The active block is the first one with masks. A policy never sees what is to the
-    right of it, so its decisions do not depend on how far the window reaches.
+    The active block is the first one with masks, of a policy that edits the first one
+    that has not ended. A policy never sees what is to the right of it, so its decisions
+    do not depend on how far the window reaches.
 
     Attributes:
         tokens_W: The block's tokens, int32 [W]; `mask_id` at masked positions.
-        open_W: True at the masked positions that may be filled now, bool [W].
+        open_W: True at the masked positions that may be filled now, bool [W]; nowhere
+            in a post step of a policy that edits.
         decoded_W: True at positions that hold a generated token, bool [W]; never at
             those of the prompt.
         pred: The model's `Prediction` of the block.
@@ -156,7 +158,8 @@ class Policy(NamedTuple):
         step: Maps (view, memory) to (tokens_W, memory). It must fill at least one open
             position whenever there is one, and may change no other. Under `revises` it
             may also turn decoded tokens back into masks, even more than it fills, but
-            no block may take more steps than it had masks at its beginning.
+            no block may take more steps than it had masks at its beginning. Under
+            `max_post_steps` it may also replace decoded tokens by others.
         init: Maps (block size W, features E) to the memory before the first step.
         revises: The policy may mask decoded tokens again.
         lossless: False for a rule that speculates with the text itself, so that
@@ -181,6 +184,10 @@ class Policy(NamedTuple):
             positions it would silently mean "all", so decoders refuse it.
         draws: Its step reads `PolicyView.key`, so that answers differ by request at
             temperature 0 too.
+        max_post_steps: The policy edits: a step may replace decoded tokens of the block
+            by other tokens, never by masks. A block without masks takes further steps,
+            with nothing open, until one changes nothing or so many were taken; 0: it
+            ends with its last mask. None: decoded tokens stay.
 
     Example:
         def step(view, memory):  # fill the leftmost open position
@@ -203,3 +210,9 @@ class Policy(NamedTuple):
     tokens_per_step: int | None = None
     counts: tuple[PositionCount, ...] = ()
     draws: bool = False
+    max_post_steps: int | None = None
+
+    @property
+    def edits(self) -> bool:
+        """A step may replace decoded tokens by others."""
+        return self.max_post_steps is not None

@@ -53,6 +53,12 @@ class DecodeSpec:
         return self.layout.used_length(self.num_drafts)
 
     @property
+    def steps_per_position(self) -> int:
+        """Bound on the steps of a decode for each of its positions."""
+        # A block takes no more steps than it has masks, but for its post steps.
+        return 1 + -(-(self.policy.max_post_steps or 0) // self.layout.block_length)
+
+    @property
     def num_states(self) -> int:
         """States that a call evaluates: all candidates of all drafts."""
         scoring = self.policy.scoring

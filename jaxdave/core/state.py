@@ -17,6 +17,22 @@ from jaxdave.core.policy_api import Memory
 from jaxdave.core.prediction import ErrorBound, Prediction
 
 
+class EditProgress(NamedTuple):
+    """How far the blocks of an editing policy are (`Policy.max_post_steps`).
+
+    A part of the state: two states of the same tokens at another progress are not
+    equal, as other steps follow from them.
+
+    Attributes:
+        final_until: No later step changes a position before this one, int32: the first
+            position of the first block that has not ended.
+        post_steps: Steps that this block has taken since it had no mask left, int32.
+    """
+
+    final_until: jax.Array
+    post_steps: jax.Array
+
+
 class PolicyState(NamedTuple):
     """One point of a decoding path.
 
@@ -26,11 +42,13 @@ class PolicyState(NamedTuple):
             last chosen; the candidates themselves are in the memory.
         memory: The policy's memory.
         n: Policy-step index, int32; it keys the noise.
+        progress: How far its blocks are; None unless the policy edits.
     """
 
     tokens_L: jax.Array
     memory: Memory
     n: jax.Array
+    progress: EditProgress | None = None
 
 
 class Stats(NamedTuple):
@@ -93,6 +111,8 @@ class RowState:
             trusted prefill, have computed, int32.
         acceptance_counts: Recent accepted and rejected drafts, decayed, float32 [2].
         stats: Running totals.
+        progress: How far the blocks of the state in `tokens_T` are; None unless the
+            policy edits.
     """
 
     tokens_T: jax.Array
@@ -112,6 +132,7 @@ class RowState:
     verified_until: jax.Array
     acceptance_counts: jax.Array
     stats: Stats
+    progress: EditProgress | None = None
 
 
 class DecodeState(NamedTuple):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.core.prediction import NO_TOKEN
-from jaxdave.core.state import RowState
+from jaxdave.core.state import EditProgress, PolicyState, RowState
 
 
 class CacheRule(enum.Enum):
@@ -67,8 +67,8 @@ class WindowLayout:
         window_length: Tokens of a window, a multiple of `block_length`.
         mask_id: Token id of a position that is not decoded yet.
         stop_ids: Ids that end an answer.
-        anchored: Blocks are counted from the first generated position, as
-            full-attention decoders do, instead of from position 0.
+        anchored: Blocks are counted from the first generated position, as decoders of
+            full attention and of causal context do, instead of from position 0.
         cache_rule: How the KV cache comes about.
         decodable_length: Positions at the front of the window that may be decoded
             before it moves; None: all.
@@ -134,16 +134,18 @@ class WindowLayout:
             The end of the block of the last of them; integers like `begin`.
         """
         end = begin + max_new_tokens
-        if self.anchored:
+        if self.anchored and self.cache_rule is not CacheRule.EXACT:
             return end
-        return -(-end // self.block_length) * self.block_length
+        origin = begin if self.anchored else 0
+        blocks = -(-(end - origin) // self.block_length)
+        return origin + blocks * self.block_length
 
-    def advance(self, evaluated_L, committed_L, row: RowState):
+    def advance(self, evaluated: PolicyState, committed: PolicyState, row: RowState):
         """How far the window moves after a call.
 
         Args:
-            evaluated_L: The last accepted state of the window, which was evaluated.
-            committed_L: The policy's step from there, which is known but not evaluated.
+            evaluated: The last accepted state of the window, which was evaluated.
+            committed: The policy's step from there, which is known but not evaluated.
             row: The row before the move.
 
         Returns:
@@ -156,10 +158,19 @@ class WindowLayout:
         # committed state is one step ahead of that: moving past a block that only it
         # completes would leave keys of masks in the cache.
         if self.cache_rule is CacheRule.EXACT:
-            return self.complete_blocks(evaluated_L, row), jnp.bool_(False)
+            progress = evaluated.progress
+            if progress is not None and committed.progress is not None:
+                # A block that ends as its tokens stay has been evaluated with them.
+                stays = jnp.all(evaluated.tokens_L == committed.tokens_L)
+                until = jnp.where(
+                    stays, committed.progress.final_until, progress.final_until
+                )
+                progress = progress._replace(final_until=until)
+            blocks = self.complete_blocks(evaluated.tokens_L, row, progress)
+            return blocks, jnp.bool_(False)
         # A refresh evaluates the committed state from its tokens, so that nothing has
         # to be evaluated before the window moves.
-        blocks = self.complete_blocks(committed_L, row)
+        blocks = self.complete_blocks(committed.tokens_L, row, committed.progress)
         return blocks, blocks > 0
 
     def window_tokens(self, row: RowState) -> jax.Array:
@@ -196,25 +207,31 @@ class WindowLayout:
         """
         return row.start + jnp.arange(self.window_length, dtype=jnp.int32)
 
-    def active_block(self, tokens_L: jax.Array, row: RowState):
+    def active_block(
+        self, tokens_L: jax.Array, row: RowState, progress: EditProgress | None
+    ):
         """Find the first block of a state that has something left to decode.
 
         Args:
             tokens_L: A state of the window, int32 [L].
             row: The row whose window it is.
+            progress: That of the state.
 
         Returns:
             (index of the block, that of the last block if there is none; open_L: bool
             [L], True at its masked positions before the row's end).
         """
         masked_L, block_L = self.open_positions(tokens_L, row), self.block_indices()
+        pending_L = masked_L
+        if progress is not None:
+            pending_L = self.pending_positions(tokens_L, row, progress)
         # The last block stands in where nothing is open: callers slice a block in any
         # case, and `open_L` is then False everywhere.
-        block = jnp.min(jnp.where(masked_L, block_L, self.num_blocks - 1))
+        block = jnp.min(jnp.where(pending_L, block_L, self.num_blocks - 1))
         return block, masked_L & (block_L == block)
 
     def open_positions(self, tokens_L: jax.Array, row: RowState) -> jax.Array:
-        """Positions that may be decoded before the window moves.
+        """Positions that may be filled before the window moves.
 
         Args:
             tokens_L: A state of the window, int32 [L].
@@ -224,9 +241,23 @@ class WindowLayout:
             bool [L], True at masked positions before the row's end and inside the
             decodable part of the window.
         """
-        end = row.start + (self.decodable_length or self.window_length)
-        is_inside_L = self.positions(row) < jnp.minimum(row.end, end)
-        return (tokens_L == self.mask_id) & is_inside_L
+        return (tokens_L == self.mask_id) & self._is_decodable(row)
+
+    def pending_positions(
+        self, tokens_L: jax.Array, row: RowState, progress: EditProgress | None
+    ) -> jax.Array:
+        """Positions that a step before the window moves may still change.
+
+        Args:
+            tokens_L: A state of the window, int32 [L].
+            row: The row whose window it is.
+            progress: That of the state.
+
+        Returns:
+            bool [L]: the open positions; of a policy that edits, all those before the
+            row's end and inside the decodable part of the window that are not final.
+        """
+        return self._not_final(tokens_L, row, progress) & self._is_decodable(row)
 
     def block_indices(self) -> jax.Array:
         """The block of each position of the window, int32 [L]."""
@@ -262,39 +293,47 @@ class WindowLayout:
         blocks_L = jnp.tile(block_W, self.num_blocks)
         return jax.lax.select(self.block_indices() == block, blocks_L, tokens_L)
 
-    def complete_blocks(self, tokens_L: jax.Array, row: RowState) -> jax.Array:
-        """Count the blocks at the front of the window that have no mask left.
+    def complete_blocks(
+        self, tokens_L: jax.Array, row: RowState, progress: EditProgress | None
+    ) -> jax.Array:
+        """Count the blocks at the front of the window that no step changes any more.
 
         Args:
             tokens_L: A state of the window, int32 [L].
             row: The row whose window it is.
+            progress: That of the state.
 
         Returns:
-            The number of blocks, int32.
+            The number of blocks, int32: those without masks, or of a policy that edits
+            those that have ended.
         """
-        masked_L = tokens_L == self.mask_id
+        masked_L = self._not_final(tokens_L, row, progress)
         # Positions past the row's end are never decoded. Where blocks are counted from
         # the first generated position the answer is whole blocks: they do not count.
         if self.anchored:
             masked_L &= self.positions(row) < row.end
         return self._first_true(masked_L) // self.block_length
 
-    def is_ended(self, tokens_L: jax.Array, row: RowState) -> jax.Array:
+    def is_ended(
+        self, tokens_L: jax.Array, row: RowState, progress: EditProgress | None
+    ) -> jax.Array:
         """True if this state of the window ends the row.
 
         It does when an end token has everything to its left committed (under
         `early_exit`), when nothing before the row's end is masked, or when a token
-        could not be predicted.
+        could not be predicted. Of a policy that edits, the end token must be final, and
+        everything before the row's end.
 
         Args:
             tokens_L: A state of the window, int32 [L].
             row: The row whose window it is.
+            progress: That of the state.
 
         Returns:
             A bool scalar.
         """
         position_L = self.positions(row)
-        masked_L = tokens_L == self.mask_id
+        masked_L = self._not_final(tokens_L, row, progress)
         is_stopped = jnp.bool_(False)
         if self.early_exit:
             index_L = jnp.arange(self.window_length)
@@ -313,6 +352,19 @@ class WindowLayout:
         # Nothing that follows a position without one finite score can be right.
         is_broken = jnp.any(tokens_L == NO_TOKEN)
         return is_stopped | (is_full & ends_inside) | is_broken
+
+    def _not_final(
+        self, tokens_L: jax.Array, row: RowState, progress: EditProgress | None
+    ) -> jax.Array:
+        """Masked positions; of a policy that edits, all from the open block on."""
+        if progress is None:
+            return tokens_L == self.mask_id
+        return self.positions(row) >= progress.final_until
+
+    def _is_decodable(self, row: RowState) -> jax.Array:
+        """Positions before the row's end that the window may decode, bool [L]."""
+        end = row.start + (self.decodable_length or self.window_length)
+        return self.positions(row) < jnp.minimum(row.end, end)
 
     def _first_true(self, flag_L: jax.Array) -> jax.Array:
         """The first index at which the flag holds; the window's length if nowhere."""

@@ -97,7 +97,7 @@ def longest_accepted_path(
     count = drafts.depth_K.shape[0]
 
     def successors(path: AcceptedPath):
-        return _successors(drafts, path.draft, needed_next(path.target), in_order)
+        return _successors(drafts, path.draft, needed_next, path.target, in_order)
 
     # num_hops is -1 before draft 0. The bound of count - 1 hops stops a policy that
     # would revisit states; without it such a loop would not end.
@@ -160,7 +160,7 @@ def longest_path_at_once(
         target, certain_K = steps_at(n_K)
 
         def successor(draft, target: PolicyState, certain):
-            hits_K = _successors(drafts, draft, needed_next(target), in_order)
+            hits_K = _successors(drafts, draft, needed_next, target, in_order)
             # A draft without a successor points at itself, and the path stays there.
             goes_on = certain & jnp.any(hits_K)
             return jnp.where(goes_on, jnp.argmax(hits_K), draft).astype(jnp.int32)
@@ -190,7 +190,12 @@ def longest_path_at_once(
     _, target, certain = jax.tree.map(lambda a: at(a, draft, num_hops), tables)
     # The row's own state is the first; of the others a draft is the state itself.
     tokens_L = jnp.where(draft == 0, first.tokens_L, drafts.tokens_KNL[draft, 0])
-    state = PolicyState(tokens_L, first.memory, first.n + num_hops)
+    progress = jax.tree.map(
+        lambda own, part_K: jnp.where(draft == 0, own, part_K[draft]),
+        first.progress,
+        drafts.progress_K,
+    )
+    state = PolicyState(tokens_L, first.memory, first.n + num_hops, progress)
     visited_K = jnp.stack(visited) if keeps_visited else None
     return AcceptedPath(
         draft, state, jnp.int32(0), target, certain, num_hops, visited_K
@@ -198,13 +203,21 @@ def longest_path_at_once(
 
 
 def _successors(
-    drafts: DraftSet, draft: jax.Array, needed_NL: jax.Array, in_order: bool
+    drafts: DraftSet,
+    draft: jax.Array,
+    needed_next: NeededFn,
+    target: PolicyState,
+    in_order: bool,
 ) -> jax.Array:
     """Which drafts the path may go on to from a draft, bool [K].
 
     Those are valid ones whose states are exactly what the policy needs next.
     """
+    needed_NL = needed_next(target)
     equal_K = jnp.all(drafts.tokens_KNL == needed_NL[None], axis=(1, 2))
+    progress, progress_K = map(jax.tree.leaves, (target.progress, drafts.progress_K))
+    for own, part_K in zip(progress, progress_K, strict=True):
+        equal_K &= part_K == own
     equal_K &= drafts.valid_K & drafts.valid_K[draft]
     if in_order:
         return equal_K & (drafts.depth_K == drafts.depth_K[draft] + 1)

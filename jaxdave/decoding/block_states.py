@@ -181,7 +181,7 @@ def evaluated_window(
         The one state, in the shape of a verify call's.
     """
     layout = spec.layout
-    block, _ = layout.active_block(layout.window_tokens(row), row)
+    block, _ = layout.active_block(layout.window_tokens(row), row, row.progress)
     size = hidden_LE.shape[0]
     evaluated_L = jnp.arange(layout.window_length) < size
     # Positions behind the lookahead get zeros in place of vectors; `evaluated_L` keeps
@@ -203,7 +203,10 @@ def evaluated_window(
 def _active_blocks(spec: DecodeSpec, row: RowState, drafts: DraftSet) -> jax.Array:
     """The active block of every state, int32 [S]."""
     tokens_SL = drafts.tokens_KNL.reshape(-1, spec.layout.window_length)
-    return jax.vmap(lambda t: spec.layout.active_block(t, row)[0])(tokens_SL)
+    # A policy that edits has one candidate a draft, S = K.
+    return jax.vmap(lambda t, p: spec.layout.active_block(t, row, p)[0])(
+        tokens_SL, drafts.progress_K
+    )
 
 
 def _from_windows(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdave.core.draft_api import draft_params
 from jaxdave.core.spec import DecodeSpec
-from jaxdave.core.state import RowState
+from jaxdave.core.state import PolicyState, RowState
 from jaxdave.decoding.step_record import write_record
 from jaxdave.decoding.verify import CallResult
 from jaxdave.drafting.validation import check_memory
@@ -49,13 +49,14 @@ def commit(spec: DecodeSpec, params: Any, result: CallResult) -> RowState:
         memory=state.memory,
         # Decided by the new tokens and the old window: `is_ended` counts positions from
         # `row.start`, and the window has not moved yet.
-        done=layout.is_ended(state.tokens_L, row),
+        done=layout.is_ended(state.tokens_L, row, state.progress),
+        progress=state.progress,
         needs_recheck=~path.is_certain,
         stats=stats,
     )
     # The draft function's memory is updated last: it sees committed tokens only, so
     # that a rejected draft leaves no trace in it.
-    moved = _move_window(spec, params, result, committed, state.tokens_L)
+    moved = _move_window(spec, params, result, committed, state)
     memory = spec.draft.update(draft_params(params), row.draft_memory, moved)
     memory = check_memory(row.draft_memory, memory)
     return dataclasses.replace(moved, draft_memory=memory)
@@ -66,11 +67,12 @@ def _move_window(
     params: Any,
     result: CallResult,
     row: RowState,
-    tokens_L: jax.Array,
+    state: PolicyState,
 ) -> RowState:
     """Move the window of a committed row, and predict what the next drafts need."""
     layout = spec.layout
-    blocks, is_stale = layout.advance(result.evaluated_L, tokens_L, result.row)
+    evaluated = result.path.policy_state._replace(tokens_L=result.evaluated_L)
+    blocks, is_stale = layout.advance(evaluated, state, result.row)
     shift = blocks * layout.block_length
 
     def moved(array, axis: int = 0):

@@ -12,10 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.draft_api import DraftContext, DraftedParams, DraftState
+from jaxdave.core.draft_api import (
+    DraftContext,
+    DraftedParams,
+    DraftState,
+    StatesAhead,
+)
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import PolicyState, PromptBatch, RowState
-from jaxdave.decoding.policy_step import states_to_evaluate
+from jaxdave.decoding.policy_step import row_policy_state, states_to_evaluate
 from jaxdave.decoding.prefill_rows import empty_row
 from jaxdave.decoding.propose import draft_context
 from jaxdave.drafting.validation import check_draft_set, check_memory
@@ -67,13 +72,13 @@ def _trace(
     row = empty_row(spec, prompt, hidden_LE)
     memory = _call("init(params, row)", draft.init, draft_params, row)
     row = dataclasses.replace(row, draft_memory=check_memory(memory, memory))
-    state = PolicyState(spec.layout.window_tokens(row), row.memory, row.n)
+    state = row_policy_state(spec, row)
     tokens_NL = states_to_evaluate(spec, row, state)
     first = DraftState(state, tokens_NL, jnp.bool_(True))
     context = _context(spec, draft_params, row, tokens_NL)
     signature = "propose(context, first, num_drafts)"
     drafts = _call(signature, draft.propose, context, first, spec.num_drafts)
-    check_draft_set(drafts, tokens_NL.shape, spec.num_drafts)
+    check_draft_set(drafts, tokens_NL.shape, spec.num_drafts, spec.policy.edits)
     memory = _call(
         "update(params, memory, row)", draft.update, draft_params, memory, row
     )
@@ -89,9 +94,12 @@ def _context(
         del depth
         return DraftState(state, tokens_NL, jnp.bool_(False))
 
-    def run_ahead(first: DraftState, num_steps: int) -> tuple[jax.Array, jax.Array]:
-        still_KNL = jnp.broadcast_to(first.tokens_NL, (num_steps, *tokens_NL.shape))
-        return still_KNL, jnp.zeros((num_steps,), bool)
+    def run_ahead(first: DraftState, num_steps: int) -> StatesAhead:
+        tokens_NL, progress = first.tokens_NL, first.policy_state.progress
+        tokens_KNL, progress_K = jax.tree.map(
+            lambda a: jnp.broadcast_to(a, (num_steps, *a.shape)), (tokens_NL, progress)
+        )
+        return StatesAhead(tokens_KNL, jnp.zeros((num_steps,), bool), progress_K)
 
     def with_tokens(token_L: jax.Array) -> DraftContext:
         del token_L

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxdave.core.policy_api import Candidates, ModelQueries, PolicyView
 from jaxdave.core.prediction import ErrorBound, Prediction
 from jaxdave.core.spec import DecodeSpec
-from jaxdave.core.state import PolicyState, RowState
+from jaxdave.core.state import EditProgress, PolicyState, RowState
 from jaxdave.sampling.predictions import model_queries
 
 POLICY_NOISE = 0x7FFFFFFF
@@ -18,6 +18,39 @@ POLICY_NOISE = 0x7FFFFFFF
 ReadFn = Callable[[jax.Array], tuple[Prediction, jax.Array]]
 """candidate -> (prediction of its active block [W], the hidden vectors [W, E] that it
 was read from)."""
+
+
+def row_policy_state(spec: DecodeSpec, row: RowState) -> PolicyState:
+    """The policy's state at which a row stands.
+
+    Args:
+        spec: Its layout says where the window is.
+        row: One row.
+
+    Returns:
+        The state; it is evaluated by the next call.
+    """
+    tokens_L = spec.layout.window_tokens(row)
+    return PolicyState(tokens_L, row.memory, row.n, row.progress)
+
+
+def has_pending(
+    spec: DecodeSpec, row: RowState, tokens_L: jax.Array, progress: EditProgress | None
+) -> jax.Array:
+    """True if the policy has a step to take from a state before the window moves.
+
+    Args:
+        spec: Its layout is read.
+        row: One row.
+        tokens_L: A state of its window, int32 [L].
+        progress: That of the state.
+
+    Returns:
+        A bool scalar; where it is False the policy would stand still.
+    """
+    if progress is None:
+        return jnp.any(spec.layout.active_block(tokens_L, row, None)[1])
+    return jnp.any(spec.layout.pending_positions(tokens_L, row, progress))
 
 
 def choose_and_step(
@@ -67,7 +100,7 @@ def states_to_evaluate(
         return state.tokens_L[None]
     # A candidate may differ from the state at open positions only, whatever the policy
     # has returned (as in `take_step`).
-    block, open_L = layout.active_block(state.tokens_L, row)
+    block, open_L = layout.active_block(state.tokens_L, row, state.progress)
     tokens_W, open_W = layout.block_slice((state.tokens_L, open_L), block)
     blocks_NW = jnp.where(open_W[None], state.memory.tokens_NW, tokens_W[None])
     return jax.vmap(lambda block_W: layout.with_block(state.tokens_L, block_W, block))(
@@ -109,10 +142,15 @@ def take_step(
     if policy.scoring is not None:
         return _await_scores(spec, row, state, view, block, memory)
     # A policy may change nothing else, whatever it returns.
-    may_change_W = view.open_W | view.decoded_W if policy.revises else view.open_W
-    next_W = jnp.where(may_change_W, next_W, view.tokens_W)
+    next_W = jnp.where(_may_change(spec, view), next_W, view.tokens_W)
+    if policy.edits:
+        is_mask_W = view.decoded_W & (next_W == layout.mask_id)
+        next_W = jnp.where(is_mask_W, view.tokens_W, next_W)
     return PolicyState(
-        layout.with_block(state.tokens_L, next_W, block), memory, state.n + 1
+        layout.with_block(state.tokens_L, next_W, block),
+        memory,
+        state.n + 1,
+        _next_progress(spec, row, state, view, next_W, block),
     )
 
 
@@ -127,8 +165,8 @@ def is_certain(
 ) -> jax.Array:
     """True if no error within the bound can change the step from an evaluated state.
 
-    Then no router chooses other experts, no open position has another token, and the
-    policy makes no other choice.
+    Then no router chooses other experts; no open position, and of a policy that edits
+    no decoded one, is predicted another token; and the policy makes no other choice.
 
     Args:
         spec: Its policy must have a certificate, `Policy.is_certain`.
@@ -148,7 +186,11 @@ def is_certain(
     view, _ = _policy_view(spec, row, state, pred, queries)
     # `lead` is by how much the sampler preferred its token to the next best one, noise
     # included. The bound is on the error of that difference, not of each of its terms.
-    same_token_W = ~view.open_W | (pred.lead > error_bound.lead)
+    # A policy that edits compares the predicted token with the one that stands there.
+    is_read_W = view.open_W
+    if spec.policy.edits:
+        is_read_W |= view.decoded_W
+    same_token_W = ~is_read_W | (pred.lead > error_bound.lead)
     certain = jnp.all(same_token_W) & certificate(view, state.memory, error_bound)
     if spec.model.router_trace is not None:
         # Past a router's near tie nothing bounds the error of the prediction.
@@ -278,9 +320,10 @@ def _await_scores(
     layout, open_W = spec.layout, view.open_W
     blocks_NW = jnp.where(open_W[None], memory.tokens_NW, view.tokens_W[None])
     only_L = layout.with_block(state.tokens_L, blocks_NW[0], block)
-    _, is_refreshed = layout.advance(state.tokens_L, only_L, row)
-    is_last = layout.is_ended(only_L, row) | is_refreshed
-    goes_on = jnp.any(open_W) & ~layout.is_ended(state.tokens_L, row)
+    only = state._replace(tokens_L=only_L)
+    _, is_refreshed = layout.advance(state, only, row)
+    is_last = layout.is_ended(only_L, row, None) | is_refreshed
+    goes_on = jnp.any(open_W) & ~layout.is_ended(state.tokens_L, row, None)
     is_known = goes_on & is_last & jnp.all(blocks_NW == blocks_NW[:1])
     tokens_L = jnp.where(is_known, only_L, state.tokens_L)
     # The index counts steps, as the noise is keyed
@@ -289,12 +332,49 @@ def _await_scores(
     return PolicyState(tokens_L, memory._replace(tokens_NW=blocks_NW), n)
 
 
+def _may_change(spec: DecodeSpec, view: PolicyView) -> jax.Array:
+    """The positions of the active block that a step may change, bool [W]."""
+    changes_decoded = spec.policy.revises or spec.policy.edits
+    return view.open_W | view.decoded_W if changes_decoded else view.open_W
+
+
+def _next_progress(
+    spec: DecodeSpec,
+    row: RowState,
+    state: PolicyState,
+    view: PolicyView,
+    next_W: jax.Array,
+    block: jax.Array,
+) -> EditProgress | None:
+    """How far the blocks are after a step: the block ends, or has one more post step.
+
+    A block ends with a step that leaves no mask in it and either is the last post step
+    that is allowed, or began without masks and has changed nothing.
+    """
+    layout, progress = spec.layout, state.progress
+    if progress is None:
+        return None
+    is_post = ~jnp.any(view.open_W)
+    post_steps = progress.post_steps + is_post.astype(jnp.int32)
+    has_masks = jnp.any(view.open_W & (next_W == layout.mask_id))
+    stays = is_post & jnp.all(next_W == view.tokens_W)
+    max_post_steps = spec.policy.max_post_steps or 0
+    ends = ~has_masks & (stays | (post_steps >= max_post_steps))
+    # Of a state without anything pending the last block stands in for the active one.
+    ends &= has_pending(spec, row, state.tokens_L, progress)
+    block_end = row.start + (block + 1) * layout.block_length
+    return EditProgress(
+        final_until=jnp.where(ends, block_end, progress.final_until),
+        post_steps=jnp.where(ends, 0, post_steps),
+    )
+
+
 def _policy_view(
     spec: DecodeSpec, row: RowState, state: PolicyState, pred, queries: ModelQueries
 ) -> tuple[PolicyView, jax.Array]:
     """What the policy sees of an evaluated state, and the index of its active block."""
     layout = spec.layout
-    block, open_L = layout.active_block(state.tokens_L, row)
+    block, open_L = layout.active_block(state.tokens_L, row, state.progress)
     places = state.tokens_L, open_L, layout.positions(row)
     view = _block_view(
         spec, row, state.n, layout.block_slice(places, block), pred, queries

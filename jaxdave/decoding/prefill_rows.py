@@ -17,7 +17,7 @@ from jaxdave.core.draft_api import DraftSet, draft_params
 from jaxdave.core.prediction import ErrorBound, Prediction
 from jaxdave.core.shapes import assert_shape
 from jaxdave.core.spec import DecodeSpec
-from jaxdave.core.state import PromptBatch, RowState, Stats
+from jaxdave.core.state import EditProgress, PromptBatch, RowState, Stats
 from jaxdave.decoding.block_states import EvaluatedStates, evaluated_window
 from jaxdave.decoding.commit import commit
 from jaxdave.decoding.step_record import empty_record, record_path
@@ -178,6 +178,7 @@ def step_from_tokens(
         depth_K=jnp.zeros((1,), jnp.int32),
         valid_K=jnp.ones((1,), bool),
         worth_K=jnp.ones((1,)),
+        progress_K=jax.tree.map(lambda part: part[None], row.progress),
     )
     evaluated = evaluated_window(spec, row, hidden_LE)
     # Fused into what reads it, the head's arithmetic could be reordered, and this
@@ -222,6 +223,8 @@ def empty_row(spec: DecodeSpec, prompt: PromptBatch, hidden_LE: jax.Array) -> Ro
     zero, capacity = jnp.int32(0), prompt.tokens_BT.shape[0]
     # With a recheck call after every verify call there are two calls a position.
     max_calls = capacity * (2 if spec.numerics is Numerics.GUARDED else 1)
+    max_calls *= spec.steps_per_position
+    start = layout.first_start(prompt.begin_B)
     stats = Stats(
         verify=zero,
         refresh=zero,
@@ -240,7 +243,7 @@ def empty_row(spec: DecodeSpec, prompt: PromptBatch, hidden_LE: jax.Array) -> Ro
         begin=prompt.begin_B,
         end=prompt.end_B,
         draft_text_T=prompt.draft_text_BT,
-        start=layout.first_start(prompt.begin_B),
+        start=start,
         # A placeholder, as is the empty prediction: the
         # commit that ends the prefill replaces both.
         needs_refresh=jnp.bool_(True),
@@ -253,6 +256,7 @@ def empty_row(spec: DecodeSpec, prompt: PromptBatch, hidden_LE: jax.Array) -> Ro
         verified_until=zero,
         acceptance_counts=jnp.zeros((2,), jnp.float32),
         stats=stats,
+        progress=EditProgress(start, zero) if spec.policy.edits else None,
     )
 
 

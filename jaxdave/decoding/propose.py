@@ -12,9 +12,13 @@ import jax.numpy as jnp
 
 from jaxdave.core.draft_api import DraftContext, DraftSet, DraftState, draft_params
 from jaxdave.core.spec import DecodeSpec
-from jaxdave.core.state import PolicyState, RowState, RuntimeParams
+from jaxdave.core.state import RowState, RuntimeParams
 from jaxdave.core.window import CacheRule
-from jaxdave.decoding.policy_step import states_to_evaluate
+from jaxdave.decoding.policy_step import (
+    has_pending,
+    row_policy_state,
+    states_to_evaluate,
+)
 from jaxdave.decoding.simulate import simulate_step, simulate_steps
 from jaxdave.drafting.validation import check_draft_set
 
@@ -36,18 +40,18 @@ def propose(
     drafts = propose_all(spec, params, row)
     layout = spec.layout
 
-    def has_open(tokens_L):
-        return jnp.any(layout.active_block(tokens_L, row)[1])
+    def has_open(tokens_NL, progress):
+        return jax.vmap(lambda t: has_pending(spec, row, t, progress))(tokens_NL)
 
     # From a draft that leaves nothing open the policy can only stand still, which is
     # no step: its accepted path must end before it.
-    open_KN = jax.vmap(jax.vmap(has_open))(drafts.tokens_KNL)
+    open_KN = jax.vmap(has_open)(drafts.tokens_KNL, drafts.progress_K)
     valid_K = drafts.valid_K & jnp.any(open_KN, axis=1)
     if spec.policy.scoring is not None and layout.cache_rule is CacheRule.EXACT:
         # A candidate may fill all that is left of the window. What follows it lies in a
         # block that no prediction of this call reaches, so if it were chosen, the
         # policy would have nothing to step from: the next call evaluates it.
-        ended_KN = jax.vmap(jax.vmap(lambda t: layout.is_ended(t, row)))(
+        ended_KN = jax.vmap(jax.vmap(lambda t: layout.is_ended(t, row, None)))(
             drafts.tokens_KNL
         )
         valid_K &= jnp.all(open_KN | ended_KN, axis=1)
@@ -66,7 +70,7 @@ def propose_all(spec: DecodeSpec, params: Any, row: RowState) -> DraftSet:
     Returns:
         Drafts [K, N, L], of which the first is the policy's own next state.
     """
-    state = PolicyState(spec.layout.window_tokens(row), row.memory, row.n)
+    state = row_policy_state(spec, row)
     first = DraftState(
         policy_state=state,
         tokens_NL=states_to_evaluate(spec, row, state),
@@ -74,7 +78,8 @@ def propose_all(spec: DecodeSpec, params: Any, row: RowState) -> DraftSet:
     )
     context = draft_context(spec, params, row)
     drafts = spec.draft.propose(context, first, spec.num_drafts)
-    return check_draft_set(drafts, first.tokens_NL.shape, spec.num_drafts)
+    edits = spec.policy.edits
+    return check_draft_set(drafts, first.tokens_NL.shape, spec.num_drafts, edits)
 
 
 def draft_context(spec: DecodeSpec, params: Any, row: RowState) -> DraftContext:
@@ -97,7 +102,7 @@ def draft_context(spec: DecodeSpec, params: Any, row: RowState) -> DraftContext:
         return simulate_steps(spec, params, row, first, num_steps)
 
     def is_ended(tokens_L):
-        return layout.is_ended(tokens_L, row)
+        return layout.is_ended(tokens_L, row, row.progress)
 
     def with_tokens(token_L):
         token_DL = jnp.where((token_L >= 0)[None], token_L[None], row.pred.token)

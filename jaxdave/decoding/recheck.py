@@ -76,7 +76,13 @@ def _observed_error(
     # Entry 0 of the depths [D]: the noise of the step that was just decided.
     fast = layout.block_slice(jax.tree.map(lambda part_DL: part_DL[0], row.pred), block)
     trusted = Prediction(*(part[0] for part in pred_SW))
-    open_L = layout.active_block(layout.window_tokens(row), row)[1]
+    open_L = layout.active_block(layout.window_tokens(row), row, row.progress)[1]
+    if spec.policy.edits:
+        # Decoded tokens of the block are decided anew, too.
+        is_answer_L = layout.positions(row) >= row.begin
+        open_L |= is_answer_L & layout.pending_positions(
+            layout.window_tokens(row), row, row.progress
+        )
     error = prediction_error(trusted, fast, layout.block_slice(open_L, block))
     if spec.model.router_trace is None:
         return error

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.draft_api import DraftState
+from jaxdave.core.draft_api import DraftState, StatesAhead
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import PolicyState, RowState
 from jaxdave.decoding.policy_step import (
     choose_and_step,
     commit_orders,
+    has_pending,
     states_to_evaluate,
 )
 
@@ -41,20 +42,20 @@ def simulate_step(
     tokens_NL = states_to_evaluate(spec, row, state)
 
     def read(candidate):
-        block, _ = layout.active_block(tokens_NL[candidate], row)
+        block, _ = layout.active_block(tokens_NL[candidate], row, state.progress)
         pred_L = jax.tree.map(lambda part_DL: part_DL[depth], row.pred)
         return layout.block_slice((pred_L, row.hidden_LE), block)
 
     candidate, target = choose_and_step(spec, params, row, state, tokens_NL, read)
-    open_L = layout.active_block(tokens_NL[candidate], row)[1]
-    is_usable = jnp.any(open_L) & jnp.all(read(candidate)[0].token >= 0)
-    valid = is_usable & ~layout.is_ended(target.tokens_L, row)
+    goes_on = has_pending(spec, row, tokens_NL[candidate], state.progress)
+    is_usable = goes_on & jnp.all(read(candidate)[0].token >= 0)
+    valid = is_usable & ~layout.is_ended(target.tokens_L, row, target.progress)
     return DraftState(target, states_to_evaluate(spec, row, target), valid)
 
 
 def simulate_steps(
     spec: DecodeSpec, params: Any, row: RowState, first: DraftState, num_steps: int
-) -> tuple[jax.Array, jax.Array]:
+) -> StatesAhead:
     """The policy's next steps as far as the last call can tell, each after the other.
 
     Args:
@@ -65,8 +66,7 @@ def simulate_steps(
         num_steps: How many steps, K.
 
     Returns:
-        (the states after each step, int32 [K, N, L]; bool [K], valid as far as all
-        steps up to there are).
+        The states after each step.
     """
     # With noise each step has a prediction of its own, and there is no one order.
     has_order = spec.policy.commit_order is not None and row.pred.token.shape[0] == 1
@@ -76,7 +76,8 @@ def simulate_steps(
     def extend(draft: DraftState, depth):
         successor = simulate_step(spec, params, row, draft.policy_state, depth)
         successor = successor._replace(valid=draft.valid & successor.valid)
-        return successor, (successor.tokens_NL, successor.valid)
+        progress = successor.policy_state.progress
+        return successor, StatesAhead(successor.tokens_NL, successor.valid, progress)
 
     # The step from draft k to draft k + 1 draws the noise of depth k.
     return jax.lax.scan(extend, first, jnp.arange(num_steps, dtype=jnp.int32))[1]
@@ -84,7 +85,7 @@ def simulate_steps(
 
 def _steps_in_order(
     spec: DecodeSpec, params: Any, row: RowState, first: DraftState, num_steps: int
-) -> tuple[jax.Array, jax.Array]:
+) -> StatesAhead:
     """`simulate_steps` of a policy that says its order, bit for bit, without a loop."""
     layout, tokens_L = spec.layout, first.policy_state.tokens_L
     blocks = layout.num_blocks, layout.block_length
@@ -104,7 +105,7 @@ def _steps_in_order(
     # prediction, and where the row ends.
     is_unknown_J = (steps_J > 0) & jnp.any(pred_L.token.reshape(blocks) < 0, axis=1)
     num_usable = jnp.min(jnp.where(is_unknown_J, before_J, jnp.sum(steps_J)))
-    ended_K = jax.vmap(lambda tokens_L: layout.is_ended(tokens_L, row))(tokens_KL)
+    ended_K = jax.vmap(lambda tokens_L: layout.is_ended(tokens_L, row, None))(tokens_KL)
     first_end = jnp.min(jnp.where(ended_K, state_K, num_steps + 1))
     valid_K = first.valid & (state_K <= num_usable) & (state_K < first_end)
-    return tokens_KL[:, None], valid_K
+    return StatesAhead(tokens_KL[:, None], valid_K, None)

@@ -25,6 +25,7 @@ from jaxdave.decoding.policy_step import (
     choose_and_step,
     is_certain,
     remembers_nothing,
+    row_policy_state,
     states_to_evaluate,
 )
 from jaxdave.decoding.step_record import StepRecord, record_path
@@ -175,12 +176,12 @@ def verify_drafts(
 
     def needed_next(state: PolicyState):
         # Candidates of an ended state may be states that some draft does not end at.
-        is_over = layout.is_ended(state.tokens_L, row)
+        is_over = layout.is_ended(state.tokens_L, row, state.progress)
         return jnp.where(is_over, -1, states_to_evaluate(spec, row, state))
 
     # Verification starts where the row stands. Draft 0 is that very state, so its step
     # is the one that plain decoding takes: a call never confirms less than that.
-    first = PolicyState(layout.window_tokens(row), row.memory, row.n)
+    first = row_policy_state(spec, row)
     # Predictions at a temperature depend on the step index, so that a state counts only
     # at the depth at which it was evaluated.
     in_order = spec.sampling.noisy
@@ -192,7 +193,8 @@ def verify_drafts(
         )
 
     def steps_at(n_K):
-        state_K = PolicyState(drafts.tokens_KNL[:, 0], first.memory, n_K)
+        tokens_KL, progress_K = drafts.tokens_KNL[:, 0], drafts.progress_K
+        state_K = PolicyState(tokens_KL, first.memory, n_K, progress_K)
         draft_K = jnp.arange(count, dtype=jnp.int32)
         return jax.vmap(step_from)(draft_K, state_K)[1:]
 

@@ -101,6 +101,8 @@ def merge_drafts(a: DraftSet, b: DraftSet, num_drafts: int) -> DraftSet:
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)
     # [2K, 2K]: pairs of drafts with the same states, all N candidates of them.
     same_KK = jnp.all(both.tokens_KNL[:, None] == both.tokens_KNL[None], axis=(2, 3))
+    for part_K in jax.tree.leaves(both.progress_K):
+        same_KK &= part_K[:, None] == part_K[None]
     same_KK &= both.valid_K[:, None] & both.valid_K[None]
     # A state that both sets hold is worth what the surer of them says.
     worth_K = jnp.max(jnp.where(same_KK, both.worth_K[None], 0.0), axis=1)

@@ -1,5 +1,6 @@
 """Nested drafts: the policy itself, run ahead on the last prediction."""
 
+import jax
 import jax.numpy as jnp
 
 from jaxdave.core.draft_api import DraftContext, DraftFn, DraftSet, DraftState
@@ -30,13 +31,19 @@ def propose_nested(
     """
 
     # The first draft is given, so that K - 1 steps are run ahead.
-    later_KNL, valid_K = context.run_ahead(first, num_drafts - 1)
+    later = context.run_ahead(first, num_drafts - 1)
+    progress = first.policy_state.progress
     depth_K = jnp.arange(num_drafts, dtype=jnp.int32)
     return DraftSet(
-        tokens_KNL=jnp.concatenate([first.tokens_NL[None], later_KNL]),
+        tokens_KNL=jnp.concatenate([first.tokens_NL[None], later.tokens_KNL]),
         depth_K=depth_K,
-        valid_K=jnp.concatenate([first.valid[None], valid_K]),
+        valid_K=jnp.concatenate([first.valid[None], later.valid_K]),
         worth_K=ACCEPTANCE_PRIOR ** depth_K.astype(jnp.float32),
+        progress_K=jax.tree.map(
+            lambda one, more_K: jnp.concatenate([one[None], more_K]),
+            progress,
+            later.progress_K,
+        ),
     )
 
 

@@ -207,7 +207,7 @@ def table_key(config: ModelConfig, block_length: int | None, cache: str | None) 
     Returns:
         A name such as "static(1), block 4, exact".
     """
-    usual = "exact" if config.attention == "block_causal" else "dual"
+    usual = "exact" if config.attention != "full" else "dual"
     return f"static(1), block {block_length or config.block_length}, {cache or usual}"
 
 

@@ -13,7 +13,7 @@ from jaxdave.core.draft_api import DraftSet
 
 
 def check_draft_set(
-    drafts: Any, state_shape: tuple[int, ...], num_drafts: int
+    drafts: Any, state_shape: tuple[int, ...], num_drafts: int, edits: bool
 ) -> DraftSet:
     """Check what `DraftFn.propose` has returned.
 
@@ -22,6 +22,7 @@ def check_draft_set(
         state_shape: The shape [N, L] of what one draft evaluates, that of
             `first.tokens_NL`.
         num_drafts: The drafts that it was asked for, K.
+        edits: The policy edits, so that a draft has a progress, too.
 
     Returns:
         The drafts.
@@ -34,14 +35,26 @@ def check_draft_set(
             f"draft: propose returned a {type(drafts).__name__}, but must return a "
             f"DraftSet; return DraftSet({', '.join(DraftSet._fields)})"
         )
+    if edits != (drafts.progress_K is not None):
+        raise ValueError(
+            f"draft: propose returned progress_K of {_kind(drafts.progress_K)}, but a "
+            f"policy that {'edits' if edits else 'does not edit'} needs "
+            f"{'one' if edits else 'none'} with each draft; return the progress_K of "
+            "context.run_ahead, or make drafts with propose_nested"
+        )
     rules = {
         "tokens_KNL": ("int32", (num_drafts, *state_shape)),
         "depth_K": ("int32", (num_drafts,)),
         "valid_K": ("bool", (num_drafts,)),
         "worth_K": ("float32", (num_drafts,)),
     }
+    values = {name: getattr(drafts, name) for name in rules}
+    if drafts.progress_K is not None:
+        for name, value in drafts.progress_K._asdict().items():
+            rules[f"progress_K.{name}"] = ("int32", (num_drafts,))
+            values[f"progress_K.{name}"] = value
     for name, (dtype, shape) in rules.items():
-        value = getattr(drafts, name)
+        value = values[name]
         expected = _kind(jax.ShapeDtypeStruct(shape, dtype))
         if _kind(value) != expected:
             has_shape = _kind(value).endswith(expected.removeprefix(dtype))

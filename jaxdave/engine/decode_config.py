@@ -234,8 +234,8 @@ class DecodeConfig(_Record):
             back (`Policy.revises`): it may change its mind about what an end token
             would have ended. Calls, steps and drafts are those of the whole room.
         record_steps: Record of every token the policy step that committed it and its
-            log-probability then (`Completion.trajectory`). It needs a policy that does
-            not weigh candidates.
+            log-probability then (`Completion.trajectory`), of one that was replaced the
+            last step. It needs a policy that does not weigh candidates.
         draft: The draft function: a name (`jaxdave.drafting.registry`), such as "tree",
             "nested" or "copy", or a draft function itself.
         lossy: Allow policies that speculate with the text and do not verify.

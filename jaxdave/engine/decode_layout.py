@@ -10,6 +10,7 @@ from jaxdave.core.model_api import ModelFns
 from jaxdave.core.window import CacheRule, WindowLayout, lookahead_length
 from jaxdave.engine.decode_config import CACHE_RULES
 from jaxdave.models.block_causal import block_causal_model
+from jaxdave.models.causal_context import causal_context_model
 from jaxdave.models.full_attention import cached_model, uncached_model
 
 
@@ -60,7 +61,7 @@ def decode_layout(
             f"cache={cache!r} is unknown; use one of {', '.join(CACHE_RULES)}"
         )
     shifts_logits = config.logits_shift != "none"
-    if config.attention == "block_causal":
+    if config.attention != "full":
         return _block_causal_layout(config, block_length, cache, num_drafts, early_exit)
     if block_length < 1 or max_new_tokens % block_length:
         raise ValueError(
@@ -103,14 +104,18 @@ def _block_causal_layout(
         )
     check_block_length(block_length)
     # Blocks are part of the model: counted from position 0, the first one may hold the
-    # end of the prompt. `anchored` stays False, and the cache exact.
+    # end of the prompt. Over a causal context the prompt is no part of them.
+    is_context = config.attention == "causal_context"
     layout = WindowLayout(
         block_length=block_length,
         window_length=lookahead_length(num_drafts, block_length),
         mask_id=config.mask_id,
         stop_ids=config.stop_ids,
+        anchored=is_context,
         early_exit=early_exit,
     )
+    if is_context:
+        return DecodeLayout(layout, _causal_context_maker(block_length), True)
     shifts_logits = config.logits_shift != "none"
     return DecodeLayout(layout, _block_causal_maker(block_length), shifts_logits)
 
@@ -119,3 +124,9 @@ def _block_causal_layout(
 def _block_causal_maker(block_length: int) -> Callable[..., ModelFns]:
     """One function per block length, as specs are cached by it."""
     return functools.partial(block_causal_model, block_length=block_length)
+
+
+@functools.cache
+def _causal_context_maker(block_length: int) -> Callable[..., ModelFns]:
+    """The same for models with causal context."""
+    return functools.partial(causal_context_model, block_length=block_length)

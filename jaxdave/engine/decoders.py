@@ -120,7 +120,8 @@ class Decoder:
     def max_rounds(self) -> int:
         """Rounds of the loop at most: each fills a position or decides one again."""
         # Blocks are decoded whole, so there may be most of a block beyond the limit.
-        return 2 * (self.max_new_tokens + self.spec.layout.block_length)
+        positions = self.max_new_tokens + self.spec.layout.block_length
+        return 2 * positions * self.spec.steps_per_position
 
     def undrafted(self) -> "Decoder":
         """The same compiled program with one draft a call, the policy's own state."""
@@ -435,6 +436,17 @@ def _check_fit(model_config: ModelConfig, config: DecodeConfig, policy: Policy) 
     room = config.max_new_tokens
     room = MAX_NEW_TOKENS if room is None else room
     check_counts(policy, block=length, answer=room)
+    is_causal_context = model_config.attention == "causal_context"
+    if policy.shadow and is_causal_context:
+        raise ValueError(
+            f"policy {policy.name} looks at shadow masks, which {model_config.name!r} "
+            "cannot be asked for, as its context is causal; choose another policy"
+        )
+    if policy.edits and is_causal_context:
+        raise ValueError(
+            f"policy {policy.name} edits blocks that have no mask, which "
+            f"{model_config.name!r} evaluates causally as context; choose another policy"
+        )
     if config.record_steps and policy.scoring is not None:
         raise ValueError(
             f"record_steps=True: policy {policy.name} weighs candidates, which no "

@@ -120,7 +120,8 @@ def read_completions(decoder: Decoder, rows: HostRows) -> tuple[Completion, ...]
         length=layout.block_length,
         mask_id=layout.mask_id,
         stop_ids=layout.stop_ids,
-        is_block_causal=layout.cache_rule is CacheRule.EXACT,
+        # Over a causal context the call that stores a block is a step of the policy.
+        is_block_causal=layout.cache_rule is CacheRule.EXACT and not layout.anchored,
         tokens_per_step=decoder.spec.policy.tokens_per_step,
     )
 

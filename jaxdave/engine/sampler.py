@@ -434,6 +434,8 @@ class Sampler:
         is_drafted = config.method == "freedave"
         return {
             "method": config.method,
+            "policy": self.decoder.spec.policy.name,
+            "temperature": self.decoder.spec.sampling.temperature,
             "draft_steps": config.draft_steps if is_drafted else 1,
             "seed": config.seed,
             "model": model.name,

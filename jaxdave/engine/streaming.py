@@ -53,11 +53,14 @@ class Snapshot(NamedTuple):
             mask id. Blocks are decoded whole, so an answer is the first
             `max_new_tokens` of what follows its prompt.
         done_B: True for rows that have ended.
+        final_until_B: For a policy that edits, before which position of each row no
+            later step changes anything; else None.
     """
 
     call: int
     tokens_BT: np.ndarray
     done_B: np.ndarray
+    final_until_B: np.ndarray | None = None
 
 
 class PartialAnswer(NamedTuple):
@@ -168,14 +171,16 @@ def partial_answer(
     """
     layout = decoder.spec.layout
     tokens_T, done = snapshot.tokens_BT[row], bool(snapshot.done_B[row])
-    final = _final_length(decoder, tokens_T, begin, done)
+    final = _final_length(decoder, snapshot, begin, row)
     final_ids = tuple(int(t) for t in tokens_T[begin:final])
     if done:
         return PartialAnswer(final_ids, ())
-    # Policies decide in the first block that has a mask, and nowhere else.
+    # Policies decide in the first block that has a mask, or is not final if they edit,
+    # and nowhere else.
     end = begin + decoder.max_new_tokens
     masked = np.flatnonzero(np.isin(tokens_T[begin:end], (layout.mask_id, NO_TOKEN)))
-    first_open = begin + int(masked[0]) if len(masked) else final
+    edits = decoder.spec.policy.edits
+    first_open = begin + int(masked[0]) if len(masked) and not edits else final
     first = begin if layout.anchored else 0
     length = layout.block_length
     block_end = first + ((first_open - first) // length + 1) * length
@@ -227,11 +232,14 @@ class CallByCall(Iterator[Snapshot]):
         # Call 0 is the prefill.
         for call in range(self.decoder.max_rounds + 1):
             self._state = state
-            fetched = state.fetch((state.rows.tokens_T, state.rows.done))
+            rows = state.rows
+            final_until = rows.progress and rows.progress.final_until
+            fetched = state.fetch((rows.tokens_T, rows.done, final_until))
             # Rows that fill up a batch come last.
-            tokens_BT, done_B = (a[: prepared.num_prompts] for a in fetched)
-            yield Snapshot(call, tokens_BT, done_B)
-            if done_B.all():
+            parts = jax.tree.map(lambda a: a[: prepared.num_prompts], fetched)
+            snapshot = Snapshot(call, *parts)
+            yield snapshot
+            if snapshot.done_B.all():
                 return
             with in_32_bits():
                 state = prepared.loop.run(params, runtime, state)
@@ -272,10 +280,11 @@ def _stream_updates(
     """Yield what is newly final in each snapshot of rows that begin at `begins`."""
     sent = list(begins)
     open_rows = set(range(len(begins)))
-    for call, tokens_BT, done_B in calls:
+    for snapshot in calls:
+        call, tokens_BT = snapshot.call, snapshot.tokens_BT
         for row in sorted(open_rows):
-            begin, done = begins[row], bool(done_B[row])
-            end = _final_length(decoder, tokens_BT[row], begin, done)
+            begin, done = begins[row], bool(snapshot.done_B[row])
+            end = _final_length(decoder, snapshot, begin, row)
             if end > sent[row]:
                 ids = tuple(int(t) for t in tokens_BT[row, sent[row] : end])
                 yield StreamUpdate(row, tuple(range(sent[row], end)), ids, call)
@@ -288,13 +297,14 @@ def _stream_updates(
                 yield StreamUpdate(row, (), (), call, reason)
 
 
-def _final_length(
-    decoder: Decoder, tokens_T: np.ndarray, begin: int, done: bool
-) -> int:
+def _final_length(decoder: Decoder, snapshot: Snapshot, begin: int, row: int) -> int:
     """The position after the last token of a row that no later step can change."""
     layout, policy = decoder.spec.layout, decoder.spec.policy
+    tokens_T, done = snapshot.tokens_BT[row], bool(snapshot.done_B[row])
     end = begin + decoder.max_new_tokens
     last, solid = answer_end(tokens_T, begin, end, layout.mask_id, layout.stop_ids)
+    if snapshot.final_until_B is not None and not done:
+        return min(last, max(begin, int(snapshot.final_until_B[row])))
     # Without revision a token is final once nothing to its left is masked: no end token
     # can come before it any more.
     if done or not policy.revises:

@@ -5,6 +5,7 @@ config.json and `experts_to_json` the way back.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -138,7 +139,13 @@ def read_experts(
     try:
         return ExpertsConfig(**fields), []
     except ValueError as error:
-        return None, [str(error)]
+        return None, [_with_key_names(keys, str(error))]
+
+
+def _with_key_names(keys: ExpertKeys, message: str) -> str:
+    """A message about fields of `ExpertsConfig` that has the keys of the file."""
+    key_of = {field: key for field, (key, _, _) in keys.keys.items()}
+    return re.sub(r"(\w+)(?==)", lambda m: key_of.get(m[1], m[1]), message)
 
 
 def _count_dense(layers: Any, num_layers: Any) -> int | None:

@@ -16,12 +16,16 @@ from jaxdave.io.family_records import DREAM as DREAM
 from jaxdave.io.family_records import FAMILIES as FAMILIES
 from jaxdave.io.family_records import FAST_DLLM as FAST_DLLM
 from jaxdave.io.family_records import FULL_ATTENTION_BLOCK as FULL_ATTENTION_BLOCK
+from jaxdave.io.family_records import ILLADA as ILLADA
 from jaxdave.io.family_records import LLADA as LLADA
 from jaxdave.io.family_records import LLADA2 as LLADA2
 from jaxdave.io.family_records import LLADA_MOE as LLADA_MOE
+from jaxdave.io.family_records import NEMOTRON as NEMOTRON
 from jaxdave.io.family_records import RND1 as RND1
 from jaxdave.io.family_records import SDAR as SDAR
 from jaxdave.io.family_records import SDAR_MOE as SDAR_MOE
+from jaxdave.io.family_records import TINY_A2D_BD3LM as TINY_A2D_BD3LM
+from jaxdave.io.family_records import TINY_A2D_MDLM as TINY_A2D_MDLM
 from jaxdave.io.family_records import UNSUPPORTED, ConfigKeys
 from jaxdave.io.family_records import Family as Family
 from jaxdave.io.rope_config import is_instance, resolve_rope, rotary_dim
@@ -53,9 +57,12 @@ def detect(raw: Mapping[str, Any], tensor_names: Collection[str] | None) -> Fami
     kind = raw.get("model_type")
     claim = f"model_type={kind!r}, architectures={architectures!r}"
     matches = _matching_families(raw, architectures)
+    _check_told(matches, raw, claim)
     if len(matches) != 1:
-        reason = UNSUPPORTED.get(kind) if isinstance(kind, str) else None
-        if reason is not None:
+        names = [name for name in (kind, *architectures) if isinstance(name, str)]
+        reasons = [UNSUPPORTED[name] for name in names if name in UNSUPPORTED]
+        if reasons:
+            reason = reasons[0]
             raise ValueError(
                 f"config.json: {claim} is not supported: {reason}; use one of "
                 f"{', '.join(FAMILIES)}"
@@ -94,9 +101,32 @@ def _matching_families(
     if not named:
         # A mixture may have the model_type of its family's dense models.
         fitting = [f for f in typed if (f.experts is not None) == _has_experts(raw)]
-        return fitting or typed
+        return _told(fitting or typed, raw)
     both = [family for family in named if family in typed]
-    return both or [*named, *typed]
+    return _told(both or [*named, *typed], raw)
+
+
+def _told(families: list[Family], raw: Mapping[str, Any]) -> list[Family]:
+    """Of like families the one that a config names, otherwise all (`told_by`)."""
+    told = [f for f in families if f.told_by and raw.get(f.told_by[0]) == f.told_by[1]]
+    return told or families
+
+
+def _check_told(
+    matches: Collection[Family], raw: Mapping[str, Any], claim: str
+) -> None:
+    """Raise ValueError for a config that does not say which of like families it is."""
+    alike = {family.told_by: family.name for family in matches if family.told_by}
+    if len(matches) < 2 or len(alike) != len(matches):
+        return
+    keys = {key for key, _ in filter(None, alike)}
+    values = " or ".join(repr(value) for _, value in filter(None, alike))
+    key = "/".join(sorted(keys))
+    raise ValueError(
+        f"config.json: {key}={raw.get(key)!r} must be {values}: {claim} is of "
+        f"{' or '.join(alike.values())}, and nothing else tells which; add the key, or "
+        "convert with --family"
+    )
 
 
 def _has_experts(raw: Mapping[str, Any]) -> bool:
@@ -129,6 +159,9 @@ def config_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     raw, scaling, problems = resolve_rope(
         raw, family.rope_types, family.is_partly_rotated
     )
+    if family.is_rope_scaled and scaling is None and not problems:
+        kinds = " or ".join(repr(kind) for kind in family.rope_types)
+        problems.append(f"rope_parameters must have rope_type {kinds} and its numbers")
     raw, more = _resolve_kv_heads(raw)
     raw = _fill_null_keys(family, raw)
     fields, most = _read_keys(raw, family.config_keys, family.required_values)

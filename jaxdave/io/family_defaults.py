@@ -40,9 +40,13 @@ _DEFAULTS: Mapping[str, DecodeDefaults] = {
     "llada-moe": _LLADA_MOE,
     "llada2": _LLADA2,
 }
-_BY_NAME: Mapping[str, DecodeDefaults] = {}
-"""Pattern that a model's name contains -> what its authors ship in place of the
-family's, for models that their files do not tell from others of the family."""
+_BY_NAME: Mapping[tuple[str, str], DecodeDefaults] = {
+    # The arguments of its own `generate`; its README names two modes beside them
+    # (`llada2_s`, `llada2_q`).
+    ("llada2", r"(?i)llada-?2\.1"): DecodeDefaults(policy="joint_threshold"),
+}
+"""Family and a pattern that a model's name contains -> what its authors ship in place
+of the family's, for models that their files do not tell from others of the family."""
 
 _SAMPLED_FAMILIES = ("sdar-moe",)
 """Families whose generation_config.json is meant: its temperature, top-k and top-p."""
@@ -71,8 +75,9 @@ def decode_defaults(
       'low_confidence_dynamic:steps={block_length},threshold=0.95'
     """
     own = _DEFAULTS.get(config.family, NO_DEFAULTS)
-    for pattern, named in _BY_NAME.items():
-        own = named if re.search(pattern, config.name) else own
+    for (family, pattern), named in _BY_NAME.items():
+        if config.family == family and re.search(pattern, config.name):
+            own = named
     if config.family in _SAMPLED_FAMILIES:
         own = dataclasses.replace(own, **_sampling(generation))
     return own

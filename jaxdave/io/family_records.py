@@ -18,6 +18,7 @@ from jaxdave.io.expert_keys import (
 from jaxdave.io.tensor_names import (
     LLADA2_TENSORS,
     LLADA_TENSORS,
+    NEMOTRON_TENSORS,
     QWEN_MOE_TENSORS,
     QWEN_TENSORS,
 )
@@ -59,10 +60,12 @@ class Family:
       block_length_key: config.json's key of the block length; None where the model was
         trained without blocks.
       stop_tokens: tokens that end an answer besides those that the files name.
-      mask_token: the mask token's text, for folders whose files do not name it.
+      mask_token: the mask token's text, for folders whose files do not name it; None:
+        they have to.
       null_keys: keys of config.json that mean "as that other key" where they are null;
         where they are absent, too, if the class has no default of its own.
-      rope_types: rotary scalings that its models may have: none, or "llama3".
+      rope_types: rotary scalings that its models may have, "llama3" or "yarn".
+      is_rope_scaled: its models have one of them.
       experts: which keys describe the experts of its models; None: they are dense.
       block_length: the block length where config.json has no key of it; None: the
         caller has to say.
@@ -70,6 +73,9 @@ class Family:
         files leave out the block length. Its group has the length where a name says
         it; without one it is 4.
       is_partly_rotated: its config.json says which share of a head is rotated.
+      told_by: a key of config.json and its value, which tell the family from others
+        that agree in everything else; published files lack it, so that the caller has
+        to say. None: it need not be told.
     """
 
     name: str
@@ -83,13 +89,15 @@ class Family:
     excluded_markers: tuple[str, ...]
     block_length_key: str | None
     stop_tokens: tuple[str, ...]
-    mask_token: str
+    mask_token: str | None
     null_keys: Mapping[str, NullKey] = dataclasses.field(default_factory=dict)
     rope_types: tuple[str, ...] = ()
+    is_rope_scaled: bool = False
     experts: ExpertKeys | None = None
     block_length: int | None = None
     published_names: str | None = None
     is_partly_rotated: bool = False
+    told_by: tuple[str, str] | None = None
 
     def published_block_length(self, name: str) -> int | None:
         """The block length of a model whose config.json has no key of it.
@@ -268,6 +276,79 @@ A2D = Family(
     mask_token="<|mask|>",
     rope_types=("llama3",),
 )
+# Qwen3's layers, trained by dllm's two methods. Their published files are alike.
+_A2D_METHOD = "a2d_method"
+TINY_A2D_MDLM = dataclasses.replace(
+    SDAR,
+    name="tiny-a2d-mdlm",
+    model_types=("a2d-qwen3",),
+    architectures=("A2DQwen3LMHeadModel",),
+    config_values={"qk_norm": True, "attention": "full"},
+    block_length_key=None,
+    mask_token="<|mask|>",
+    told_by=(_A2D_METHOD, "mdlm"),
+)
+TINY_A2D_BD3LM = dataclasses.replace(
+    TINY_A2D_MDLM,
+    name="tiny-a2d-bd3lm",
+    config_values={"qk_norm": True},
+    block_length_key="block_size",
+    block_length=32,
+    told_by=(_A2D_METHOD, "bd3lm"),
+)
+# LLaDA's successor has Llama's layers under Qwen's names.
+ILLADA = Family(
+    name="illada",
+    model_types=("illada",),
+    architectures=("ILLaDAForCausalLM",),
+    tensor_names=QWEN_TENSORS,
+    config_keys={
+        **_QWEN2_KEYS,
+        "qkv_bias": ("attention_bias", bool, False),
+        "o_bias": ("attention_bias", bool, False),
+    },
+    required_values={
+        "hidden_act": "silu",
+        "rope_scaling": None,
+        "mlp_bias": False,
+        "layer_norm_eps": None,
+    },
+    config_values={"attention": "full"},
+    tensor_marker=".self_attn.q_proj.weight",
+    excluded_markers=(".q_norm.", ".experts."),
+    block_length_key=None,
+    stop_tokens=(),
+    mask_token="<[MASK]>",
+    null_keys=_QWEN_NULLS,
+)
+# Ministral 3's layers.
+NEMOTRON = Family(
+    name="nemotron",
+    model_types=("nemotron_labs_diffusion",),
+    architectures=("NemotronLabsDiffusionModel",),
+    tensor_names=NEMOTRON_TENSORS,
+    config_keys={
+        **_QWEN2_KEYS,
+        "qkv_bias": ("attention_bias", bool, False),
+        "o_bias": ("attention_bias", bool, False),
+    },
+    required_values={
+        "hidden_act": "silu",
+        "rope_scaling": None,
+        "mlp_bias": False,
+        "sliding_window": None,
+        "dlm_paradigm": "bidirectional",
+    },
+    config_values={"attention": "causal_context"},
+    tensor_marker="encoder.layers.",
+    excluded_markers=(".q_norm.", ".experts."),
+    block_length_key="block_size",
+    stop_tokens=(),
+    mask_token=None,
+    null_keys=_QWEN_NULLS,
+    rope_types=("yarn",),
+    is_rope_scaled=True,
+)
 _EXPERT_MARKER = ".mlp.experts."
 _QWEN_MOE_REQUIRED = {**_QWEN_REQUIRED, "decoder_sparse_step": 1, "mlp_only_layers": []}
 # Qwen3-MoE's layers, block-causal.
@@ -366,6 +447,10 @@ FAMILIES = {
         SDAR,
         FAST_DLLM,
         A2D,
+        TINY_A2D_MDLM,
+        TINY_A2D_BD3LM,
+        ILLADA,
+        NEMOTRON,
         SDAR_MOE,
         RND1,
         LLADA_MOE,
@@ -377,8 +462,9 @@ FAMILIES = {
 UNSUPPORTED = {
     "diffusion_gemma": "its next state depends on the logits themselves, so that no "
     "draft can equal it",
-    "nemotron_labs_diffusion": "it attends to finished blocks causally",
+    "nemotron_labs_diffusion_vlm": "it sees images; take the text model of its size",
+    "EfficientDLM": "the names of its tensors and its rule are not known here",
     "llada2_moe_veomni": "its experts are stacked in the files; fetch the published "
     "llada2_moe, with a tensor per expert",
 }
-"""model_type -> why models of it do not load."""
+"""model_type, or entry of `architectures` -> why models of it do not load."""

@@ -13,7 +13,7 @@ from jaxdave.core.config import ModelConfig
 from jaxdave.io import families
 from jaxdave.io.expert_keys import experts_to_json, inexpressible_experts
 from jaxdave.io.families import Family
-from jaxdave.io.rope_config import scaling_to_json
+from jaxdave.io.rope_config import scaling_to_json, scaling_type
 from jaxdave.io.special_tokens import special_tokens_map, stop_and_pad_ids
 from jaxdave.io.vocabulary import read_vocabulary
 
@@ -99,6 +99,9 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
     }
     if family.block_length_key is not None:
         raw[family.block_length_key] = config.block_length
+    if family.told_by is not None:
+        key, value = family.told_by
+        raw[key] = value
     if config.rope_scaling is not None:
         raw["rope_scaling"] = scaling_to_json(config.rope_scaling)
     if "head_dim" not in family.config_keys:
@@ -143,7 +146,8 @@ def inexpressible_fields(family: Family, config: ModelConfig) -> list[str]:
     implied = {**implied, **family.config_values}
     if not family.is_partly_rotated:
         implied["rotary_dim"] = config.head_dim
-    if not family.rope_types:
+    scaling = config.rope_scaling
+    if scaling is not None and scaling_type(scaling) not in family.rope_types:
         implied["rope_scaling"] = None
     # One key may say two fields, which must agree then.
     values_by_key: dict[str, Any] = {}
@@ -156,6 +160,8 @@ def inexpressible_fields(family: Family, config: ModelConfig) -> list[str]:
         for field, value in implied.items()
         if getattr(config, field) != value
     ]
+    if family.is_rope_scaled and scaling is None:
+        mismatches.append("rope_scaling=None")
     return mismatches + inexpressible_experts(family.experts, config)
 
 
@@ -179,7 +185,7 @@ def _block_length(
             f"{folder}: {family.block_length_key}={block_length!r} in config.json must "
             "be the block length of the training; give it with --block-length or "
             "block_length (4 for SDAR-Chat and TraDo, 8 for SDAR-Chat-b8, 32 for "
-            "Fast-dLLM v2)"
+            "Fast-dLLM v2 and Nemotron)"
         )
     return block_length
 
@@ -228,8 +234,8 @@ def _mask_id(
     if mask_id is None:
         raise ValueError(
             f"{folder}: neither config.json (mask_token_id) nor the tokenizer "
-            f"(mask_token={token!r}) knows the mask id; give it with --mask-id or "
-            "mask_id"
+            f"(mask_token={token!r}) knows the mask id; give it with --mask-id "
+            "of jaxdave-convert, or mask_id in Python"
         )
     # With the wrong one of two ids the model would see an ordinary token where it was
     # trained to see masks, and nothing would fail.
@@ -237,6 +243,6 @@ def _mask_id(
         raise ValueError(
             f"{folder}: mask_token_id={config_id!r} of config.json must be the id of "
             f"the tokenizer's mask token, {tokenizer_id}; give the right one with "
-            "--mask-id or mask_id"
+            "--mask-id of jaxdave-convert, or mask_id in Python"
         )
     return mask_id

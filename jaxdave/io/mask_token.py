@@ -48,7 +48,7 @@ def find_or_add(folder: Path, token: str | None = None) -> MaskToken:
     """
     vocabulary = read_vocabulary(folder)
     files = read_tokenizer_files(folder)
-    usual = [family.mask_token for family in FAMILIES.values()]
+    usual = [family.mask_token for family in FAMILIES.values() if family.mask_token]
     names = [special_tokens_map(folder).get("mask_token"), *usual]
     if token is None:
         known = (name for name in names if vocabulary.id_of(name) is not None)

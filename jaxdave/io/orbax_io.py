@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import ModelConfig, RopeScaling
+from jaxdave.core.config import ModelConfig, RopeScaling, YarnScaling
 from jaxdave.core.experts_config import ExpertsConfig
 from jaxdave.core.model_api import Params
 from jaxdave.core.param_paths import leaves_by_path
@@ -88,7 +88,11 @@ def read_config(raw: dict[str, Any], folder: Path) -> ModelConfig:
         fields: dict[str, Any] = dict(raw["model"])
         fields["stop_ids"] = tuple(fields["stop_ids"])
         if isinstance(fields.get("rope_scaling"), dict):
-            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+            scaling = fields["rope_scaling"]
+            is_yarn = "beta_fast" in scaling
+            fields["rope_scaling"] = (YarnScaling if is_yarn else RopeScaling)(
+                **scaling
+            )
         if isinstance(fields.get("experts"), dict):
             fields["experts"] = ExpertsConfig(**fields["experts"])
         _check_types(fields)

@@ -1,10 +1,12 @@
 """Rotary settings of a config.json, in the forms that files of several years have."""
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from jaxdave.core.config import RopeScaling
+from jaxdave.core.config import RopeScaling, YarnScaling
+
+Scaling = RopeScaling | YarnScaling
 
 _ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "factor"}
 _SCALED_BY_FACTOR = ("linear", "dynamic", "yarn")
@@ -13,7 +15,7 @@ _SCALED_BY_FACTOR = ("linear", "dynamic", "yarn")
 
 def resolve_rope(
     raw: Mapping[str, Any], rope_types: Collection[str], is_partial: bool = False
-) -> tuple[dict[str, Any], RopeScaling | None, list[str]]:
+) -> tuple[dict[str, Any], Scaling | None, list[str]]:
     """Put the rotary settings where older files have them, and null for no scaling.
 
     As transformers 5 does: `rope_scaling`, unless empty, takes the place of
@@ -41,8 +43,8 @@ def resolve_rope(
     # A factor of 1 scales nothing, unless other keys say more.
     is_plain |= kind in _SCALED_BY_FACTOR and rope.get("factor") == 1
     is_plain &= kind == "default" or set(rope) <= _ROPE_KEYS
-    if kind in rope_types:
-        scaling, problems = _read_scaling(key, rope)
+    if isinstance(kind, str) and kind in rope_types:
+        scaling, problems = _read_scaling(key, kind, rope)
     elif rope and not is_plain:
         problems = [f"{key}={dict(rope)!r} must be None"]
     if is_partial:
@@ -79,16 +81,45 @@ def rotary_dim(raw: Mapping[str, Any], head_dim: int) -> tuple[int, list[str]]:
     return size, []
 
 
-_SCALING_KEYS = {
-    "factor": ("factor", float),
-    "low_turns": ("low_freq_factor", float),
-    "high_turns": ("high_freq_factor", float),
-    "positions": ("original_max_position_embeddings", int),
+_SCALING_KEYS: dict[str, dict[str, tuple[str, type, Any]]] = {
+    "llama3": {
+        "factor": ("factor", float, None),
+        "low_turns": ("low_freq_factor", float, None),
+        "high_turns": ("high_freq_factor", float, None),
+        "positions": ("original_max_position_embeddings", int, None),
+    },
+    "yarn": {
+        "factor": ("factor", float, None),
+        "positions": ("original_max_position_embeddings", int, None),
+        "beta_fast": ("beta_fast", float, None),
+        "beta_slow": ("beta_slow", float, None),
+        "mscale": ("mscale", float, None),
+        "mscale_all_dim": ("mscale_all_dim", float, None),
+        # Where it is absent, the published classes do not scale queries.
+        "query_beta": ("llama_4_scaling_beta", float, 0.0),
+    },
 }
-"""Field of `RopeScaling` -> key of "llama3" in config.json and its type."""
+"""rope_type -> field of its class -> key of config.json, its type, and the value if it
+is absent (None: it must not be)."""
+_SCALING_CLASSES: dict[str, Callable[..., Scaling]] = {
+    "llama3": RopeScaling,
+    "yarn": YarnScaling,
+}
 
 
-def scaling_to_json(scaling: RopeScaling) -> dict[str, Any]:
+def scaling_type(scaling: Scaling) -> str:
+    """The `rope_type` of a scaling, as config.json names it.
+
+    Args:
+      scaling: the scaling.
+
+    Returns:
+      A key of the published classes, such as "yarn".
+    """
+    return "yarn" if isinstance(scaling, YarnScaling) else "llama3"
+
+
+def scaling_to_json(scaling: Scaling) -> dict[str, Any]:
     """Build the value of `rope_scaling` in a config.json.
 
     Args:
@@ -97,27 +128,36 @@ def scaling_to_json(scaling: RopeScaling) -> dict[str, Any]:
     Returns:
       The object.
     """
-    stated = {key: getattr(scaling, f) for f, (key, _) in _SCALING_KEYS.items()}
-    return {"rope_type": "llama3", **stated}
+    kind = scaling_type(scaling)
+    keys = _SCALING_KEYS[kind]
+    stated = {key: getattr(scaling, field) for field, (key, _, _) in keys.items()}
+    return {"rope_type": kind, **stated}
 
 
 def _read_scaling(
-    key: str, rope: Mapping[str, Any]
-) -> tuple[RopeScaling | None, list[str]]:
+    key: str, kind: str, rope: Mapping[str, Any]
+) -> tuple[Scaling | None, list[str]]:
     """The scaling that config.json states, and what is wrong with it."""
     fields, problems = {}, []
-    for field, (name, kind) in _SCALING_KEYS.items():
-        value = rope.get(name)
-        if is_instance(value, kind):
-            fields[field] = kind(value)
+    for field, (name, value_type, default) in _SCALING_KEYS[kind].items():
+        value = rope.get(name, default)
+        if is_instance(value, value_type):
+            fields[field] = value_type(value)
         else:
             problems.append(
-                f"{name}={value!r} of {key} must be of type {kind.__name__}"
+                f"{name}={value!r} of {key} must be of type {value_type.__name__}"
             )
+    known = {name for name, _, _ in _SCALING_KEYS[kind].values()} | _ROPE_KEYS
+    known |= {"max_position_embeddings"}  # which published classes do not look at
+    problems += [
+        f"{name}={rope[name]!r} of {key} is not known for {kind!r}: leave it out"
+        for name in rope
+        if kind == "yarn" and name not in known and rope[name] is not None
+    ]
     if problems:
         return None, problems
     try:
-        return RopeScaling(**fields), []
+        return _SCALING_CLASSES[kind](**fields), []
     except ValueError as error:
         return None, [f"{error}, in {key}"]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 _BUFFER = re.compile(
     r"(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)"
-    r"|position_ids|masked_bias)$"
+    r"|position_ids|masked_bias|self_attn\.[kv]_scale)$"
 )
 
 
@@ -108,6 +108,17 @@ QWEN_TENSORS = _tensor_names(_QWEN_TOP, "model.layers", _QWEN_LAYER)
 """Parameter path -> tensor name in the layout of Qwen2 and Qwen3, which Dream, SDAR and
 Fast-dLLM v2 have; "{layer}" stands for a layer's index."""
 
+NEMOTRON_TENSORS = _tensor_names(
+    {
+        "embedding": "encoder.embed_tokens.weight",
+        "norm/scale": "encoder.norm.weight",
+        "head": "diffusion_head.weight",
+    },
+    "encoder.layers",
+    _QWEN_LAYER,
+)
+"""The same of Nemotron-Labs-Diffusion."""
+
 QWEN_MOE_TENSORS = _tensor_names(
     _QWEN_TOP,
     "model.layers",
@@ -161,13 +172,14 @@ LLADA_TENSORS = _tensor_names(
 
 
 def is_buffer(name: str) -> bool:
-    """Tell tensors that are computed from the config, and that some files store.
+    """Tell tensors that some files store and that no parameter is made of.
 
     Args:
       name: a tensor's name.
 
     Returns:
-      True for rotary tables, position ids and causal masks.
+      True for what is computed from the config (rotary tables, position ids and causal
+      masks), and for scales of a KV cache in 8 bits.
     """
     return _BUFFER.search(name) is not None
 

@@ -101,7 +101,7 @@ def block_causal_model(
     def chunks_of(model: DecodeModel) -> PrefillChunks:
         return PrefillChunks(
             forward=functools.partial(run_window, model),
-            size=TILE if model.exact else _fast_chunk(length, model.machine),
+            size=TILE if model.exact else fast_chunk(length, model.machine),
             hidden_struct=model.hidden_struct,
             align=model.align,
             # What a router chooses may hang on the last bits: a prompt must have those
@@ -110,7 +110,7 @@ def block_causal_model(
         )
 
     def prefill_of(model: DecodeModel) -> PrefillFn:
-        chunked = chunked_prefill(chunks_of(model), _empty_cache_fn(model))
+        chunked = chunked_prefill(chunks_of(model), empty_cache_fn(model))
 
         def prefill(
             params, tokens_T, begin, start, end, window_length: int, prompt_length: int
@@ -144,10 +144,15 @@ def block_causal_model(
     )
 
 
-def _fast_chunk(length: int, machine: Machine) -> int:
-    """Tokens per chunk of a prefill where any shape will do.
+def fast_chunk(length: int, machine: Machine) -> int:
+    """Tokens per chunk of a prefill where any shape will do; a CPU is busy with few.
 
-    A CPU is busy with few. length: of a block, which no chunk may cut.
+    Args:
+        length: Tokens of a block, which no chunk may cut.
+        machine: What programs are compiled for.
+
+    Returns:
+        The number of tokens.
     """
     return max(length, CPU_CHUNK) if machine.is_cpu else FAST_CHUNK
 
@@ -217,7 +222,16 @@ def _align_block_states(hidden_MPE: jax.Array, states: BlockStates) -> jax.Array
     return jnp.concatenate([first_ME[:, None], hidden_MPE[:, :-1]], axis=1)
 
 
-def _empty_cache_fn(model: DecodeModel) -> EmptyCacheFn:
+def empty_cache_fn(model: DecodeModel) -> EmptyCacheFn:
+    """What makes the cache that a prefill fills.
+
+    Args:
+        model: Its config and dtype say what is cached.
+
+    Returns:
+        The function.
+    """
+
     def empty_cache(params, capacity: int) -> KVCache:
         c = model.config
         shape = (c.num_layers, capacity, c.kv_heads, c.head_dim)

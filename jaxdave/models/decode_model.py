@@ -199,10 +199,10 @@ class DecodeModel:
                 the table is as long as they are, whatever the model allows.
 
         Returns:
-            Two arrays [..., rotary_dim / 2].
+            The arrays of a `Rope`.
         """
-        cos, sin = rope_table(self.config, capacity)
-        return jnp.asarray(cos)[position], jnp.asarray(sin)[position]
+        tables = rope_table(self.config, capacity)
+        return tuple(jnp.asarray(table)[position] for table in tables)
 
     def evaluate_window(
         self, params, tokens_KL, start, cache: KVCache, mask_fn: MaskFn, keys_end

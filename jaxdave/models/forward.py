@@ -46,7 +46,8 @@ def forward(config: ModelConfig) -> ForwardLogitsFn:
         position_BT = positions(tokens_BT, valid_BT)
         model = bind(params)
         # Hidden states are moved rather than logits, which are far wider.
-        hidden, _ = model.hidden(tokens_BT, *_context(config, position_BT, valid_BT))
+        context = _context(config, position_BT, valid_BT, tokens_BT)
+        hidden, _ = model.hidden(tokens_BT, *context)
         if config.logits_shift != "none":
             source_BT1 = source_columns(position_BT)[..., None]
             hidden = jnp.take_along_axis(hidden, source_BT1, axis=1)
@@ -70,7 +71,7 @@ def layer_states(config: ModelConfig) -> ForwardLogitsFn:
 
     def states(params, tokens_BT, valid_BT=None):
         position_BT = positions(tokens_BT, valid_BT)
-        context = _context(config, position_BT, valid_BT)
+        context = _context(config, position_BT, valid_BT, tokens_BT)
         return bind(params).states(tokens_BT, *context)
 
     return states
@@ -119,13 +120,17 @@ def source_columns(position_BT: jax.Array) -> jax.Array:
     return jnp.where(position_BT > 0, left_BT, column_T[None])
 
 
-def visibility(config: ModelConfig, position_BT, valid_BT=None) -> jax.Array:
+def visibility(
+    config: ModelConfig, position_BT, valid_BT=None, tokens_BT=None
+) -> jax.Array:
     """The attention mask of a canvas.
 
     Args:
-        config: The model's shape: block-causal or full attention.
+        config: The model's shape: its attention.
         position_BT: Positions of the tokens, int32 [B, T].
         valid_BT: bool [B, T], False at pads; None: there are none.
+        tokens_BT: The tokens, int32 [B, T], for a causal context, whose blocks are
+            counted from position 0 here; None: no position is masked.
 
     Returns:
         bool [B, T, T], True where a query (second axis) sees a key: never a pad, nor a
@@ -133,18 +138,26 @@ def visibility(config: ModelConfig, position_BT, valid_BT=None) -> jax.Array:
     """
     rows, columns = position_BT.shape
     mask_BTT = jnp.ones((rows, columns, columns), bool)
+    block_BT = position_BT // config.block_length
     if config.attention == "block_causal":
-        block_BT = position_BT // config.block_length
         mask_BTT = block_BT[:, None, :] <= block_BT[:, :, None]
+    elif config.attention == "causal_context":
+        mask_BTT = position_BT[:, None, :] <= position_BT[:, :, None]
+        if tokens_BT is not None:
+            same_BTT = block_BT[:, None, :] == block_BT[:, :, None]
+            masked_BT = tokens_BT == config.mask_id
+            # Queries of a block with masks see all of it.
+            open_BT = jnp.any(same_BTT & masked_BT[:, None, :], axis=2)
+            mask_BTT |= same_BTT & open_BT[:, :, None]
     return mask_BTT if valid_BT is None else mask_BTT & valid_BT[:, None, :]
 
 
-def _context(config: ModelConfig, position_BT, valid_BT):
+def _context(config: ModelConfig, position_BT, valid_BT, tokens_BT):
     """What `Transformer.hidden` needs beside tokens: rope, attention, layer inputs."""
     # At least 2 positions: a pad has position 1 even in a row of one token.
-    cos, sin = rope_table(config, max(position_BT.shape[1], 2))
-    rope = jnp.asarray(cos)[position_BT], jnp.asarray(sin)[position_BT]
-    mask_BTT = visibility(config, position_BT, valid_BT)
+    tables = rope_table(config, max(position_BT.shape[1], 2))
+    rope = tuple(jnp.asarray(table)[position_BT] for table in tables)
+    mask_BTT = visibility(config, position_BT, valid_BT, tokens_BT)
 
     def attend(_, q, k, v):
         return dense_attention(q, k, v, mask_BTT)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards
-from jaxdave.models.rope import Rope, rotate
+from jaxdave.models.rope import Rope, rotate, scale_queries
 from jaxdave.numerics.matmul import FusedKernels, matmul
 from jaxdave.runtime.machine import Machine
 
@@ -210,13 +210,13 @@ class Attention(nnx.Module):
         """
         # Norms and rotation work head by head, so
         # heads are split first: [..., L, H, D].
-        if self.use_kernels and self._fits_kernel(x):
+        if self.use_kernels and len(rope) == 2 and self._fits_kernel(x):
             return self._project_by_kernel(x, rope)
         q, k, v = map(self._split_heads, apply_linears(x, self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotate(part, rope, self.rope_fp32) for part in (q, k))
-        return q, k, v
+        return scale_queries(q, rope), k, v
 
     def _fits_kernel(self, x: jax.Array) -> bool:
         # Pallas is imported only where it is used: it takes a second.

@@ -7,7 +7,7 @@ same repository.
 
 from typing import Any
 
-from jaxdave.core.config import ModelConfig
+from jaxdave.core.config import ModelConfig, YarnScaling
 from jaxdave.core.experts_config import ExpertsConfig
 
 # Dream and Fast-dLLM v2 (7B) have the shape of Qwen2.5-7B. The embedding has more rows
@@ -196,6 +196,34 @@ PRESETS: dict[str, dict] = {
         inter=5120,
         heads=16,
         experts=_LLADA2_EXPERTS,
+    ),
+    "nemotron-14b": dict(
+        family="nemotron",
+        num_layers=40,
+        hidden=5120,
+        inter=16384,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        vocab_rows=131072,
+        vocab_size=131072,
+        block_length=32,
+        attention="causal_context",
+        rope_theta=1e9,
+        rope_scaling=YarnScaling(
+            factor=16.0,
+            positions=16384,
+            beta_fast=32.0,
+            beta_slow=1.0,
+            mscale=1.0,
+            mscale_all_dim=1.0,
+            query_beta=0.1,
+        ),
+        rms_eps=1e-5,
+        mask_id=100,
+        pad_id=11,
+        stop_ids=(11,),
+        max_positions=262144,
     ),
 }
 

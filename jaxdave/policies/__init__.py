@@ -30,6 +30,9 @@ from jaxdave.policies.fast_dllm import factor as factor
 from jaxdave.policies.fast_dllm import threshold as threshold
 from jaxdave.policies.first_hitting import first_hitting as first_hitting
 from jaxdave.policies.hierarchical import hierarchical as hierarchical
+from jaxdave.policies.joint_threshold import joint_threshold as joint_threshold
+from jaxdave.policies.joint_threshold import llada2_q as llada2_q
+from jaxdave.policies.joint_threshold import llada2_s as llada2_s
 from jaxdave.policies.klass import klass as klass
 from jaxdave.policies.leftmost_run import leftmost_run as leftmost_run
 from jaxdave.policies.llada import low_confidence as low_confidence

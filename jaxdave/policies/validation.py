@@ -13,6 +13,8 @@ MAX_COUNT = 2**20
 """The largest count of steps or positions: products of two still fit int32."""
 MAX_SIZE = 256
 """The largest count of what takes memory or compute for each: states, vectors."""
+MAX_POST_STEPS = 1024
+"""The largest number of post steps of a block: calls are counted in arrays of it."""
 MAX_AMOUNT, MIN_AMOUNT = 1e9, 1e-30
 """Bounds of amounts above 0: their quotients are still finite in float32."""
 
@@ -74,6 +76,24 @@ def check_share(usual: float, **values: float) -> None:
             raise ValueError(
                 f"{name}={value} must be in 0..1; {usual} is the usual choice"
             )
+
+
+def check_post_steps(max_post_steps: int, usual: int) -> None:
+    """Check a number of post steps.
+
+    Args:
+        max_post_steps: The number.
+        usual: A value to suggest.
+
+    Raises:
+        ValueError: It is no whole number from 0 to `MAX_POST_STEPS`.
+    """
+    is_whole = isinstance(max_post_steps, int) and not isinstance(max_post_steps, bool)
+    if not (is_whole and 0 <= max_post_steps <= MAX_POST_STEPS):
+        raise ValueError(
+            f"max_post_steps={str(max_post_steps)[:20]} must be a whole number in "
+            f"0..{MAX_POST_STEPS}; {usual} is the usual choice"
+        )
 
 
 def check_amount(usual: float, **values: float) -> None:
@@ -198,10 +218,28 @@ def check_policy(policy: Any) -> None:
             )
         if not accepts(function, arguments):
             _refuse(policy, field, f"a function of ({', '.join(arguments)})")
+    _check_edits(policy)
     scoring = policy.scoring
     is_scoring = isinstance(scoring, CandidateScoring) and callable(scoring.score_fn)
     if not (scoring is None or is_scoring):
         _refuse(policy, "scoring", "a CandidateScoring with a score_fn, or None")
+
+
+def _check_edits(policy: Any) -> None:
+    """Raise ValueError for a policy that edits as none can."""
+    steps = policy.max_post_steps
+    if steps is None:
+        return
+    is_whole = isinstance(steps, int) and not isinstance(steps, bool)
+    if not (is_whole and 0 <= steps <= MAX_POST_STEPS):
+        _refuse(
+            policy, "max_post_steps", f"a whole number in 0..{MAX_POST_STEPS}, or None"
+        )
+    if policy.revises:
+        _refuse(policy, "revises", "False, as max_post_steps says that it edits")
+    for field in ("scoring", "commit_order"):
+        if getattr(policy, field) is not None:
+            _refuse(policy, field, "None, as max_post_steps says that it edits")
 
 
 def _refuse(policy: Any, field: str, rule: str) -> None:

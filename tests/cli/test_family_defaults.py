@@ -3,8 +3,10 @@
 The folders are tiny and random, with the config.json keys of the published ones.
 """
 
+import dataclasses
 import functools
 import json
+import shutil
 
 import pytest
 from helpers.conversion_sources import change_json
@@ -100,6 +102,16 @@ def test_an_explicit_option_wins(folder, sampler_of, name):
         sampler = sampler_of(folder(name), *common, *options)
         fields = {"block_length": 8, "max_new_tokens": 24, "cache": cache}
         assert sampler.decoder == freedave(sampler.model.config, policy, **fields)
+
+
+def test_llada2_1_edits(folder, tmp_path, sampler_of):
+    """Its files are those of LLaDA2.0, whose decoder does not."""
+    path = tmp_path / "LLaDA2.1-mini"
+    shutil.copytree(folder("llada2"), path)
+    assert sampler_of(path).decoder.spec.policy == policies.joint_threshold()
+    assert sampler_of(path, "--policy", "llada2_s").decoder.spec.policy.edits
+    other = dataclasses.replace(preset("sdar-4b"), name="like-LLaDA2.1")
+    assert decode_defaults(other, {}).policy is None
 
 
 def test_steps_follow_the_length_of_a_block(folder, sampler_of):

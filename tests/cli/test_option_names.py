@@ -88,7 +88,7 @@ def test_names(command):
             "Room for the answer; the model's, or 256.",
         ),
         ("generate", "no_stop", False, "Never predict any end token."),
-        ("generate", "top_p", 1.0, "1 is off."),
+        ("generate", "top_p", None, "1 is off; the model's, or 1."),
         (
             "generate",
             "batch_size",

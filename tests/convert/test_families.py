@@ -21,6 +21,9 @@ TOTALS = {
     "trado-8b": (399, 8_190_735_360),
     "fast-dllm-v2-1.5b": (338, 1_543_714_304),
     "fast-dllm-v2-7b": (339, 7_615_616_512),
+    # By its config: the index was not at hand.
+    "llada2-mini": (14_813, 16_255_643_392),
+    "nemotron-14b": (363, 13_506_073_600),
 }
 
 

@@ -102,7 +102,7 @@ def test_float32_logits(converted, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["dream", "llada", "sdar-wide", "trado", "fast-dllm-1.5b"]
+    "name", ["dream", "llada", "sdar-wide", "trado", "fast-dllm-1.5b", "nemotron"]
 )
 def test_bfloat16_logits(converted, name):
     """Within 1 % of PyTorch in float32, and about as near as PyTorch in bfloat16.
@@ -127,7 +127,7 @@ def test_config_is_the_family_s(converted, name):
     case, config = BY_NAME[name], converted(name)[1].config
     fields = (config.family, config.logits_shift, config.tie_embeddings)
     assert fields == (case.family, case.shift, case.tied)
-    assert config.attention == ("block_causal" if case.block else "full")
+    assert config.attention == case.attention
     assert case.block in (None, config.block_length)
     assert (config.vocab_rows, config.vocab_size) == (case.rows, REAL_IDS)
     assert (config.mask_id, config.pad_id) == (MASK, 772)

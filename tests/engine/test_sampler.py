@@ -75,8 +75,8 @@ def test_json_has_the_names_of_the_command_line(sampler):
         == (
             "index text token_ids finish_reason valid_tokens nfe reference_nfe steps "
             "proposed_drafts accepted_drafts hit_rate seconds compile_seconds "
-            "tokens_per_nfe tokens_per_second memory method draft_steps seed "
-            "model numerics dtype quantize batch_rows"
+            "tokens_per_nfe tokens_per_second memory method policy temperature "
+            "draft_steps seed model numerics dtype quantize batch_rows"
         ).split()
     )
     assert (answer["method"], answer["draft_steps"]) == ("freedave", 4)

@@ -31,7 +31,7 @@ class Case:
       shift: how logits are shifted, as `ModelConfig.logits_shift`.
       block: block length where attention is block-causal; None where it is full.
       shard: maximum size of a weight file, as transformers takes it.
-      bias: SDAR's projections in and out of attention have biases.
+      bias: SDAR's and iLLaDA's projections in and out of attention have biases.
     """
 
     name: str
@@ -53,7 +53,18 @@ class Case:
     @property
     def options(self) -> tuple[str, ...]:
         """Options of the converter for what the family's config does not name."""
-        return ("--block-length", str(self.block)) if self.family == "sdar" else ()
+        is_told = self.family.startswith("tiny-a2d")
+        family = ("--family", self.family) if is_told else ()
+        if self.family not in ("sdar", "tiny-a2d-bd3lm"):
+            return family
+        return (*family, "--block-length", str(self.block))
+
+    @property
+    def attention(self) -> str:
+        """How `ModelConfig.attention` names it."""
+        if self.family == "nemotron":
+            return "causal_context"
+        return "block_causal" if self.block else "full"
 
 
 CASES = (
@@ -87,7 +98,37 @@ CASES = (
         shard="60KB",
     ),
     Case("fast-dllm-7b", "fast-dllm-v2", rows=800, shift="block", block=8),
+    Case("a2d-mdlm", "tiny-a2d-mdlm", head_dim=16, hidden=24, tied=True),
+    Case("a2d-bd3lm", "tiny-a2d-bd3lm", head_dim=16, hidden=24, tied=True, block=4),
+    Case("illada", "illada", tied=True, theta=5e5, eps=1e-5, shard="60KB"),
+    Case("illada-bias", "illada", heads=6, hidden=48, bias=True),
+    Case("nemotron", "nemotron", eps=1e-5, block=32, shard="60KB"),
+    Case(
+        "nemotron-14b",
+        "nemotron",
+        heads=6,
+        kv_heads=1,
+        hidden=24,
+        head_dim=32,
+        theta=1e9,
+        eps=1e-5,
+        block=8,
+    ),
 )
+
+YARN = {
+    "rope_type": "yarn",
+    "factor": 16.0,
+    # The published 16384 as far beyond a test's texts as in real ones: queries are
+    # scaled after it.
+    "original_max_position_embeddings": 32,
+    "beta_fast": 4.0,
+    "beta_slow": 0.25,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.8,
+    "llama_4_scaling_beta": 0.1,
+}
+"""Nemotron's rope, in numbers that show in short texts."""
 
 
 def _qwen(case: Case) -> dict[str, Any]:
@@ -203,9 +244,83 @@ def _fast_dllm(case: Case) -> dict[str, Any]:
     }
 
 
+def _a2d(case: Case) -> dict[str, Any]:
+    """The Hub's copy names neither the method, nor a block length, nor a mask id."""
+    return {
+        **_qwen(case),
+        "architectures": ["A2DQwen3LMHeadModel"],
+        "attention_bias": False,
+        "auto_map": {"AutoModelForMaskedLM": "modeling_qwen3.A2DQwen3LMHeadModel"},
+        "head_dim": case.head_dim,
+        "layer_types": ["full_attention"] * case.layers,
+        "model_type": "a2d-qwen3",
+    }
+
+
+def _illada(case: Case) -> dict[str, Any]:
+    """The class divides the hidden size by the heads; the mask is the tokenizer's."""
+    return {
+        **IDS,
+        "architectures": ["ILLaDAForCausalLM"],
+        "attention_bias": case.bias,
+        "auto_map": {"AutoModelForCausalLM": "modeling_illada.ILLaDAForCausalLM"},
+        "hidden_act": "silu",
+        "hidden_size": case.hidden,
+        "intermediate_size": 40,
+        "layer_norm_eps": None,
+        "max_position_embeddings": 8192,
+        "mlp_bias": False,
+        "model_type": "illada",
+        "num_attention_heads": case.heads,
+        "num_hidden_layers": case.layers,
+        "num_key_value_heads": case.kv_heads,
+        "resid_pdrop": 0.0,
+        "rms_norm_eps": case.eps,
+        "rope_scaling": None,
+        "rope_theta": case.theta,
+        "tie_word_embeddings": case.tied,
+        "torch_dtype": "bfloat16",
+        "vocab_size": case.rows,
+    }
+
+
+def _nemotron(case: Case) -> dict[str, Any]:
+    return {
+        **IDS,
+        "architectures": ["NemotronLabsDiffusionModel"],
+        "attention_bias": False,
+        "auto_map": {
+            "AutoModel": "modeling_nemotron_labs_diffusion.NemotronLabsDiffusionModel"
+        },
+        "block_size": case.block,
+        "dlm_paradigm": "bidirectional",
+        "head_dim": case.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": case.hidden,
+        "intermediate_size": 40,
+        "mask_token_id": MASK,
+        "max_position_embeddings": 512,
+        "mlp_bias": False,
+        "model_type": "nemotron_labs_diffusion",
+        "num_attention_heads": case.heads,
+        "num_hidden_layers": case.layers,
+        "num_key_value_heads": case.kv_heads,
+        "rms_norm_eps": case.eps,
+        "rope_parameters": {**YARN, "rope_theta": case.theta},
+        "sliding_window": None,
+        "tie_word_embeddings": case.tied,
+        "torch_dtype": "bfloat16",
+        "vocab_size": case.rows,
+    }
+
+
 CONFIGS = {
     "dream": _dream,
     "llada": _llada,
     "sdar": _sdar,
     "fast-dllm-v2": _fast_dllm,
+    "tiny-a2d-mdlm": _a2d,
+    "tiny-a2d-bd3lm": _a2d,
+    "illada": _illada,
+    "nemotron": _nemotron,
 }

@@ -30,6 +30,7 @@ def can_merge(policy: Policy) -> bool:
     How sure it is does not matter: the programs here are decoded with exact numerics.
     """
     names = ("init", "revises", "is_certain", "commit_order", "tokens_per_step")
+    names += ("max_post_steps",)
     own = {name: getattr(policy, name) for name in names}
     usual = {**Policy._field_defaults, **own}
     return all(getattr(policy, field) == value for field, value in usual.items())
@@ -65,7 +66,10 @@ def merged(policies: tuple[Policy, ...]) -> Policy:
     revises = any(policy.revises for policy in policies)
     has_order = all(policy.commit_order for policy in policies)
     order = commit_order if has_order else None
-    return Policy(name, step, init, revises, commit_order=order)
+    (post_steps,) = {policy.max_post_steps for policy in policies}
+    return Policy(
+        name, step, init, revises, commit_order=order, max_post_steps=post_steps
+    )
 
 
 def _narrow(look: ModelQueries, column_W1) -> ModelQueries:
@@ -132,10 +136,14 @@ def programs(
     """
     # Drafts are made in another way of policies that say an order.
     merging = {name: p for name, p in policies.items() if can_merge(p)}
-    with_order = [name for name, policy in merging.items() if policy.commit_order]
-    without = [name for name in merging if name not in with_order]
+    groups: dict[tuple[bool, int | None], list[str]] = {}
+    for name, policy in sorted(
+        merging.items(), key=lambda item: not item[1].commit_order
+    ):
+        kind = bool(policy.commit_order), policy.max_post_steps
+        groups.setdefault(kind, []).append(name)
     alone = [[name] for name in policies if name not in merging]
-    for names in filter(None, [with_order, without, *alone]):
+    for names in [*groups.values(), *alone]:
         group = tuple(policies[name] for name in names)
         policy = merged(group) if can_merge(group[0]) else group[0]
         decoder = decoders.freedave(

@@ -220,6 +220,19 @@ def eb_sampler(gamma: float, proxy: str):
     return rule
 
 
+def joint_threshold(tau: float, editing: float, least: int):
+    """Fills by one threshold, and replaces what is doubted by another."""
+
+    def rule(view, memory):
+        high = [i for i in view.open if p(view.odds[i]) > tau]
+        filled = high if len(high) >= least else best(view.open, view.odds, least)
+        doubted = [i for i in view.decoded if view.token[i] != view.block[i]]
+        doubted = [i for i in doubted if p(view.odds[i]) > editing]
+        return fill(view, [*(filled if view.open else []), *doubted])
+
+    return rule
+
+
 def hierarchical(high: float, low: float):
     def rule(view, memory):
         runs, last = [], None

@@ -1,6 +1,7 @@
 """Tiny random checkpoints made, saved and evaluated by PyTorch's own libraries.
 
-The modules are transformers' Qwen2, Qwen3 and Llama. Nothing of the converter is used.
+The modules are transformers' Qwen2, Qwen3, Llama and Ministral 3. Nothing of the
+converter is used.
 """
 
 import copy
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 from helpers import checkpoint_folders
-from helpers.family_cases import CONFIGS, IDS, Case
+from helpers.family_cases import CONFIGS, IDS, MASK, YARN, Case
 
 # Modules this small are only slowed down by more threads.
 torch.set_num_threads(1)
@@ -41,11 +42,16 @@ def build(case: Case, scale: float = 0.15) -> Any:
         attn_implementation="eager",
     )
     classes: Any
-    if case.family == "sdar":
+    if case.family == "sdar" or case.family.startswith("tiny-a2d"):
         classes = transformers.Qwen3ForCausalLM, transformers.Qwen3Config
         sizes["attention_bias"] = case.bias
-    elif case.family == "llada":
+    elif case.family in ("llada", "illada"):
         classes = transformers.LlamaForCausalLM, transformers.LlamaConfig
+        sizes["attention_bias"] = case.bias
+    elif case.family == "nemotron":
+        classes = transformers.Ministral3ForCausalLM, transformers.Ministral3Config
+        sizes["rope_parameters"] = {**YARN, "rope_theta": case.theta}
+        sizes["sliding_window"] = None
     else:
         classes = transformers.Qwen2ForCausalLM, transformers.Qwen2Config
     module_class, config_class = classes
@@ -61,8 +67,9 @@ def build(case: Case, scale: float = 0.15) -> Any:
 def save(case: Case, module: Any, folder: Path) -> Path:
     """Writes the module as the family's folder on the Hub looks."""
     folder.mkdir()
-    if case.family == "llada":
-        state = {llada_name(k): v for k, v in module.state_dict().items()}
+    if case.family in ("llada", "nemotron"):
+        rename = llada_name if case.family == "llada" else nemotron_name
+        state = {rename(k): v for k, v in module.state_dict().items()}
         huggingface_hub.save_torch_state_dict(state, folder, max_shard_size=case.shard)
     else:
         module.save_pretrained(folder, max_shard_size=case.shard)
@@ -95,15 +102,25 @@ def llada_name(name: str) -> str:
     return f"model.transformer.{top[stem]}.weight"
 
 
+def nemotron_name(name: str) -> str:
+    """Translates a tensor name of Ministral's module to Nemotron's."""
+    if name == "lm_head.weight":
+        return "diffusion_head.weight"
+    return name.replace("model.", "encoder.", 1)
+
+
 def run(module: Any, tokens_T: np.ndarray, block: int | None):
     """Logits [T, V] of one row, and the hidden states of every layer [N + 1, T, E].
 
     They are the module's own: its dtype, nothing shifted. `block` is the block length;
-    None: attention is full.
+    None: attention is full. Nemotron's blocks are causal unless they hold masks.
     """
     position = np.arange(len(tokens_T))
     block_of = position // (block or len(tokens_T))
     mask = block_of[None, :] <= block_of[:, None]
+    if isinstance(module, transformers.Ministral3ForCausalLM):
+        is_open = np.isin(block_of, block_of[tokens_T == MASK])
+        mask &= is_open[:, None] | (position[None, :] <= position[:, None])
     return run_masked(module, tokens_T[None], mask[None], position[None])
 
 

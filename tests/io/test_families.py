@@ -10,6 +10,7 @@ import pytest
 from helpers import checkpoint_folders
 from helpers.plain_experts import KINDS
 
+from jaxdave.core.config import YarnScaling
 from jaxdave.engine.decode_config import DecodeConfig
 from jaxdave.engine.sampler import Sampler
 from jaxdave.io import checkpoint
@@ -22,6 +23,16 @@ EXPERTS = {
     "llada2": KINDS["llada2"],
 }
 
+YARN = YarnScaling(
+    factor=4.0,
+    positions=24,
+    beta_fast=4.0,
+    beta_slow=0.25,
+    mscale=1.0,
+    mscale_all_dim=0.8,
+    query_beta=0.1,
+)
+
 
 def tiny_config(family):
     """A tiny model of a family: its own switches, everything else as usual."""
@@ -31,6 +42,8 @@ def tiny_config(family):
         switches["rope_fp32"] = True
     if family.experts is not None:
         switches["experts"] = EXPERTS[family.name]
+    if family.is_rope_scaled:
+        switches["rope_scaling"] = YARN
     if family.is_partly_rotated:
         switches["rotary_dim"] = checkpoint_folders.CONFIG.head_dim // 2
     return dataclasses.replace(

@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import random
+import shutil
 
 import pytest
 from helpers.conversion_sources import names_in
@@ -84,15 +85,15 @@ def try_one(monkeypatch, capsys, tmp_path):
             main.main([*words, "--max-new-tokens", "64", "--block-length", "4"])
         assert isinstance(end.value.code, int)
         line = outcome(capsys, end.value.code)
-        code = convert(path, tmp_path / "ours", "--dry-run", "--block-length", "4")
-        if built:
+        code = convert(path, tmp_path / "ours", "--block-length", "4")
+        if code == 0:
             capsys.readouterr()
+            shutil.rmtree(tmp_path / "ours")
         else:
             outcome(capsys, code)
         assert names_in(tmp_path) == []
-        # Both commands take the same folders; Sampler refuses settings as well.
-        assert built or code == 2 or "max_new_tokens" in line, line
-        assert not built or code == 0, line
+        # Both commands take the same folders; the prompt may be too long for one.
+        assert bool(built) == (code == 0) or "the model allows" in line, line
         return built[0] if built else None
 
     return call
@@ -127,7 +128,7 @@ def test_some_values_are_refused_or_load(folder, family, try_one):
 def test_every_value_is_refused_or_decodes(folder, family, try_one):
     loaded = judge_all(folder(family), family, mutations(family), try_one)
     assert len(loaded) > 3
-    for sampler in loaded:
+    for sampler in random.Random(1).sample(loaded, min(len(loaded), 10)):
         config = DecodeConfig(max_new_tokens=8, block_length=4, draft_steps=2)
         short = Sampler(sampler.model, config)
         try:

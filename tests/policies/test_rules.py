@@ -98,6 +98,14 @@ CASES = [
     (hierarchical(0.99, 0.8), rules.hierarchical(0.99, 0.8), GRIDS),
     (local_leap(0.9, 0.75, 1), rules.local_leap(0.9, 0.75, 1), GRIDS),
     (local_leap(), rules.local_leap(0.9, 0.75, 4), GRIDS),
+    (
+        policies.joint_threshold(0.6, 0.3, 4, 2),
+        rules.joint_threshold(0.6, 0.3, 2),
+        GRIDS,
+    ),
+    (policies.joint_threshold(), rules.joint_threshold(0.95, 0.9, 1), GRIDS),
+    (policies.llada2_s(), rules.joint_threshold(0.5, 0.0, 1), GRIDS),
+    (policies.llada2_q(), rules.joint_threshold(0.7, 0.5, 1), GRIDS),
     (deferred(4, 0.8, 6), memories.deferred(4, 0.8, 6), GRIDS),
     (deferred(3, 0.9, 128), memories.deferred(3, 0.9, 128), GRIDS),
     (credit(), memories.credit(0.9, 0.7, 0.2, 0.8), ("logits",)),
@@ -231,6 +239,7 @@ def test_a_policy_makes_progress_and_touches_nothing_else(name):
             assert steps <= max_steps or not masks
             if not policy.revises:
                 assert len(left) < len(masks) or not masks
+            if not (policy.revises or policy.edits):
                 assert all(
                     a == b for a, b in zip(block, after, strict=True) if a != MASK
                 )

@@ -19,7 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import ModelConfig, Numerics, SamplingConfig, check_guidance
+from jaxdave.core.config import (
+    ModelConfig,
+    Numerics,
+    SamplingConfig,
+    check_guidance,
+    check_no_causal_context,
+)
 from jaxdave.core.model_api import ModelFns
 from jaxdave.core.prediction import Prediction
 from jaxdave.core.shards import WHOLE_MODEL, model_shards
@@ -110,6 +116,7 @@ def make_scorer(
     Raises:
         ValueError: The guidance is out of range, or the model is block-causal.
     """
+    check_no_causal_context(config, "scoring")
     is_causal = config.attention == "block_causal"
     length = block_length or config.block_length
     check_guidance(guidance, config)

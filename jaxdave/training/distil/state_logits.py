@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdave.core.config import ModelConfig
+from jaxdave.core.config import ModelConfig, check_no_causal_context
 from jaxdave.models.forward import source_columns
 from jaxdave.training.distil.states import States, StateSampling, TextBatch
 from jaxdave.training.objective import attention_masks
@@ -31,6 +31,7 @@ def check_model(sampling: StateSampling, config: ModelConfig) -> None:
         ValueError: Their attention or their blocks differ, or no position of a masked
             answer predicts its first token.
     """
+    check_no_causal_context(config, "distillation")
     is_causal = config.attention == "block_causal"
     if sampling.is_causal != is_causal:
         raise ValueError(

@@ -34,7 +34,7 @@ from typing import Literal
 
 import jax
 
-from jaxdave.core.config import ModelConfig
+from jaxdave.core.config import ModelConfig, check_no_causal_context
 from jaxdave.training.objective.editing import Editing
 from jaxdave.training.objective.masking import Masking
 
@@ -144,6 +144,7 @@ def check_model(objective: Objective, config: ModelConfig) -> None:
     Raises:
         ValueError: Their shifts, their attention or their blocks differ.
     """
+    check_no_causal_context(config, "training")
     shifts = config.logits_shift != "none"
     if objective.shift != shifts:
         raise ValueError(

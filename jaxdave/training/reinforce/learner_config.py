@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from jaxdave.core.config import check_no_causal_context
 from jaxdave.engine.sampler import Sampler
 from jaxdave.training.reinforce.estimates import EstimateConfig, check_loss
 from jaxdave.training.reinforce.policy_loss import PolicyLossConfig
@@ -101,10 +102,11 @@ def check_sampler(sampler: Sampler, settings: ReinforceConfig) -> None:
                 f"{name}={getattr(config, name)!r} draws from another distribution "
                 "than the one that is trained; leave it out"
             )
-    if sampler.decoder.spec.policy.revises:
+    policy = sampler.decoder.spec.policy
+    if policy.revises or policy.edits:
         raise ValueError(
-            f"policy {sampler.decoder.spec.policy.name} takes tokens back, and what "
-            "it took back is not recorded; choose another policy"
+            f"policy {policy.name} takes tokens back or replaces them, and what "
+            "stood there before is not recorded; choose another policy"
         )
     if settings.estimate.method == "selection" and (
         sampler.decoder.spec.policy.name != POLICY
@@ -116,6 +118,7 @@ def check_sampler(sampler: Sampler, settings: ReinforceConfig) -> None:
             f"with tempered confidences, not of {sampler.decoder.spec.policy.name} of "
             f"{model.name}; use method='trajectory'"
         )
+    check_no_causal_context(model, "training")
     if model.attention == "full" and config.cache != "none":
         raise ValueError(
             f"cache={config.cache or 'dual'!r} reads keys of older states, which "
