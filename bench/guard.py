@@ -20,6 +20,7 @@ each setting under guarded numerics.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -49,6 +50,14 @@ class Setting(NamedTuple):
 
     num_drafts: int
     batch_size: int
+
+
+def settings_of(drafts: Sequence[int], batches: Sequence[int]) -> list[Setting]:
+    """Every number of drafts in batches of every size."""
+    return [Setting(*pair) for pair in itertools.product(drafts, batches)]
+
+
+SETTINGS = settings_of(DRAFT_LENGTHS, BATCH_SIZES)
 
 
 def build_decoder(
@@ -162,7 +171,7 @@ def main() -> None:
     prompts, rows = loaded.encode_prompts(problems), []
     for dtype in args.dtypes:
         for temperature in (0.0, 0.7):
-            settings = [Setting(d, b) for d in args.drafts for b in args.batches]
+            settings = settings_of(args.drafts, args.batches)
             rows += compare_settings(
                 loaded, dtype, prompts, temperature, args.numerics, settings
             )

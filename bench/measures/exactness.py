@@ -35,7 +35,9 @@ def measure_identical_text(model: BenchModel, plan: Plan, book: ResultsBook) -> 
     prompts = loaded.encode_prompts(problems)
     for numerics in ("exact", "guarded"):
         for dtype in DTYPES:
-            rows = guard.compare_settings(loaded, dtype, prompts, 0.0, numerics)
+            rows = guard.compare_settings(
+                loaded, dtype, prompts, 0.0, numerics, guard.SETTINGS
+            )
             total, same, calls, rechecks = (
                 sum(row[name] for row in rows)
                 for name in ("decodes", "identical", "calls", "rechecks")

@@ -187,13 +187,13 @@ def _time_calls(sampler: "Sampler", prompt: str, end: int) -> tuple[list[float],
     durations, end_call = [], 0
     seen = snapshots(sampler.decoder, model.params, ids, seed=sampler.config.seed)
     start = time.perf_counter()
-    for call, tokens_BT, _ in seen:
+    for snapshot in seen:
         now = time.perf_counter()
         durations.append(now - start)
         start = now
         # An answer without an end token may fill its row to the last position.
-        if (tokens_BT[0, end : end + 1] == model.config.mask_id).any():
-            end_call = call + 1
+        if (snapshot.tokens_BT[0, end : end + 1] == model.config.mask_id).any():
+            end_call = snapshot.call + 1
     return durations, end_call
 
 

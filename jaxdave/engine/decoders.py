@@ -444,8 +444,8 @@ def _check_fit(model_config: ModelConfig, config: DecodeConfig, policy: Policy) 
         )
     if policy.edits and is_causal_context:
         raise ValueError(
-            f"policy {policy.name} edits blocks that have no mask, which "
-            f"{model_config.name!r} evaluates causally as context; choose another policy"
+            f"policy {policy.name} edits blocks without masks, which "
+            f"{model_config.name!r} evaluates causally as context; choose another one"
         )
     if config.record_steps and policy.scoring is not None:
         raise ValueError(

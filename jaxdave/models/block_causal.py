@@ -189,14 +189,22 @@ def _evaluate_blocks_fn(model: DecodeModel, length: int) -> EvaluateBlocksFn:
             keys_end=start + states.chain_MJ.shape[1] * length,
             window_of=window_of,
         )
-        hidden = model.share_margins(hidden, lambda a_MP: _chain_min(a_MP, states))
+        hidden = model.share_margins(hidden, lambda a_MP: chain_min(a_MP, states))
         return _align_block_states(hidden, states) if model.shift else hidden, kv
 
     return evaluate_blocks
 
 
-def _chain_min(number_MP: jax.Array, states: BlockStates) -> jax.Array:
-    """The smallest number of a block state and its ancestors, [M, 1]."""
+def chain_min(number_MP: jax.Array, states: BlockStates) -> jax.Array:
+    """The smallest number of a block state and its ancestors.
+
+    Args:
+        number_MP: A number of each position of each block state, [M, P].
+        states: The block states.
+
+    Returns:
+        [M, 1].
+    """
     smallest_M = jnp.min(number_MP, axis=1)
     block_J = jnp.arange(states.chain_MJ.shape[1])
     is_seen_MJ = block_J[None] <= states.block_M[:, None]

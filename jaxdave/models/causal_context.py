@@ -26,7 +26,7 @@ from jaxdave.core.model_api import (
 )
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.models.attention import TILE, MaskFn
-from jaxdave.models.block_causal import empty_cache_fn, fast_chunk
+from jaxdave.models.block_causal import chain_min, empty_cache_fn, fast_chunk
 from jaxdave.models.decode_model import DecodeModel, draft_and_trusted_models
 from jaxdave.models.prefill import (
     PrefillChunks,
@@ -211,6 +211,9 @@ def _evaluate_blocks_fn(model: DecodeModel, length: int) -> EvaluateBlocksFn:
             _see_until(last_MP),
             keys_end=start + states.chain_MJ.shape[1] * length,
             window_of=window_of,
+        )
+        hidden_MPE = model.share_margins(
+            hidden_MPE, lambda number_MP: chain_min(number_MP, states)
         )
         # A block that is not begun is begun by the end of the one before it, once that
         # is finished. Until then its own vector stands there, for drafts alone: no
