@@ -5,12 +5,12 @@
 **Count.** Distinct experts of a layer that a call touches, mean over layers and calls,
 without drafts (d = 1) and with 2, 4 and 8; all positions of a call count, as all are
 computed. Beside it what independent, uniform choices would touch: with n tokens, C of X
-experts each, X (1 - (1 - C / X)^n). Models: the trained demo `llada2-1m` in its blocks
-of 4, and in blocks of 32 that it has not learnt; and random weights (2 layers of 64
-features) with the routers of LLaDA2-mini (256 experts, the best 8 of 4 of 8 groups) in
-blocks of 32 and of SDAR-30B-A3B (128 experts, 8 of them) in blocks of 4. Prompts: the
-first of words_test. Static policy, temperature 0, batch 1, `fast` numerics (no guard
-calls), 48 new tokens; prefills do not count.
+experts each, X (1 - (1 - C / X)^n). Models: the trained demo (bench/models/llada2-1m)
+in its blocks of 4, and in blocks of 32 that it has not learnt; and random weights (2
+layers of 64 features) with the routers of LLaDA2-mini (256 experts, the best 8 of 4 of
+8 groups) in blocks of 32 and of SDAR-30B-A3B (128 experts, 8 of them) in blocks of 4.
+Prompts: the first of words_test. Static policy, temperature 0, batch 1, `fast` numerics
+(no guard calls), 48 new tokens; prefills do not count.
 
 **Time.** One layer of LLaDA2-mini's shape (2048 features, 256 experts of 512, the best
 8 of 4 of 8 groups by sigmoid scores, no shared expert), random weights, float32, 48
@@ -27,6 +27,7 @@ lowest bound, reading the same bytes once (a sum over them), is printed beside i
 import dataclasses
 import os
 from collections import Counter
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -51,7 +52,7 @@ from jaxdave.runtime.machine import this_machine
 from jaxdave.runtime.platform import compiler_options
 
 DRAFT_LENGTHS = (1, 2, 4, 8)
-DEMO = "llada2-1m"
+DEMO = Path(__file__).parent / "models" / "llada2-1m"
 TARGET = 1.3
 """Of the time of the products alone, at most."""
 TOKENS = 48
@@ -288,7 +289,7 @@ ORDERS = ("[in, out]", "[out, in]")
 def main() -> None:
     """Run the benchmark."""
     parser = report.argument_parser(__doc__)
-    parser.set_defaults(weights=DEMO)
+    parser.set_defaults(weights=str(DEMO))
     parser.add_argument("--rounds", type=int, default=15, help="alternating pairs")
     parser.add_argument("--problems", type=int, default=20)
     parser.add_argument("--skip-time", action="store_true")

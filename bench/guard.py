@@ -12,7 +12,7 @@ Under `--numerics exact` all draft lengths run in one program, with a cap on its
 The mixture of experts, 63 problems, 1,008 decodes with drafts (d 2 and 8, batches of 1
 and 8, temperatures 0 and 0.7, float32 and bfloat16) beside 504 without:
 
-    python -m bench.guard --weights llada2-1m --problems 63 --drafts 1 2 8
+    python -m bench.guard --weights bench/models/llada2-1m --problems 63 --drafts 1 2 8
         --numerics guarded, and again with exact
 
 There texts are to be identical in all decodes, and rechecks at most 5 % of the calls of

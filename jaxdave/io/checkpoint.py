@@ -178,7 +178,7 @@ def load(
 
     A folder is one that jaxdave-convert made, or in the Hugging Face layout of a family
     (Dream, LLaDA, SDAR, Fast-dLLM v2, and mixtures of experts: SDAR, RND1, LLaDA-MoE,
-    LLaDA2, on one device and without `quantize`).
+    LLaDA2).
 
     Args:
       source: "sdar-1m" (or None), "llada-1m" or "dream-1m", which come with the

@@ -125,7 +125,8 @@ _DEMO = dict(
     max_positions=2048,
 )
 
-# Names ending in -1m are the demo models that are trained and shipped with jaxdave.
+# Names ending in -1m are the demo models that are trained and shipped with jaxdave; but
+# llada2-1m, a mixture of experts, is not in the package (bench/models).
 PRESETS: dict[str, dict] = {
     "sdar-1m": dict(_DEMO, family="sdar", kv_heads=2, qk_norm=True),
     "llada-1m": dict(
