@@ -16,14 +16,18 @@ state, which may be a draft. Five ways to decode the same text:
 
 The plan, fixed before the run: random networks of 2 layers and 32 features with YaRN,
 blocks of 32, 128 tokens (4 blocks and 3 borders an answer), the rule of threshold 0.9,
-temperature 0, exact numerics, no end tokens. Matrices are normal of deviation 0.25, the
+temperature 0, no end tokens. Matrices are normal of deviation 0.25, the
 head `HEAD` times that, so that a block takes about a dozen steps (chosen on weights 100
 and 101, which are not among those that count). The output of attention is scaled by
-`GAINS`: the smaller, the less a prediction changes with the other tokens. 8 weights and 4 prompts for each; the mean of
-calls per block, with 95 % intervals of a bootstrap over the weights. Random networks
-say nothing of a trained one's acceptance; the calls that a border costs do not depend
-on it. Asserted: all texts are plain's, no answer takes more calls than plain, and
-`border` saves at most one call a border.
+`GAINS`: the smaller, the less a prediction changes with the other tokens. 8 weights and
+4 prompts for each; the mean of calls per block, with 95 % intervals of a bootstrap over
+the weights. Random networks say nothing of a trained one's acceptance; the calls that a
+border costs do not depend on it. Asserted: all texts are plain's, no answer takes more
+calls than plain, and `border` saves at most two calls a border, the causal one and the
+next block's first step. `fast` numerics, as the laws are tested elsewhere and rows then
+go side by side; prompts of one bucket of lengths, as compiling is what takes long. (A
+first run of this plan, under exact numerics and with prompts of up to 60 tokens, was
+stopped after 15 minutes without a figure.)
 """
 
 import functools
@@ -49,7 +53,7 @@ from jaxdave.models.param_shapes import param_shapes
 BLOCK, ROOM, THRESHOLD = 32, 128, 0.9
 GAINS = (0.1, 0.3, 1.0)
 HEAD = 6.0
-DRAFTS = (2, 4, 8)
+DRAFTS = (2, 8)
 CONFIG = ModelConfig(
     name="random",
     family="nemotron",
@@ -169,7 +173,7 @@ def ways() -> dict[str, Decoder]:
             draft_steps=draft_steps,
             draft=draft,
             max_new_tokens=ROOM,
-            numerics="exact",
+            numerics="fast",
             no_stop=True,
         )
 
@@ -182,7 +186,7 @@ def ways() -> dict[str, Decoder]:
 
 
 def prompts_of(seed: int, count: int) -> list[list[int]]:
-    """Random prompts of 5 to 60 tokens.
+    """Random prompts of 5 to 31 tokens.
 
     Args:
         seed: Of the draw.
@@ -192,7 +196,7 @@ def prompts_of(seed: int, count: int) -> list[list[int]]:
         Token ids.
     """
     draw = np.random.default_rng(seed)
-    lengths = draw.integers(5, 61, count)
+    lengths = draw.integers(5, 32, count)
     return [draw.integers(0, 58, length).tolist() for length in lengths]
 
 
@@ -237,7 +241,7 @@ def measure(seeds: int, prompts: int) -> tuple[list[dict[str, Any]], bool, bool,
             plain = results["plain"]
             for name, answers in results.items():
                 calls = [answer.nfe.total for answer in answers]
-                per_block.setdefault(name, []).append(np.mean(calls) / blocks)
+                per_block.setdefault(name, []).append(float(np.mean(calls)) / blocks)
                 pairs = list(zip(answers, plain, strict=True))
                 is_same &= all(a.token_ids == b.token_ids for a, b in pairs)
                 is_fewer &= all(a.nfe.total <= b.nfe.total for a, b in pairs)
@@ -246,12 +250,12 @@ def measure(seeds: int, prompts: int) -> tuple[list[dict[str, Any]], bool, bool,
                         b.nfe.total - a.nfe.total <= 2 * (blocks - 1) for a, b in pairs
                     )
             steps = [answer.steps for answer in plain]
-            without = np.mean(steps) / blocks - (blocks - 1) / blocks
+            without = (float(np.mean(steps)) - (blocks - 1)) / blocks
             per_block.setdefault("ceiling of border", []).append(without)
             for count in DRAFTS:
                 fewest = [1 + math.ceil((n - 1) / count) for n in steps]
                 name = f"ceiling, d={count}"
-                per_block.setdefault(name, []).append(np.mean(fewest) / blocks)
+                per_block.setdefault(name, []).append(float(np.mean(fewest)) / blocks)
         rows.append(
             {"gain": gain, **{name: interval(v) for name, v in per_block.items()}}
         )
