@@ -44,7 +44,7 @@ from jaxdave.core.experts_config import ExpertsConfig
 from jaxdave.demo_tasks import problem_sets
 from jaxdave.engine import decoders
 from jaxdave.engine.generation import generate
-from jaxdave.models import experts as experts_module
+from jaxdave.models import router as router_module
 from jaxdave.models import transformer
 from jaxdave.models.experts import ExpertMatrices, Experts, mix_experts
 from jaxdave.numerics.weight_layout import to_device_layout
@@ -103,7 +103,7 @@ def count_touched(
         A row of the table.
     """
     touched: dict[int, list[int]] = {}
-    plain = experts_module.route_traced
+    plain = router_module.route_traced
 
     def record(expert_SC) -> None:
         choices = np.asarray(expert_SC)
@@ -114,7 +114,7 @@ def count_touched(
         jax.debug.callback(record, routing.expert_SC)
         return routing, trace
 
-    with mock.patch.object(experts_module, "route_traced", counting):
+    with mock.patch.object(router_module, "route_traced", counting):
         decoder = decoders.freedave(
             config, draft_steps=draft_steps, max_new_tokens=48, numerics="fast"
         )
@@ -229,8 +229,8 @@ def time_layer(hidden: int, config: ExpertsConfig, rounds: int) -> dict[str, Any
         return nnx.merge(graph, params)(x_SE)
 
     compiled = jax.jit(layer, compiler_options=options).lower(params, x_SE).compile()
-    logits = experts_module.router_logits(x_SE, params["router"]["kernel"])
-    routing = experts_module.route(logits, params["router"]["bias"], config)
+    logits = router_module.router_logits(x_SE, params["router"]["kernel"])
+    routing = router_module.route(logits, params["router"]["bias"], config)
     expert_SC = np.asarray(routing.expert_SC)
     distinct = np.unique(expert_SC)
     stacks = ExpertMatrices(

@@ -10,8 +10,8 @@ from helpers.conversion_sources import assert_same_files, run
 
 import jaxdave
 from jaxdave.io import families
-from jaxdave.models.experts import route, router_logits
 from jaxdave.models.forward import forward
+from jaxdave.models.router import route, router_logits
 from jaxdave.numerics.weight_layout import to_stacked
 
 pytest.importorskip("torch")

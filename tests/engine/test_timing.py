@@ -13,7 +13,7 @@ from jaxdave.drafting.draft_length import choose_num_drafts
 from jaxdave.engine import autotune, measurements, timing
 from jaxdave.engine.measurements import Measurements
 from jaxdave.engine.timing import SeenDecode, Timing
-from jaxdave.models.experts import route
+from jaxdave.models.router import route
 
 QUIET = Measurements((0.010, 0.012), (0.0,) * 5, prefill=0.02, spread=0.02)
 

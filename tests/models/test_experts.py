@@ -1,6 +1,7 @@
 """Routers and grouped products against plain loops."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ from helpers.plain_experts import KINDS
 from jaxdave.core.experts_config import ExpertsConfig
 from jaxdave.models import experts, transformer
 from jaxdave.models.expert_tiles import TILE_ROWS, lay_out_tiles
-from jaxdave.models.experts import ExpertMatrices, Routing, mix_experts, route
+from jaxdave.models.experts import ExpertMatrices, mix_experts
 from jaxdave.models.forward import forward
 from jaxdave.models.param_shapes import param_shapes
+from jaxdave.models.router import Routing, route
 from jaxdave.numerics.quantization import quantize_param
 from jaxdave.numerics.weight_layout import to_device_layout, to_stacked
 from jaxdave.runtime.machine import MachineKind, this_machine
@@ -94,7 +96,9 @@ def test_eight_bit_experts_are_the_floats_that_they_stand_for(machine, monkeypat
     monkeypatch.setattr(experts, "PART_BYTES", 256)
     config, x = KINDS["qwen"], drawn(TOKENS, HIDDEN, seed=5)
     routing = route(jnp.asarray(drawn(TOKENS, config.count)), None, config)
-    narrow = [quantize_param("experts/kernel", stack) for stack in matrices(config)]
+    narrow: list[Any] = [
+        quantize_param("experts/kernel", stack) for stack in matrices(config)
+    ]
     wide = [p.values.astype(jnp.float32) * p.scale[:, None] for p in narrow]
 
     def mixed(stacks):

@@ -12,7 +12,8 @@ from helpers.plain_experts import KINDS
 from jaxdave.core.model_api import BlockStates
 from jaxdave.models import transformer
 from jaxdave.models.block_causal import block_causal_model
-from jaxdave.models.experts import mix_experts, mix_experts_of_rows, route, route_traced
+from jaxdave.models.experts import mix_experts, mix_experts_of_rows
+from jaxdave.models.router import route, route_traced
 from jaxdave.models.router_trace import TracedVectors, join, num_columns, split
 from jaxdave.runtime.machine import this_machine
 from tests.models.test_experts import bias_of, drawn, matrices
