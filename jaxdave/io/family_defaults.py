@@ -34,7 +34,10 @@ _LLADA_MOE = DecodeDefaults(cache="none")
 _RND1 = DecodeDefaults(
     policy="entropy:steps=256", cache="none", temperature=0.01, is_one_block=True
 )
+# Nemotron's generate: every token of 0.9 or surer, else the best, in blocks of 32.
+_NEMOTRON = DecodeDefaults(policy="threshold:threshold=0.9")
 _DEFAULTS: Mapping[str, DecodeDefaults] = {
+    "nemotron": _NEMOTRON,
     "sdar-moe": _SDAR,
     "rnd1": _RND1,
     "llada-moe": _LLADA_MOE,

@@ -114,6 +114,11 @@ def test_llada2_1_edits(folder, tmp_path, sampler_of):
     assert decode_defaults(other, {}).policy is None
 
 
+def test_nemotron_has_a_threshold():
+    found = decode_defaults(preset("nemotron-14b"), {})
+    assert policies.parse(str(found.policy)) == policies.threshold(0.9)
+
+
 def test_steps_follow_the_length_of_a_block(folder, sampler_of):
     spec = sampler_of(folder("llada2"), "--block-length", 16).decoder.spec
     assert spec.policy == DYNAMIC(16, 0.95)
