@@ -25,9 +25,9 @@ the median of the ratios with a 95 % bootstrap interval. The aim is at most 1.3;
 lowest bound, reading the same bytes once (a sum over them), is printed beside it.
 
 **Ties.** How often guarded numerics doubt a state, a block, because of its routers: the
-share of margins (`models.router_trace`) within the smallest error bound, of 81,920 drawn
-tokens whose router logits are normal with deviations of 0.5, 1 and 3 and whose biases
-have 0.05, and of a block of that many independent tokens and layers at least one. A
+share of margins (`models.router_trace`) within the smallest error bound, of 81,920
+tokens whose router logits are drawn, normal with deviations of 0.5, 1 and 3, and biases
+with 0.05; and how often a block of so many independent tokens and layers has one. A
 trained model's logits are not such draws; the figure says what to expect of its shape.
 """
 
