@@ -140,7 +140,8 @@ def test_drafts_keep_the_text_of_policies():
 @pytest.mark.parametrize("part", range(6))
 def test_drafts_keep_the_text_of_every_policy(part):
     cells = [(4, 5, 0.7), (8, 9, 0.0), (1, 4, 0.0)]
-    holds(EVERY[part::6], *cells[part % 3], range(3))
+    length, drafts, temperature = cells[part % 3]
+    holds(EVERY[part::6], length, drafts, temperature, range(3))
 
 
 def test_a_policy_with_shadow_masks_is_refused(twins):
