@@ -1,5 +1,7 @@
 """Nemotron's rule against its loop in PyTorch, and the laws of drafts over it."""
 
+import itertools
+
 import pytest
 from helpers import checkpoint_folders, official_loops
 from helpers.conversion_sources import run
@@ -60,21 +62,24 @@ def test_the_plain_rule_is_the_loop_s(twins, numerics):
         assert row.nfe.total - row.nfe.recheck == want.calls == row.reference_nfe
 
 
+QUICK = (("exact", 4, 0.0), ("guarded", 8, 0.0))
+
+
 @pytest.mark.parametrize(
-    ("numerics", "drafts"),
+    ("numerics", "drafts", "temperature"),
     [
-        pytest.param(numerics, drafts, marks=() if is_quick else pytest.mark.slow)
-        for numerics in ("exact", "guarded")
-        for drafts in (2, 4, 8)
-        for is_quick in [(numerics, drafts) in (("exact", 4), ("guarded", 8))]
+        pytest.param(*cell, marks=() if cell in QUICK else pytest.mark.slow)
+        for cell in itertools.product(("exact", "guarded"), (2, 4, 8), (0.0, 0.7))
     ],
 )
-def test_drafts_change_no_text(twins, numerics, drafts):
+def test_drafts_change_no_text(twins, numerics, drafts, temperature):
     _, model = twins
-    decoder = make(model, drafts, numerics)
-    plain = generate(make(model, 1, numerics), model.params, PROMPTS)
-    same = generate(capped(decoder, 1), model.params, PROMPTS)
-    quick = generate(decoder, model.params, PROMPTS)
+    noise = {"temperature": temperature}
+    decoder = make(model, drafts, numerics, **noise)
+    lone = make(model, 1, numerics, **noise)
+    plain = generate(lone, model.params, PROMPTS, seed=3)
+    same = generate(capped(decoder, 1), model.params, PROMPTS, seed=3)
+    quick = generate(decoder, model.params, PROMPTS, seed=3)
     assert texts(quick) == texts(plain) == texts(same)
     for a, b in zip(quick.completions, plain.completions, strict=True):
         assert a.nfe.total - a.nfe.recheck <= b.nfe.total - b.nfe.recheck
@@ -135,7 +140,8 @@ def test_drafts_keep_the_text_of_policies():
 @pytest.mark.parametrize("part", range(6))
 def test_drafts_keep_the_text_of_every_policy(part):
     cells = [(4, 5, 0.7), (8, 9, 0.0), (1, 4, 0.0)]
-    holds(EVERY[part::6], *cells[part % 3], range(3))
+    length, drafts, temperature = cells[part % 3]
+    holds(EVERY[part::6], length, drafts, temperature, range(3))
 
 
 def test_a_policy_with_shadow_masks_is_refused(twins):
