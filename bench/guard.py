@@ -153,6 +153,7 @@ def compare_settings(
                 "share": round(rechecks / calls, 4),
             }
         )
+        print(table[-1], flush=True)
     return table
 
 
