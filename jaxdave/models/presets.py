@@ -98,6 +98,9 @@ _DEMO = dict(
 # Names ending in -1m are the demo models that are trained and shipped with jaxdave.
 PRESETS: dict[str, dict] = {
     "sdar-1m": dict(_DEMO, family="sdar", kv_heads=2, qk_norm=True),
+    "sdar-edit-1m": dict(
+        _DEMO, family="sdar", kv_heads=2, qk_norm=True, block_length=8, num_layers=3
+    ),
     "llada-1m": dict(
         _DEMO,
         family="llada",
