@@ -1,12 +1,14 @@
 """FreeDave over policies that edit: calls, texts, and what editing is good for.
 
-    python -m bench.editing [--weights sdar-edit-1m] [--limit N]
+    jaxdave train --recipe edit-demo --out RUN
+    python -m bench.editing --weights RUN/model [--limit N]
 
 Plan, fixed before any held-out problem was decoded:
 
-- Model: `sdar-edit-1m`, the demo model that has learnt to replace wrong tokens (blocks
-  of 8). Problems: all 500 of words_test and all 200 of lists_test, held out by their
-  skeletons. Temperature 0, guarded numerics, 48 tokens at most, batches of 16, d=8.
+- Model: that of the recipe `edit-demo`, which has learnt to replace wrong tokens, in
+  blocks of 8. Problems: all 500 of words_test and all 200 of lists_test, held out by
+  their skeletons. Temperature 0, guarded numerics, 48 tokens at most, batches of 16,
+  d=8.
 - Arms: LLaDA2.1's Speedy Mode (`llada2_s`: 0.5 / 0.0) and Quality Mode (`llada2_q`:
   0.7 / 0.5), each undrafted and with drafts; and each mode's M2T rule without editing
   (`low_confidence_dynamic`: the same threshold, else the best one).
@@ -143,7 +145,6 @@ def measure_mode(
 def main() -> None:
     """Run the benchmark."""
     parser = report.argument_parser(__doc__)
-    parser.set_defaults(weights="sdar-edit-1m")
     parser.add_argument("--limit", type=int, help="problems of each set")
     args = parser.parse_args()
     results = report.start_report(args.weights)

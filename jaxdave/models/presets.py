@@ -129,6 +129,9 @@ _DEMO = dict(
 # llada2-1m, a mixture of experts, is not in the package (bench/models).
 PRESETS: dict[str, dict] = {
     "sdar-1m": dict(_DEMO, family="sdar", kv_heads=2, qk_norm=True),
+    "sdar-edit-1m": dict(
+        _DEMO, family="sdar", kv_heads=2, qk_norm=True, block_length=8, num_layers=3
+    ),
     "llada-1m": dict(
         _DEMO,
         family="llada",

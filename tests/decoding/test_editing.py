@@ -166,6 +166,14 @@ def test_full_attention_keeps_the_text_of_an_editing_policy(cache):
     assert edited
 
 
+def test_drafts_from_the_prompt_keep_the_text():
+    """Guessed tokens and the model's own compete; both know their progress."""
+    decoder = build(policies.joint_threshold(0.5, 0.0, 2), 4, 4, 19, draft="copy")
+    for net, prompts in cases(("mild", "stops"), range(2)):
+        plain = generate(capped(decoder, 1), net, prompts)
+        assert texts(generate(decoder, net, prompts)) == texts(plain)
+
+
 @pytest.mark.parametrize("temperature", [0.7])
 def test_noise_of_edits_is_the_policys_own(temperature):
     decoder = program("q", 4, 4, temperature=temperature)

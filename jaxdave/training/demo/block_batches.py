@@ -4,6 +4,11 @@ The problems of a step are grouped by length, so that little of a batch is paddi
 few shapes are compiled. The batches of a step are a pure function of (recipe, step), so
 that a resumed run sees what it would have seen.
 
+For models that edit there are further copies, as LLaDA2.1 is trained (arXiv
+2602.08676: mask-to-token and token-to-token losses over masked and randomly replaced
+tokens): of a block alone some tokens are masked and some replaced, and all of its
+answer is predicted, the tokens that are right included.
+
 Axes: B sequences, S positions of the clean sequence, C masked copies of the window, R
 positions of the window.
 """
@@ -18,6 +23,8 @@ from jaxdave.demo_tasks.mixture import kind_of, training_problem
 from jaxdave.training.demo.recipes import Recipe
 from jaxdave.training.demo.tokenizer import START, TURN_END, pad_and_mask_ids
 
+MAX_REPLACED = 0.5
+"""At most this share of a copy's drafted tokens is replaced."""
 COPIES = 2
 """Masked copies of each answer: one with every block alone, one with groups."""
 MAX_GROUP_BLOCKS = 5
@@ -53,7 +60,7 @@ class BlockBatch(NamedTuple):
         clean_BS: int32, prompt and answer, padded with the end token.
         start_B: int32, first position of the window: the beginning of the block in
             which the answer begins.
-        noisy_BCR: int32, the window's tokens, some of them masked.
+        noisy_BCR: int32, the window's tokens, some of them masked or replaced.
         weight_BCR: float32, loss weight; 0 where nothing is predicted.
         first_block_BCR: int32, the block at which a query's own group begins; it sees
             clean text before that (`block_loss.visibility`).
@@ -103,9 +110,32 @@ def make_block_batches(
     rng = np.random.default_rng((recipe.seed, step, 1))
     block_length = recipe.config.block_length
     return {
-        name: pack_pairs(pairs, SHAPES[name], block_length, tokenizer, rng)
+        name: pack_pairs(
+            pairs,
+            group_shape(name, block_length),
+            block_length,
+            tokenizer,
+            rng,
+            edited_copies=recipe.edited_copies,
+        )
         for name, pairs in groups.items()
     }
+
+
+def group_shape(group: str, block_length: int) -> tuple[int, int]:
+    """The shape of a length group's batches.
+
+    Args:
+        group: A key of `SHAPES`, whose windows are those of blocks of 4.
+        block_length: Tokens of the model's blocks.
+
+    Returns:
+        Length of the clean sequence and of the window, which is whole blocks and begins
+        with the block that the answer begins in.
+    """
+    size, window = SHAPES[group]
+    longest = window - 4 + block_length
+    return size, -(-longest // block_length) * block_length
 
 
 def grouped_pairs(
@@ -135,6 +165,8 @@ def pack_pairs(
     block_length: int,
     tokenizer: Tokenizer,
     rng: np.random.Generator,
+    *,
+    edited_copies: int = 0,
 ) -> BlockBatch:
     """Make one batch of problems of similar length, and mask it.
 
@@ -144,6 +176,7 @@ def pack_pairs(
         block_length: Tokens of the model's blocks.
         tokenizer: The demo's tokenizer.
         rng: Source of the masks; it advances.
+        edited_copies: Copies with wrong tokens, behind the masked ones.
 
     Returns:
         The batch.
@@ -156,9 +189,10 @@ def pack_pairs(
     rows = len(pairs)
     clean = np.full((rows, size), pad, np.int32)
     start = np.zeros((rows,), np.int32)
-    noisy = np.full((rows, COPIES, window), pad, np.int32)
-    weight = np.zeros((rows, COPIES, window), np.float32)
-    first_block = np.zeros((rows, COPIES, window), np.int32)
+    copies = COPIES + edited_copies
+    noisy = np.full((rows, copies, window), pad, np.int32)
+    weight = np.zeros((rows, copies, window), np.float32)
+    first_block = np.zeros((rows, copies, window), np.int32)
     for row, (prompt, answer) in enumerate(pairs):
         total = len(prompt) + len(answer)
         # The window begins with a block, as in decoding: the end of the prompt may
@@ -184,6 +218,10 @@ def pack_pairs(
                 hidden_R * base_weight_R * np.where(later_R, LATER_BLOCK_WEIGHT, 1.0)
             )
             first_block[row, copy] = begin // block_length + group_R
+        for copy in range(COPIES, copies):
+            noisy_R = _wrong_drafts(rng, target_R, is_answer_R, block_length, tokenizer)
+            noisy[row, copy], weight[row, copy] = noisy_R, is_answer_R * base_weight_R
+            first_block[row, copy] = position_R // block_length
     return BlockBatch(
         clean_BS=clean,
         start_B=start,
@@ -191,6 +229,34 @@ def pack_pairs(
         weight_BCR=weight,
         first_block_BCR=first_block,
     )
+
+
+def _wrong_drafts(
+    rng: np.random.Generator,
+    target_R: np.ndarray,
+    is_answer_R: np.ndarray,
+    block_length: int,
+    tokenizer: Tokenizer,
+) -> np.ndarray:
+    """A copy in which some tokens of each block are masked and some are wrong, [R].
+
+    A wrong token is any of the vocabulary, or one of the same answer: those look right
+    at first sight, as a model's own early guesses do.
+    """
+    pad, mask = pad_and_mask_ids(tokenizer)
+    num_blocks = len(target_R) // block_length
+    order = rng.random((num_blocks, block_length)).argsort(axis=1)
+    # As many masks as while a block is decoded, or none, as in post steps.
+    count = rng.integers(0, block_length, size=(num_blocks, 1))
+    count *= rng.random((num_blocks, 1)) < 0.6
+    is_masked_R = (order < count).reshape(-1) & is_answer_R
+    share = rng.random((num_blocks, 1)) * MAX_REPLACED
+    is_wrong_R = (rng.random((num_blocks, block_length)) < share).reshape(-1)
+    any_R = rng.integers(0, pad, len(target_R))
+    own_R = rng.choice(target_R[is_answer_R], len(target_R))
+    wrong_R = np.where(rng.random(len(target_R)) < 0.5, any_R, own_R)
+    noisy_R = np.where(is_wrong_R & is_answer_R, wrong_R, target_R)
+    return np.where(is_masked_R, mask, noisy_R)
 
 
 def _corrupt(

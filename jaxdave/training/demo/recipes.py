@@ -30,6 +30,8 @@ class Recipe:
         save_every: Steps between checkpoints.
         init_from: Packaged model whose parameters the run starts from
             (`warm_start.warm_start_params`); None: random ones.
+        edited_copies: Copies of each answer in which drafted tokens are wrong, beside
+            its masked copies, for a model that edits (`block_batches`).
         max_new_tokens: Longest answer that the saved checkpoint states for the model,
             where it has learnt canvases of one size; None: not stated.
     """
@@ -45,6 +47,7 @@ class Recipe:
     seed: int = 0
     save_every: int = 50
     init_from: str | None = None
+    edited_copies: int = 0
     max_new_tokens: int | None = None
 
 
@@ -71,6 +74,16 @@ RECIPES = {
         warmup_steps=40,
         decay_steps=200,
         init_from="sdar-1m",
+    ),
+    "edit-demo": Recipe(
+        config=preset("sdar-edit-1m"),
+        steps=200,
+        batch_size=32,
+        warmup_steps=20,
+        decay_steps=80,
+        init_from="sdar-1m",
+        edited_copies=2,
+        save_every=20,
     ),
 }
 """By the name that `jaxdave train --recipe` takes."""

@@ -20,6 +20,7 @@ from jaxdave.models.param_shapes import param_shapes
 def warm_start_params(config: ModelConfig, params: Any) -> Any:
     """Make parameters for a model from those of one with norms over queries and keys.
 
+    Of more layers than `config` has, the first ones are taken, and the last one last.
     Key and value heads are repeated where `config` has more of them. Where it has no
     norms over queries and keys, each head's kernel is scaled to outputs of the size
     that the norm would give them for inputs of size one. Biases start at zero.
@@ -35,7 +36,12 @@ def warm_start_params(config: ModelConfig, params: Any) -> Any:
         ValueError: If the shapes differ in anything else; the message names the
             parameter.
     """
-    source = leaves_by_path(params)
+    source = {
+        name: _chosen_layers(value, config.num_layers)
+        if name.startswith("blocks/")
+        else value
+        for name, value in leaves_by_path(params).items()
+    }
     if config.experts is not None:
         source |= mixture_from_dense(config, source)
 
@@ -61,6 +67,13 @@ def warm_start_params(config: ModelConfig, params: Any) -> Any:
         return value.astype(target.dtype)
 
     return jax.tree_util.tree_map_with_path(convert, param_shapes(config))
+
+
+def _chosen_layers(value: jax.Array, num_layers: int) -> jax.Array:
+    """The first layers of a stack [N, ...] and its last one, where it has too many."""
+    if len(value) <= num_layers:
+        return value
+    return jnp.concatenate([value[: num_layers - 1], value[-1:]])
 
 
 def _scale_heads(

@@ -113,3 +113,14 @@ def test_a_warm_start_repeats_heads_and_scales_kernels_as_their_norms(name):
 def test_a_warm_start_of_another_size_is_refused():
     with pytest.raises(ValueError, match="embedding"):
         warm_start_params(preset("llada-1m", **SMALL), random())
+
+
+def test_a_warm_start_of_fewer_layers_takes_the_first_ones_and_the_last():
+    source = preset("sdar-1m", **{**SMALL, "num_layers": 4})
+    old = random(source)
+    new = warm_start_params(preset("sdar-1m", **{**SMALL, "num_layers": 3}), old)
+    for name in ("norm1", "norm2"):
+        np.testing.assert_array_equal(
+            new["blocks"][name]["scale"],
+            np.asarray(old["blocks"][name]["scale"])[[0, 1, 3]],
+        )
