@@ -56,7 +56,7 @@ def fails(capsys, monkeypatch):
         (("x", "--dtype", "int8"), "dtype 'int8' is unknown"),
         (("x", "--numerics", "loose"), "numerics='loose' is unknown"),
         (("x", "--batch-size", 0), "batch_size=0 must be"),
-        (("x", "--mesh", "4"), "mesh='4' must name the axes"),
+        (("x", "--mesh", "4"), "mesh='4' must name some of the axes"),
         (("x", "--mesh", "model=4096"), "needs 4096 devices, and there are"),
         (("x", "--seed", -1), "seed=-1 must be"),
         (("x", "--colour", "red"), "No such option"),

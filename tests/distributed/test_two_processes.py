@@ -78,6 +78,7 @@ def test_a_mesh_in_each_process(model, cache, alone, tmp_path):
     assert facts_of(read(out), "token_ids") == facts_of(alone[:5], "token_ids")
 
 
+@pytest.mark.slow
 def test_a_model_on_the_devices_of_both(model, cache, tmp_path):
     """Both run every batch, and exchange parts of every layer."""
     prompts = write_prompts(tmp_path / "prompts.jsonl", 5)
@@ -153,6 +154,7 @@ def test_eval(model, cache, tmp_path):
     assert facts(records) == facts(others) and len(others) == 3
 
 
+@pytest.mark.slow
 def test_eval_with_rows_on_the_devices_of_both(model, cache, tmp_path):
     words = ("eval", "--model", model, "--limit", 3, "--tasks", "demo-math")
     words += ("--methods", "static", "--max-new-tokens", 16, "--batch-size", 3)
