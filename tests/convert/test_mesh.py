@@ -1,11 +1,9 @@
 """Converted weights on a mesh: each device holds its part, the logits agree."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 from helpers import checkpoint_folders, conversion_sources
+from helpers.mesh_process import run_on_mesh
 from jaxdave_convert.conversion import convert
 
 MESH = """
@@ -81,7 +79,4 @@ def test_loading_onto_a_mesh(tmp_path):
     config = dataclasses.replace(checkpoint_folders.CONFIG, heads=8)
     source = conversion_sources.make(tmp_path, config)
     convert(source, tmp_path / "ours")
-    env = {**os.environ, "PYTHONPATH": ":".join(sys.path), "JAX_NUM_CPU_DEVICES": "8"}
-    command = [sys.executable, "-c", MESH, str(source), str(tmp_path / "ours")]
-    process = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
+    run_on_mesh(MESH, str(source), str(tmp_path / "ours"))

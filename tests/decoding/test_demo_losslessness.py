@@ -50,8 +50,8 @@ def holds(name: str, cache: str | None, names, room: int, count: int) -> int:
     [
         # The others with all care: `bench.lossless`, and below.
         pytest.param("sdar-1m", None, marks=pytest.mark.as_shipped),
-        ("llada-1m", "dual"),
-        ("dream-1m", "prefix"),
+        ("dream-1m", "dual"),
+        pytest.param("llada-1m", "prefix", marks=pytest.mark.slow),
     ],
 )
 def test_drafts_keep_the_text_of_demo_models(name, cache):

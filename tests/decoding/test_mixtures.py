@@ -186,7 +186,7 @@ def guarded(name: str, temperature: float):
 @pytest.mark.parametrize(("name", "temperature"), GUARDED)
 def test_near_ties_are_decided_in_the_trusted_shape(name, temperature):
     decoder = guarded(name, temperature)
-    for noise in (None, 1e-7, 1e-5):
+    for noise in (None, 1e-6):
         params = random_params(CONFIGS[name], noise)
         plain = generate(capped(decoder, 1), params, MANY, seed=1)
         quick = generate(decoder, params, MANY, seed=1)

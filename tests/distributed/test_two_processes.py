@@ -68,6 +68,7 @@ def test_generate(model, cache, alone, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl", "two.jsonl"}
 
 
+@pytest.mark.slow
 def test_a_mesh_in_each_process(model, cache, alone, tmp_path):
     """Each process has a mesh of its own four devices."""
     prompts, out = write_prompts(tmp_path / "prompts.jsonl", 5), tmp_path / "out.jsonl"
