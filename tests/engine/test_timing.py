@@ -15,7 +15,7 @@ from jaxdave.engine.measurements import Measurements
 from jaxdave.engine.timing import SeenDecode, Timing
 from jaxdave.models.router import route
 
-QUIET = Measurements((0.010, 0.012), (0.0,) * 5, prefill=0.02, spread=0.02)
+QUIET = Measurements((0.010, 0.012), (0.0,) * 6, prefill=0.02, spread=0.02)
 
 
 class Clock:
