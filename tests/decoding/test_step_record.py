@@ -104,7 +104,10 @@ def test_calls_of_several_draft_lengths_record_the_same():
 NAMES = ["static", "threshold", "klass", "saber"]
 
 
-@pytest.mark.parametrize(("kind", "temperature"), [("causal", 0.7), ("dual", 0.0)])
+@pytest.mark.parametrize(
+    ("kind", "temperature"),
+    [("causal", 0.7), pytest.param("dual", 0.0, marks=pytest.mark.slow)],
+)
 def test_drafts_and_neighbours_change_nothing_but_calls(kind, temperature):
     common: dict[str, Any] = {"block_length": LENGTH, "max_new_tokens": ROOM}
     common |= {"temperature": temperature, "record_steps": True}

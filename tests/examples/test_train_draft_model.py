@@ -52,9 +52,8 @@ def example():
     return module
 
 
-@pytest.mark.parametrize(
-    "temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.7]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_trained_draft_model_keeps_every_text(example, temperature, tmp_path):
     model: Any = TinyModel()
     settings = {**ROOM, "temperature": temperature}

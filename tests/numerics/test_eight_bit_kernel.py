@@ -199,7 +199,7 @@ def test_logits_are_those_of_xlas_way(quantize):
 @pytest.mark.parametrize(
     ("quantize", "numerics", "temperature", "dtype"),
     [
-        ("int8", "guarded", 0.0, jnp.float32),
+        pytest.param("int8", "guarded", 0.0, jnp.float32, marks=pytest.mark.slow),
         ("fp8", "guarded", 0.7, jnp.bfloat16),
         pytest.param("fp8", "exact", 0.0, jnp.float32, marks=pytest.mark.slow),
     ],

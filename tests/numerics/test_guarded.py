@@ -114,7 +114,7 @@ def test_streamed_is_generated():
     [
         (None, "bfloat16"),
         pytest.param(None, "float16", marks=pytest.mark.slow),
-        ("dual", "float32"),
+        pytest.param("dual", "float32", marks=pytest.mark.slow),
         pytest.param("dual", "float16", marks=pytest.mark.slow),
         pytest.param("prefix", "bfloat16", marks=pytest.mark.slow),
         pytest.param(None, "float32", marks=pytest.mark.slow),

@@ -147,7 +147,7 @@ def test_logits_are_those_of_the_rounded_weights(config, quantize):
         pytest.param(None, 0.7, jnp.float32, "int8", marks=pytest.mark.slow),
         pytest.param(None, 0.0, jnp.bfloat16, "int8", marks=pytest.mark.slow),
         pytest.param(None, 0.0, jnp.float32, "fp8", marks=pytest.mark.slow),
-        (None, 0.7, jnp.bfloat16, "fp8"),
+        pytest.param(None, 0.7, jnp.bfloat16, "fp8", marks=pytest.mark.slow),
         ("dual", 0.0, jnp.float32, "int8"),
     ],
 )
