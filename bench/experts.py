@@ -55,6 +55,7 @@ from jaxdave.engine.generation import generate
 from jaxdave.models import router as router_module
 from jaxdave.models import transformer
 from jaxdave.models.experts import ExpertMatrices, Experts, mix_experts
+from jaxdave.models.presets import preset
 from jaxdave.numerics.weight_layout import to_device_layout
 from jaxdave.runtime.machine import this_machine
 from jaxdave.runtime.platform import compiler_options
@@ -64,17 +65,9 @@ DEMO = Path(__file__).parent / "models" / "llada2-1m"
 TARGET = 1.3
 """Of the time of the products alone, at most."""
 TOKENS = 48
-MINI = ExpertsConfig(
-    count=256,
-    per_token=8,
-    inter=512,
-    score="sigmoid",
-    bias="choice",
-    groups=8,
-    kept_groups=4,
-    renormalize=True,
-    scale=2.5,
-)
+_LLADA2 = preset("llada2-mini").experts
+assert _LLADA2 is not None
+MINI = dataclasses.replace(_LLADA2, shared_inter=0, dense_layers=0)
 """LLaDA2-mini's experts, without the shared one."""
 SDAR_30B = ExpertsConfig(count=128, per_token=8, inter=768, renormalize=True)
 

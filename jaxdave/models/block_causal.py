@@ -171,13 +171,6 @@ def _evaluate_blocks_fn(model: DecodeModel, length: int) -> EvaluateBlocksFn:
         # All queries of a block see the same keys: one mask row per state will do.
         mask_fn = block_causal_mask(position_MP[:, :1], length)
 
-        def window_of(part_MPGD):
-            # Each state's window is put together from the fresh keys of its chain: [M,
-            # P, G, D] -> [M, J, P, G, D] -> [M, L, G, D]. Entries right of a state's
-            # block are arbitrary and are masked.
-            chain_MJPGD = part_MPGD[states.chain_MJ]
-            return chain_MJPGD.reshape(chain_MJPGD.shape[0], -1, *chain_MJPGD.shape[3:])
-
         # M block states take the place of K drafts: the cache is shared by all of them.
         hidden, kv = model.evaluate_parts(
             params,
@@ -187,12 +180,27 @@ def _evaluate_blocks_fn(model: DecodeModel, length: int) -> EvaluateBlocksFn:
             cache,
             mask_fn,
             keys_end=start + states.chain_MJ.shape[1] * length,
-            window_of=window_of,
+            window_of=functools.partial(chain_windows, states),
         )
         hidden = model.share_margins(hidden, lambda a_MP: chain_min(a_MP, states))
         return _align_block_states(hidden, states) if model.shift else hidden, kv
 
     return evaluate_blocks
+
+
+def chain_windows(states: BlockStates, part_MPGD: jax.Array) -> jax.Array:
+    """The window that each block state sees, put together from keys of its chain.
+
+    Args:
+        states: The block states.
+        part_MPGD: Their own keys (or values).
+
+    Returns:
+        [M, L, G, D]. Entries right of a state's block are arbitrary, to be masked.
+    """
+    # [M, P, G, D] -> [M, J, P, G, D] -> [M, L, G, D]
+    chain_MJPGD = part_MPGD[states.chain_MJ]
+    return chain_MJPGD.reshape(chain_MJPGD.shape[0], -1, *chain_MJPGD.shape[3:])
 
 
 def chain_min(number_MP: jax.Array, states: BlockStates) -> jax.Array:

@@ -12,6 +12,8 @@ between two blocks costs no call of its own where the drafts in front of it hold
 Source: Nemotron-Labs-Diffusion, arXiv 2607.05722, as mlx-vlm and NeMo decode it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -26,7 +28,12 @@ from jaxdave.core.model_api import (
 )
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.models.attention import TILE, MaskFn
-from jaxdave.models.block_causal import chain_min, empty_cache_fn, fast_chunk
+from jaxdave.models.block_causal import (
+    chain_min,
+    chain_windows,
+    empty_cache_fn,
+    fast_chunk,
+)
 from jaxdave.models.decode_model import DecodeModel, draft_and_trusted_models
 from jaxdave.models.prefill import (
     PrefillChunks,
@@ -197,11 +204,6 @@ def _evaluate_blocks_fn(model: DecodeModel, length: int) -> EvaluateBlocksFn:
         is_open_M = jnp.any(is_masked_MP, axis=1)
         last_MP = jnp.where(is_open_M[:, None], first_M1 + length - 1, position_MP)
 
-        def window_of(part_MPGD):
-            # As in `block_causal`: [M, P, G, D] -> [M, J, P, G, D] -> [M, L, G, D].
-            chain_MJPGD = part_MPGD[states.chain_MJ]
-            return chain_MJPGD.reshape(chain_MJPGD.shape[0], -1, *chain_MJPGD.shape[3:])
-
         hidden_MPE, kv = model.evaluate_parts(
             params,
             states.tokens_MP,
@@ -210,7 +212,7 @@ def _evaluate_blocks_fn(model: DecodeModel, length: int) -> EvaluateBlocksFn:
             cache,
             _see_until(last_MP),
             keys_end=start + states.chain_MJ.shape[1] * length,
-            window_of=window_of,
+            window_of=functools.partial(chain_windows, states),
         )
         hidden_MPE = model.share_margins(
             hidden_MPE, lambda number_MP: chain_min(number_MP, states)
