@@ -41,20 +41,28 @@ class CacheRule(enum.Enum):
         return self is CacheRule.FROZEN
 
 
-def lookahead_length(num_drafts: int, block_length: int) -> int:
+VARYING_STEP_TOKENS = 2
+"""Tokens that a step is taken to commit where their number varies. On the demo model
+looking ahead any further than that saves no call of a threshold policy."""
+
+
+def lookahead_length(num_drafts: int, block_length: int, step_tokens: int) -> int:
     """Length of the window that drafts of a block-causal model can reach.
 
-    After d tokens are accepted, the next d drafts are made of the same call's
-    prediction, so it has to look 2 d tokens past the active block.
+    After the tokens of d steps are accepted, the next d drafts are made of the same
+    call's prediction, so it has to look twice as far past the active block.
 
     Args:
         num_drafts: Drafts of a call, 1 or more.
         block_length: Tokens of a block.
+        step_tokens: Tokens that a policy step is taken to commit.
 
     Returns:
         Positions, a multiple of `block_length`.
     """
-    blocks = 2 * -(-num_drafts // block_length) if num_drafts > 1 else 1
+    # No step spans two blocks.
+    tokens = num_drafts * min(step_tokens, block_length)
+    blocks = 2 * -(-tokens // block_length) if num_drafts > 1 else 1
     return block_length * (1 + blocks)
 
 
@@ -74,6 +82,8 @@ class WindowLayout:
             before it moves; None: all.
         early_exit: An end token ends the row; otherwise the whole room is decoded, and
             the answer is cut out of it afterwards.
+        step_tokens: Tokens that a policy step is taken to commit, for how far drafts
+            reach.
     """
 
     block_length: int
@@ -84,6 +94,7 @@ class WindowLayout:
     cache_rule: CacheRule = CacheRule.EXACT
     decodable_length: int | None = None
     early_exit: bool = True
+    step_tokens: int = 1
 
     @property
     def num_blocks(self) -> int:
@@ -104,7 +115,8 @@ class WindowLayout:
         """
         if self.cache_rule is not CacheRule.EXACT:
             return self.window_length
-        return min(self.window_length, lookahead_length(num_drafts, self.block_length))
+        length = lookahead_length(num_drafts, self.block_length, self.step_tokens)
+        return min(self.window_length, length)
 
     def first_start(self, begin: jax.Array) -> jax.Array:
         """Where the first window starts.

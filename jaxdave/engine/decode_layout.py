@@ -37,6 +37,7 @@ def decode_layout(
     num_drafts: int,
     max_new_tokens: int,
     *,
+    step_tokens: int = 1,
     early_exit: bool = True,
 ) -> DecodeLayout:
     """Lay out a decode.
@@ -48,6 +49,8 @@ def decode_layout(
             block-causal models, whose cache is exact.
         num_drafts: Drafts of the largest call.
         max_new_tokens: Positions that may be decoded.
+        step_tokens: Tokens that a policy step is taken to commit; drafts of
+            block-causal models reach the further the more there are.
         early_exit: An end token ends the row.
 
     Returns:
@@ -62,7 +65,9 @@ def decode_layout(
         )
     shifts_logits = config.logits_shift != "none"
     if config.attention != "full":
-        return _block_causal_layout(config, block_length, cache, num_drafts, early_exit)
+        return _block_causal_layout(
+            config, block_length, cache, num_drafts, step_tokens, early_exit
+        )
     if block_length < 1 or max_new_tokens % block_length:
         raise ValueError(
             f"block_length={block_length} must divide max_new_tokens={max_new_tokens} "
@@ -95,6 +100,7 @@ def _block_causal_layout(
     block_length: int,
     cache: str | None,
     num_drafts: int,
+    step_tokens: int,
     early_exit: bool,
 ) -> DecodeLayout:
     if cache is not None:
@@ -108,11 +114,12 @@ def _block_causal_layout(
     is_context = config.attention == "causal_context"
     layout = WindowLayout(
         block_length=block_length,
-        window_length=lookahead_length(num_drafts, block_length),
+        window_length=lookahead_length(num_drafts, block_length, step_tokens),
         mask_id=config.mask_id,
         stop_ids=config.stop_ids,
         anchored=is_context,
         early_exit=early_exit,
+        step_tokens=step_tokens,
     )
     if is_context:
         return DecodeLayout(layout, _causal_context_maker(block_length), True)

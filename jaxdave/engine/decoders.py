@@ -17,6 +17,7 @@ from jaxdave.core.draft_api import DraftFn
 from jaxdave.core.model_api import ModelFns
 from jaxdave.core.policy_api import Policy
 from jaxdave.core.spec import DecodeSpec
+from jaxdave.core.window import VARYING_STEP_TOKENS
 from jaxdave.decoding.draft_check import check_draft_fn
 from jaxdave.drafting.registry import DraftRequest, is_built_in, make_draft
 from jaxdave.drafting.text_drafts import reading_text
@@ -384,6 +385,7 @@ def _assemble(
         config.cache,
         draft_steps[-1],
         room,
+        step_tokens=policy.tokens_per_step or VARYING_STEP_TOKENS,
         early_exit=not config.no_early_exit,
     )
     if layout.first_alone:

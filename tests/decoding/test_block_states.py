@@ -119,18 +119,22 @@ def test_it_looks_ahead_from_the_most_open_state(case):
 
 
 @pytest.mark.parametrize(
-    ("drafts", "length"),
+    ("drafts", "length", "step_tokens"),
     [
-        (8, 1),
-        pytest.param(8, 4, marks=pytest.mark.slow),
-        pytest.param(16, 4, marks=pytest.mark.slow),
-        (8, 32),
-        (1, 4),
+        (8, 1, 1),
+        pytest.param(8, 4, 1, marks=pytest.mark.slow),
+        pytest.param(16, 4, 1, marks=pytest.mark.slow),
+        (8, 32, 1),
+        (1, 4, 1),
+        # Steps of several tokens reach further in as many drafts.
+        (4, 4, 2),
+        pytest.param(8, 2, 2, marks=pytest.mark.slow),
     ],
 )
-def test_nested_drafts_always_fit(drafts, length):
+def test_nested_drafts_always_fit(drafts, length, step_tokens):
     """Every draft that is worth it is evaluated: pieces of one path have room."""
-    decoder = fake_model.build(policies.static(1), drafts, length, 40)
+    policy = policies.static(step_tokens)
+    decoder = fake_model.build(policy, drafts, length, 60)
     # Whatever is said without a context stays said: drafts are always right.
     still = fake_model.weights(fixed=16.0, context=0.0)
     row = generate(decoder, still, [[1, 2, 3]]).completions[0]
