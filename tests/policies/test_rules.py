@@ -22,6 +22,7 @@ from jaxdave.policies import (
     wino,
 )
 from jaxdave.policies.credit import NO_CREDIT, best_with_bonus
+from jaxdave.policies.dilated import rounds
 from jaxdave.policies.registry import makers
 
 MAKERS = makers()
@@ -223,6 +224,13 @@ def test_tied_ids_go_to_the_lowest_and_odds_count_the_unlisted():
     lifted = best_with_bonus(pred, ids, logits, jnp.array([[0.0, 0.0, 3.0, 0.0]]))
     others = float(np.log(2 * np.exp(2) + np.e))
     assert int(lifted[0][0]) == 3 and np.isclose(float(lifted[1][0]), 4 - others)
+
+
+@pytest.mark.parametrize("depth", range(2, 9))
+def test_a_block_of_a_power_of_two_takes_as_many_rounds_without_neighbours(depth):
+    round_W = rounds(2**depth, 2)
+    assert sorted(set(round_W)) == list(range(depth))
+    assert (round_W[1:] != round_W[:-1]).all()
 
 
 def test_every_policy_has_a_case():
