@@ -17,7 +17,10 @@ from jaxdave.policies.candidates import info_gain as info_gain
 from jaxdave.policies.candidates import lopa as lopa
 from jaxdave.policies.common import rank as rank
 from jaxdave.policies.credit import credit as credit
+from jaxdave.policies.d3llm import entropy_threshold as entropy_threshold
+from jaxdave.policies.d3llm import multi_block as multi_block
 from jaxdave.policies.deferred import deferred as deferred
+from jaxdave.policies.dilated import dilated as dilated
 from jaxdave.policies.dream import entropy as entropy
 from jaxdave.policies.dream import maskgit_plus as maskgit_plus
 from jaxdave.policies.dream import origin as origin

@@ -24,6 +24,7 @@ PROGRAMS = settings.get_profile("programs")
 MORE = {
     "bold": lambda: policies.threshold(0.4),
     "small blocks": lambda: policies.small_blocks(policies.threshold(0.6), 4),
+    "several blocks": lambda: policies.multi_block(2, 0.3, 0.5),
     "stops last": lambda: policies.demote(policies.static(1), (fake_model.STOP,)),
 }
 

@@ -208,6 +208,53 @@ def entropy_bounded(bound: float):
     return rule
 
 
+def entropy_threshold(tau: float):
+    def rule(view, memory):
+        order = best(view.open, [-h for h in view.entropy], WIDE)
+        return fill(view, order[:1] + [i for i in order[1:] if view.entropy[i] < tau])
+
+    return rule
+
+
+def multi_block(length: int, tau: float, share: float):
+    """Small blocks that are added one by one, as published."""
+
+    def rule(view, memory):
+        def left(block):
+            return [i for i in view.open if i // length == block]
+
+        last = memory.setdefault("last", 0)
+        is_begun = 1 - len(left(last)) / length >= share
+        if is_begun and (last + 1) * length < WIDE:
+            memory["last"] = last = last + 1
+        sure = [i for i in view.open if i // length <= last and view.entropy[i] < tau]
+        first = left(view.open[0] // length)
+        if not set(first) & set(sure):
+            sure += best(first, [-h for h in view.entropy])
+        return fill(view, sure)
+
+    return rule
+
+
+def dilated(base: int):
+    """Each round from its own set: multiples of a distance that no round has had."""
+    rounds, seen, distance = [], set(), WIDE // base
+    while distance >= 1:
+        rounds.append({k for k in range(WIDE) if k % distance == 0} - seen)
+        seen |= rounds[-1]
+        distance //= base
+    rounds = [r for r in [*rounds, set(range(WIDE)) - seen] if r]
+    if len(rounds) > 1 and len(rounds[-1]) < len(rounds[-2]):
+        rounds[-2:] = [rounds[-2] | rounds[-1]]
+
+    def rule(view, memory):
+        return fill(
+            view, next(r for r in rounds if r & set(view.open)) & set(view.open)
+        )
+
+    return rule
+
+
 def eb_sampler(gamma: float, proxy: str):
     def rule(view, memory):
         score = view.odds if proxy == "confidence" else [-h for h in view.entropy]

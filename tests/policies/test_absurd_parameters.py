@@ -89,6 +89,8 @@ PAST_A_BLOCK = {
     "saber": "n",
     "local_leap": "radius",
     "deferred": "window",
+    "dilated": "base",
+    "multi_block": "length",
     "lopa": "branches",
     "threshold": "small_blocks",
 }

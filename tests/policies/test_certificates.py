@@ -47,6 +47,9 @@ PLAIN = (
     "factor",
     "entropy_bounded:eb_threshold=0.5",
     "eb_sampler:gamma=0.33",
+    "entropy_threshold:threshold=0.1",
+    "multi_block:length=2,threshold=0.1,block_add_threshold=0.5",
+    "dilated",
     "eb_sampler:gamma=0.33,proxy=confidence",
     "hierarchical:threshold=0.9,low_threshold=0.5",
     "local_leap:radius=1",
@@ -69,7 +72,7 @@ OTHERS = [
 """Policies that are registered and listed nowhere; what they call sure must be so."""
 UNABLE = {"credit", "klass", "saber", "info_gain", "lopa", "wino"}
 """Policies without a certificate, which are decoded under exact."""
-BLIND = ("left_to_right", "first_hitting", "random", "origin", "sequential")
+BLIND = ("left_to_right", "dilated", "first_hitting", "random", "origin", "sequential")
 SIGHTED = [p for p in RULES if not p.name.startswith(BLIND)]
 named = pytest.mark.parametrize("policy", RULES, ids=lambda p: p.name)
 of_sighted = pytest.mark.parametrize("policy", SIGHTED, ids=lambda p: p.name)

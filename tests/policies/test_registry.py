@@ -87,6 +87,18 @@ def test_small_blocks_can_be_asked_of_any_policy():
         ("low_confidence_dynamic:threshold=2", "threshold=2.0"),
         ("entropy_bounded:eb_threshold=-1", "eb_threshold=-1.0"),
         ("eb_sampler:gamma=nan", "gamma=nan"),
+        ("entropy_threshold:threshold=-1", "threshold=-1.0 must be 0 or more; 0.4 is"),
+        ("multi_block:length=0", "length=0 must be a whole number of at least 1"),
+        ("multi_block:threshold=nan", "threshold=nan"),
+        (
+            "multi_block:block_add_threshold=2",
+            "block_add_threshold=2.0 must be in 0..1",
+        ),
+        (
+            "dilated:base=0",
+            "base=0 must be a whole number of at least 1; 2 is the usual",
+        ),
+        ("dilated:base=1.5", "base='1.5' must be a whole number; 2 is the default"),
         ("eb_sampler:proxy=margin", "proxy='margin' is unknown; use one of entropy"),
         ("hierarchical:low_threshold=-1", "low_threshold=-1.0"),
         ("local_leap:radius=0", "radius=0"),

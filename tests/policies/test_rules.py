@@ -22,6 +22,7 @@ from jaxdave.policies import (
     wino,
 )
 from jaxdave.policies.credit import NO_CREDIT, best_with_bonus
+from jaxdave.policies.dilated import rounds
 from jaxdave.policies.registry import makers
 
 MAKERS = makers()
@@ -88,6 +89,17 @@ CASES = [
     ),
     (policies.entropy_bounded(0.35), rules.entropy_bounded(0.35), GRIDS),
     (policies.entropy_bounded(1.0), rules.entropy_bounded(1.0), GRIDS),
+    (policies.entropy_threshold(0.25), rules.entropy_threshold(0.25), GRIDS),
+    (policies.entropy_threshold(0.0), rules.entropy_threshold(0.0), GRIDS),
+    (policies.entropy_threshold(0.7), rules.entropy_threshold(0.7), GRIDS),
+    (policies.multi_block(4, 0.25, 0.5), rules.multi_block(4, 0.25, 0.5), GRIDS),
+    (policies.multi_block(3, 0.5, 0.1), rules.multi_block(3, 0.5, 0.1), GRIDS),
+    (policies.multi_block(5, 0.25, 1.0), rules.multi_block(5, 0.25, 1.0), GRIDS),
+    (policies.multi_block(), rules.entropy_threshold(0.4), GRIDS),
+    (policies.dilated(), rules.dilated(2), GRIDS),
+    (policies.dilated(3), rules.dilated(3), GRIDS),
+    (policies.dilated(5), rules.dilated(5), GRIDS),
+    (policies.dilated(13), rules.dilated(13), GRIDS),
     (policies.eb_sampler(0.5), rules.eb_sampler(0.5, "entropy"), GRIDS),
     (
         policies.eb_sampler(0.125, "confidence"),
@@ -212,6 +224,13 @@ def test_tied_ids_go_to_the_lowest_and_odds_count_the_unlisted():
     lifted = best_with_bonus(pred, ids, logits, jnp.array([[0.0, 0.0, 3.0, 0.0]]))
     others = float(np.log(2 * np.exp(2) + np.e))
     assert int(lifted[0][0]) == 3 and np.isclose(float(lifted[1][0]), 4 - others)
+
+
+@pytest.mark.parametrize("depth", range(2, 9))
+def test_a_block_of_a_power_of_two_takes_as_many_rounds_without_neighbours(depth):
+    round_W = rounds(2**depth, 2)
+    assert sorted(set(round_W)) == list(range(depth))
+    assert (round_W[1:] != round_W[:-1]).all()
 
 
 def test_every_policy_has_a_case():
