@@ -13,8 +13,8 @@ import typer
 
 from jaxdave.distributed.process_config import ProcessConfig
 from jaxdave.distributed.ray_config import RayConfig
-from jaxdave.engine.decode_config import Option
-from jaxdave.engine.decode_config import options as options_of
+from jaxdave.engine.config_record import Option
+from jaxdave.engine.config_record import options as options_of
 from jaxdave.runtime.files import NO_CACHE
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}

@@ -7,9 +7,7 @@ JAX, so that `jaxdave --help` is quick.
 """
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxdave.core.config import (
     ModelConfig,
@@ -19,6 +17,7 @@ from jaxdave.core.config import (
 )
 from jaxdave.core.decode_defaults import DecodeDefaults
 from jaxdave.drafting import registry as draft_registry
+from jaxdave.engine.config_record import ConfigRecord, option_field
 from jaxdave.runtime.mesh_shape import parse_mesh
 
 if TYPE_CHECKING:
@@ -37,46 +36,6 @@ _MAX_SEED = 2**31 - 1
 
 DraftSteps = int | tuple[int, ...] | Literal["auto"]
 """Drafts of every call; or numbers among which the loop chooses; or "auto"."""
-
-
-class Option(NamedTuple):
-    """A setting as a command line, a JSON file or another program may give it.
-
-    Attributes:
-        name: The name of the field.
-        type: Its plain type, such as `int | None`, which has no arrays or functions.
-        default: The value where nothing is given.
-        help: One line of help.
-        parse: From a word to the value; None where the type alone says how.
-    """
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-    parse: Callable[[str], Any] | None
-
-
-def options(record: type) -> tuple[Option, ...]:
-    """The fields of a configuration that can be given from outside of Python.
-
-    Args:
-        record: `DecodeConfig` or `LoadConfig`.
-
-    Returns:
-        An option for every field with a help text, in the order of the fields.
-    """
-    return tuple(
-        Option(
-            name=field.name,
-            type=field.metadata.get("type", field.type),
-            default=field.default,
-            help=field.metadata["help"],
-            parse=field.metadata.get("parse"),
-        )
-        for field in dataclasses.fields(record)
-        if "help" in field.metadata
-    )
 
 
 def parse_draft_steps(text: str) -> int | Literal["auto"]:
@@ -114,60 +73,8 @@ def check_batch_size(batch_size: int) -> None:
         raise ValueError(f"batch_size={batch_size} must be at least 1; try 8")
 
 
-class _Record:
-    """To and from plain mappings, for frozen dataclasses."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """A configuration from field names and values, such as a JSON file has.
-
-        Words are parsed and lists become tuples where a field needs that.
-
-        Args:
-            values: Values by field name; a field left out has its default.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            ValueError: A name is no field, or a value is out of range.
-        """
-        fields = {field.name: field for field in dataclasses.fields(cls)}  # pyright: ignore
-        for name in values:
-            if name not in fields:
-                raise ValueError(_unknown_field(cls.__name__, name, fields))
-        return cls(**{name: _read(fields[name], x) for name, x in values.items()})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values by field name, as `from_dict` takes them."""
-        names = (field.name for field in dataclasses.fields(self))  # pyright: ignore
-        return {name: getattr(self, name) for name in names}
-
-
-def _unknown_field(record: str, name: str, fields: Mapping[str, Any]) -> str:
-    nearest = difflib.get_close_matches(name, fields, n=3, cutoff=0.5)
-    remedy = "did you mean " if nearest else "use one of "
-    question = "?" if nearest else ""
-    return (
-        f"{record} has no field {name!r}; {remedy}"
-        f"{', '.join(nearest or sorted(fields))}{question}"
-    )
-
-
-def _read(field: dataclasses.Field, value: Any) -> Any:
-    parse = field.metadata.get("parse")
-    if parse is not None and isinstance(value, str):
-        return parse(value)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _field(default: Any, help: str, **more: Any) -> Any:
-    """A field with its help text, and how it is given where its type does not say."""
-    return dataclasses.field(default=default, metadata={"help": help, **more})
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoadConfig(_Record):
+class LoadConfig(ConfigRecord):
     """Which model is loaded, and at which precision.
 
     Attributes:
@@ -184,14 +91,14 @@ class LoadConfig(_Record):
         ValueError: The mesh is no such text.
     """
 
-    model: str | None = _field(
+    model: str | None = option_field(
         None, "Folder or Hub id (owner/name); by default the packaged demo."
     )
-    dtype: str = _field("float32", "float32, bfloat16 or float16.")
-    quantize: str | None = _field(
+    dtype: str = option_field("float32", "float32, bfloat16 or float16.")
+    quantize: str | None = option_field(
         None, "int8 or fp8: matrices in 8 bits, a model of its own."
     )
-    mesh: str | None = _field(
+    mesh: str | None = option_field(
         None, "data=2,model=4: rows over 2 groups of 4 devices that share the weights."
     )
 
@@ -201,7 +108,7 @@ class LoadConfig(_Record):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodeConfig(_Record):
+class DecodeConfig(ConfigRecord):
     """Everything that decides a decode beside the model and the prompt.
 
     Attributes:
@@ -267,61 +174,61 @@ class DecodeConfig(_Record):
         'freedave'
     """
 
-    method: str = _field("freedave", ", ".join(METHODS))
-    draft_steps: DraftSteps = _field(
+    method: str = option_field("freedave", ", ".join(METHODS))
+    draft_steps: DraftSteps = option_field(
         "auto",
         "States checked per call, or auto: chosen call by call.",
         type=int | Literal["auto"],
         parse=parse_draft_steps,
     )
-    tokens_per_step: int | None = _field(
+    tokens_per_step: int | None = option_field(
         None, "Tokens that one step of the policy commits: 1."
     )
-    threshold: float | None = _field(
+    threshold: float | None = option_field(
         None, "Commit all tokens this sure (0.9); with freedave as well."
     )
-    policy: "str | Policy | None" = _field(
+    policy: "str | Policy | None" = option_field(
         None,
         "NAME[:key=value,...]; see `jaxdave policies`. As the model's authors have it.",
         type=str | None,
     )
-    cache: str | None = _field(None, "none, prefix or dual, for full attention.")
-    guidance: float = _field(0.0, "Classifier-free guidance; 0 is off.")
-    no_stop: bool = _field(False, "Never predict any end token.")
-    logits_eos_inf: bool = _field(
+    cache: str | None = option_field(None, "none, prefix or dual, for full attention.")
+    guidance: float = option_field(0.0, "Classifier-free guidance; 0 is off.")
+    no_stop: bool = option_field(False, "Never predict any end token.")
+    logits_eos_inf: bool = option_field(
         False, "Never predict the end of a text; that of a turn still ends (LLaDA)."
     )
-    stop_last: bool = _field(
+    stop_last: bool = option_field(
         False, "Positions of end tokens are a block's least confident."
     )
-    confidence_eos_eot_inf: bool = _field(
+    confidence_eos_eot_inf: bool = option_field(
         False, "Confidences leave end tokens out (LLaDA)."
     )
-    no_early_exit: bool = _field(
+    no_early_exit: bool = option_field(
         False, "Decode the whole room after an end token too; the text is cut there."
     )
-    record_steps: bool = _field(
+    record_steps: bool = option_field(
         False, "Record the policy step and log-probability of every token (in JSON)."
     )
-    draft: Any = _field(
+    draft: Any = option_field(
         "tree",
         "tree (nested where the model is not calibrated), nested, copy (tree, and "
         "what the text repeats), or another; see `jaxdave drafts`.",
         type=str,
     )
-    lossy: bool = _field(False, "Allow policies that speculate unverified.")
-    block_length: int | None = _field(None, "The model's.")
-    max_new_tokens: int | None = _field(
+    lossy: bool = option_field(False, "Allow policies that speculate unverified.")
+    block_length: int | None = option_field(None, "The model's.")
+    max_new_tokens: int | None = option_field(
         None, "Room for the answer; the model's, or 256."
     )
-    temperature: float | None = _field(None, "0 is greedy; the model's, or 0.")
-    top_k: int | None = _field(None, "0 is off; the model's, or 0.")
-    top_p: float | None = _field(None, "1 is off; the model's, or 1.")
-    confidence: str | None = _field(
+    temperature: float | None = option_field(None, "0 is greedy; the model's, or 0.")
+    top_k: int | None = option_field(None, "0 is off; the model's, or 0.")
+    top_p: float | None = option_field(None, "1 is off; the model's, or 1.")
+    confidence: str | None = option_field(
         None, "tempered or plain (of temperature 1); as the model's family has it."
     )
-    seed: int = _field(0, "Of the noise at a temperature.")
-    numerics: str | None = _field(
+    seed: int = option_field(0, "Of the noise at a temperature.")
+    numerics: str | None = option_field(
         None, "guarded, exact or fast; guarded, and exact for a mixture of experts."
     )
     suppressed_ids: tuple[int, ...] = ()

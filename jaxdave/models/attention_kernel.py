@@ -26,6 +26,7 @@ attention, arXiv 2305.09781.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,8 +34,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from jaxdave.core.model_api import KVCache
 from jaxdave.core.prediction import NEG_INF
-from jaxdave.models.attention import LayerCache
+from jaxdave.models.attention import LayerCache, MaskFn
 from jaxdave.runtime.machine import Machine
 
 PART_KEYS = 256
@@ -106,6 +108,49 @@ def kernel_attention(
         context_FGRD = context_FGRD.reshape(num_keys, shared, groups, head_dim)
         context_FGRD = context_FGRD.swapaxes(1, 2)
     return context_FGRD.reshape(q.shape)
+
+
+def attend_in_window(
+    shape: tuple[int, ...],
+    cache: KVCache,
+    bounds: tuple[Any, Any],
+    mask_fn: MaskFn,
+    window_of: Callable[[jax.Array], jax.Array],
+    machine: Machine,
+) -> Callable[..., jax.Array]:
+    """The attention of a call's parts to their windows and a cache, by the kernel.
+
+    Args:
+        shape: Drafts and queries of the call, (K, Q).
+        cache: The row's cache, [N, T, G, D].
+        bounds: The window's first position, and before which keys end.
+        mask_fn: Which queries see which key positions.
+        window_of: Maps keys of all parts [K, Q, G, D] to those of the window as each
+            part sees it, [K, L, G, D].
+        machine: What it is compiled for.
+
+    Returns:
+        (index of the layer, queries, keys, values of the parts) -> [K, Q, H, D].
+    """
+    # Which key of the call stands where in a part's window: keys are moved by
+    # `window_of`, and so are their numbers.
+    start, keys_end = bounds
+    drafts, queries = shape
+    number_KQ = jnp.arange(drafts * queries, dtype=jnp.int32).reshape(shape)
+    source_KL = window_of(number_KQ[..., None, None])[..., 0, 0]
+    size = source_KL.shape[1]
+    mask_KQL = mask_fn(start + jnp.arange(size, dtype=jnp.int32))
+    visible_KQF = visible_keys(mask_KQL, source_KL, drafts * queries)
+    visible_KQF = jnp.broadcast_to(visible_KQF, (*shape, drafts * queries))
+    visible_FF = visible_KQF.reshape(drafts * queries, -1)
+    ends = start, start + size, keys_end
+    bounds_3 = jnp.stack([jnp.asarray(end, jnp.int32) for end in ends])
+
+    def attend(index, q, k, v):
+        layer_cache = LayerCache(cache, index)
+        return kernel_attention(q, k, v, layer_cache, visible_FF, bounds_3, machine)
+
+    return attend
 
 
 def visible_keys(mask_KQL, source_KL, num_keys: int):

@@ -21,14 +21,9 @@ from jaxdave.core.model_api import (
 )
 from jaxdave.core.shards import WHOLE_MODEL, ModelShards
 from jaxdave.models.attention import TILE, block_causal_mask
-from jaxdave.models.decode_model import (
-    AttentionContext,
-    DecodeModel,
-    ExtraBranch,
-    draft_and_trusted_models,
-    no_extra_branch,
-    window_cache,
-)
+from jaxdave.models.decode_model import DecodeModel, draft_and_trusted_models
+from jaxdave.models.extra_branch import AttentionContext, ExtraBranch, no_extra_branch
+from jaxdave.models.kv_cache import window_cache
 from jaxdave.models.prefill import (
     EmptyCacheFn,
     PrefillChunks,

@@ -6,7 +6,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,48 +55,8 @@ ACCELERATOR_GROUP = 8
 there: fewer would be many small products, more would be padding."""
 
 
-class AttentionContext(NamedTuple):
-    """What an evaluated window has attended to, for an `ExtraBranch` to attend to too.
-
-    Attributes:
-        start: The window's first position, int32 scalar.
-        cache: Keys and values of positions outside the window, [N, T, G, D].
-        window: Keys and values of the window, [N, K, L, G, D].
-        mask_from: Query positions int32 [L] -> the `MaskFn` of queries there.
-        keys_end: No query sees a key at this position or later, int32 scalar.
-    """
-
-    start: jax.Array
-    cache: KVCache
-    window: KVCache
-    mask_from: Callable[[jax.Array], MaskFn]
-    keys_end: jax.Array
-
-
 MAX_UNROLLED_CHUNKS = 8
 """Off a CPU, folds over at most so many chunks of the head are unrolled."""
-
-ExtraBranch = Callable[["DecodeModel", Any, jax.Array, AttentionContext], jax.Array]
-"""(model, params, aligned hidden_KLE, context) -> hidden vectors, possibly wider. It is
-called after every window, and may evaluate more positions against the same context."""
-
-
-def no_extra_branch(
-    model: "DecodeModel", params, hidden_KLE, context: AttentionContext
-):
-    """The `ExtraBranch` that evaluates nothing.
-
-    Args:
-        model: Ignored.
-        params: Ignored.
-        hidden_KLE: Vectors of a window, [K, L, E].
-        context: Ignored.
-
-    Returns:
-        The same vectors.
-    """
-    del model, params, context
-    return hidden_KLE
 
 
 class DecodeModel:
@@ -252,12 +211,7 @@ class DecodeModel:
         """
         if not self.traces_router:
             return hidden
-        vectors = router_trace.split(hidden, self.config.hidden)
-        own = vectors.trace.margin
-        trace = vectors.trace._replace(
-            margin=jnp.broadcast_to(smallest(own), own.shape)
-        )
-        return router_trace.join(vectors._replace(trace=trace))
+        return router_trace.share_margins(hidden, self.config.hidden, smallest)
 
     def router_trace(self, hidden: jax.Array) -> RouterTrace:
         """The routers that hidden vectors depend on (`ModelFns.router_trace`).
@@ -269,17 +223,6 @@ class DecodeModel:
             Their trace.
         """
         return router_trace.split(hidden, self.config.hidden).trace
-
-    def _join(self, hidden: jax.Array, traces: list[RouterTrace]) -> jax.Array:
-        """Hidden vectors with what their own tokens' routers chose, if that is known.
-
-        traces: none, or one of margins and best logits [N, ...] of the layers.
-        """
-        if not traces:
-            return hidden
-        margin_N, best_N = traces[0]
-        trace = RouterTrace(jnp.min(margin_N, axis=0), jnp.moveaxis(best_N, 0, -1))
-        return router_trace.join(router_trace.TracedVectors(hidden, trace))
 
     def _without_trace(self, hidden: jax.Array) -> jax.Array:
         """Hidden vectors as the head takes them."""
@@ -323,14 +266,17 @@ class DecodeModel:
             return self.attend(q, k, v, layer_cache, start, mask_fn, keys_end)
 
         if self.uses_kernel(cache):
-            attend = self._kernel_attend(
-                tokens_KQ.shape, start, cache, mask_fn, keys_end, window_of
+            from jaxdave.models.attention_kernel import attend_in_window
+
+            bounds = start, keys_end
+            attend = attend_in_window(
+                tokens_KQ.shape, cache, bounds, mask_fn, window_of, self.machine
             )
         bound, rope = self.bind(params), self.rope(position_KQ, cache.k.shape[1])
         hidden, (k, v, *trace) = bound.hidden(
             tokens_KQ, rope, attend, self.layer_indices, self.dtype
         )
-        return self._join(hidden, trace), KVCache(k, v)
+        return router_trace.join_layers(hidden, trace), KVCache(k, v)
 
     def uses_kernel(self, cache: KVCache) -> bool:
         """Tell if windows are evaluated with the attention kernel.
@@ -347,33 +293,6 @@ class DecodeModel:
         from jaxdave.models.attention_kernel import fits_kernel
 
         return fits_kernel(self.config.head_dim, cache.k.shape[1])
-
-    def _kernel_attend(
-        self, shape: tuple[int, ...], start, cache, mask_fn, keys_end, window_of
-    ):
-        """The attention of a layer by the kernel; arguments as `evaluate_parts`."""
-        from jaxdave.models.attention_kernel import kernel_attention, visible_keys
-
-        # Which key of the call stands where in a part's window: keys are moved by
-        # `window_of`, and so are their numbers.
-        drafts, queries = shape
-        number_KQ = jnp.arange(drafts * queries, dtype=jnp.int32).reshape(shape)
-        source_KL = window_of(number_KQ[..., None, None])[..., 0, 0]
-        size = source_KL.shape[1]
-        mask_KQL = mask_fn(start + jnp.arange(size, dtype=jnp.int32))
-        visible_KQF = visible_keys(mask_KQL, source_KL, drafts * queries)
-        visible_KQF = jnp.broadcast_to(visible_KQF, (*shape, drafts * queries))
-        visible_FF = visible_KQF.reshape(drafts * queries, -1)
-        end = start + size
-        bounds = jnp.stack([jnp.asarray(b, jnp.int32) for b in (start, end, keys_end)])
-
-        def attend(index, q, k, v):
-            layer_cache = LayerCache(cache, index)
-            return kernel_attention(
-                q, k, v, layer_cache, visible_FF, bounds, self.machine
-            )
-
-        return attend
 
     def evaluate_canvas(self, params, tokens_T, end):
         """Evaluate a whole canvas that sees itself, without a cache.
@@ -401,7 +320,7 @@ class DecodeModel:
         rope = self.rope(position_T, num_positions)
         over = self._over_canvas(num_positions // TILE, end)
         hidden, (k, v, *trace) = bound.canvas(tokens_T, rope, attend, over, self.dtype)
-        hidden = self._join(hidden, trace)
+        hidden = router_trace.join_layers(hidden, trace)
 
         def smallest(margin_T: jax.Array) -> jax.Array:
             return jnp.min(
@@ -566,21 +485,3 @@ def draft_and_trusted_models(
     trusted = DecodeModel(config, exact=numerics != Numerics.FAST, **settings)
     fast = DecodeModel(config, exact=False, **settings)
     return (trusted if numerics == Numerics.EXACT else fast), trusted
-
-
-def window_cache(cache: KVCache, start, size: int) -> KVCache:
-    """The keys and values that a cache holds of a window.
-
-    Args:
-        cache: A row's cache, [N, T, ...].
-        start: The window's first position, int32 scalar.
-        size: Its length L.
-
-    Returns:
-        Keys and values [N, 1, L, ...], with an axis of one draft.
-    """
-
-    def cut(a: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(a, start, size, axis=1)[:, None]
-
-    return jax.tree.map(cut, cache)

@@ -1,8 +1,10 @@
-"""Writing windows into caches; reading them is up to the attention functions."""
+"""Windows of caches: cut out and written; attention reads caches whole."""
 
 from typing import Any
 
 import jax
+
+from jaxdave.core.model_api import KVCache
 
 
 def write_row(cache: Any, window: Any, start) -> Any:
@@ -55,3 +57,21 @@ def write_windows(cache: Any, window: Any, start_B) -> Any:
         )
 
     return jax.lax.fori_loop(0, start_B.shape[0], write, cache)
+
+
+def window_cache(cache: KVCache, start, size: int) -> KVCache:
+    """The keys and values that a cache holds of a window.
+
+    Args:
+        cache: A row's cache, [N, T, ...].
+        start: The window's first position, int32 scalar.
+        size: Its length L.
+
+    Returns:
+        Keys and values [N, 1, L, ...], with an axis of one draft.
+    """
+
+    def cut(a: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(a, start, size, axis=1)[:, None]
+
+    return jax.tree.map(cut, cache)

@@ -6,6 +6,7 @@ close that choice was. It is appended to the hidden vectors, as these go whereve
 decision goes that depends on it.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -178,3 +179,40 @@ def split(joined: jax.Array, width: int) -> TracedVectors:
     """
     trace = RouterTrace(joined[..., width], joined[..., width + 1 :])
     return TracedVectors(joined[..., :width], trace)
+
+
+def join_layers(hidden: jax.Array, traces: Sequence[RouterTrace]) -> jax.Array:
+    """Append what the routers of all layers chose for the vectors' own tokens.
+
+    Args:
+        hidden: Vectors [..., E].
+        traces: None, or one of margins and best logits [N, ...] of the layers.
+
+    Returns:
+        The vectors, [..., E + 1 + N] if there is a trace.
+    """
+    if not traces:
+        return hidden
+    margin_N, best_N = traces[0]
+    trace = RouterTrace(jnp.min(margin_N, axis=0), jnp.moveaxis(best_N, 0, -1))
+    return join(TracedVectors(hidden, trace))
+
+
+def share_margins(
+    joined: jax.Array, width: int, smallest: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Let the margins of vectors be those of all that they depend on.
+
+    Args:
+        joined: As `join` returns it.
+        width: E.
+        smallest: The tokens' own margins [...] -> the smallest that each vector depends
+            on, [...] or of a shape that is broadcast to it.
+
+    Returns:
+        The vectors with those margins.
+    """
+    vectors = split(joined, width)
+    own = vectors.trace.margin
+    margin = jnp.broadcast_to(smallest(own), own.shape)
+    return join(vectors._replace(trace=vectors.trace._replace(margin=margin)))

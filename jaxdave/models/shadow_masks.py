@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from jaxdave.core.model_api import ModelFns
 from jaxdave.models.attention import LayerCache, grouped_attention
-from jaxdave.models.decode_model import AttentionContext, DecodeModel
+from jaxdave.models.decode_model import DecodeModel
+from jaxdave.models.extra_branch import AttentionContext
 
 MakeModelFn = Callable[..., ModelFns]
 """(config, **settings) -> model, with `extra_branch` among the settings."""

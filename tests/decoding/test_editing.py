@@ -25,6 +25,8 @@ RULES = {
     "q": Rule(0.7, 0.5),
     "few post steps": Rule(0.3, 0.1, 2, 2),
     "no post steps": Rule(0.5, 0.2, 0),
+    # All masks of a block are filled at once; what follows are edits and nothing else.
+    "edits alone": Rule(0.0, 0.3),
 }
 NETS = {
     "mild": dict(fixed=8.0, context=4.0),
@@ -101,19 +103,43 @@ def test_any_drafts_give_the_text_of_the_published_loop(name, length, drafts):
     assert most == rule.max_post_steps
 
 
-def test_near_ties_of_edits_are_decided_again():
-    """Guarded numerics, on a network whose logits depend on the seat in a call."""
-    decoder = program("q", 4, 4, numerics="guarded")
-    checked = 0
+def near_ties(decoder, fuzz: float):
+    """(rows that errors of logits change, calls, rechecks) under guarded numerics.
+
+    The network's logits depend on the seat in a call. The error bound is several times
+    what was seen of that: with large errors nearly all is decided again, and a wrong
+    certificate would not show.
+    """
+    changed = calls = checked = 0
+    exact = program("edits alone", 4, 4)
     for salt in range(4):
         prompts = prompts_of(LENGTHS[salt % 3], salt, MASK)
-        exact = weights(salt, **NETS["chaotic"])
-        want = generate(capped(program("q", 4, 4), 1), exact, prompts)
-        fuzzy = weights(salt, **NETS["chaotic"], fuzz=0.25)
-        got = generate(decoder, fuzzy, prompts)
-        assert texts(got) == texts(want)
+        want = generate(capped(exact, 1), weights(salt, **NETS["chaotic"]), prompts)
+        got = generate(decoder, weights(salt, **NETS["chaotic"], fuzz=fuzz), prompts)
+        changed += sum(a != b for a, b in zip(texts(got), texts(want), strict=True))
+        calls += sum(row.nfe.total for row in got.completions)
         checked += sum(row.nfe.recheck for row in got.completions)
-    assert checked > 0
+    return changed, calls, checked
+
+
+@pytest.mark.parametrize("fuzz", [0.004, pytest.param(0.25, marks=pytest.mark.slow)])
+def test_near_ties_of_edits_are_decided_again(fuzz):
+    decoder = program("edits alone", 4, 4, numerics="guarded")
+    changed, calls, checked = near_ties(decoder, fuzz)
+    assert changed == 0 and checked > calls / 10
+    # Of two calls one would be a recheck if no decision were certain.
+    assert fuzz > 0.1 or checked < 0.4 * calls
+
+
+@pytest.mark.slow
+def test_a_certificate_that_ignores_edits_changes_texts():
+    """That of the rule which never edits, in the place of the rule's own."""
+    policy = policies.joint_threshold(*RULES["edits alone"])
+    never = policies.joint_threshold(0.0, 1.0)
+    blind = policy._replace(name="blind", is_certain=never.is_certain)
+    decoder = build(blind, 4, 4, 19, numerics="guarded")
+    changed, _, checked = near_ties(decoder, 0.004)
+    assert changed > 0 and checked > 0
 
 
 def test_a_streamed_token_stays():

@@ -10,7 +10,8 @@ from helpers import fake_model
 from jaxdave import policies
 from jaxdave.drafting import registry
 from jaxdave.drafting.nested import nested
-from jaxdave.engine.decode_config import DecodeConfig, LoadConfig, options
+from jaxdave.engine.config_record import options
+from jaxdave.engine.decode_config import DecodeConfig, LoadConfig
 from jaxdave.engine.decoders import Decoder, freedave, make_decoder, static, threshold
 from jaxdave.models.presets import preset
 

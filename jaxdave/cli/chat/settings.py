@@ -9,7 +9,8 @@ import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxdave.engine.decode_config import DecodeConfig, Option, options
+from jaxdave.engine.config_record import Option, options
+from jaxdave.engine.decode_config import DecodeConfig
 
 DEFAULT = "default"
 """The word that takes a setting back."""

@@ -10,12 +10,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdave.engine.decode_config import (
-    DecodeConfig,
-    LoadConfig,
-    check_batch_size,
-    options,
-)
+from jaxdave.engine.config_record import options
+from jaxdave.engine.decode_config import DecodeConfig, LoadConfig, check_batch_size
 from jaxdave.eval.likelihood import masks
 
 IGNORED = ("device", "max_batch_size")

@@ -6,7 +6,8 @@ import pytest
 
 from jaxdave.cli.chat import commands, settings
 from jaxdave.cli.chat.conversation import Conversation
-from jaxdave.engine.decode_config import DecodeConfig, options
+from jaxdave.engine.config_record import options
+from jaxdave.engine.decode_config import DecodeConfig
 
 TWO = Conversation(system="Be brief.").say("Hello", "Hi").say("How?", "So.")
 
