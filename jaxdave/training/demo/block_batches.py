@@ -117,6 +117,7 @@ def make_block_batches(
             tokenizer,
             rng,
             edited_copies=recipe.edited_copies,
+            guessed_copies=recipe.guessed_copies,
         )
         for name, pairs in groups.items()
     }
@@ -167,6 +168,7 @@ def pack_pairs(
     rng: np.random.Generator,
     *,
     edited_copies: int = 0,
+    guessed_copies: int = 0,
 ) -> BlockBatch:
     """Make one batch of problems of similar length, and mask it.
 
@@ -177,6 +179,8 @@ def pack_pairs(
         tokenizer: The demo's tokenizer.
         rng: Source of the masks; it advances.
         edited_copies: Copies with wrong tokens, behind the masked ones.
+        guessed_copies: Copies that the model is to fill, behind those: masked like the
+            first one, but all of the answer is predicted.
 
     Returns:
         The batch.
@@ -189,7 +193,7 @@ def pack_pairs(
     rows = len(pairs)
     clean = np.full((rows, size), pad, np.int32)
     start = np.zeros((rows,), np.int32)
-    copies = COPIES + edited_copies
+    copies = COPIES + edited_copies + guessed_copies
     noisy = np.full((rows, copies, window), pad, np.int32)
     weight = np.zeros((rows, copies, window), np.float32)
     first_block = np.zeros((rows, copies, window), np.int32)
@@ -218,10 +222,17 @@ def pack_pairs(
                 hidden_R * base_weight_R * np.where(later_R, LATER_BLOCK_WEIGHT, 1.0)
             )
             first_block[row, copy] = begin // block_length + group_R
-        for copy in range(COPIES, copies):
+        for copy in range(COPIES, COPIES + edited_copies):
             noisy_R = _wrong_drafts(rng, target_R, is_answer_R, block_length, tokenizer)
             noisy[row, copy], weight[row, copy] = noisy_R, is_answer_R * base_weight_R
             first_block[row, copy] = position_R // block_length
+        for copy in range(COPIES + edited_copies, copies):
+            group_R, hidden_R, _ = _corrupt(
+                rng, window, block_length, is_answer_R, grouped=False
+            )
+            noisy[row, copy] = np.where(hidden_R, mask, target_R)
+            weight[row, copy] = is_answer_R * base_weight_R
+            first_block[row, copy] = begin // block_length + group_R
     return BlockBatch(
         clean_BS=clean,
         start_B=start,
