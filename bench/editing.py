@@ -1,28 +1,29 @@
 """FreeDave over policies that edit: calls, texts, and what editing is good for.
 
-    jaxdave train --recipe edit-demo --out RUN
-    python -m bench.editing --weights RUN/model [--limit N]
+    python -m bench.editing [--weights FOLDER] [--limit N]
 
 Plan, fixed before any held-out problem was decoded:
 
-- Model: that of the recipe `edit-demo`, which has learnt to replace wrong tokens, in
-  blocks of 8. Problems: all 500 of words_test and all 200 of lists_test, held out by
-  their skeletons. Temperature 0, guarded numerics, 48 tokens at most, batches of 16,
-  d=8.
+- Model: bench/models/sdar-edit-1m, that of `jaxdave train --recipe edit-demo`, which
+  has learnt to replace wrong tokens, its own guesses among them, in blocks of 32.
+  Problems: all 500 of words_test and all 200 of lists_test, held out by their
+  skeletons. Temperature 0, guarded numerics, 48 tokens at most, batches of 16, d=8.
 - Arms: LLaDA2.1's Speedy Mode (`llada2_s`: 0.5 / 0.0) and Quality Mode (`llada2_q`:
   0.7 / 0.5), each undrafted and with drafts; and each mode's M2T rule without editing
   (`low_confidence_dynamic`: the same threshold, else the best one).
 - Statistics: calls undrafted over calls drafted, a ratio of sums over problems, with a
   95 % bootstrap interval over problems; the share of texts that are identical; right
   answers with and without editing, and the difference with a 95 % interval for paired
-  shares (`harness.paired`).
+  shares (`harness.paired`); masks filled with another token than the finished answer
+  has, and what edits did (`EditCounts`).
 - Claims: every text identical; no answer takes more calls with drafts than without, its
   rechecks aside; at least 1.6 times fewer calls in each mode; S Mode right more often
   with editing than without, the interval of the difference above 0.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,15 +35,46 @@ from jaxdave.core.policy_api import Policy
 from jaxdave.demo_tasks import problem_sets
 from jaxdave.demo_tasks.grade import is_correct
 from jaxdave.engine import decoders
+from jaxdave.engine.decoders import Decoder
 from jaxdave.engine.generation import generate
 from jaxdave.engine.results import Completion
+from jaxdave.engine.streaming import snapshots
 
+DEMO = Path(__file__).parent / "models" / "sdar-edit-1m"
 SETS = ("words_test", "lists_test")
 DRAFTS = 8
+MAX_NEW_TOKENS = 48
 BATCH_SIZE = 16
 MODES = {"S": (policies.llada2_s, 0.5), "Q": (policies.llada2_q, 0.7)}
 """By name: the maker of the mode's policy, and its threshold."""
 MIN_RATIO = 1.6
+
+
+def make_decoder(loaded: LoadedModel, policy: Policy, num_drafts: int) -> Decoder:
+    """The decoder of an arm; one draft is the policy alone."""
+    return decoders.freedave(
+        loaded.config, policy, draft_steps=num_drafts, max_new_tokens=MAX_NEW_TOKENS
+    )
+
+
+def batches_of(
+    prompts: Sequence[list[int]],
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Split prompts into batches of one size.
+
+    Args:
+        prompts: token ids of the prompts.
+
+    Yields:
+        Indices of some prompts, and a batch that begins with those and repeats the
+        last.
+    """
+    # Alike in length, so that few programs are compiled.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), BATCH_SIZE):
+        own = order[start : start + BATCH_SIZE]
+        batch = [prompts[i] for i in own]
+        yield own, batch + [batch[-1]] * (BATCH_SIZE - len(batch))
 
 
 def decode(
@@ -59,18 +91,68 @@ def decode(
     Returns:
         One row per prompt.
     """
-    decoder = decoders.freedave(
-        loaded.config, policy, draft_steps=num_drafts, max_new_tokens=48
-    )
-    rows: list[Completion] = []
-    # Alike in length, so that few programs are compiled.
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), BATCH_SIZE):
-        batch = [prompts[i] for i in order[start : start + BATCH_SIZE]]
-        batch += [batch[-1]] * (BATCH_SIZE - len(batch))
-        rows += generate(decoder, loaded.params, batch).completions
-    found = dict(zip(order, rows, strict=False))
+    decoder = make_decoder(loaded, policy, num_drafts)
+    found: dict[int, Completion] = {}
+    for own, batch in batches_of(prompts):
+        rows = generate(decoder, loaded.params, batch).completions
+        found |= dict(zip(own, rows, strict=False))
     return [found[i] for i in range(len(prompts))]
+
+
+class EditCounts(NamedTuple):
+    """What the steps of some undrafted decodes did to the tokens of their canvases.
+
+    Attributes:
+        edited_answers: answers of which a token was replaced.
+        fills: masks that were filled.
+        wrong_fills: of those, with another token than the finished answer has there.
+        edits: tokens that were replaced.
+        mends: of those, edits to the token that the finished answer has.
+        spoils: of those, edits of a token that the finished answer has.
+    """
+
+    edited_answers: int
+    fills: int
+    wrong_fills: int
+    edits: int
+    mends: int
+    spoils: int
+
+
+def count_edits(
+    loaded: LoadedModel, policy: Policy, prompts: Sequence[list[int]]
+) -> EditCounts:
+    """Decode undrafted, a step a call, and compare the canvases before and after each.
+
+    Args:
+        loaded: the model.
+        policy: what is decoded with.
+        prompts: token ids of the prompts.
+
+    Returns:
+        The counts, over all of each canvas behind its prompt.
+    """
+    decoder = make_decoder(loaded, policy, 1)
+    mask = loaded.config.mask_id
+    counts = np.zeros(len(EditCounts._fields), int)
+    for own, batch in batches_of(prompts):
+        seen = [one.tokens_BT for one in snapshots(decoder, loaded.params, batch)]
+        for row in range(len(own)):
+            # What behind an answer was never decoded is mask throughout.
+            states = [tokens_BT[row, len(batch[row]) :] for tokens_BT in seen]
+            last, after = states[-1], np.array(states[1:])
+            before = np.array(states[:-1])
+            fills = (before == mask) & (after != mask)
+            edits = (before != mask) & (after != before)
+            counts += [
+                edits.any(),
+                fills.sum(),
+                (fills & (after != last)).sum(),
+                edits.sum(),
+                (edits & (after == last)).sum(),
+                (edits & (before == last)).sum(),
+            ]
+    return EditCounts(*counts.tolist())
 
 
 def unguarded(row: Completion) -> int:
@@ -139,12 +221,14 @@ def measure_mode(
         "difference": str(gain),
         "calls without edits": sum(row.nfe.total for row in unedited),
         "tokens": sum(row.valid_tokens for row in plain),
+        **count_edits(loaded, maker(), prompts)._asdict(),
     }
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = report.argument_parser(__doc__)
+    parser.set_defaults(weights=str(DEMO))
     parser.add_argument("--limit", type=int, help="problems of each set")
     args = parser.parse_args()
     results = report.start_report(args.weights)

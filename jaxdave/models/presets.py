@@ -126,11 +126,13 @@ _DEMO = dict(
 )
 
 # Names ending in -1m are the demo models that are trained and shipped with jaxdave; but
-# llada2-1m, a mixture of experts, is not in the package (bench/models).
+# llada2-1m, a mixture of experts, and sdar-edit-1m, which edits, are not in the package
+# (bench/models).
 PRESETS: dict[str, dict] = {
     "sdar-1m": dict(_DEMO, family="sdar", kv_heads=2, qk_norm=True),
+    # Long blocks and few layers, so that it guesses what it cannot compute in one call.
     "sdar-edit-1m": dict(
-        _DEMO, family="sdar", kv_heads=2, qk_norm=True, block_length=8, num_layers=3
+        _DEMO, family="sdar", kv_heads=2, qk_norm=True, block_length=32, num_layers=2
     ),
     "llada-1m": dict(
         _DEMO,

@@ -21,10 +21,17 @@ from tokenizers import Tokenizer
 
 from jaxdave.demo_tasks.mixture import kind_of, training_problem
 from jaxdave.training.demo.recipes import Recipe
-from jaxdave.training.demo.tokenizer import START, TURN_END, pad_and_mask_ids
+from jaxdave.training.demo.tokenizer import (
+    NUM_NUMBERS,
+    START,
+    TURN_END,
+    pad_and_mask_ids,
+)
 
 MAX_REPLACED = 0.5
 """At most this share of a copy's drafted tokens is replaced."""
+MAX_DISTANCE = 9
+"""How far a wrong number may be from the right one."""
 COPIES = 2
 """Masked copies of each answer: one with every block alone, one with groups."""
 MAX_GROUP_BLOCKS = 5
@@ -117,6 +124,7 @@ def make_block_batches(
             tokenizer,
             rng,
             edited_copies=recipe.edited_copies,
+            guessed_copies=recipe.guessed_copies,
         )
         for name, pairs in groups.items()
     }
@@ -167,6 +175,7 @@ def pack_pairs(
     rng: np.random.Generator,
     *,
     edited_copies: int = 0,
+    guessed_copies: int = 0,
 ) -> BlockBatch:
     """Make one batch of problems of similar length, and mask it.
 
@@ -177,6 +186,8 @@ def pack_pairs(
         tokenizer: The demo's tokenizer.
         rng: Source of the masks; it advances.
         edited_copies: Copies with wrong tokens, behind the masked ones.
+        guessed_copies: Copies that the model is to fill, behind those: masked like the
+            first one, but all of the answer is predicted.
 
     Returns:
         The batch.
@@ -189,7 +200,7 @@ def pack_pairs(
     rows = len(pairs)
     clean = np.full((rows, size), pad, np.int32)
     start = np.zeros((rows,), np.int32)
-    copies = COPIES + edited_copies
+    copies = COPIES + edited_copies + guessed_copies
     noisy = np.full((rows, copies, window), pad, np.int32)
     weight = np.zeros((rows, copies, window), np.float32)
     first_block = np.zeros((rows, copies, window), np.int32)
@@ -218,10 +229,17 @@ def pack_pairs(
                 hidden_R * base_weight_R * np.where(later_R, LATER_BLOCK_WEIGHT, 1.0)
             )
             first_block[row, copy] = begin // block_length + group_R
-        for copy in range(COPIES, copies):
+        for copy in range(COPIES, COPIES + edited_copies):
             noisy_R = _wrong_drafts(rng, target_R, is_answer_R, block_length, tokenizer)
             noisy[row, copy], weight[row, copy] = noisy_R, is_answer_R * base_weight_R
             first_block[row, copy] = position_R // block_length
+        for copy in range(COPIES + edited_copies, copies):
+            group_R, hidden_R, _ = _corrupt(
+                rng, window, block_length, is_answer_R, grouped=False
+            )
+            noisy[row, copy] = np.where(hidden_R, mask, target_R)
+            weight[row, copy] = is_answer_R * base_weight_R
+            first_block[row, copy] = begin // block_length + group_R
     return BlockBatch(
         clean_BS=clean,
         start_B=start,
@@ -240,8 +258,9 @@ def _wrong_drafts(
 ) -> np.ndarray:
     """A copy in which some tokens of each block are masked and some are wrong, [R].
 
-    A wrong token is any of the vocabulary, or one of the same answer: those look right
-    at first sight, as a model's own early guesses do.
+    A wrong token is any of the vocabulary, or one of the same answer, or in place of a
+    number another one near it: those look right at first sight, as a model's own early
+    guesses do.
     """
     pad, mask = pad_and_mask_ids(tokenizer)
     num_blocks = len(target_R) // block_length
@@ -254,9 +273,25 @@ def _wrong_drafts(
     is_wrong_R = (rng.random((num_blocks, block_length)) < share).reshape(-1)
     any_R = rng.integers(0, pad, len(target_R))
     own_R = rng.choice(target_R[is_answer_R], len(target_R))
-    wrong_R = np.where(rng.random(len(target_R)) < 0.5, any_R, own_R)
+    wrong_R = np.where(rng.random(len(target_R)) < 0.3, any_R, own_R)
+    near_R = _numbers_near(rng, target_R, tokenizer)
+    is_near_R = (near_R >= 0) & (rng.random(len(target_R)) < 0.7)
+    wrong_R = np.where(is_near_R, near_R, wrong_R)
     noisy_R = np.where(is_wrong_R & is_answer_R, wrong_R, target_R)
     return np.where(is_masked_R, mask, noisy_R)
+
+
+def _numbers_near(
+    rng: np.random.Generator, target_R: np.ndarray, tokenizer: Tokenizer
+) -> np.ndarray:
+    """Another number, at most `MAX_DISTANCE` away, for each number; -1 for the rest."""
+    ids = np.array([tokenizer.token_to_id(str(n)) for n in range(NUM_NUMBERS)])
+    number_of_id = np.full(max(ids.max(), target_R.max()) + 1, -1)
+    number_of_id[ids] = np.arange(NUM_NUMBERS)
+    number_R = number_of_id[target_R]
+    step_R = rng.integers(1, MAX_DISTANCE + 1, len(target_R))
+    step_R *= rng.choice((-1, 1), len(target_R))
+    return np.where(number_R < 0, -1, ids[np.abs(number_R + step_R) % NUM_NUMBERS])
 
 
 def _corrupt(

@@ -89,11 +89,20 @@ def optimiser_config(recipe: Recipe) -> OptimiserConfig:
 
 def _loss(recipe: Recipe) -> Callable[[Params, Any, jax.Array], LossSums]:
     """The loss over the tokens of all length groups of a batch together."""
-    group_loss = LOSS_MAKERS[recipe.config.attention](recipe.config)
+    if recipe.guessed_copies:
+        group_loss = make_block_loss(recipe.config, recipe.guessed_copies)
+    else:
+        masked_loss = LOSS_MAKERS[recipe.config.attention](recipe.config)
+
+        def group_loss(params: Params, batch: Any, key: jax.Array):
+            del key  # the batches are masked already
+            return masked_loss(params, batch)
 
     def loss(params: Params, batches: Any, key: jax.Array) -> LossSums:
-        del key  # the batches are masked already
-        sums = [LossSums(*group_loss(params, batch)) for batch in batches.values()]
+        sums = [
+            LossSums(*group_loss(params, batch, jax.random.fold_in(key, index)))
+            for index, batch in enumerate(batches.values())
+        ]
         return jax.tree.map(lambda *parts: functools.reduce(jnp.add, parts), *sums)
 
     return loss

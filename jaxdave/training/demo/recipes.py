@@ -32,6 +32,8 @@ class Recipe:
             (`warm_start.warm_start_params`); None: random ones.
         edited_copies: Copies of each answer in which drafted tokens are wrong, beside
             its masked copies, for a model that edits (`block_batches`).
+        guessed_copies: Further copies, filled by what the model guesses itself
+            (`block_loss.filled_by_guesses`).
         max_new_tokens: Longest answer that the saved checkpoint states for the model,
             where it has learnt canvases of one size; None: not stated.
     """
@@ -48,6 +50,7 @@ class Recipe:
     save_every: int = 50
     init_from: str | None = None
     edited_copies: int = 0
+    guessed_copies: int = 0
     max_new_tokens: int | None = None
 
 
@@ -77,12 +80,13 @@ RECIPES = {
     ),
     "edit-demo": Recipe(
         config=preset("sdar-edit-1m"),
-        steps=200,
+        steps=110,
         batch_size=32,
         warmup_steps=20,
-        decay_steps=80,
+        decay_steps=44,
         init_from="sdar-1m",
-        edited_copies=2,
+        edited_copies=1,
+        guessed_copies=1,
         save_every=20,
     ),
 }
