@@ -5,7 +5,7 @@
 Plan, fixed before any held-out problem was decoded:
 
 - Model: bench/models/sdar-edit-1m, that of `jaxdave train --recipe edit-demo`, which
-  has learnt to replace wrong tokens, its own guesses among them, in blocks of 32.
+  has learnt to replace wrong tokens, its own guesses among them, in blocks of 16.
   Problems: all 500 of words_test and all 200 of lists_test, held out by their
   skeletons. Temperature 0, guarded numerics, 48 tokens at most, batches of 16, d=8.
 - Arms: LLaDA2.1's Speedy Mode (`llada2_s`: 0.5 / 0.0) and Quality Mode (`llada2_q`:
@@ -184,7 +184,11 @@ def measure_mode(
 
     def right(rows: Sequence[Completion]) -> list[bool]:
         texts = [loaded.codec.decode(row.token_ids) for row in rows]
-        return [is_correct(p, t) for p, t in zip(problems, texts, strict=True)]
+        # Only what is not the reference answer has to be run.
+        return [
+            t == p.answer or is_correct(p, t)
+            for p, t in zip(problems, texts, strict=True)
+        ]
 
     pairs = list(zip(plain, drafted, strict=True))
     same = sum(a.token_ids == b.token_ids for a, b in pairs)

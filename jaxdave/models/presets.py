@@ -130,9 +130,8 @@ _DEMO = dict(
 # (bench/models).
 PRESETS: dict[str, dict] = {
     "sdar-1m": dict(_DEMO, family="sdar", kv_heads=2, qk_norm=True),
-    # Long blocks and few layers, so that it guesses what it cannot compute in one call.
     "sdar-edit-1m": dict(
-        _DEMO, family="sdar", kv_heads=2, qk_norm=True, block_length=32, num_layers=2
+        _DEMO, family="sdar", kv_heads=2, qk_norm=True, block_length=16, num_layers=3
     ),
     "llada-1m": dict(
         _DEMO,

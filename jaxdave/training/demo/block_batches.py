@@ -21,17 +21,10 @@ from tokenizers import Tokenizer
 
 from jaxdave.demo_tasks.mixture import kind_of, training_problem
 from jaxdave.training.demo.recipes import Recipe
-from jaxdave.training.demo.tokenizer import (
-    NUM_NUMBERS,
-    START,
-    TURN_END,
-    pad_and_mask_ids,
-)
+from jaxdave.training.demo.tokenizer import START, TURN_END, pad_and_mask_ids
 
 MAX_REPLACED = 0.5
 """At most this share of a copy's drafted tokens is replaced."""
-MAX_DISTANCE = 9
-"""How far a wrong number may be from the right one."""
 COPIES = 2
 """Masked copies of each answer: one with every block alone, one with groups."""
 MAX_GROUP_BLOCKS = 5
@@ -258,9 +251,8 @@ def _wrong_drafts(
 ) -> np.ndarray:
     """A copy in which some tokens of each block are masked and some are wrong, [R].
 
-    A wrong token is any of the vocabulary, or one of the same answer, or in place of a
-    number another one near it: those look right at first sight, as a model's own early
-    guesses do.
+    A wrong token is any of the vocabulary, or one of the same answer: those look right
+    at first sight, as a model's own early guesses do.
     """
     pad, mask = pad_and_mask_ids(tokenizer)
     num_blocks = len(target_R) // block_length
@@ -273,25 +265,9 @@ def _wrong_drafts(
     is_wrong_R = (rng.random((num_blocks, block_length)) < share).reshape(-1)
     any_R = rng.integers(0, pad, len(target_R))
     own_R = rng.choice(target_R[is_answer_R], len(target_R))
-    wrong_R = np.where(rng.random(len(target_R)) < 0.3, any_R, own_R)
-    near_R = _numbers_near(rng, target_R, tokenizer)
-    is_near_R = (near_R >= 0) & (rng.random(len(target_R)) < 0.7)
-    wrong_R = np.where(is_near_R, near_R, wrong_R)
+    wrong_R = np.where(rng.random(len(target_R)) < 0.5, any_R, own_R)
     noisy_R = np.where(is_wrong_R & is_answer_R, wrong_R, target_R)
     return np.where(is_masked_R, mask, noisy_R)
-
-
-def _numbers_near(
-    rng: np.random.Generator, target_R: np.ndarray, tokenizer: Tokenizer
-) -> np.ndarray:
-    """Another number, at most `MAX_DISTANCE` away, for each number; -1 for the rest."""
-    ids = np.array([tokenizer.token_to_id(str(n)) for n in range(NUM_NUMBERS)])
-    number_of_id = np.full(max(ids.max(), target_R.max()) + 1, -1)
-    number_of_id[ids] = np.arange(NUM_NUMBERS)
-    number_R = number_of_id[target_R]
-    step_R = rng.integers(1, MAX_DISTANCE + 1, len(target_R))
-    step_R *= rng.choice((-1, 1), len(target_R))
-    return np.where(number_R < 0, -1, ids[np.abs(number_R + step_R) % NUM_NUMBERS])
 
 
 def _corrupt(

@@ -34,9 +34,6 @@ MAX_POSITIONS = 256
 EXPERT_BALANCE = 1e-3
 """What the balance of experts counts (`trained_experts.balanced`). The optimiser makes
 steps of its own size of it, so that only its sign matters."""
-WRONG_WEIGHT = 4.0
-"""Factor of the loss weight where a wrong token stands: they are few, and without it
-the model learns to repeat what stands there long before it learns to mend it."""
 GUESS_THRESHOLDS = (0.1, 0.7)
 """Between these a copy's threshold is drawn (`filled_by_guesses`): below and at those
 of LLaDA2.1's modes, so that copies have more wrong tokens than decoding has."""
@@ -112,13 +109,10 @@ def make_block_loss(
             ),
             copies,
         )
-        noisy_BX = batch.noisy_BCR.reshape(rows, -1)
         target_logits = jnp.take_along_axis(logits, target_BX[..., None], axis=-1)
         target_logits = target_logits[..., 0]
         cross_entropy = jax.nn.logsumexp(logits, axis=-1) - target_logits
-        is_wrong = (noisy_BX != config.mask_id) & (noisy_BX != target_BX)
         weight = batch.weight_BCR.reshape(rows, -1)
-        weight = weight * jnp.where(is_wrong, WRONG_WEIGHT, 1.0)
         return jnp.sum(cross_entropy * weight), jnp.sum(weight)
 
     return loss

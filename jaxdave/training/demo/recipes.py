@@ -80,10 +80,10 @@ RECIPES = {
     ),
     "edit-demo": Recipe(
         config=preset("sdar-edit-1m"),
-        steps=110,
+        steps=200,
         batch_size=32,
         warmup_steps=20,
-        decay_steps=44,
+        decay_steps=80,
         init_from="sdar-1m",
         edited_copies=1,
         guessed_copies=1,
