@@ -1,14 +1,14 @@
 """Network calls by kind of draft: nested, trees, all subsets, and draft texts.
 
     python -m bench.drafts [--weights llada-1m] [--limit 30] [--draft-steps 8 32]
-        [--only trees hints]
+        [--only trees hints] [--temperature 0.7]
 
-The policy decodes one token a step. "floor" is what perfect drafts would take: one call
-for the first token of a request (under a cache rule: of a block) and one for every d
-more. Draft texts are the answer itself, its first half before the end of another
-answer, and another answer; "copies" asks a question again that the prompt has answered.
-Every text must be that of one draft a call, in the same program, and no row may take
-more calls.
+The policy decodes one token a step; at a temperature draft texts are left out. "floor"
+is what perfect drafts would take: one call for the first token of a request (under a
+cache rule: of a block) and one for every d more. Draft texts are the answer itself, its
+first half before the end of another answer, and another answer; "copies" asks a
+question again that the prompt has answered. Every text must be that of one draft a
+call, in the same program, and no row may take more calls.
 """
 
 import dataclasses
@@ -41,6 +41,7 @@ def decode(
     num_drafts: int,
     prompts: Sequence[Sequence[int]],
     draft_texts: Sequence[Sequence[int]] | None = None,
+    temperature: float = 0.0,
 ) -> list[Completion]:
     """Decode prompts in batches.
 
@@ -52,6 +53,7 @@ def decode(
         num_drafts: cap on the drafts of a call.
         prompts: token ids of the prompts.
         draft_texts: token ids of an expected answer per prompt.
+        temperature: temperature of the decode.
 
     Returns:
         One row per prompt.
@@ -62,6 +64,7 @@ def decode(
         draft_steps=slots,
         draft=draft,
         max_new_tokens=MAX_NEW_TOKENS,
+        temperature=temperature,
     )
     decoder = dataclasses.replace(decoder, max_num_drafts=min(num_drafts, slots))
     rows: list[Completion] = []
@@ -112,7 +115,10 @@ def is_lossless(plain: Sequence[Completion], drafted: Sequence[Completion]) -> b
 
 
 def compare_trees(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], num_drafts: int
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    num_drafts: int,
+    temperature: float = 0.0,
 ) -> dict[str, Any]:
     """Count the calls of nested drafts, of trees and of all subsets of a small block.
 
@@ -120,6 +126,7 @@ def compare_trees(
         loaded: the model.
         prompts: token ids of the prompts.
         num_drafts: drafts of a call.
+        temperature: temperature of the decodes.
 
     Returns:
         A row of the table.
@@ -127,18 +134,26 @@ def compare_trees(
     static, config = policies.static(1), loaded.config
     draft_fns = {
         "nested": nested,
-        "tree": tree.tree_or_nested(loaded.tables, config, static),
+        "tree": tree.tree_or_nested(
+            loaded.tables, config, static, temperature=temperature
+        ),
     }
-    if config.block_length <= 4:
+    if config.block_length <= 4 and temperature == 0:
         draft_fns["subsets"] = tree.subsets(config.block_length)
-    plain = decode(loaded, static, nested, num_drafts, 1, prompts)
+
+    def decoded(draft, cap: int) -> list[Completion]:
+        return decode(
+            loaded, static, draft, num_drafts, cap, prompts, temperature=temperature
+        )
+
+    plain = decoded(nested, 1)
     table_row: dict[str, Any] = {"d": num_drafts, "static": total_calls(plain)}
     table_row["floor"] = sum(
         perfect_draft_calls(loaded, row, num_drafts) for row in plain
     )
     all_lossless = True
     for name, draft in draft_fns.items():
-        rows = decode(loaded, static, draft, num_drafts, num_drafts, prompts)
+        rows = decoded(draft, num_drafts)
         table_row[name] = calls = total_calls(rows)
         all_lossless = all_lossless and is_lossless(plain, rows)
         table_row[f"{name}, saved"] = f"{1 - calls / table_row['nested']:.1%}"
@@ -232,6 +247,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=30, help="problems of each set")
     parser.add_argument("--draft-steps", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--temperature", type=float, default=0.0)
     args = parser.parse_args()
     if args.limit < 1 or min(args.draft_steps) < 1:
         print("--limit and --draft-steps must be at least 1", file=sys.stderr)
@@ -242,10 +258,14 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if "trees" in args.only:
         prompts = loaded.encode_prompts(problems)
-        rows = [compare_trees(loaded, prompts, d) for d in args.draft_steps]
+        rows = [
+            compare_trees(loaded, prompts, d, args.temperature)
+            for d in args.draft_steps
+        ]
         title = f"Calls by drafts, {args.weights}, {len(problems)} problems"
+        title += f", temperature {args.temperature:g}"
         results.add_table(title, rows)
-    if "hints" in args.only:
+    if "hints" in args.only and args.temperature == 0:
         text_rows = []
         for policy in (policies.static(1), policies.left_to_right(1)):
             num_drafts = args.draft_steps[0]

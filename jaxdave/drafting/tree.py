@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdave.core.config import ModelConfig
 from jaxdave.core.draft_api import DraftContext, DraftFn, DraftSet, DraftState
@@ -95,36 +96,99 @@ def score_gaps(context: DraftContext, order_L: jax.Array) -> jax.Array:
     return jnp.where(same_P, score_P[:-1] - score_P[1:], jnp.inf)
 
 
+def order_by_steps(
+    context: DraftContext, num_places: int
+) -> tuple[jax.Array, jax.Array]:
+    """`draft_order` and `score_gaps` where every step draws its tokens anew.
+
+    Noise is keyed by the step, so that the token of a position, and its score, depend
+    on the step that commits it: step k takes the position whose token of step k scores
+    highest among those that the steps before it have left.
+
+    Args:
+        context: What is known of the row; its prediction has a depth for each step.
+        num_places: How many steps are followed.
+
+    Returns:
+        (ranks of the open positions, int32 [L]: `MAX_PLACES` where no step that is
+        followed takes it; gaps, float32 [NUM_GAPS]).
+    """
+    score_DL, block_L = context.pred.score, context.block_L
+    depths, size = score_DL.shape
+    index_L = jnp.arange(size, dtype=jnp.int32)
+
+    def take(open_L: jax.Array, step: jax.Array):
+        active = jnp.min(jnp.where(open_L, block_L, block_L[-1]))
+        rival_L = open_L & (block_L == active)
+        score_L = score_DL[jnp.minimum(step, depths - 1)]
+        score_L = jnp.where(rival_L, score_L, -jnp.inf)
+        best = jnp.argmax(score_L).astype(jnp.int32)
+        is_best_L = rival_L & (index_L == best)
+        second = jnp.max(jnp.where(is_best_L, -jnp.inf, score_L))
+        # Without a rival of its own block a choice is not close.
+        has_rival = jnp.any(rival_L & ~is_best_L)
+        gap = jnp.where(has_rival, score_L[best] - second, jnp.inf)
+        return open_L & ~is_best_L, (is_best_L, gap)
+
+    steps = jnp.arange(max(num_places, NUM_GAPS), dtype=jnp.int32)
+    _, (is_taken_PL, gap_P) = jax.lax.scan(take, context.open_L, steps)
+    order_L = jnp.min(jnp.where(is_taken_PL, steps[:, None], MAX_PLACES), axis=0)
+    return order_L, gap_P[:NUM_GAPS]
+
+
 @functools.cache
 @remembered
-def tree(table: TreeTable) -> DraftFn:
+def tree(table: TreeTable, temperature: float = 0.0) -> DraftFn:
     """The draft function of a table, for policies of one token a step, the best first.
 
-    At a temperature, where every step draws its tokens anew, use `nested`.
+    A table that was calibrated at temperature 0 serves any: it names places in an order
+    of confidence. At a temperature the tokens at the places are those that the step
+    which fills them will draw.
 
     Args:
         table: Which sets of places to draft, by context.
+        temperature: Temperature of the decode. Scores are log-odds of the tempered
+            distribution, so that close calls are told apart by gaps at temperature 1.
 
     Returns:
         A draft function without memory.
     """
+    edge = table.edge / temperature if temperature > 0 else table.edge
 
     def propose(context: DraftContext, first: DraftState, num_drafts: int) -> DraftSet:
-        order_L = draft_order(context)
+        pred, packed = context.pred, pack(table, num_drafts)
+        depths = pred.token.shape[0]
+        if depths > 1:
+            num_places = int(np.max(np.nonzero(packed.code)[3], initial=0)) + 1
+            order_L, gap_P = order_by_steps(context, num_places)
+        else:
+            order_L = draft_order(context)
+            gap_P = score_gaps(context, order_L)
         # The context of a leaf: how much is open, and the first close call.
-        is_close = score_gaps(context, order_L) < table.edge
+        is_close = gap_P < edge
         close = jnp.where(jnp.any(is_close), jnp.argmax(is_close), NUM_GAPS)
         leaf = open_count_index(context), close.astype(jnp.int32)
         # All contexts are constants of the program,
         # [open, close, K, P]; this row's is picked.
-        code_KP, worth_K = (jnp.asarray(a)[leaf] for a in pack(table, num_drafts))
+        code_KP, worth_K = (jnp.asarray(a)[leaf] for a in packed)
         # code: 0 leaves a place open, 1 drafts its best token, 2 its runner-up.
         # From places to positions, [K, P] -> [K, L], by each position's rank.
         in_table_L = context.open_L & (order_L < MAX_PLACES)
-        code_KL = code_KP[:, jnp.minimum(order_L, MAX_PLACES - 1)]
+        place_L = jnp.minimum(order_L, MAX_PLACES - 1)
+        code_KL = code_KP[:, place_L]
         code_KL = code_KL * in_table_L[None].astype(jnp.int8)
-        pred, first_L = context.pred, first.tokens_NL[0]
-        drafted_KL = jnp.where(code_KL == 2, pred.runner_up[:1], pred.token[:1])
+        token_KL, runner_up_KL = pred.token[:1], pred.runner_up[:1]
+        if depths > 1:
+            # The places of a node are filled in their order, one a step.
+            is_filled_KP = (code_KP > 0).astype(jnp.int32)
+            step_KP = jnp.cumsum(is_filled_KP, axis=1) - is_filled_KP
+            step_KL = jnp.minimum(step_KP[:, place_L], depths - 1)
+            token_KL, runner_up_KL = (
+                jnp.take_along_axis(part_DL, step_KL, axis=0)
+                for part_DL in (pred.token, pred.runner_up)
+            )
+        first_L = first.tokens_NL[0]
+        drafted_KL = jnp.where(code_KL == 2, runner_up_KL, token_KL)
         tokens_KL = jnp.where(code_KL > 0, drafted_KL, first_L[None])
         depth_K = jnp.sum(code_KP > 0, axis=1, dtype=jnp.int32)
         # A draft is valid if all its places exist in the window and have a prediction.
@@ -179,8 +243,7 @@ def tree_or_nested(
 ) -> DraftFn:
     """The tree of a model's tables where one fits the decode, else `nested`.
 
-    A tree orders one token a step by confidence and does not know later noise, so it
-    fits `policies.static(1)` at temperature 0.
+    A tree orders one token a step by confidence, so it fits `policies.static(1)`.
 
     Args:
         tables: A model's calibrated tables, `Model.tables`.
@@ -198,8 +261,8 @@ def tree_or_nested(
         decoder = jaxdave.freedave(model.config, draft=draft)
     """
     table = tables.get(table_key(config, block_length, cache))
-    fits = policy == static(1) and temperature == 0
-    return tree(table) if table is not None and fits else nested
+    fits = table is not None and policy == static(1)
+    return tree(table, temperature) if fits else nested
 
 
 @register("tree")

@@ -121,6 +121,52 @@ def test_trees_keep_the_text(kind):
     )
 
 
+def test_steps_are_ordered_by_the_tokens_that_they_draw():
+    """By hand, two steps of noise over four open positions of one block."""
+    outlook = looking([0] * 4, [0] * 4, [True] * 4)
+    score = jnp.array([[9.0, 8.5, 1.0, 2.0], [0.0, 3.0, 7.0, 6.0]])
+    token = jnp.arange(8, dtype=jnp.int32).reshape(2, 4)
+    pred = outlook.pred._replace(score=score, token=token, runner_up=token + 10)
+    outlook = outlook._replace(pred=pred)
+    order_L, gap_P = tree.order_by_steps(outlook, 3)
+    # Step 0 takes position 0; step 1 and, for want of more noise, all later ones see
+    # the scores of the second row.
+    assert order_L.tolist() == [0, 3, 1, 2]
+    assert gap_P[:4].tolist() == [0.5, 1.0, 3.0, float("inf")]
+    table = same_everywhere((((0,), 0.9), ((0, 2), 0.8), ((2,), 0.7), ((1, 2), 0.6)))
+    found = tree.tree(table, 0.7).propose(outlook, guess_of([-9] * 4), 5)
+    assert found.tokens_KNL[1:, 0].tolist() == [
+        [0, -9, -9, -9],
+        [0, -9, 6, -9],  # the second of two steps draws the token of step 1
+        [-9, -9, 2, -9],  # alone the same place is filled by step 0
+        [10, -9, 6, -9],
+    ]
+    assert found.depth_K.tolist() == [0, 1, 2, 1, 2] and bool(found.valid_K.all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trees_keep_the_text_at_a_temperature(kind):
+    table = same_everywhere(
+        (((0,), 0.9), ((2,), 0.6), ((0, 2), 0.5), ((0, 4), 0.4), ((1,), 0.3))
+    )
+    more = dict(draft=tree.tree(table, 0.7), temperature=0.7)
+    if kind == "causal":
+        decoder = fake_model.build(ONE, 6, 4, 16, **more)
+    else:
+        decoder = fake_full_model.build(ONE, 6, 8, 16, kind, True, **more)
+    saved = 0
+    for salt, variant in enumerate(sorted(VARIANTS)):
+        net, prompts = weights(salt, **VARIANTS[variant]), prompts_of([6, 3, 11], salt)
+        plain, canvases = fake_model.decode(capped(decoder, 1), net, prompts, seed=salt)
+        quick, others = fake_model.decode(decoder, net, prompts, seed=salt)
+        assert texts(quick) == texts(plain)
+        assert (canvases == others).all()
+        for a, b in zip(quick.completions, plain.completions, strict=True):
+            assert a.nfe.total <= b.nfe.total == b.steps
+            saved += b.nfe.total - a.nfe.total
+    assert saved > 0
+
+
 def test_a_table_of_nested_sets_drafts_what_nested_does():
     table = same_everywhere(tuple((nested_node(n), 0.9**n) for n in range(1, 8)))
     same = (
@@ -131,6 +177,19 @@ def test_a_table_of_nested_sets_drafts_what_nested_does():
         prompts = prompts_of([6, 3, 11], salt)
         rows = [generate(d, weights(salt), prompts).completions for d in same]
         assert rows[0] == rows[1]
+
+
+def test_at_a_temperature_too_nested_sets_are_nested_drafts():
+    """They foresee the noise of later steps as nested drafts do."""
+    table = same_everywhere(tuple((nested_node(n), 0.9**n) for n in range(1, 8)))
+    same = (
+        fake_model.build(ONE, 6, 4, 16, temperature=1.0),
+        fake_model.build(ONE, 6, 4, 16, draft=tree.tree(table, 1.0), temperature=1.0),
+    )
+    for salt in range(4):
+        prompts = prompts_of([6, 3, 11], salt)
+        rows = [generate(d, weights(salt), prompts, seed=salt) for d in same]
+        assert rows[0].completions == rows[1].completions
 
 
 def test_a_tree_made_of_a_network_saves_calls_there():
@@ -153,9 +212,9 @@ def test_a_tree_is_used_where_it_fits():
     best = lambda policy, **more: tree.tree_or_nested(  # noqa: E731
         known, config, policy, block_length=4, **more
     )
-    assert best(ONE) is tree.tree(table)
+    assert best(ONE) is tree.tree(table, 0.0)
     assert best(policies.static(2)) is nested
-    assert best(ONE, temperature=0.7) is nested
+    assert best(ONE, temperature=0.7) is tree.tree(table, 0.7)
     assert tree.tree_or_nested(known, config, ONE, block_length=8) is nested
     full = dataclasses.replace(fake_full_model.CONFIG, block_length=8)
     assert tree_table.table_key(full, None, None) == tree_table.table_key(
