@@ -102,7 +102,8 @@ def test_blocks_of_one_token_are_greedy_autoregressive_text(twins, drafts):
 
 
 SHADOWED = {name for name in NAMES if made(name, 4).shadow}
-EVERY = [name for name in (*NAMES, *MORE) if name not in SHADOWED]
+EDITING = {name for name in (*NAMES, *MORE) if made(name, 4).edits}
+EVERY = [name for name in (*NAMES, *MORE) if name not in SHADOWED | EDITING]
 
 
 def holds(names, length: int, drafts: int, temperature: float, seeds) -> int:
@@ -153,6 +154,7 @@ def test_a_policy_with_shadow_masks_is_refused(twins):
 
 def test_a_policy_that_edits_is_refused():
     """What it would edit after the last mask is evaluated as context."""
-    with pytest.raises(ValueError, match="evaluates causally as context") as caught:
-        decoders.freedave(preset("nemotron-14b"), policies.llada2_s())
-    assert "\n" not in str(caught.value)
+    for policy in (policies.llada2_s(), *(made(name, 4) for name in EDITING)):
+        with pytest.raises(ValueError, match="evaluates causally as context") as caught:
+            decoders.freedave(preset("nemotron-14b"), policy)
+        assert "\n" not in str(caught.value)
