@@ -125,9 +125,8 @@ def both_ways(name: str):
 
 
 @st.composite
-def windows(draw):
+def windows(draw, size: int):
     """A window's tokens, where its row ends, and a prediction with many ties."""
-    size = spec_of("static").layout.window_length
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     share = draw(st.sampled_from((0.0, 0.3, 0.8)))
     tokens_T = np.full(3 * size, fake_model.MASK, np.int32)
@@ -157,7 +156,7 @@ def test_an_order_is_that_of_the_steps(name):
 
     @hypothesis.seed(0)
     @settings(max_examples=100)
-    @given(windows(), st.integers(0, 3))
+    @given(windows(spec_of(name).layout.window_length), st.integers(0, 3))
     def law(window, steps_before):
         looped, at_once = run(*window, np.int32(steps_before))
         chex.assert_trees_all_equal(looped, at_once)
