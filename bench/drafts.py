@@ -54,7 +54,7 @@ PUBLISHED = (
     },
     {
         "method": "SSD, arXiv 2510.04147",
-        "models": "LLaDA, Dream",
+        "models": "not looked up",
         "against": "one token a step",
         "reported": "3.46 times as fast",
     },
