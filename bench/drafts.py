@@ -3,6 +3,7 @@
     python -m bench.drafts [--weights llada-1m] [--limit 30] [--draft-steps 8 32]
         [--only trees hints] [--temperature 0.7]
     python -m bench.drafts --only policies --draft-steps 8 16 --limit 500
+    python -m bench.drafts --only ceilings --limit 10
 
 The policy decodes one token a step; at a temperature draft texts are left out. "floor"
 is what perfect drafts would take: one call for the first token of a request (under a
@@ -16,6 +17,12 @@ answer's, on all four test sets (900 problems): of the rule alone, of the rule w
 default drafts, and of perfect drafts (for block-causal models), with 95 % bootstrap
 intervals of the ratios. Every text must be that of the rule alone, in a program of its
 own.
+
+`--only ceilings` counts what an oracle that knows the coming states would take, on all
+four sets: "order known", while it drafts tokens that the last prediction ranks first;
+"and runner-ups", first or second; "perfect", any. What default drafts take more than
+"order known" is lost to the order of commits; what that takes more than "perfect", to
+tokens that the model cannot know yet.
 """
 
 import dataclasses
@@ -25,6 +32,7 @@ from typing import Any
 
 from bench.harness import report
 from bench.harness.loading import LoadedModel, load_model
+from bench.harness.oracle_drafts import decode_path, decode_with_oracle, oracle
 from bench.harness.paired import ratio_of_sums
 from bench.policies import total_calls
 from jaxdave import policies
@@ -38,7 +46,7 @@ from jaxdave.engine.results import Completion
 
 BATCH_SIZE = 10
 MAX_NEW_TOKENS = 64
-KINDS = ("trees", "hints", "policies")
+KINDS = ("trees", "hints", "policies", "ceilings")
 DEFAULT_KINDS = KINDS[:2]
 RULES = {
     "static": policies.static(1),
@@ -68,6 +76,31 @@ PUBLISHED = (
 """What their authors report, of their models and tasks."""
 
 
+def make_decoder(
+    loaded: LoadedModel, policy, draft, slots: int, temperature: float = 0.0
+) -> decoders.Decoder:
+    """The decoder of a count.
+
+    Args:
+        loaded: the model.
+        policy: the policy.
+        draft: the draft function.
+        slots: drafts that the program is compiled for.
+        temperature: temperature of the decode.
+
+    Returns:
+        The decoder.
+    """
+    return decoders.freedave(
+        loaded.config,
+        policy,
+        draft_steps=slots,
+        draft=draft,
+        max_new_tokens=MAX_NEW_TOKENS,
+        temperature=temperature,
+    )
+
+
 def decode(
     loaded: LoadedModel,
     policy,
@@ -93,14 +126,7 @@ def decode(
     Returns:
         One row per prompt.
     """
-    decoder = decoders.freedave(
-        loaded.config,
-        policy,
-        draft_steps=slots,
-        draft=draft,
-        max_new_tokens=MAX_NEW_TOKENS,
-        temperature=temperature,
-    )
+    decoder = make_decoder(loaded, policy, draft, slots, temperature)
     decoder = dataclasses.replace(decoder, max_num_drafts=min(num_drafts, slots))
     rows: list[Completion] = []
     for start in range(0, len(prompts), BATCH_SIZE):
@@ -309,6 +335,46 @@ def compare_policies(
     return table
 
 
+def compare_ceilings(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], draft_steps: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Count the calls of drafts by oracles that know more and more.
+
+    Args:
+        loaded: the model.
+        prompts: token ids of the prompts.
+        draft_steps: numbers of drafts.
+
+    Returns:
+        Rows of the table.
+    """
+    oracles = {"order known": 1, "and runner-ups": 2, "perfect": None}
+    table = []
+    for name, policy in RULES.items():
+        plain = decode(loaded, policy, nested, 1, 1, prompts)
+        path_decoder = make_decoder(loaded, policy, nested, max(draft_steps))
+        paths = [decode_path(path_decoder, loaded.params, list(p)) for p in prompts]
+        for d in draft_steps:
+            draft = tree.tree_or_nested(loaded.tables, loaded.config, policy)
+            drafted = decode(loaded, policy, draft, d, d, prompts)
+            all_lossless = is_lossless(plain, drafted)
+            table_row: dict[str, Any] = {"policy": name, "d": d}
+            table_row |= {"alone": total_calls(plain), "default": total_calls(drafted)}
+            for label, num_ranks in oracles.items():
+                decoder = make_decoder(loaded, policy, oracle(num_ranks), d)
+                rows = [
+                    decode_with_oracle(decoder, loaded.params, list(prompt), path)
+                    for prompt, path in zip(prompts, paths, strict=True)
+                ]
+                all_lossless = all_lossless and is_lossless(plain, rows)
+                table_row[label] = calls = total_calls(rows)
+                table_row[f"{label}, saved"] = f"{1 - calls / table_row['default']:.1%}"
+            table_row["same text, none dearer"] = all_lossless
+            print(table_row, flush=True)
+            table.append(table_row)
+    return table
+
+
 def _draft_text_row(
     plain: Sequence[Completion], name: str, drafted: Sequence[Completion]
 ) -> dict[str, Any]:
@@ -360,6 +426,13 @@ def main() -> None:
         results.add_table(title, rule_rows)
         results.add_table("Published figures, of other models", list(PUBLISHED))
         rows = rows + rule_rows
+    if "ceilings" in args.only:
+        parts = (problem_sets.load(name)[: args.limit] for name in problem_sets.SETS)
+        prompts = loaded.encode_prompts([p for part in parts for p in part])
+        ceiling_rows = compare_ceilings(loaded, prompts, args.draft_steps)
+        title = f"Calls of an oracle's drafts, {args.weights}, {len(prompts)} problems"
+        results.add_table(title, ceiling_rows)
+        rows = rows + ceiling_rows
     all_lossless = all(row["same text, none dearer"] for row in rows)
     claim = report.Claim("the same text, and no row is dearer", all_lossless)
     results.claims.append(claim)

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdave.core.config import Numerics
+from jaxdave.core.draft_api import DraftSet
 from jaxdave.core.shapes import assert_shape
 from jaxdave.core.spec import DecodeSpec
 from jaxdave.core.state import (
@@ -50,7 +51,11 @@ from jaxdave.decoding.propose import propose
 from jaxdave.decoding.recheck import recheck_row
 from jaxdave.decoding.rows import map_rows, replace_rows, update_rows
 from jaxdave.decoding.verify import CallResult, StepInfo, empty_info, verify
-from jaxdave.drafting.draft_length import choose_num_drafts
+from jaxdave.drafting.draft_length import (
+    MAX_PROPOSED,
+    choose_num_drafts,
+    likeliest_drafts,
+)
 from jaxdave.models.kv_cache import write_windows
 
 
@@ -159,21 +164,31 @@ def step(
 
 
 def verify_call(
-    spec: DecodeSpec, params: Any, runtime: RuntimeParams, row: RowState, cache: Any
+    spec: DecodeSpec,
+    params: Any,
+    runtime: RuntimeParams,
+    row: RowState,
+    cache: Any,
+    proposed: DraftSet | None = None,
 ) -> CallResult:
     """Propose drafts for one row, evaluate them and find how far they hold.
 
     Args:
-        spec: What is decoded; `spec.num_drafts` drafts are proposed.
+        spec: What is decoded; `spec.num_drafts` drafts are evaluated.
         params: The model's parameters, or `DraftedParams`.
         runtime: The draft limit and the error bound are read.
         row: One row.
         cache: Its KV cache, [N, T, ...].
+        proposed: As many drafts or more, of which the likeliest are evaluated; None:
+            none were proposed yet.
 
     Returns:
         The outcome of the call; `commit` makes the row move.
     """
-    drafts = propose(spec, params, runtime, row)
+    if proposed is None:
+        drafts = propose(spec, params, runtime, row)
+    else:
+        drafts = likeliest_drafts(proposed, spec.num_drafts)
     evaluated = evaluate(spec, params, row, drafts, cache)
     return verify(spec, params, runtime, row, drafts, evaluated)
 
@@ -279,15 +294,27 @@ def _verify_rows(
     resting_B: jax.Array,
 ) -> CallResult:
     """The verify calls of all rows, at one draft length; of resting rows, anything."""
+    chooses = len(spec.draft_steps) > 1
+    proposed = None
+    if chooses and spec.draft_steps[-1] <= MAX_PROPOSED:
+        # As many as a call may carry: which drafts there are, and how likely they are
+        # to be reached, says how many of them are worth their time.
+        longest = spec.with_num_drafts(spec.draft_steps[-1])
+
+        def propose_row(row: RowState, cache) -> DraftSet:
+            del cache
+            return propose(longest, params, runtime, row)
+
+        proposed = map_rows(spec, state, propose_row)(state.rows, ())
 
     def calls_of(num_drafts: int):
         sized = spec.with_num_drafts(num_drafts)
 
-        def call(row_and_rests, cache) -> CallResult:
-            row, rests = row_and_rests
+        def call(row_inputs, cache) -> CallResult:
+            row, rests, drafts = row_inputs
 
             def verify_row() -> CallResult:
-                return verify_call(sized, params, runtime, row, cache)
+                return verify_call(sized, params, runtime, row, cache, drafts)
 
             if spec.numerics is not Numerics.EXACT:
                 return verify_row()
@@ -297,8 +324,8 @@ def _verify_rows(
             return jax.lax.cond(rests, lambda: zeros, verify_row)
 
         def call_all(state: DecodeState) -> CallResult:
-            rows = state.rows, resting_B
-            return map_rows(spec, state, call)(rows, state.cache)
+            row_inputs = state.rows, resting_B, proposed
+            return map_rows(spec, state, call)(row_inputs, state.cache)
 
         return call_all
 
@@ -307,8 +334,8 @@ def _verify_rows(
     # `CallResult`). Rows of a batch share the choice, as one call serves them all.
     branches = [calls_of(num_drafts) for num_drafts in spec.draft_steps]
     choice = 0
-    if len(branches) > 1:
-        choice = choose_num_drafts(spec.draft_steps, runtime, state.rows)
+    if chooses:
+        choice = choose_num_drafts(spec.draft_steps, runtime, state.rows, proposed)
     return jax.lax.switch(choice, branches, state)
 
 

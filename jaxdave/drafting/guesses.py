@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxdave.core.draft_api import DraftContext, DraftFn, DraftSet, DraftState
 from jaxdave.core.made_by import remembered
+from jaxdave.drafting.draft_length import likeliest_drafts
 
 MIN_SHARE = 0.02
 """A guess less likely than this, beside the model's own token, is not drafted."""
@@ -109,11 +110,7 @@ def merge_drafts(a: DraftSet, b: DraftSet, num_drafts: int) -> DraftSet:
     index_K = jnp.arange(worth_K.shape[0], dtype=jnp.int32)
     is_repeat_K = jnp.any(same_KK & (index_K[None] < index_K[:, None]), axis=1)
     valid_K = both.valid_K & ~is_repeat_K
-    # Worths are at most 1, so that 2 keeps the policy's own next state in front.
-    rank_K = jnp.where(valid_K, worth_K, -1.0).at[0].set(2.0)
-    # Among equals a draft follows those that lie on the way to it.
-    order_K = jnp.lexsort((both.depth_K, -rank_K))[:num_drafts]
     # Draft 0 occurs in both sets and is no
     # repetition of itself: its own validity stands.
     merged = both._replace(valid_K=valid_K.at[0].set(both.valid_K[0]), worth_K=worth_K)
-    return jax.tree.map(lambda x: x[order_K], merged)
+    return likeliest_drafts(merged, num_drafts)

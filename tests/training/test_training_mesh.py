@@ -61,7 +61,7 @@ one = train(sys.argv[1] + "/one", None, 4)
 for shape in ("data=8", "data=2,model=4", "model=8"):
     folder = sys.argv[1] + "/" + shape
     many = train(folder, shape, 4)
-    np.testing.assert_allclose(losses(folder), losses(sys.argv[1] + "/one"), rtol=1e-5)
+    np.testing.assert_allclose(losses(folder), losses(sys.argv[1] + "/one"), rtol=1e-4)
     # Adam divides by the size of a gradient: where that is tiny, rounding shows.
     close = jax.tree.map(
         lambda a, b: np.mean(np.abs(np.asarray(a) - np.asarray(b)) < 1e-4), one.ema,
