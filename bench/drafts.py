@@ -4,6 +4,7 @@
         [--only trees hints] [--temperature 0.7]
     python -m bench.drafts --only policies --draft-steps 8 16 --limit 500
     python -m bench.drafts --only ceilings --limit 10
+    python -m bench.drafts --only seconds --limit 6 [--rounds 16]
 
 The policy decodes one token a step; at a temperature draft texts are left out. "floor"
 is what perfect drafts would take: one call for the first token of a request (under a
@@ -23,160 +24,35 @@ four sets: "order known", while it drafts tokens that the last prediction ranks 
 "and runner-ups", first or second; "perfect", any. What default drafts take more than
 "order known" is lost to the order of commits; what that takes more than "perfect", to
 tokens that the model cannot know yet.
+
+`--only seconds` times decodes at batch 1 in alternating rounds, all four sets: a rule
+alone, with fixed numbers of drafts, and with "auto", each with the default draft
+function. Ratios are medians of paired rounds, with 95 % bootstrap intervals.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from bench.harness import report
+from bench.harness.draft_decodes import decode, is_lossless, perfect_draft_calls
+from bench.harness.draft_rules import (
+    PUBLISHED,
+    compare_ceilings,
+    compare_policies,
+    compare_seconds,
+)
 from bench.harness.loading import LoadedModel, load_model
-from bench.harness.oracle_drafts import decode_path, decode_with_oracle, oracle
-from bench.harness.paired import ratio_of_sums
 from bench.policies import total_calls
 from jaxdave import policies
 from jaxdave.demo_tasks import problem_sets
 from jaxdave.drafting import text_drafts, tree
 from jaxdave.drafting.guesses import with_guesses
 from jaxdave.drafting.nested import nested
-from jaxdave.engine import decoders
-from jaxdave.engine.generation import generate
 from jaxdave.engine.results import Completion
 
-BATCH_SIZE = 10
-MAX_NEW_TOKENS = 64
-KINDS = ("trees", "hints", "policies", "ceilings")
+KINDS = ("trees", "hints", "policies", "ceilings", "seconds")
 DEFAULT_KINDS = KINDS[:2]
-RULES = {
-    "static": policies.static(1),
-    "threshold 0.9": policies.threshold(0.9),
-    "entropy bounded": policies.entropy_bounded(),
-}
-PUBLISHED = (
-    {
-        "method": "FreeDave, arXiv 2510.00294",
-        "models": "Dream",
-        "against": "one token a step",
-        "reported": "3.78 times fewer calls",
-    },
-    {
-        "method": "SSD, arXiv 2510.04147",
-        "models": "not looked up",
-        "against": "one token a step",
-        "reported": "3.46 times as fast",
-    },
-    {
-        "method": "Spiffy, arXiv 2509.18085 v4",
-        "models": "LLaDA, Dream, SDAR",
-        "against": "one token a step; wraps a threshold",
-        "reported": "up to 8.6 times fewer calls, 6.3 times as fast",
-    },
-)
-"""What their authors report, of their models and tasks."""
-
-
-def make_decoder(
-    loaded: LoadedModel, policy, draft, slots: int, temperature: float = 0.0
-) -> decoders.Decoder:
-    """The decoder of a count.
-
-    Args:
-        loaded: the model.
-        policy: the policy.
-        draft: the draft function.
-        slots: drafts that the program is compiled for.
-        temperature: temperature of the decode.
-
-    Returns:
-        The decoder.
-    """
-    return decoders.freedave(
-        loaded.config,
-        policy,
-        draft_steps=slots,
-        draft=draft,
-        max_new_tokens=MAX_NEW_TOKENS,
-        temperature=temperature,
-    )
-
-
-def decode(
-    loaded: LoadedModel,
-    policy,
-    draft,
-    slots: int,
-    num_drafts: int,
-    prompts: Sequence[Sequence[int]],
-    draft_texts: Sequence[Sequence[int]] | None = None,
-    temperature: float = 0.0,
-) -> list[Completion]:
-    """Decode prompts in batches.
-
-    Args:
-        loaded: the model.
-        policy: the policy.
-        draft: the draft function.
-        slots: drafts that the program is compiled for.
-        num_drafts: cap on the drafts of a call.
-        prompts: token ids of the prompts.
-        draft_texts: token ids of an expected answer per prompt.
-        temperature: temperature of the decode.
-
-    Returns:
-        One row per prompt.
-    """
-    decoder = make_decoder(loaded, policy, draft, slots, temperature)
-    decoder = dataclasses.replace(decoder, max_num_drafts=min(num_drafts, slots))
-    rows: list[Completion] = []
-    for start in range(0, len(prompts), BATCH_SIZE):
-        batch = slice(start, start + BATCH_SIZE)
-        rows += generate(
-            decoder,
-            loaded.params,
-            prompts[batch],
-            draft_text=draft_texts and draft_texts[batch],
-        ).completions
-    return rows
-
-
-def perfect_draft_calls(loaded: LoadedModel, row: Completion, num_drafts: int) -> int:
-    """Count the calls of a row if all its drafts were right.
-
-    Args:
-        loaded: the model.
-        row: the row as decoded without drafts.
-        num_drafts: drafts of a call.
-
-    Returns:
-        Calls, the prefill included.
-    """
-    causal = loaded.config.attention == "block_causal"
-    # Under a cache rule every block begins with a refresh, which commits one token.
-    stretch = row.steps if causal else loaded.config.block_length
-    starts = range(0, row.steps, stretch)
-    return sum(
-        1 + -(-(min(stretch, row.steps - start) - 1) // num_drafts) for start in starts
-    )
-
-
-def is_lossless(plain: Sequence[Completion], drafted: Sequence[Completion]) -> bool:
-    """Compare decodes without and with drafts.
-
-    Args:
-        plain: rows decoded without drafts.
-        drafted: the same rows with drafts.
-
-    Returns:
-        True if all texts are the same and no row takes more calls with drafts, rechecks
-        aside.
-    """
-    pairs = list(zip(plain, drafted, strict=True))
-    same = all(a.token_ids == b.token_ids for a, b in pairs)
-    # Rechecks come by chance of near ties.
-    return same and all(
-        b.nfe.total - b.nfe.recheck <= a.nfe.total - a.nfe.recheck for a, b in pairs
-    )
 
 
 def compare_trees(
@@ -295,86 +171,6 @@ def compare_draft_texts(
     return [{"policy": policy.name, "d": num_drafts, **row} for row in table]
 
 
-def compare_policies(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], draft_steps: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Count the calls of rules, alone and with drafts, against one token a step.
-
-    Args:
-        loaded: the model.
-        prompts: token ids of the prompts.
-        draft_steps: numbers of drafts.
-
-    Returns:
-        Rows of the table.
-    """
-    is_causal = loaded.config.attention == "block_causal"
-    static_calls: list[int] = []
-    table = []
-    for name, policy in RULES.items():
-        plain = decode(loaded, policy, nested, 1, 1, prompts)
-        calls = [row.nfe.total for row in plain]
-        static_calls = static_calls or calls
-        for d in draft_steps:
-            draft = tree.tree_or_nested(loaded.tables, loaded.config, policy)
-            rows = decode(loaded, policy, draft, d, d, prompts)
-            drafted = [row.nfe.total for row in rows]
-            floor = [perfect_draft_calls(loaded, row, d) for row in plain]
-            table_row = {
-                "policy": name,
-                "d": d,
-                "alone": sum(calls),
-                "drafted": sum(drafted),
-                "perfect": sum(floor) if is_causal else "",
-                "fewer than static": str(ratio_of_sums(static_calls, drafted)),
-                "perfect, fewer": sum(static_calls) / sum(floor) if is_causal else "",
-                "same text, none dearer": is_lossless(plain, rows),
-            }
-            print(table_row, flush=True)
-            table.append(table_row)
-    return table
-
-
-def compare_ceilings(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], draft_steps: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Count the calls of drafts by oracles that know more and more.
-
-    Args:
-        loaded: the model.
-        prompts: token ids of the prompts.
-        draft_steps: numbers of drafts.
-
-    Returns:
-        Rows of the table.
-    """
-    oracles = {"order known": 1, "and runner-ups": 2, "perfect": None}
-    table = []
-    for name, policy in RULES.items():
-        plain = decode(loaded, policy, nested, 1, 1, prompts)
-        path_decoder = make_decoder(loaded, policy, nested, max(draft_steps))
-        paths = [decode_path(path_decoder, loaded.params, list(p)) for p in prompts]
-        for d in draft_steps:
-            draft = tree.tree_or_nested(loaded.tables, loaded.config, policy)
-            drafted = decode(loaded, policy, draft, d, d, prompts)
-            all_lossless = is_lossless(plain, drafted)
-            table_row: dict[str, Any] = {"policy": name, "d": d}
-            table_row |= {"alone": total_calls(plain), "default": total_calls(drafted)}
-            for label, num_ranks in oracles.items():
-                decoder = make_decoder(loaded, policy, oracle(num_ranks), d)
-                rows = [
-                    decode_with_oracle(decoder, loaded.params, list(prompt), path)
-                    for prompt, path in zip(prompts, paths, strict=True)
-                ]
-                all_lossless = all_lossless and is_lossless(plain, rows)
-                table_row[label] = calls = total_calls(rows)
-                table_row[f"{label}, saved"] = f"{1 - calls / table_row['default']:.1%}"
-            table_row["same text, none dearer"] = all_lossless
-            print(table_row, flush=True)
-            table.append(table_row)
-    return table
-
-
 def _draft_text_row(
     plain: Sequence[Completion], name: str, drafted: Sequence[Completion]
 ) -> dict[str, Any]:
@@ -393,9 +189,11 @@ def main() -> None:
     parser.add_argument("--draft-steps", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--only", nargs="+", choices=KINDS, default=DEFAULT_KINDS)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--rounds", type=int, default=16, help="of --only seconds")
     args = parser.parse_args()
-    if args.limit < 1 or min(args.draft_steps) < 1:
-        print("--limit and --draft-steps must be at least 1", file=sys.stderr)
+    if min(args.limit, args.rounds, *args.draft_steps) < 1:
+        message = "--limit, --draft-steps and --rounds must be at least 1"
+        print(message, file=sys.stderr)
         sys.exit(2)
     results, loaded = report.start_report(args.weights), load_model(args.weights)
     sets = ("words_test", "lists_test")
@@ -433,6 +231,13 @@ def main() -> None:
         title = f"Calls of an oracle's drafts, {args.weights}, {len(prompts)} problems"
         results.add_table(title, ceiling_rows)
         rows = rows + ceiling_rows
+    if "seconds" in args.only:
+        parts = (problem_sets.load(name)[: args.limit] for name in problem_sets.SETS)
+        prompts = loaded.encode_prompts([p for part in parts for p in part])
+        second_rows = compare_seconds(loaded, prompts, args.rounds)
+        title = f"Seconds at batch 1, {args.weights}, {len(prompts)} problems"
+        results.add_table(title, second_rows)
+        rows = rows + second_rows
     all_lossless = all(row["same text, none dearer"] for row in rows)
     claim = report.Claim("the same text, and no row is dearer", all_lossless)
     results.claims.append(claim)
