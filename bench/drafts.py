@@ -5,6 +5,7 @@
     python -m bench.drafts --only policies --draft-steps 8 16 --limit 500
     python -m bench.drafts --only ceilings --limit 10
     python -m bench.drafts --only seconds --limit 6 [--rounds 16]
+    python -m bench.drafts --only transfer --limit 40 --weights llada-1m
 
 The policy decodes one token a step; at a temperature draft texts are left out. "floor"
 is what perfect drafts would take: one call for the first token of a request (under a
@@ -25,6 +26,9 @@ four sets: "order known", while it drafts tokens that the last prediction ranks 
 "order known" is lost to the order of commits; what that takes more than "perfect", to
 tokens that the model cannot know yet.
 
+`--only transfer` calibrates a table on 30 problems of each test set and counts the
+calls of all sets with each, on problems behind those 30, against the set's own table.
+
 `--only seconds` times decodes at batch 1 in alternating rounds, all four sets: a rule
 alone, with fixed numbers of drafts, and with "auto", each with the default draft
 function. Ratios are medians of paired rounds, with 95 % bootstrap intervals.
@@ -42,6 +46,7 @@ from bench.harness.draft_rules import (
     compare_policies,
     compare_seconds,
 )
+from bench.harness.draft_transfer import compare_transfer
 from bench.harness.loading import LoadedModel, load_model
 from bench.policies import total_calls
 from jaxdave import policies
@@ -51,7 +56,7 @@ from jaxdave.drafting.guesses import with_guesses
 from jaxdave.drafting.nested import nested
 from jaxdave.engine.results import Completion
 
-KINDS = ("trees", "hints", "policies", "ceilings", "seconds")
+KINDS = ("trees", "hints", "policies", "ceilings", "transfer", "seconds")
 DEFAULT_KINDS = KINDS[:2]
 
 
@@ -231,6 +236,10 @@ def main() -> None:
         title = f"Calls of an oracle's drafts, {args.weights}, {len(prompts)} problems"
         results.add_table(title, ceiling_rows)
         rows = rows + ceiling_rows
+    if "transfer" in args.only:
+        transfer_rows = compare_transfer(loaded, args.draft_steps, args.limit)
+        title = f"Calls by what was calibrated on, {args.weights}"
+        results.add_table(title, transfer_rows)
     if "seconds" in args.only:
         parts = (problem_sets.load(name)[: args.limit] for name in problem_sets.SETS)
         prompts = loaded.encode_prompts([p for part in parts for p in part])

@@ -127,9 +127,9 @@ def _loads(path: str) -> Callable[[Path], str]:
 
 
 def _calibrated(folder: Path) -> str:
-    from jaxdave.drafting.tree_table import read_tables
+    import jaxdave
 
-    tables = read_tables(folder / "sdar-1m")
+    tables = jaxdave.load(folder / "sdar-1m").tables
     return "" if tables else "no tables"
 
 

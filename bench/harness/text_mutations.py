@@ -21,6 +21,7 @@ from bench.harness.file_changes import (
     replace,
     write,
 )
+from jaxdave.drafting.tree_table import tables_digest
 from jaxdave.io.safetensors_io import WEIGHTS_FILE
 
 
@@ -271,11 +272,11 @@ def drafts(rng: random.Random) -> Iterator[Change]:
         "[" * 10**5,
         '{"version": 99}',
         '{"tables": 3}',
-        '{"version": 2, "tables": []}',
-        '{"version": "2", "tables": {}}',
+        '{"version": 3, "tables": []}',
+        '{"version": "3", "tables": {}}',
         "\ud800",
-        '{"version": 2, "tables": {"x": 3}}',
-        '{"version": 2, "tables": {"x": {}}}',
+        '{"version": 3, "tables": {"x": 3}}',
+        '{"version": 3, "tables": {"x": {}}}',
     ):
         yield f"{file} is {content[:30]!a}", SAME, write(file, content)
 
@@ -287,6 +288,8 @@ def drafts(rng: random.Random) -> Iterator[Change]:
             raw = json.loads(path.read_text())
             for table in raw["tables"].values():
                 change(table)
+            # A fault that was there when the file was written.
+            raw["digest"] = tables_digest(raw["tables"])
             path.write_text(json.dumps(raw))
 
         return apply

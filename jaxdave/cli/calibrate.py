@@ -22,7 +22,8 @@ def run(
 
     Args:
         load: The model.
-        config: Cache rule, block length and room of the decodes that the trees are for.
+        config: Policy, cache rule, block length and room of the decodes that the trees
+            are for.
         prompts: A file of JSON lines; None: problems of the demo's training stream.
         problems: How many of those.
         batch_size: Prompts decoded together.
@@ -41,6 +42,7 @@ def run(
     from jaxdave.engine.calibration import calibrate
     from jaxdave.engine.decoders import make_decoder
     from jaxdave.io import checkpoint
+    from jaxdave.policies.basic import static
 
     model = checkpoint.load(
         load.model,
@@ -55,6 +57,13 @@ def run(
     drafts = MAX_DRAFT_STEPS if model.config.attention != "full" else 2
     config = dataclasses.replace(config, max_new_tokens=room, draft_steps=drafts)
     decoder = make_decoder(model.config, config)
+    count = decoder.spec.policy.tokens_per_step
+    if count is None or decoder.spec.policy != static(count):
+        raise ValueError(
+            f"policy {decoder.spec.policy.name}: tables are for static, which commits "
+            "a fixed number of best tokens a step; give --tokens-per-step, or decode "
+            "with nested drafts, which need no table"
+        )
     if requests is None:
         texts = (training_problem(SEED, i).prompt for i in range(problems))
         ids = [model.codec.encode_prompt(text) for text in texts]
@@ -69,9 +78,9 @@ def run(
         table = calibrate(
             decoder, model.params, batches, lambda n: progress.advance(task, n)
         )
-    key = tree_table.table_key(model.config, config.block_length, config.cache)
+    key = tree_table.table_key(model.config, config.block_length, config.cache, count)
     key = tree_table.quantized_key(key, load.quantize)
-    tree_table.write_table(model.folder, key, table)
+    tree_table.write_table(model.folder, key, table, model.config)
     print(
         f"wrote {model.folder / tree_table.TABLE_FILE} ({key}); "
         "use it with --draft tree"

@@ -239,7 +239,10 @@ def calibrate(
     problems: Annotated[int, typer.Option(help="How many of the demo's.")] = 96,
     config: Annotated[
         DecodeConfig,
-        Fields(DecodeConfig, ("cache", "block_length", "max_new_tokens")),
+        Fields(
+            DecodeConfig,
+            ("policy", "tokens_per_step", "cache", "block_length", "max_new_tokens"),
+        ),
     ],
     batch_size: BatchSize = 8,
     no_compile_cache: NoCache = False,

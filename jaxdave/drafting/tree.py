@@ -136,10 +136,22 @@ def order_by_steps(
     return order_L, gap_P[:NUM_GAPS]
 
 
-@functools.cache
-@remembered
-def tree(table: TreeTable, temperature: float = 0.0) -> DraftFn:
-    """The draft function of a table, for policies of one token a step, the best first.
+def ends_step(tokens_per_step: int) -> np.ndarray:
+    """Where a gap between neighbours in the order lies between two steps.
+
+    Args:
+        tokens_per_step: Tokens that a step of the policy commits.
+
+    Returns:
+        True for each gap that does, bool [NUM_GAPS].
+    """
+    return np.arange(1, NUM_GAPS + 1) % tokens_per_step == 0
+
+
+def tree(
+    table: TreeTable, temperature: float = 0.0, tokens_per_step: int = 1
+) -> DraftFn:
+    """The draft function of a table, for policies that commit the best first.
 
     A table that was calibrated at temperature 0 serves any: it names places in an order
     of confidence. At a temperature the tokens at the places are those that the step
@@ -153,10 +165,18 @@ def tree(table: TreeTable, temperature: float = 0.0) -> DraftFn:
     Returns:
         A draft function without memory.
     """
+    # One object, and with it one program, however the arguments are given.
+    return _tree(table, float(temperature), tokens_per_step)
+
+
+@functools.cache
+@remembered
+def _tree(table: TreeTable, temperature: float, tokens_per_step: int) -> DraftFn:
     edge = table.edge / temperature if temperature > 0 else table.edge
 
     def propose(context: DraftContext, first: DraftState, num_drafts: int) -> DraftSet:
-        pred, packed = context.pred, pack(table, num_drafts)
+        pred = context.pred
+        packed = pack(table, num_drafts, tokens_per_step)
         depths = pred.token.shape[0]
         if depths > 1:
             num_places = int(np.max(np.nonzero(packed.code)[3], initial=0)) + 1
@@ -164,8 +184,9 @@ def tree(table: TreeTable, temperature: float = 0.0) -> DraftFn:
         else:
             order_L = draft_order(context)
             gap_P = score_gaps(context, order_L)
-        # The context of a leaf: how much is open, and the first close call.
-        is_close = gap_P < edge
+        # The context of a leaf: how much is open, and the first close call. Between
+        # places that one step commits there is none.
+        is_close = (gap_P < edge) & ends_step(tokens_per_step)
         close = jnp.where(jnp.any(is_close), jnp.argmax(is_close), NUM_GAPS)
         leaf = open_count_index(context), close.astype(jnp.int32)
         # All contexts are constants of the program,
@@ -190,9 +211,11 @@ def tree(table: TreeTable, temperature: float = 0.0) -> DraftFn:
         first_L = first.tokens_NL[0]
         drafted_KL = jnp.where(code_KL == 2, runner_up_KL, token_KL)
         tokens_KL = jnp.where(code_KL > 0, drafted_KL, first_L[None])
-        depth_K = jnp.sum(code_KP > 0, axis=1, dtype=jnp.int32)
+        size_K = jnp.sum(code_KP > 0, axis=1, dtype=jnp.int32)
+        # A step that ends a block may commit fewer tokens.
+        depth_K = -(-size_K // tokens_per_step)
         # A draft is valid if all its places exist in the window and have a prediction.
-        is_complete_K = jnp.sum(code_KL > 0, axis=1, dtype=jnp.int32) == depth_K
+        is_complete_K = jnp.sum(code_KL > 0, axis=1, dtype=jnp.int32) == size_K
         is_predicted_K = jnp.all((code_KL == 0) | (drafted_KL >= 0), axis=1)
         valid_K = is_complete_K & is_predicted_K
         valid_K &= ~jax.vmap(context.is_ended)(tokens_KL)
@@ -243,7 +266,8 @@ def tree_or_nested(
 ) -> DraftFn:
     """The tree of a model's tables where one fits the decode, else `nested`.
 
-    A tree orders one token a step by confidence, so it fits `policies.static(1)`.
+    A tree orders tokens by confidence, so it fits `policies.static`; at a temperature,
+    where each step draws its tokens anew, it fits one token a step.
 
     Args:
         tables: A model's calibrated tables, `Model.tables`.
@@ -260,9 +284,11 @@ def tree_or_nested(
         draft = tree_or_nested(model.tables, model.config, policies.static(1))
         decoder = jaxdave.freedave(model.config, draft=draft)
     """
-    table = tables.get(table_key(config, block_length, cache))
-    fits = table is not None and policy == static(1)
-    return tree(table, temperature) if fits else nested
+    count = policy.tokens_per_step
+    if count is None or policy != static(count) or (temperature > 0 and count > 1):
+        return nested
+    table = tables.get(table_key(config, block_length, cache, count))
+    return nested if table is None else tree(table, temperature, count)
 
 
 @register("tree")

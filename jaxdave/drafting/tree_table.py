@@ -17,12 +17,16 @@ takes the first K - 1 of them, beside the policy's own next state.
 `jaxdave calibrate` decodes prompts, counts which nodes the decode visits
 (`jaxdave.engine.calibration`) and writes a table to drafts.json in the checkpoint's
 folder. A table can save calls of the model and cannot change the text, as a draft that
-the policy does not confirm is dropped.
+the policy does not confirm is dropped. Tables exist for policies that commit a fixed
+number of tokens a step, the best first (`policies.static`): a policy that commits as
+many as are sure is foreseen by simulation as well as by any table, as what it commits
+depends on the scores themselves (docs/lab_notes/drafts.md has the figures).
 
 Source: the calibrated draft graphs of Spiffy, arXiv 2509.18085.
 """
 
 import functools
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,7 +42,7 @@ from jaxdave.runtime.locks import locked
 
 TABLE_FILE = "drafts.json"
 """Name of the file of all tables in a checkpoint's folder."""
-TABLE_VERSION = 2
+TABLE_VERSION = 3
 """Version of the file's layout; a file of another one is refused."""
 _LOCK_SECONDS = 10.0
 """For how long the writing of a table waits for that of another one."""
@@ -96,12 +100,13 @@ class PackedTable(NamedTuple):
 
 
 @functools.cache
-def pack(table: TreeTable, num_drafts: int) -> PackedTable:
+def pack(table: TreeTable, num_drafts: int, tokens_per_step: int = 1) -> PackedTable:
     """The drafts of every context as arrays that a compiled program can index.
 
     Args:
         table: The calibrated trees.
         num_drafts: Drafts of a call, K, the policy's own next state included.
+        tokens_per_step: Tokens that a step of the policy commits.
 
     Returns:
         The arrays; computed once for each table and number of drafts.
@@ -110,7 +115,8 @@ def pack(table: TreeTable, num_drafts: int) -> PackedTable:
     worth = np.ones((*CONTEXT_SHAPE, num_drafts), np.float32)
     for context in np.ndindex(*CONTEXT_SHAPE):
         # Draft 0 keeps code 0 at all places and worth 1: a certain state to begin with.
-        leaf = fill_with_nested(table.leaves[context[0]][context[1]], num_drafts - 1)
+        leaf = table.leaves[context[0]][context[1]]
+        leaf = fill_with_nested(leaf, num_drafts - 1, tokens_per_step)
         for k, (node, share) in enumerate(leaf):
             worth[*context, k + 1] = share
             for number in node:
@@ -133,12 +139,13 @@ def nested_node(size: int) -> TreeNode:
     return tuple(range(0, 2 * size, 2))
 
 
-def fill_with_nested(leaf: Leaf, count: int) -> Leaf:
+def fill_with_nested(leaf: Leaf, count: int, tokens_per_step: int = 1) -> Leaf:
     """The first nodes of a leaf, and nested ones where it has too few.
 
     Args:
         leaf: The calibrated nodes of a context.
         count: Nodes that are wanted.
+        tokens_per_step: Tokens that a step of the policy commits.
 
     Returns:
         `count` nodes, or fewer if all nested ones are among them already.
@@ -149,7 +156,7 @@ def fill_with_nested(leaf: Leaf, count: int) -> Leaf:
     # with each step: drafts are ranked by worth.
     worth = chosen[-1][1] if chosen else 1.0
     # Nodes of the leaf are nested, too, where the order held; those are not repeated.
-    for size in range(1, MAX_PLACES + 1):
+    for size in range(tokens_per_step, MAX_PLACES + 1, tokens_per_step):
         if len(chosen) < count and nested_node(size) not in known:
             worth *= UNSEEN_FACTOR
             chosen.append((nested_node(size), worth))
@@ -196,19 +203,41 @@ def _rest(path: Sequence[TreeNode], chosen) -> Sequence[TreeNode]:
     return path[first:]
 
 
-def table_key(config: ModelConfig, block_length: int | None, cache: str | None) -> str:
+def table_key(
+    config: ModelConfig,
+    block_length: int | None,
+    cache: str | None,
+    tokens_per_step: int = 1,
+) -> str:
     """The name of a table in the file: the way of decoding that it was calibrated for.
 
     Args:
         config: The model.
         block_length: Block length of the decode; None: the model's own.
         cache: Cache rule of a full-attention model; None: the usual one.
+        tokens_per_step: Tokens that a step of the policy commits.
 
     Returns:
         A name such as "static(1), block 4, exact".
     """
     usual = "exact" if config.attention != "full" else "dual"
-    return f"static(1), block {block_length or config.block_length}, {cache or usual}"
+    length = block_length or config.block_length
+    return f"static({tokens_per_step}), block {length}, {cache or usual}"
+
+
+def model_label(config: ModelConfig) -> str:
+    """What tables are of, as the file holds it: places in another model mean nothing.
+
+    Args:
+        config: The model.
+
+    Returns:
+        Its family and shape in words. Weights of one shape are not told apart.
+    """
+    return (
+        f"{config.family}, {config.num_layers} layers of {config.hidden}, "
+        f"{config.vocab_size} tokens"
+    )
 
 
 def quantized_key(key: str, quantize: str | None) -> str:
@@ -252,57 +281,90 @@ def select_tables(
     return plain | own
 
 
-def read_tables(folder: Path) -> dict[str, TreeTable]:
+def read_tables(folder: Path, config: ModelConfig) -> dict[str, TreeTable]:
     """Read the tables in a checkpoint's folder.
 
     Args:
         folder: The checkpoint's folder.
+        config: Its model.
 
     Returns:
         Tables by their names in the file; none where the model was not calibrated.
 
     Raises:
-        ValueError: The file holds something else, or is of another version.
+        ValueError: The file holds something else, is of another version or another
+            model, or was changed since it was written.
     """
     raw = _read_versioned(folder)
+    if raw is None:
+        return {}
+    path, mend = (
+        folder / TABLE_FILE,
+        "delete it, or make it anew with jaxdave calibrate",
+    )
     try:
-        return {key: _from_json(table) for key, table in raw["tables"].items()}
+        tables = {key: _from_json(table) for key, table in raw["tables"].items()}
+        digest, of_model = raw["digest"], raw["model"]
     except (TypeError, ValueError, AttributeError, KeyError, IndexError):
+        raise ValueError(f"{path} is no table of drafts; {mend}") from None
+    if of_model != model_label(config):
         raise ValueError(
-            f"{folder / TABLE_FILE} is no table of drafts; delete it, or make it anew "
-            "with jaxdave calibrate"
-        ) from None
+            f"{path} is of another model ({of_model}) than this one "
+            f"({model_label(config)}); {mend}"
+        )
+    if digest != tables_digest(raw["tables"]):
+        raise ValueError(f"{path} was changed after it was written; {mend}")
+    return tables
 
 
-def write_table(folder: Path, key: str, table: TreeTable) -> None:
+def write_table(folder: Path, key: str, table: TreeTable, config: ModelConfig) -> None:
     """Write a table to a checkpoint's folder; its other tables are kept.
+
+    Tables of another model, which a folder can have been copied with, are dropped.
 
     Args:
         folder: The checkpoint's folder.
         key: The table's name in the file (see `quantized_key`).
         table: The table.
+        config: The model that it is of.
 
     Raises:
         ValueError: The folder has a file of another version.
     """
+    label = model_label(config)
     # Read and written under a lock: two calibrations of one model keep both tables.
     with locked(folder / f".{TABLE_FILE}.lock", timeout=_LOCK_SECONDS):
-        tables = {**_read_versioned(folder)["tables"], key: _to_json(table)}
+        raw = _read_versioned(folder)
+        known = raw.get("tables") if raw and raw.get("model") == label else None
+        tables = {**(known or {}), key: _to_json(table)}
         # One line for each table, in the order of their names: a file under version
         # control then changes where a table does.
         rows = (f"{json.dumps(k)}: {json.dumps(tables[k])}" for k in sorted(tables))
         inner = ",\n".join(rows)
-        text = f'{{"version": {TABLE_VERSION}, "tables": {{\n{inner}\n}}}}\n'
+        head = f'"version": {TABLE_VERSION}, "model": {json.dumps(label)}'
+        digest = json.dumps(tables_digest(tables))
+        text = f'{{{head},\n"digest": {digest}, "tables": {{\n{inner}\n}}}}\n'
         replace_file(folder / TABLE_FILE, text.encode())
 
 
-def _read_versioned(folder: Path) -> dict[str, Any]:
-    """The content of the file, of this version; without tables where there is no
-    file."""
-    raw = read_json(folder / TABLE_FILE, optional=True) or {
-        "version": TABLE_VERSION,
-        "tables": {},
-    }
+def tables_digest(tables: Mapping[str, Any]) -> str:
+    """A digest of tables as JSON holds them.
+
+    Args:
+        tables: Tables by their names, as the file has them.
+
+    Returns:
+        16 digits; what was cut short or edited has others.
+    """
+    content = json.dumps(tables, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _read_versioned(folder: Path) -> dict[str, Any] | None:
+    """The content of the file, of this version; None where there is no file."""
+    raw = read_json(folder / TABLE_FILE, optional=True)
+    if not raw and not (folder / TABLE_FILE).exists():
+        return None
     version = raw.get("version") if isinstance(raw, dict) else None
     if version != TABLE_VERSION:
         raise ValueError(

@@ -92,10 +92,10 @@ def calibrate(
     batches: Sequence[Sequence[Sequence[int]]],
     tick: Callable[[int], object],
 ) -> TreeTable:
-    """Count the tree nodes that a decoder's policy visits, one token a step.
+    """Count the tree nodes that a decoder's policy visits.
 
     Args:
-        decoder: A decoder of a policy of one token a step.
+        decoder: A decoder of `policies.static`.
         params: The model's parameters.
         batches: Batches of prompts, as token ids.
         tick: Called after each batch with its number of prompts.
@@ -108,6 +108,8 @@ def calibrate(
     looks_ahead = decoder.spec.model.evaluate_blocks is not None
     limits = [d for d in DRAFT_LENGTHS if d <= decoder.spec.num_drafts]
     limits = limits if looks_ahead else limits[:1]
+    tokens_per_step = decoder.spec.policy.tokens_per_step
+    assert tokens_per_step is not None, "no table for a varying number of tokens"
     observer, paths = _observer(decoder, params), list[VisitedPath]()
     for prompts in batches:
         decodes = [
@@ -120,13 +122,15 @@ def calibrate(
                 [Observation(*(part[row] for part in batch)) for batch in decode]
                 for decode in decodes
             )
-            paths.extend(_paths(plain, [plain, *drafted]))
+            paths.extend(_paths(plain, [plain, *drafted], tokens_per_step))
         tick(len(prompts))
-    return _build_table(paths)
+    return _build_table(paths, tokens_per_step)
 
 
 def _paths(
-    plain: list[Observation], decodes: Sequence[list[Observation]]
+    plain: list[Observation],
+    decodes: Sequence[list[Observation]],
+    tokens_per_step: int,
 ) -> Iterator[VisitedPath]:
     """What came true after every observation of a row.
 
@@ -138,54 +142,64 @@ def _paths(
     after = {int(seen.n): plain[i + 1 :] for i, seen in reversed([*enumerate(plain)])}
     for observation in (one for decode in decodes for one in decode):
         if not observation.is_resting:
-            nodes = list(visited_nodes(observation, after[int(observation.n)]))
+            coming = after[int(observation.n)]
+            nodes = list(visited_nodes(observation, coming, tokens_per_step))
             yield VisitedPath(int(observation.open_count), observation.gap_P, nodes)
 
 
 def visited_nodes(
-    observation: Observation, after: Iterable[Observation]
+    observation: Observation, after: Iterable[Observation], tokens_per_step: int = 1
 ) -> Iterator[TreeNode]:
     """The nodes that a row's path visits after an observation, as far as a tree could.
 
     Args:
         observation: One row after one call.
         after: The states that the plain decode visits next.
+        tokens_per_step: Tokens that a step commits; the last one of a block may commit
+            fewer.
 
     Yields:
-        Nodes; the path ends where a step commits more than one token, a token that was
-        neither the best nor the runner-up, or a position outside the window.
+        Nodes; the path ends where a step commits a token that was neither the best nor
+        the runner-up, or a position outside the window.
     """
-    # Follow the plain decode state by state, and write down what
-    # each step has filled in the terms of the observation: its
-    # places, and whether token was best or runner-up.
+    # Follow the plain decode state by state, and write down what each step has filled
+    # in the terms of the observation: its places, and whether tokens were best or
+    # runners-up.
     now, node = observation, ()
     for then in after:
-        # A tree drafts steps of one token, and no draft reaches
-        # past the end of a row or past a refresh.
+        # No draft reaches past the end of a row or past a refresh.
         changed = np.flatnonzero(now.tokens_T != then.tokens_T)
-        if then.is_resting or len(changed) != 1:
+        if then.is_resting or not 1 <= len(changed) <= tokens_per_step:
             return
-        index = int(changed[0]) - int(observation.start)
-        token = then.tokens_T[changed[0]]
-        if not 0 <= index < len(observation.open_L) or not observation.open_L[index]:
+        filled = [_number_of(observation, int(at), then.tokens_T[at]) for at in changed]
+        if None in filled:
             return
-        place = int(observation.order_L[index])
-        ranked = observation.token_L[index], observation.runner_up_L[index]
-        if place >= MAX_PLACES or token not in ranked or ranked[0] < 0:
-            return
-        now, node = then, tuple(sorted((*node, 2 * place + ranked.index(token))))
+        now, node = then, tuple(sorted((*node, *filled)))
         yield node
 
 
-def _build_table(paths: Sequence[VisitedPath]) -> TreeTable:
+def _number_of(observation: Observation, position: int, token: int) -> int | None:
+    """How a node names a filled position (see `TreeNode`); None where it cannot."""
+    index = position - int(observation.start)
+    if not 0 <= index < len(observation.open_L) or not observation.open_L[index]:
+        return None
+    place = int(observation.order_L[index])
+    ranked = observation.token_L[index], observation.runner_up_L[index]
+    if place >= MAX_PLACES or token not in ranked or ranked[0] < 0:
+        return None
+    return 2 * place + ranked.index(token)
+
+
+def _build_table(paths: Sequence[VisitedPath], tokens_per_step: int = 1) -> TreeTable:
     """Leaves by context; a rare context has the leaf of all with as many open."""
+    counts_P = tree.ends_step(tokens_per_step)
     # 1.0 stands in where nothing was observed; the quantile of no numbers is undefined.
-    gaps = np.concatenate([[1.0], *(path.gap_P for path in paths)])
+    gaps = np.concatenate([[1.0], *(path.gap_P[counts_P] for path in paths)])
     edge = round(float(np.quantile(gaps[np.isfinite(gaps)], CLOSE_QUANTILE)), 4)
     nodes: dict[tuple[int, int], list[list[TreeNode]]] = defaultdict(list)
     for path in paths:
         # True at the end: argmax is then `NUM_GAPS`, "none", where no gap is close.
-        is_close = np.append(path.gap_P < edge, True)
+        is_close = np.append((path.gap_P < edge) & counts_P, True)
         nodes[path.open_count, int(np.argmax(is_close))].append(path.nodes)
 
     def leaves(open_count: int) -> Iterator[Leaf]:

@@ -291,7 +291,7 @@ def describe(
         config=config,
         codec=load_codec(folder, config=config),
         max_new_tokens=_read_max_new_tokens(generation),
-        tables=_read_tables(folder, quantize),
+        tables=_read_tables(folder, config, quantize),
         decode_defaults=decode_defaults(config, generation),
     )
 
@@ -406,10 +406,12 @@ def _restore_and_transform(
     return quantization.transform_params(params, checked)
 
 
-def _read_tables(folder: Path, quantize: str | None) -> Mapping[str, TreeTable]:
+def _read_tables(
+    folder: Path, config: ModelConfig, quantize: str | None
+) -> Mapping[str, TreeTable]:
     """Read the draft trees of a folder; a broken file costs speed, not the answer."""
     try:
-        tables = tree_table.read_tables(folder)
+        tables = tree_table.read_tables(folder, config)
     except ValueError as error:
         _LOGGER.warning("%s; drafts are nested", one_line(error))
         return {}

@@ -95,19 +95,23 @@ def test_the_context_is_where_the_order_is_in_doubt():
         assert filled == ([place] if place < 4 else [])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_trees_keep_the_text(kind):
+@pytest.mark.parametrize(
+    ("kind", "count"), [*((kind, 1) for kind in KINDS), ("causal", 2), ("dual", 3)]
+)
+def test_trees_keep_the_text(kind, count):
+    rule = policies.static(count)
+
     def built(drafts, draft):
         if kind == "causal":
-            return fake_model.build(ONE, drafts, 4, 16, draft=draft)
-        return fake_full_model.build(ONE, drafts, 8, 16, kind, True, draft=draft)
+            return fake_model.build(rule, drafts, 4, 16, draft=draft)
+        return fake_full_model.build(rule, drafts, 8, 16, kind, True, draft=draft)
 
     prompts = prompts_of([5, 9], 0)
     table = calibration.calibrate(
         built(6, nested), weights(0), [prompts], lambda n: None
     )
     assert any(leaf for some in table.leaves for leaf in some)
-    decoder = built(6, tree.tree(table))
+    decoder = built(6, tree.tree(table, 0.0, count))
     for salt, variant in enumerate(sorted(VARIANTS)):
         net, prompts = weights(salt, **VARIANTS[variant]), prompts_of([6, 3, 11], salt)
         plain, canvases = fake_model.decode(capped(decoder, 1), net, prompts)
@@ -167,11 +171,13 @@ def test_trees_keep_the_text_at_a_temperature(kind):
     assert saved > 0
 
 
-def test_a_table_of_nested_sets_drafts_what_nested_does():
-    table = same_everywhere(tuple((nested_node(n), 0.9**n) for n in range(1, 8)))
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_table_of_nested_sets_drafts_what_nested_does(count):
+    leaf = tuple((nested_node(count * n), 0.9**n) for n in range(1, 8))
+    draft, rule = tree.tree(same_everywhere(leaf), 0.0, count), policies.static(count)
     same = (
-        fake_model.build(ONE, 6, 4, 16),
-        fake_model.build(ONE, 6, 4, 16, draft=tree.tree(table)),
+        fake_model.build(rule, 6, 4, 16),
+        fake_model.build(rule, 6, 4, 16, draft=draft),
     )
     for salt in range(4):
         prompts = prompts_of([6, 3, 11], salt)
@@ -214,6 +220,12 @@ def test_a_tree_is_used_where_it_fits():
     )
     assert best(ONE) is tree.tree(table, 0.0)
     assert best(policies.static(2)) is nested
+    known[tree_table.table_key(config, 4, None, 2)] = table
+    assert best(policies.static(2)) is tree.tree(table, 0.0, 2)
+    # Steps of two tokens are not ordered by what each draws.
+    assert best(policies.static(2), temperature=0.7) is nested
+    for other in (policies.threshold(0.9), policies.left_to_right(1)):
+        assert best(other) is nested
     assert best(ONE, temperature=0.7) is tree.tree(table, 0.7)
     assert tree.tree_or_nested(known, config, ONE, block_length=8) is nested
     full = dataclasses.replace(fake_full_model.CONFIG, block_length=8)
@@ -234,13 +246,29 @@ def test_the_command_line_calibrates_and_uses_it(run, tmp_path, demo_copy):
     assert code == 0 and tree_table.TABLE_FILE in out
     (key,) = json.loads((demo_copy / tree_table.TABLE_FILE).read_text())["tables"]
     assert key == "static(1), block 4, exact"
-    told = [
+    answers = [
         run("generate", "Tom has 2 pens.", *options, "--json", *more)
         for more in (("--draft", "tree"), ("--draft", "nested"))
     ]
-    assert told[0][0] == told[1][0] == 0
-    a, b = (json.loads(out) for _, out, _ in told)
+    assert answers[0][0] == answers[1][0] == 0
+    a, b = (json.loads(out) for _, out, _ in answers)
     assert a["token_ids"] == b["token_ids"]
+    two = ("--tokens-per-step", 2, "--problems", 1)
+    assert run("calibrate", *options, *two)[0] == 0
+    names = sorted(
+        json.loads((demo_copy / tree_table.TABLE_FILE).read_text())["tables"]
+    )
+    assert names == ["static(1), block 4, exact", "static(2), block 4, exact"]
+
+
+def test_a_table_of_another_model_is_said_once_and_drafts_are_nested(run, demo_copy):
+    other = checkpoint.find_model("llada-1m")[1] / tree_table.TABLE_FILE
+    shutil.copy(other, demo_copy / tree_table.TABLE_FILE)
+    code, out, err = run(
+        "generate", "Tom has 2 pens.", "--model", demo_copy, "--max-new-tokens", 8
+    )
+    assert code == 0 and out
+    assert err.count("is of another model") == 1 and "drafts are nested" in err
 
 
 def test_int8_weights_are_calibrated_beside_the_floats(run, demo_copy, monkeypatch):
@@ -264,6 +292,8 @@ def test_int8_weights_are_calibrated_beside_the_floats(run, demo_copy, monkeypat
     [
         (("calibrate", "--quantize", "int3"), "quantize='int3' is unknown"),
         (("calibrate", "--problems", 0), "problems=0"),
+        (("calibrate", "--policy", "threshold:0.9"), "tables are for static"),
+        (("calibrate", "--policy", "left_to_right"), "tables are for static"),
         (("calibrate", "--prompts", "missing.jsonl"), "missing.jsonl"),
         (("generate", "x", "--draft", "forest"), "draft='forest' is unknown"),
     ],

@@ -14,6 +14,9 @@ from jaxdave.drafting import tree_table
 from jaxdave.drafting.tree_table import CONTEXT_SHAPE, MAX_PLACES, NUM_GAPS, nested_node
 from jaxdave.engine import calibration
 from jaxdave.engine.calibration import MIN_OBSERVATIONS, VisitedPath
+from jaxdave.models.presets import preset
+
+MODEL = preset("sdar-1m")
 
 
 @given(st.lists(st.permutations(range(4)), min_size=1, max_size=12), st.integers(1, 10))
@@ -91,10 +94,10 @@ def test_too_few_slots_are_filled_up_with_nested_ones():
 def test_tables_are_read_as_they_were_written(tmp_path):
     table = same_everywhere((((0,), 0.9), ((0, 3), 0.5)))
     other = same_everywhere((), edge=1.25)
-    assert tree_table.read_tables(tmp_path) == {}
-    tree_table.write_table(tmp_path, "a", table)
-    tree_table.write_table(tmp_path, "b", other)
-    assert tree_table.read_tables(tmp_path) == {"a": table, "b": other}
+    assert tree_table.read_tables(tmp_path, MODEL) == {}
+    tree_table.write_table(tmp_path, "a", table, MODEL)
+    tree_table.write_table(tmp_path, "b", other, MODEL)
+    assert tree_table.read_tables(tmp_path, MODEL) == {"a": table, "b": other}
     assert [p.name for p in tmp_path.iterdir()] == [tree_table.TABLE_FILE]
 
 
@@ -130,21 +133,86 @@ GOOD = {
     ],
 )  # fmt: skip
 def test_a_spoiled_table_is_refused(tmp_path, spoiled):
-    good = {"version": 2, "tables": {"a": GOOD}}
-    (tmp_path / tree_table.TABLE_FILE).write_text(json.dumps(good))
-    assert tree_table.read_tables(tmp_path) == {"a": same_everywhere(())}
-    bad = {"version": 2, "tables": {"a": {**GOOD, **spoiled}}}
-    (tmp_path / tree_table.TABLE_FILE).write_text(json.dumps(bad))
+    write_file(tmp_path, {"a": GOOD})
+    assert tree_table.read_tables(tmp_path, MODEL) == {"a": same_everywhere(())}
+    write_file(tmp_path, {"a": {**GOOD, **spoiled}})
+    assert "is no table of drafts" in refusal(tmp_path)
+
+
+def write_file(folder, tables, **changes) -> None:
+    raw = {
+        "version": tree_table.TABLE_VERSION,
+        "model": tree_table.model_label(MODEL),
+        "digest": tree_table.tables_digest(tables),
+        "tables": tables,
+    }
+    text = json.dumps({**raw, **changes})
+    (folder / tree_table.TABLE_FILE).write_text(text)
+
+
+def refusal(folder, model=MODEL) -> str:
+    """The one line in which the tables of a folder are refused."""
     with pytest.raises(ValueError, match=tree_table.TABLE_FILE) as error:
-        tree_table.read_tables(tmp_path)
-    assert "\n" not in str(error.value)
+        tree_table.read_tables(folder, model)
+    message = str(error.value)
+    assert "\n" not in message and "jaxdave calibrate" in message
+    return message
+
+
+@pytest.mark.parametrize("change", ["share", "edge", "name", "one less"])
+def test_what_was_edited_or_cut_is_refused(tmp_path, change):
+    leaves = {**GOOD, "leaves": [[[0.5, 0]]]}
+    tables = {"a": leaves, "b": GOOD}
+    digest = tree_table.tables_digest(tables)
+    changed = {
+        "share": {"a": {**leaves, "leaves": [[[0.75, 0]]]}, "b": GOOD},
+        "edge": {"a": {**leaves, "edge": 0.25}, "b": GOOD},
+        "name": {"a, int8": leaves, "b": GOOD},
+        "one less": {"a": leaves},
+    }[change]
+    write_file(tmp_path, tables)
+    assert len(tree_table.read_tables(tmp_path, MODEL)) == 2
+    write_file(tmp_path, changed, digest=digest)
+    assert "was changed after it was written" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [preset("llada-1m"), preset("sdar-1m", num_layers=5), preset("sdar-1m", hidden=64)],
+)
+def test_tables_of_another_model_are_refused_and_replaced(tmp_path, other):
+    table = same_everywhere((((0,), 0.9),))
+    tree_table.write_table(tmp_path, "a", table, other)
+    assert tree_table.model_label(other) in refusal(tmp_path)
+    tree_table.write_table(tmp_path, "b", table, MODEL)
+    assert tree_table.read_tables(tmp_path, MODEL) == {"b": table}
+
+
+def test_steps_of_two_tokens_are_nodes_of_two_places():
+    film = film_of([(2, 12), (0, 10), (1, 21), (3, 13)], [1, 2, 0, 3], TOKENS, RUNNERS)
+    seen = [film[0], film[2], film[4]]
+    nodes = list(calibration.visited_nodes(seen[0], seen[1:], 2))
+    assert nodes == [(0, 2), (0, 2, 5, 6)]
+    # The last step of a block may be of one.
+    shorter = [film[0], film[2], film[3]]
+    assert list(calibration.visited_nodes(shorter[0], shorter[1:], 2))[1] == (0, 2, 5)
+    # A step of more tokens than the policy commits is no step of it.
+    assert list(calibration.visited_nodes(seen[0], seen[1:])) == []
+
+
+def test_nested_nodes_are_as_long_as_steps():
+    filled = tree_table.fill_with_nested((((0, 4), 0.9),), 3, 2)
+    assert [node for node, _ in filled] == [(0, 4), (0, 2), (0, 2, 4, 6)]
+
+
+TOKENS, RUNNERS = [10, 11, 12, 13], [20, 21, 22, 23]
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"version": 3}', '{"version": 2}'])
 def test_what_is_no_file_of_tables_is_refused(tmp_path, content):
     (tmp_path / tree_table.TABLE_FILE).write_text(content)
     with pytest.raises(ValueError, match=tree_table.TABLE_FILE) as error:
-        tree_table.read_tables(tmp_path)
+        tree_table.read_tables(tmp_path, MODEL)
     assert "\n" not in str(error.value)
 
 
@@ -152,10 +220,10 @@ def test_the_old_format_is_refused_with_its_mend(tmp_path):
     old = {"static(1), block 4, exact": [[[0], [0, 1]]] * 17}
     (tmp_path / tree_table.TABLE_FILE).write_text(json.dumps(old))
     for call in (
-        tree_table.read_tables,
-        lambda at: tree_table.write_table(at, "a", same_everywhere(())),
+        lambda at: tree_table.read_tables(at, MODEL),
+        lambda at: tree_table.write_table(at, "a", same_everywhere(()), MODEL),
     ):
-        with pytest.raises(ValueError, match="version=None and must have 2") as error:
+        with pytest.raises(ValueError, match="version=None and must have 3") as error:
             call(tmp_path)
         assert "jaxdave calibrate" in str(error.value)
 

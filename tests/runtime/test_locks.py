@@ -9,6 +9,7 @@ import time
 import pytest
 
 from jaxdave.drafting import tree_table
+from jaxdave.models.presets import preset
 from jaxdave.runtime import locks
 
 
@@ -112,7 +113,10 @@ def test_two_calibrations_keep_both_tables(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tree_table, "_read_versioned", slow)
     threads = [
-        threading.Thread(target=tree_table.write_table, args=(tmp_path, key, table))
+        threading.Thread(
+            target=tree_table.write_table,
+            args=(tmp_path, key, table, preset("sdar-1m")),
+        )
         for key in ("one", "two")
     ]
     for thread in threads:
