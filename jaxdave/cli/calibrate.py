@@ -44,6 +44,14 @@ def run(
     from jaxdave.io import checkpoint
     from jaxdave.policies.basic import static
 
+    policy = config.make_policy()
+    count = policy.tokens_per_step
+    if count is None or policy != static(count):
+        raise ValueError(
+            f"policy {policy.name}: tables are for static, which commits "
+            "a fixed number of best tokens a step; give --tokens-per-step, or decode "
+            "with nested drafts, which need no table"
+        )
     model = checkpoint.load(
         load.model,
         dtype=load.dtype,
@@ -57,13 +65,6 @@ def run(
     drafts = MAX_DRAFT_STEPS if model.config.attention != "full" else 2
     config = dataclasses.replace(config, max_new_tokens=room, draft_steps=drafts)
     decoder = make_decoder(model.config, config)
-    count = decoder.spec.policy.tokens_per_step
-    if count is None or decoder.spec.policy != static(count):
-        raise ValueError(
-            f"policy {decoder.spec.policy.name}: tables are for static, which commits "
-            "a fixed number of best tokens a step; give --tokens-per-step, or decode "
-            "with nested drafts, which need no table"
-        )
     if requests is None:
         texts = (training_problem(SEED, i).prompt for i in range(problems))
         ids = [model.codec.encode_prompt(text) for text in texts]
@@ -76,7 +77,11 @@ def run(
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("prompts", total=len(ids))
         table = calibrate(
-            decoder, model.params, batches, lambda n: progress.advance(task, n)
+            decoder,
+            model.params,
+            batches,
+            lambda n: progress.advance(task, n),
+            count,
         )
     key = tree_table.table_key(model.config, config.block_length, config.cache, count)
     key = tree_table.quantized_key(key, load.quantize)

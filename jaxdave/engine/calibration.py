@@ -91,6 +91,7 @@ def calibrate(
     params: Any,
     batches: Sequence[Sequence[Sequence[int]]],
     tick: Callable[[int], object],
+    tokens_per_step: int = 1,
 ) -> TreeTable:
     """Count the tree nodes that a decoder's policy visits.
 
@@ -99,6 +100,7 @@ def calibrate(
         params: The model's parameters.
         batches: Batches of prompts, as token ids.
         tick: Called after each batch with its number of prompts.
+        tokens_per_step: Tokens that a step of the policy commits at most.
 
     Returns:
         The table for `jaxdave.drafting.tree.tree`.
@@ -108,8 +110,6 @@ def calibrate(
     looks_ahead = decoder.spec.model.evaluate_blocks is not None
     limits = [d for d in DRAFT_LENGTHS if d <= decoder.spec.num_drafts]
     limits = limits if looks_ahead else limits[:1]
-    tokens_per_step = decoder.spec.policy.tokens_per_step
-    assert tokens_per_step is not None, "no table for a varying number of tokens"
     observer, paths = _observer(decoder, params), list[VisitedPath]()
     for prompts in batches:
         decodes = [
