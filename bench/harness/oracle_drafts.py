@@ -21,8 +21,7 @@ from jaxdave.core.draft_api import (
 )
 from jaxdave.decoding import loop as decode_loop
 from jaxdave.engine.decoders import Decoder
-from jaxdave.engine.generation import generate, prefill_prompts
-from jaxdave.engine.results import Completion
+from jaxdave.engine.generation import prefill_prompts
 
 NEVER = np.iinfo(np.int32).max
 
@@ -56,18 +55,18 @@ def decode_path(decoder: Decoder, params: Any, prompt: list[int]) -> DecodedPath
     # Commits of the prefill come before every draft; step 0 is as good as any.
     (tokens_T,) = jax.device_get(state.rows.tokens_T)
     step_T = np.where(tokens_T == mask_id, NEVER, 0).astype(np.int32)
-    step = _plain_step(decoder)
+    step = _step(decoder)
     while not bool(state.rows.done.all()):
         (n,) = jax.device_get(state.rows.n)
-        state = step(params, state)
+        state = step(params, jnp.int32(1), state)
         before_T, (tokens_T,) = tokens_T, jax.device_get(state.rows.tokens_T)
         step_T[before_T != tokens_T] = n
     return DecodedPath(tokens_T, step_T)
 
 
-def decode_with_oracle(
+def count_oracle_calls(
     decoder: Decoder, params: Any, prompt: list[int], path: DecodedPath
-) -> Completion:
+) -> int:
     """Decode a prompt with the drafts of its own path.
 
     Args:
@@ -77,10 +76,20 @@ def decode_with_oracle(
         path: its path, by the same policy.
 
     Returns:
-        The answer.
+        Calls of the network, the prefill included.
+
+    Raises:
+        ValueError: the tokens are not those of the path.
     """
     drafted = DraftedParams(params, jax.tree.map(jnp.asarray, path))
-    return generate(decoder, drafted, [prompt]).completions[0]
+    state = prefill_prompts(decoder, drafted, [prompt])
+    step = _step(decoder)
+    while not bool(state.rows.done.all()):
+        state = step(drafted, jnp.int32(decoder.spec.num_drafts), state)
+    rows = jax.device_get(state.rows)
+    if (rows.tokens_T[0] != path.tokens_T).any():
+        raise ValueError("an oracle's drafts have changed the text")
+    return 1 + int(rows.stats.verify[0] + rows.stats.refresh[0])
 
 
 @functools.cache
@@ -122,12 +131,12 @@ def oracle(num_ranks: int | None) -> DraftFn:
 
 
 @functools.cache
-def _plain_step(decoder: Decoder):
-    """A call of one draft, compiled."""
+def _step(decoder: Decoder):
+    """A call of so many drafts at most, compiled; its numbers are taken as they are."""
     spec = decoder.spec
 
-    def step(params, state):
-        runtime = spec.runtime(1)._replace(max_num_drafts=jnp.int32(1))
+    def step(params, max_num_drafts, state):
+        runtime = spec.runtime(1)._replace(max_num_drafts=max_num_drafts)
         return decode_loop.step(spec, params, runtime, state)[0]
 
     return jax.jit(step)

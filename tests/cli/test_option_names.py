@@ -34,8 +34,8 @@ NAMES = {
         "connect_seconds no_compile_cache"
     ),
     "calibrate": (
-        "model prompts problems policy tokens_per_step cache block_length max_new_tokens "
-        "dtype quantize mesh batch_size no_compile_cache"
+        "model prompts problems policy tokens_per_step cache block_length "
+        "max_new_tokens dtype quantize mesh batch_size no_compile_cache"
     ),
     "demo": "model draft_steps problems speed html quantize mesh no_compile_cache",
     "train": (
