@@ -9,8 +9,8 @@ program with a cap of one draft, and every text must be identical. Under `guarde
 the one-draft program, and every text must be identical, too. Under `fast` the share of
 identical texts is measured.
 
-If few decodes are asked for, they are taken from every second case, as most of the time
-would go into compiling otherwise. With `--kept` every finished case is written to a
+If few decodes are asked for, they are taken from every second or fourth case, as most
+of the time would go into compiling otherwise. With `--kept` every finished case is written to a
 file, and a run that was cut off continues after the last of them.
 """
 
@@ -46,6 +46,9 @@ NUM_DECODES = 10900
 
 ALL_CASES_SHARE = 0.25
 """Smallest share of the whole sweep that is taken from all cases."""
+
+HALF_CASES_SHARE = 0.025
+"""Smallest share that is taken from every second case."""
 
 BATCH_SIZES = (8, 1, 1)
 """Sizes of consecutive batches: every sample mixes batches of eight and of one."""
@@ -173,7 +176,7 @@ def select_cases(num_decodes: int) -> tuple[list[Case], int]:
     """
     cases = [*demo_cases(), *random_cases()]
     if num_decodes < ALL_CASES_SHARE * NUM_DECODES:
-        cases = cases[::2]
+        cases = cases[:: 2 if num_decodes >= HALF_CASES_SHARE * NUM_DECODES else 4]
     step = round(sum(case.num_decodes for case in cases) / num_decodes)
     return cases, max(1, step)
 

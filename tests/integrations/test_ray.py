@@ -111,6 +111,7 @@ def answers(file: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in file.read_bytes().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_nothing_is_lost_and_nothing_comes_twice(needs_ray, prompts, tmp_path):
     """The command is interrupted in the middle, and after that a worker is killed."""

@@ -209,10 +209,10 @@ def test_guidance_mixes_what_the_shadows_of_two_canvases_say():
 @pytest.mark.parametrize(
     "kind",
     [
-        *("llada none", "dream prefix", "fast-dllm"),
+        *("llada none", "fast-dllm"),
         *(
             pytest.param(kind, marks=pytest.mark.slow)
-            for kind in ("llada dual", "dream dual", "sdar")
+            for kind in ("llada dual", "dream dual", "dream prefix", "sdar")
         ),
     ],
 )

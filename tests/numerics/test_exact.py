@@ -72,7 +72,7 @@ WITH_SHADOWS = with_shadow_masks(block_causal_model, BLOCK)
     ("seed", "hidden", "layers", "rope_fp32", "maker"),
     [
         (0, 32, 2, False, block_causal_model),
-        (1, 64, 3, True, block_causal_model),
+        pytest.param(1, 64, 3, True, block_causal_model, marks=pytest.mark.slow),
         pytest.param(2, 128, 2, False, block_causal_model, marks=pytest.mark.slow),
         (3, 256, 2, False, block_causal_model),
         pytest.param(4, 64, 2, False, WITH_SHADOWS, marks=pytest.mark.slow),

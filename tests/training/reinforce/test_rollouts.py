@@ -37,7 +37,7 @@ def facts(rollout: Rollout):
 @pytest.mark.parametrize(
     ("numerics", "size"),
     [
-        ("guarded", 8),
+        pytest.param("guarded", 8, marks=pytest.mark.slow),
         ("exact", 8),
         pytest.param("guarded", 64, marks=pytest.mark.slow),
         pytest.param("exact", 64, marks=pytest.mark.slow),
