@@ -10,8 +10,8 @@ the one-draft program, and every text must be identical, too. Under `fast` the s
 identical texts is measured.
 
 If few decodes are asked for, they are taken from every second or fourth case, as most
-of the time would go into compiling otherwise. With `--kept` every finished case is written to a
-file, and a run that was cut off continues after the last of them.
+of the time would go into compiling otherwise. With `--kept` every finished case is
+written to a file, and a run that was cut off continues after the last of them.
 """
 
 import functools
