@@ -172,21 +172,21 @@ def visited_nodes(
         if then.is_resting or not 1 <= len(changed) <= tokens_per_step:
             return
         filled = [_number_of(observation, int(at), then.tokens_T[at]) for at in changed]
-        if None in filled:
+        if min(filled) < 0:
             return
         now, node = then, tuple(sorted((*node, *filled)))
         yield node
 
 
-def _number_of(observation: Observation, position: int, token: int) -> int | None:
-    """How a node names a filled position (see `TreeNode`); None where it cannot."""
+def _number_of(observation: Observation, position: int, token: int) -> int:
+    """How a node names a filled position (see `TreeNode`); -1 where it cannot."""
     index = position - int(observation.start)
     if not 0 <= index < len(observation.open_L) or not observation.open_L[index]:
-        return None
+        return -1
     place = int(observation.order_L[index])
     ranked = observation.token_L[index], observation.runner_up_L[index]
     if place >= MAX_PLACES or token not in ranked or ranked[0] < 0:
-        return None
+        return -1
     return 2 * place + ranked.index(token)
 
 

@@ -123,4 +123,5 @@ def test_two_calibrations_keep_both_tables(tmp_path, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(read(tmp_path)["tables"]) == {"one", "two"}
+    raw = read(tmp_path)
+    assert raw is not None and set(raw["tables"]) == {"one", "two"}
