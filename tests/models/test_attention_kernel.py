@@ -172,7 +172,8 @@ def decode(machine, drafts: int, dtype=jnp.float32, numerics: str = "guarded"):
     return [row.token_ids for row in rows.completions]
 
 
-@pytest.mark.parametrize("drafts", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("drafts", [1, 4])
 def test_a_gpus_program_gives_the_text_of_a_cpus(drafts):
     """Layers spelled out, fused projections, the kernel, one read of the head."""
     assert decode(KERNEL_MACHINE, drafts) == decode(CPU, 1)

@@ -200,7 +200,7 @@ def test_logits_are_those_of_xlas_way(quantize):
     ("quantize", "numerics", "temperature", "dtype"),
     [
         pytest.param("int8", "guarded", 0.0, jnp.float32, marks=pytest.mark.slow),
-        ("fp8", "guarded", 0.7, jnp.bfloat16),
+        pytest.param("fp8", "guarded", 0.7, jnp.bfloat16, marks=pytest.mark.slow),
         pytest.param("fp8", "exact", 0.0, jnp.float32, marks=pytest.mark.slow),
     ],
 )

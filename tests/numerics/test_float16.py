@@ -37,9 +37,8 @@ def test_logits_are_those_of_the_widened_weights():
     np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "numerics", [pytest.param("exact", marks=pytest.mark.slow), "guarded"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("numerics", ["exact", "guarded"])
 def test_texts_are_those_of_the_widened_weights_whatever_the_drafts(numerics):
     half, prompts = large_params(), prompts_of([5, 18, 9], 1, 30)
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), half)

@@ -228,6 +228,7 @@ def test_what_cannot_be_is_refused_in_a_line(tmp_path):
             )
 
 
+@pytest.mark.slow
 def test_the_command_line_knows_it(run, tmp_path):
     checkpoint_folders.make(tmp_path / "m")
     options = ("--model", tmp_path / "m", "--max-new-tokens", 4)

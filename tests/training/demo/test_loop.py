@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from helpers import compiling
 from helpers.checkpoint_folders import TOKENIZER
 from tokenizers import Tokenizer
@@ -68,6 +69,7 @@ def read_metrics(folder: Path) -> list[dict]:
     return records
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_on_the_same_curve(tmp_path):
     whole, curve = finish(tmp_path / "whole")
     # A curve that does not move would prove nothing.
