@@ -1,18 +1,19 @@
 """Network calls by kind of draft: nested, trees, all subsets, and draft texts.
 
     python -m bench.drafts [--weights llada-1m] [--limit 30] [--draft-steps 8 32]
-        [--only trees hints] [--temperature 0.7]
+        [--only trees hints] [--temperature 0.7] [--tokens-per-step 2]
     python -m bench.drafts --only policies --draft-steps 8 16 --limit 500
     python -m bench.drafts --only ceilings --limit 10
     python -m bench.drafts --only seconds --limit 6 [--rounds 16]
     python -m bench.drafts --only transfer --limit 40 --weights llada-1m
 
-The policy decodes one token a step; at a temperature draft texts are left out. "floor"
-is what perfect drafts would take: one call for the first token of a request (under a
-cache rule: of a block) and one for every d more. Draft texts are the answer itself, its
-first half before the end of another answer, and another answer; "copies" asks a
-question again that the prompt has answered. Every text must be that of one draft a
-call, in the same program, and no row may take more calls.
+The policy decodes one token a step, or of trees as many as `--tokens-per-step` says; at
+a temperature draft texts are left out. "floor" is what perfect drafts would take: one
+call for the first step of a request (under a cache rule: of a block) and one for every d
+more. Draft texts are the answer itself, its first half before the end of another answer,
+and another answer; "copies" asks a question again that the prompt has answered. Every
+text must be that of one draft a call, in the same program, and no row may take more
+calls.
 
 `--only policies` counts the calls of other rules against one token a step, the whole
 answer's, on all four test sets (900 problems): of the rule alone, of the rule with the
@@ -65,6 +66,7 @@ def compare_trees(
     prompts: Sequence[Sequence[int]],
     num_drafts: int,
     temperature: float = 0.0,
+    tokens_per_step: int = 1,
 ) -> dict[str, Any]:
     """Count the calls of nested drafts, of trees and of all subsets of a small block.
 
@@ -73,18 +75,19 @@ def compare_trees(
         prompts: token ids of the prompts.
         num_drafts: drafts of a call.
         temperature: temperature of the decodes.
+        tokens_per_step: tokens that a step commits.
 
     Returns:
         A row of the table.
     """
-    static, config = policies.static(1), loaded.config
+    static, config = policies.static(tokens_per_step), loaded.config
     draft_fns = {
         "nested": nested,
         "tree": tree.tree_or_nested(
             loaded.tables, config, static, temperature=temperature
         ),
     }
-    if config.block_length <= 4 and temperature == 0:
+    if config.block_length <= 4 and temperature == 0 and tokens_per_step == 1:
         draft_fns["subsets"] = tree.subsets(config.block_length)
 
     def decoded(draft, cap: int) -> list[Completion]:
@@ -95,7 +98,7 @@ def compare_trees(
     plain = decoded(nested, 1)
     table_row: dict[str, Any] = {"d": num_drafts, "static": total_calls(plain)}
     table_row["floor"] = sum(
-        perfect_draft_calls(loaded, row, num_drafts) for row in plain
+        perfect_draft_calls(loaded, row, num_drafts, tokens_per_step) for row in plain
     )
     all_lossless = True
     for name, draft in draft_fns.items():
@@ -194,10 +197,11 @@ def main() -> None:
     parser.add_argument("--draft-steps", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--only", nargs="+", choices=KINDS, default=DEFAULT_KINDS)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--tokens-per-step", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=16, help="of --only seconds")
     args = parser.parse_args()
-    if min(args.limit, args.rounds, *args.draft_steps) < 1:
-        message = "--limit, --draft-steps and --rounds must be at least 1"
+    if min(args.limit, args.rounds, args.tokens_per_step, *args.draft_steps) < 1:
+        message = "--limit, --draft-steps, --tokens-per-step and --rounds: at least 1"
         print(message, file=sys.stderr)
         sys.exit(2)
     results, loaded = report.start_report(args.weights), load_model(args.weights)
@@ -207,11 +211,11 @@ def main() -> None:
     if "trees" in args.only:
         prompts = loaded.encode_prompts(problems)
         rows = [
-            compare_trees(loaded, prompts, d, args.temperature)
+            compare_trees(loaded, prompts, d, args.temperature, args.tokens_per_step)
             for d in args.draft_steps
         ]
         title = f"Calls by drafts, {args.weights}, {len(problems)} problems"
-        title += f", temperature {args.temperature:g}"
+        title += f", temperature {args.temperature:g}, {args.tokens_per_step} a step"
         results.add_table(title, rows)
     if "hints" in args.only and args.temperature == 0:
         text_rows = []

@@ -77,20 +77,23 @@ def decode(
     return rows
 
 
-def perfect_draft_calls(loaded: LoadedModel, row: Completion, num_drafts: int) -> int:
+def perfect_draft_calls(
+    loaded: LoadedModel, row: Completion, num_drafts: int, tokens_per_step: int = 1
+) -> int:
     """Count the calls of a row if all its drafts were right.
 
     Args:
         loaded: the model.
         row: the row as decoded without drafts.
         num_drafts: drafts of a call.
+        tokens_per_step: tokens that a step commits, under a cache rule.
 
     Returns:
         Calls, the prefill included.
     """
     causal = loaded.config.attention == "block_causal"
-    # Under a cache rule every block begins with a refresh, which commits one token.
-    stretch = row.steps if causal else loaded.config.block_length
+    # Under a cache rule every block begins with a refresh, which takes one step.
+    stretch = row.steps if causal else -(-loaded.config.block_length // tokens_per_step)
     starts = range(0, row.steps, stretch)
     return sum(
         1 + -(-(min(stretch, row.steps - start) - 1) // num_drafts) for start in starts

@@ -237,6 +237,9 @@ def test_a_tree_is_used_where_it_fits():
 def test_demo_models_ship_with_their_tables(name):
     model = checkpoint.load(name)
     assert tree.tree_or_nested(model.tables, model.config, ONE) is not nested
+    # Two tokens a step: under full attention alone is there an order worth a table.
+    two = tree.tree_or_nested(model.tables, model.config, policies.static(2))
+    assert (two is nested) == (name == "sdar-1m")
 
 
 def test_the_command_line_calibrates_and_uses_it(run, tmp_path, demo_copy):
