@@ -7,13 +7,13 @@
     python -m bench.drafts --only seconds --limit 6 [--rounds 16]
     python -m bench.drafts --only transfer --limit 40 --weights llada-1m
 
-The policy decodes one token a step, or of trees as many as `--tokens-per-step` says; at
-a temperature draft texts are left out. "floor" is what perfect drafts would take: one
-call for the first step of a request (under a cache rule: of a block) and one for every d
-more. Draft texts are the answer itself, its first half before the end of another answer,
-and another answer; "copies" asks a question again that the prompt has answered. Every
-text must be that of one draft a call, in the same program, and no row may take more
-calls.
+The policy decodes one token a step, or of trees as many as `--tokens-per-step` says;
+at a temperature draft texts are left out. "floor" is what perfect drafts would take:
+one call for the first step of a request (under a cache rule: of a block) and one for
+every d more. Draft texts are the answer itself, its first half before the end of
+another answer, and another answer; "copies" asks a question again that the prompt has
+answered. Every text must be that of one draft a call, in the same program, and no row
+may take more calls.
 
 `--only policies` counts the calls of other rules against one token a step, the whole
 answer's, on all four test sets (900 problems): of the rule alone, of the rule with the
