@@ -73,8 +73,7 @@ def compare_policies(
         calls = [row.nfe.total for row in plain]
         static_calls = static_calls or calls
         for d in draft_steps:
-            draft = tree.tree_or_nested(loaded.tables, loaded.config, policy)
-            rows = decode(loaded, policy, draft, d, d, prompts)
+            rows = _decode_drafted(loaded, policy, prompts, d)
             drafted = [row.nfe.total for row in rows]
             floor = [perfect_draft_calls(loaded, row, d) for row in plain]
             table_row = {
@@ -112,8 +111,7 @@ def compare_ceilings(
         path_decoder = make_decoder(loaded, policy, nested, max(draft_steps))
         paths = [decode_path(path_decoder, loaded.params, list(p)) for p in prompts]
         for d in draft_steps:
-            draft = tree.tree_or_nested(loaded.tables, loaded.config, policy)
-            drafted = decode(loaded, policy, draft, d, d, prompts)
+            drafted = _decode_drafted(loaded, policy, prompts, d)
             table_row: dict[str, Any] = {"policy": name, "d": d}
             table_row |= {"alone": total_calls(plain), "default": total_calls(drafted)}
             for label, num_ranks in oracles.items():
@@ -127,6 +125,14 @@ def compare_ceilings(
             print(table_row, flush=True)
             table.append(table_row)
     return table
+
+
+def _decode_drafted(
+    loaded: LoadedModel, policy, prompts: Sequence[Sequence[int]], num_drafts: int
+) -> list[Completion]:
+    """Decode with the default draft function, in a program of its own."""
+    draft = tree.tree_or_nested(loaded.tables, loaded.config, policy)
+    return decode(loaded, policy, draft, num_drafts, num_drafts, prompts)
 
 
 def compare_seconds(

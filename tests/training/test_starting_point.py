@@ -229,7 +229,7 @@ def test_a_new_mask_token_has_the_mean_of_all_rows(tmp_path, rows, tied):
         np.testing.assert_array_equal(ours[:775], stored[:775])
         np.testing.assert_array_equal(ours[776:], stored[776:])
         mean = np.asarray(stored[:775], np.float64).mean(axis=0)
-        np.testing.assert_allclose(ours[775].astype(float), mean, rtol=2**-7)
+        np.testing.assert_allclose(ours[775].astype(float), mean, rtol=2**-8)
 
 
 @pytest.mark.parametrize(
